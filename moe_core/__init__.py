@@ -1,0 +1,26 @@
+"""Mixture-of-experts models: specifications, routers, experts, decoders, checkpoints, training, serving.
+
+`moe_core.spec`, `moe_core.errors` and `moe_core.placement` import no torch; the names below do, when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moe_core.checkpoint.store import load, save
+    from moe_core.model.decoder import Decoder
+
+__all__ = ["Decoder", "load", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("load", "save"):
+        from moe_core.checkpoint import store
+
+        return getattr(store, name)
+    if name == "Decoder":
+        from moe_core.model.decoder import Decoder
+
+        return Decoder
+    raise AttributeError(f"module 'moe_core' has no attribute {name!r}")

@@ -1,0 +1,68 @@
+"""One tree of errors for the whole library.
+
+* MoeCoreError
+  * SpecError            a specification that cannot be built
+  * CheckpointError      a file or directory that cannot be used as a model
+    * FormatError        the bytes do not keep the rules of their format
+    * HashMismatch       the bytes are not the bytes that were promised
+  * TrainingError        a training run that cannot go on
+    * NonFiniteLoss      the loss became NaN or infinite
+  * EngineError          a request that the engine cannot serve
+    * EngineBusy         no room now; try again later
+    * PromptTooLong      the prompt does not fit the model or the cache
+  * Cancelled            the caller asked to stop
+"""
+
+from __future__ import annotations
+
+
+class MoeCoreError(Exception):
+    """The root of every error that moe_core raises on purpose."""
+
+
+class SpecError(MoeCoreError):
+    """A specification contradicts itself or the model that it is applied to."""
+
+
+class CheckpointError(MoeCoreError):
+    """A file or directory cannot be read or written as a model."""
+
+
+class FormatError(CheckpointError):
+    """The bytes of a file do not keep the rules of its format."""
+
+
+class HashMismatch(CheckpointError):
+    """A file's sha256 is not the promised one."""
+
+    def __init__(self, path: str, expected: str, actual: str) -> None:
+        super().__init__(
+            f"{path}: sha256 is {actual}, expected {expected}; fetch the file again or import it anew"
+        )
+        self.path = path
+        self.expected = expected
+        self.actual = actual
+
+
+class TrainingError(MoeCoreError):
+    """A training run cannot go on."""
+
+
+class NonFiniteLoss(TrainingError):
+    """The loss became NaN or infinite."""
+
+
+class EngineError(MoeCoreError):
+    """The engine cannot serve a request."""
+
+
+class EngineBusy(EngineError):
+    """The engine has no room for the request now."""
+
+
+class PromptTooLong(EngineError):
+    """The prompt does not fit the model's context or the cache."""
+
+
+class Cancelled(MoeCoreError):
+    """The caller asked to stop."""

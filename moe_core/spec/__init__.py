@@ -1,0 +1,25 @@
+"""Specifications: what a model, a layout, a routing policy, a run and an engine are.
+
+Nothing here imports torch or numpy, so that a web process may.
+"""
+
+from __future__ import annotations
+
+from moe_core.spec.cost import Cost, cost_of
+from moe_core.spec.layout import LayoutSpec
+from moe_core.spec.model import ModelSpec, MoeSpec
+from moe_core.spec.routing import DomainSpec, RoutingSpec
+from moe_core.spec.serve import ServeSpec
+from moe_core.spec.train import TuneSpec
+
+__all__ = [
+    "Cost",
+    "DomainSpec",
+    "LayoutSpec",
+    "ModelSpec",
+    "MoeSpec",
+    "RoutingSpec",
+    "ServeSpec",
+    "TuneSpec",
+    "cost_of",
+]

@@ -1,0 +1,59 @@
+"""An expert layout: how a dense model becomes a mixture of experts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from moe_core.errors import SpecError
+from moe_core.spec.base import LayerIndex, Spec
+from moe_core.spec.model import ModelSpec, MoeSpec, Width, fits_mixtral
+
+
+class LayoutSpec(Spec):
+    """Layers, experts and top-k to lay over a dense model; widths of None mean the dense width."""
+
+    moe_layers: Annotated[tuple[LayerIndex, ...], Field(min_length=1, max_length=512)]
+    num_experts: Annotated[int, Field(ge=1, le=1024)] = 8
+    top_k: Annotated[int, Field(ge=1, le=64)] = 2
+    num_shared_experts: Annotated[int, Field(ge=0, le=1)] = 0
+    moe_intermediate_size: Width | None = None
+    shared_intermediate_size: Width | None = None
+    norm_topk_prob: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k ({self.top_k}) must not exceed num_experts ({self.num_experts})")
+        if list(self.moe_layers) != sorted(set(self.moe_layers)):
+            raise ValueError("moe_layers must be ascending and without repeats")
+        if self.shared_intermediate_size is not None and not self.num_shared_experts:
+            raise ValueError("shared_intermediate_size must be null when num_shared_experts is 0")
+        return self
+
+    def applied_to(self, dense: ModelSpec) -> ModelSpec:
+        """The mixture that this layout makes of a dense model; raises SpecError when it does not fit."""
+        if dense.moe is not None:
+            raise SpecError(f"the model is already a mixture ({dense.family}); a layout needs a dense one")
+        if self.moe_layers[-1] >= dense.num_hidden_layers:
+            raise SpecError(
+                f"layer {self.moe_layers[-1]} is outside the model's {dense.num_hidden_layers} layers; "
+                f"choose layers from 0 to {dense.num_hidden_layers - 1}"
+            )
+        moe = MoeSpec(
+            moe_layers=self.moe_layers,
+            num_experts=self.num_experts,
+            top_k=self.top_k,
+            moe_intermediate_size=self.moe_intermediate_size or dense.intermediate_size,
+            num_shared_experts=self.num_shared_experts,
+            shared_intermediate_size=self._shared_width(dense),
+            norm_topk_prob=self.norm_topk_prob,
+        )
+        mixture = ModelSpec.parse({**dense.model_dump(), "family": "turnout_moe", "moe": moe.model_dump()})
+        return mixture.model_copy(update={"family": "mixtral"}) if fits_mixtral(mixture) else mixture
+
+    def _shared_width(self, dense: ModelSpec) -> int | None:
+        if not self.num_shared_experts:
+            return None
+        return self.shared_intermediate_size or dense.intermediate_size

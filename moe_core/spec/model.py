@@ -1,0 +1,105 @@
+"""What a decoder is made of: every number bounded, before anything is allocated."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from moe_core.spec.base import LayerIndex, Spec
+
+Family = Literal["llama", "mixtral", "turnout_moe"]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 20)]
+Width = Annotated[int, Field(ge=1, le=1 << 18)]
+
+
+class MoeSpec(Spec):
+    """Which layers hold experts, how many, and how tokens are sent to them."""
+
+    moe_layers: Annotated[tuple[LayerIndex, ...], Field(min_length=1, max_length=512)]
+    num_experts: Annotated[int, Field(ge=1, le=1024)]
+    top_k: Annotated[int, Field(ge=1, le=64)]
+    moe_intermediate_size: Width
+    num_shared_experts: Annotated[int, Field(ge=0, le=1)] = 0
+    shared_intermediate_size: Width | None = None
+    norm_topk_prob: bool = True
+    temperature: Annotated[float, Field(ge=1e-3, le=100.0)] = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k ({self.top_k}) must not exceed num_experts ({self.num_experts})")
+        if list(self.moe_layers) != sorted(set(self.moe_layers)):
+            raise ValueError("moe_layers must be ascending and without repeats")
+        if self.num_shared_experts and self.shared_intermediate_size is None:
+            raise ValueError("shared_intermediate_size is needed when num_shared_experts is 1")
+        if not self.num_shared_experts and self.shared_intermediate_size is not None:
+            raise ValueError("shared_intermediate_size must be null when num_shared_experts is 0")
+        return self
+
+
+class ModelSpec(Spec):
+    """The shape of one decoder: Llama, Mixtral, or Turnout's own mixture of both."""
+
+    family: Family
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 20)]
+    hidden_size: Annotated[int, Field(ge=2, le=1 << 16)]
+    intermediate_size: Width
+    num_hidden_layers: Annotated[int, Field(ge=1, le=512)]
+    num_attention_heads: Annotated[int, Field(ge=1, le=1024)]
+    num_key_value_heads: Annotated[int, Field(ge=1, le=1024)]
+    head_dim: Annotated[int, Field(ge=2, le=1024)]
+    max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 24)]
+    rms_norm_eps: Annotated[float, Field(gt=0.0, le=1e-2)] = 1e-5
+    rope_theta: Annotated[float, Field(ge=1.0, le=1e9)] = 10_000.0
+    tie_word_embeddings: bool = False
+    bos_token_id: TokenId | None = None
+    eos_token_ids: Annotated[tuple[TokenId, ...], Field(max_length=16)] = ()
+    moe: MoeSpec | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be divisible by "
+                f"num_key_value_heads ({self.num_key_value_heads})"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim ({self.head_dim}) must be even for rotary positions")
+        for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
+            if token >= self.vocab_size:
+                raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
+        self._check_family()
+        return self
+
+    def _check_family(self) -> None:
+        if (self.family == "llama") != (self.moe is None):
+            raise ValueError(f"family {self.family!r} {'must not' if self.moe else 'must'} have a moe part")
+        if self.moe is None:
+            return
+        if self.moe.moe_layers[-1] >= self.num_hidden_layers:
+            raise ValueError(
+                f"moe layer {self.moe.moe_layers[-1]} is outside the {self.num_hidden_layers} layers"
+            )
+        if self.family == "mixtral" and not fits_mixtral(self):
+            raise ValueError(
+                "family 'mixtral' has experts of the full width in every layer, no shared expert, "
+                "renormalised top-k and temperature 1; use family 'turnout_moe'"
+            )
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """True when the layer holds experts."""
+        return self.moe is not None and layer in self.moe.moe_layers
+
+
+def fits_mixtral(spec: ModelSpec) -> bool:
+    """True when the model can be written as a Hugging Face Mixtral without loss."""
+    moe = spec.moe
+    return (
+        moe is not None
+        and moe.moe_layers == tuple(range(spec.num_hidden_layers))
+        and moe.num_shared_experts == 0
+        and moe.moe_intermediate_size == spec.intermediate_size
+        and moe.norm_topk_prob
+        and moe.temperature == 1.0
+    )

@@ -1,0 +1,39 @@
+"""What a tuning run does: stages, sizes, learning rates, seeds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from moe_core.spec.base import Spec, Weight
+from moe_core.spec.layout import LayoutSpec
+from moe_core.spec.routing import RoutingSpec
+
+Steps = Annotated[int, Field(ge=0, le=1_000_000)]
+Rate = Annotated[float, Field(gt=0.0, le=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+class TuneSpec(Spec):
+    """Upcycle, specialise the experts, tune the router alone, and the deranged control beside it."""
+
+    layout: LayoutSpec | None = None
+    routing: RoutingSpec
+    window_tokens: Annotated[int, Field(ge=8, le=8192)] = 128
+    tokens_per_batch: Annotated[int, Field(ge=8, le=1 << 20)] = 512
+    specialise_steps: Steps = 32
+    route_steps: Steps = 12
+    specialise_learning_rate: Rate = 2e-4
+    route_learning_rate: Rate = 2e-2
+    weight_decay: Weight = 0.0
+    clip_norm: Annotated[float, Field(gt=0.0, le=1e3)] = 1.0
+    lm_weight: Weight = 1.0
+    held_out_windows: Annotated[int, Field(ge=1, le=10_000)] = 12
+    control: bool = True
+    upcycle_noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    router_std: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
+    seed: Seed = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    num_threads: Annotated[int, Field(ge=1, le=256)] = 1
+    checkpoint_every_steps: Annotated[int, Field(ge=1, le=100_000)] = 4
