@@ -1,0 +1,39 @@
+"""SwiGLU experts of one layer, their weights packed so that one expert is one contiguous block.
+
+Shapes: T tokens, D model width, E experts, K top_k, F expert width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moe_core.kernels import dispatch
+from moe_core.routers import Routing
+
+
+class GroupedExperts(nn.Module):
+    """All experts of a layer: gate rows first, then up rows, then the way back."""
+
+    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_up_E2FD = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))
+        self.down_EDF = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
+        # The name of a kernel to use always; None lets the dispatcher choose.
+        self.kernel: str | None = None
+
+    @property
+    def num_experts(self) -> int:
+        """How many experts the layer holds."""
+        return self.down_EDF.shape[0]
+
+    def forward(self, hidden_TD: Tensor, routing: Routing) -> Tensor:
+        """Weighted sum of the chosen experts' outputs: (T, D) in the dtype of the input."""
+        return dispatch.swiglu_experts(
+            hidden_TD,
+            self.gate_up_E2FD,
+            self.down_EDF,
+            routing.expert_ids_TK,
+            routing.weights_TK,
+            kernel=self.kernel,
+        )

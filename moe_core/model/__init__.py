@@ -1,0 +1,9 @@
+"""One decoder for every family, and what it asks of its surroundings."""
+
+from __future__ import annotations
+
+from moe_core.model.attention import DenseCausal, GrowingSequence
+from moe_core.model.context import AttentionContext, DomainPrior, RoutingContext
+from moe_core.model.decoder import Decoder
+
+__all__ = ["AttentionContext", "Decoder", "DenseCausal", "DomainPrior", "GrowingSequence", "RoutingContext"]

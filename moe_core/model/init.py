@@ -1,0 +1,23 @@
+"""Random weights for models that start from nothing (tests, small experiments)."""
+
+from __future__ import annotations
+
+import torch
+
+from moe_core.model.decoder import Decoder
+from moe_core.spec import ModelSpec
+
+
+def random_decoder(spec: ModelSpec, seed: int, std: float = 0.02, dtype: torch.dtype = torch.float32) -> Decoder:
+    """A decoder with normal weights of the given standard deviation and norms of one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        model = Decoder(spec)
+    model = model.to_empty(device="cpu").to(dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, std, generator=generator)
+    return model

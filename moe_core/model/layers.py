@@ -1,0 +1,99 @@
+"""The parts of a decoder block: norm, rotary positions, dense and mixture feed-forward.
+
+Shapes: T tokens, D model width, E experts, K top_k, F width of a feed-forward, H heads, d head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moe_core.experts import GroupedExperts
+from moe_core.model.context import RoutingContext
+from moe_core.routers import route
+from moe_core.spec import ModelSpec
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm, computed in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Normalise the last axis; the result has the input's dtype."""
+        wide = x_TD.float()
+        scale_T1 = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * (wide * scale_T1).to(x_TD.dtype)
+
+
+def rotary_table(positions_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position and frequency, (T, 1, d/2) float32, ready to broadcast over heads."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_T.device) / head_dim
+    angles = positions_T.float()[:, None, None] * (1.0 / theta**exponents)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_THd: Tensor, cos_T1h: Tensor, sin_T1h: Tensor) -> Tensor:
+    """Rotate pairs (i, i + d/2): the Hugging Face order of Llama's rotary embedding."""
+    low, high = x_THd.chunk(2, dim=-1)
+    return torch.cat([low * cos_T1h - high * sin_T1h, high * cos_T1h + low * sin_T1h], dim=-1)
+
+
+class DenseMlp(nn.Module):
+    """SwiGLU feed-forward with gate and up packed in one map."""
+
+    def __init__(self, width: int, intermediate: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(width, 2 * intermediate, bias=False)
+        self.down_proj = nn.Linear(intermediate, width, bias=False)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """down(silu(gate(x)) · up(x))."""
+        gate_TF, up_TF = self.gate_up_proj(x_TD).chunk(2, dim=-1)
+        out: Tensor = self.down_proj(nn.functional.silu(gate_TF) * up_TF)
+        return out
+
+
+class Router(nn.Module):
+    """The gate of one layer: a single map from hidden state to expert logits."""
+
+    def __init__(self, num_experts: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, width))
+
+
+class MoeMlp(nn.Module):
+    """Router, experts and an optional shared expert in the place of a dense feed-forward."""
+
+    def __init__(self, spec: ModelSpec, layer: int) -> None:
+        super().__init__()
+        moe = spec.moe
+        assert moe is not None
+        self.layer = layer
+        self.moe_index = moe.moe_layers.index(layer)
+        self.moe = moe
+        self.router = Router(moe.num_experts, spec.hidden_size)
+        self.experts = GroupedExperts(moe.num_experts, spec.hidden_size, moe.moe_intermediate_size)
+        shared = moe.shared_intermediate_size
+        self.shared_expert = DenseMlp(spec.hidden_size, shared) if shared else None
+
+    def forward(self, x_TD: Tensor, context: RoutingContext | None) -> Tensor:
+        """Route, run the chosen experts, add the shared one."""
+        context = context or RoutingContext()
+        routing = route(
+            x_TD,
+            self.router.weight,
+            top_k=self.moe.top_k,
+            norm_topk_prob=self.moe.norm_topk_prob,
+            temperature=self.moe.temperature,
+            bias_TE=context.bias_for(self.moe_index),
+            selection_bias_E=context.selection_bias_for(self.moe_index),
+            forced_TK=context.forced_TK,
+        )
+        if context.observe is not None:
+            context.observe(self.layer, routing)
+        out_TD: Tensor = self.experts(x_TD, routing)
+        return out_TD if self.shared_expert is None else out_TD + self.shared_expert(x_TD)
