@@ -1,0 +1,127 @@
+"""Numbers as people read them: units, thin signs, and the habits of English and Chinese."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from django.utils import formats, timezone
+from django.utils.translation import get_language, gettext, ngettext
+
+MISSING = "—"
+MINUS = "−"
+BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+ENGLISH_STEPS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+CHINESE_STEPS = ((1e8, "亿"), (1e4, "万"))
+
+
+def is_chinese() -> bool:
+    """Whether the words of this thread are Chinese."""
+    return (get_language() or "en").startswith("zh")
+
+
+def number(value: float | int | None, digits: int = 0) -> str:
+    """18420.4 → '18,420'; negative numbers get a true minus; None is a dash."""
+    if value is None:
+        return MISSING
+    # Django cuts digits off; rounding is left to the caller.
+    rounded = round(abs(value), digits) if digits else round(abs(value))
+    text = formats.number_format(rounded, decimal_pos=digits, use_l10n=True, force_grouping=True)
+    return f"{MINUS}{text}" if value < 0 and any(mark in "123456789" for mark in text) else text
+
+
+def percent(share: float | None, digits: int = 0) -> str:
+    """0.018 → '1.8 %', in Chinese '1.8%'."""
+    if share is None:
+        return MISSING
+    text = number(share * 100, digits)
+    return f"{text}%" if is_chinese() else f"{text}\u202f%"
+
+
+def compact_parts(value: float | int | None) -> tuple[str, str]:
+    """134_515_008 → ('134.5', 'M'), in Chinese ('1.35', '亿')."""
+    if value is None:
+        return MISSING, ""
+    for step, unit in CHINESE_STEPS if is_chinese() else ENGLISH_STEPS:
+        if abs(value) >= step:
+            scaled = value / step
+            return number(scaled, 0 if abs(scaled) >= 1000 else 1 if abs(scaled) >= 100 else 2), unit
+    return number(value, 0 if float(value).is_integer() else 1), ""
+
+
+def bytes_parts(size: float | int | None) -> tuple[str, str]:
+    """538_070_000 → ('538', 'MB'): decimal units, three figures that count."""
+    if size is None:
+        return MISSING, ""
+    scaled, unit = float(size), BYTE_UNITS[0]
+    for unit in BYTE_UNITS:
+        if abs(scaled) < 999.5 or unit == BYTE_UNITS[-1]:
+            break
+        scaled /= 1000
+    digits = 0 if unit == "B" or abs(scaled) >= 100 else 1 if abs(scaled) >= 10 else 2
+    return number(scaled, digits), unit
+
+
+def joined(parts: tuple[str, str]) -> str:
+    """A figure and its unit as plain text, for sentences."""
+    figure, unit = parts
+    if not unit:
+        return figure
+    return f"{figure}\u202f{unit}" if unit.isascii() else f"{figure} {unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """75 → '1 min 15 s', in Chinese '1 分 15 秒'."""
+    if seconds is None:
+        return MISSING
+    if seconds < 1:
+        return gettext("%(ms)s ms") % {"ms": number(seconds * 1000)}
+    if seconds < 10:
+        return gettext("%(seconds)s s") % {"seconds": number(seconds, 1)}
+    whole = round(seconds)
+    if whole < 60:
+        return gettext("%(seconds)s s") % {"seconds": whole}
+    if whole < 3600:
+        return gettext("%(minutes)s min %(seconds)s s") % {"minutes": whole // 60, "seconds": whole % 60}
+    return gettext("%(hours)s h %(minutes)s min") % {"hours": whole // 3600, "minutes": whole % 3600 // 60}
+
+
+def ago(moment: dt.datetime | None) -> str:
+    """How long since that moment, in one unit."""
+    if moment is None:
+        return MISSING
+    seconds = max(0, int((timezone.now() - moment).total_seconds()))
+    if seconds < 5:
+        return gettext("just now")
+    if seconds < 60:
+        return ngettext("%(count)s second ago", "%(count)s seconds ago", seconds) % {"count": seconds}
+    if seconds < 3600:
+        return ngettext("%(count)s minute ago", "%(count)s minutes ago", seconds // 60) % {
+            "count": seconds // 60
+        }
+    if seconds < 86400:
+        return ngettext("%(count)s hour ago", "%(count)s hours ago", seconds // 3600) % {
+            "count": seconds // 3600
+        }
+    return ngettext("%(count)s day ago", "%(count)s days ago", seconds // 86400) % {"count": seconds // 86400}
+
+
+def clock(moment: dt.datetime | None) -> str:
+    """14:06 today, otherwise with its date."""
+    if moment is None:
+        return MISSING
+    local = timezone.localtime(moment)
+    if local.date() == timezone.localdate():
+        return local.strftime("%H:%M")
+    return local.strftime("%Y-%m-%d %H:%M")
+
+
+def spark_path(values: list[float], width: int = 52, height: int = 20) -> tuple[str, float, float]:
+    """The SVG path of a small line, and where its last point lies."""
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    step = (width - 2) / max(1, len(values) - 1)
+    points = [
+        (index * step, height - 2 - (height - 4) * (value - low) / span) for index, value in enumerate(values)
+    ]
+    path = "".join(f"{'L' if index else 'M'}{x:.1f} {y:.1f}" for index, (x, y) in enumerate(points))
+    return path, *points[-1]

@@ -1,0 +1,7 @@
+// Sets the theme before the first paint. A classic script on purpose: modules wait.
+(() => {
+  const root = document.documentElement;
+  const chosen = root.dataset.theme;
+  if (chosen === "light" || chosen === "dark") return;
+  root.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+})();
