@@ -1,0 +1,39 @@
+"""Forms of the accounts pages."""
+
+from __future__ import annotations
+
+from django import forms
+from django.utils.translation import gettext_lazy as _
+
+from accounts.access import Role, Scope
+
+
+class SetupForm(forms.Form):
+    """The first admin and the first team."""
+
+    team_name = forms.CharField(label=_("Team name"), max_length=80)
+    username = forms.CharField(label=_("User name"), max_length=150)
+    password = forms.CharField(
+        label=_("Password"),
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+        help_text=_("At least 10 characters."),
+    )
+
+
+class TokenForm(forms.Form):
+    """A new API token."""
+
+    name = forms.CharField(
+        label=_("Name"), max_length=80, help_text=_("What uses it, for example “ci” or “website”.")
+    )
+    scopes = forms.MultipleChoiceField(
+        label=_("Scopes"), choices=Scope.choices, widget=forms.CheckboxSelectMultiple, initial=["infer"]
+    )
+    days = forms.IntegerField(label=_("Life in days"), min_value=1, max_value=3650, initial=90)
+
+
+class MemberForm(forms.Form):
+    """A role for a person."""
+
+    username = forms.CharField(label=_("User name"), max_length=150)
+    role = forms.ChoiceField(label=_("Role"), choices=Role.choices)

@@ -1,0 +1,86 @@
+"""Default deny for the REST API: a view without `grants` is refused, whoever calls.
+
+class LayoutViewSet(TeamScoped, viewsets.ModelViewSet):
+    grants = READ_WRITE                       # GET: viewer + scope read; the rest: editor + scope write
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rest_framework.permissions import SAFE_METHODS, BasePermission
+from rest_framework.request import Request
+
+from accounts.access import Role, Scope
+from accounts.caller import Caller
+
+if TYPE_CHECKING:
+    from rest_framework.views import APIView
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The role that a person needs and the scope that a token needs."""
+
+    role: Role
+    scope: Scope
+
+
+READ = Grant(Role.VIEWER, Scope.READ)
+WRITE = Grant(Role.EDITOR, Scope.WRITE)
+DEPLOY = Grant(Role.EDITOR, Scope.DEPLOY)
+MANAGE = Grant(Role.ADMIN, Scope.ADMIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """What a view needs to read and to change."""
+
+    read: Grant | None
+    change: Grant | None
+
+    def for_method(self, method: str) -> Grant | None:
+        """Return the grant of an HTTP method; None means that nobody may."""
+        return self.read if method in SAFE_METHODS else self.change
+
+
+READ_ONLY = Grants(READ, None)
+READ_WRITE = Grants(READ, WRITE)
+READ_DEPLOY = Grants(READ, DEPLOY)
+MANAGE_ONLY = Grants(MANAGE, MANAGE)
+
+
+class GrantedByRoleAndScope(BasePermission):
+    """The one permission class: role of the caller, scope of the token."""
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        """Whether the view grants this caller the method."""
+        grants: Grants | None = getattr(view, "grants", None)
+        caller: Caller | None = getattr(request._request, "caller", None)
+        grant = grants.for_method(request.method or "") if grants else None
+        if grant is None or not caller:
+            return False
+        if caller.token is not None and grant.scope.value not in caller.token.scopes:
+            return False
+        return caller.role.covers(grant.role)
+
+
+class TeamScoped:
+    """Mixin for REST views: `self.caller`, and querysets cut to the caller's team. Lists show nothing of others."""
+
+    grants: ClassVar[Grants]
+    request: Request
+    queryset: Any
+
+    @property
+    def caller(self) -> Caller:
+        """Return who calls."""
+        return self.request._request.caller  # type: ignore[attr-defined]
+
+    def get_queryset(self) -> Any:
+        """Return the team's rows only (and none while the schema is being drawn)."""
+        queryset = self.queryset.all()
+        if getattr(self, "swagger_fake_view", False):
+            return queryset.none()
+        return queryset.filter(team=self.caller.team)

@@ -1,0 +1,117 @@
+"""`manage.py reconciler`: turn every registered loop, on its period and when it is woken."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from typing import Any
+
+import psycopg
+from django.core.management.base import BaseCommand
+from django.db import DatabaseError, close_old_connections, connection
+
+from common.errors import StaleLease
+from common.leases import Claim, lease_claim, lease_release, lease_renew
+from common.loops import CHANNEL, Loop, loops
+
+log = logging.getLogger(__name__)
+LEASE_TTL_S = 10
+
+
+class Turner(threading.Thread):
+    """One loop in its own thread, while it holds the loop's lease."""
+
+    def __init__(self, item: Loop, holder: str, stop: threading.Event) -> None:
+        super().__init__(name=f"loop-{item.name}", daemon=True)
+        self.item, self.holder, self.stopping = item, holder, stop
+        self.bell = threading.Event()
+        self.claim: Claim | None = None
+
+    def run(self) -> None:
+        """Turn until stopped; an error is logged and the next turn comes as usual."""
+        while not self.stopping.is_set():
+            try:
+                self.turn_if_ours()
+            except DatabaseError as error:
+                log.warning("loop %s waits for the database: %s", self.item.name, error)
+            except Exception:
+                log.exception("loop %s failed", self.item.name)
+            finally:
+                close_old_connections()
+                connection.close()
+            self.bell.wait(self.item.every_s)
+            self.bell.clear()
+        self.give_back()
+
+    def turn_if_ours(self) -> None:
+        """Hold the lease, then take one turn."""
+        if self.claim is not None:
+            try:
+                lease_renew(self.claim)
+            except StaleLease:
+                self.claim = None
+        if self.claim is None:
+            self.claim = lease_claim(
+                resource=f"loop:{self.item.name}",
+                holder=self.holder,
+                ttl_s=max(LEASE_TTL_S, 4 * self.item.every_s),
+            )
+        if self.claim is not None:
+            self.item.turn()
+
+    def give_back(self) -> None:
+        """Let another reconciler take the loop at once."""
+        if self.claim is not None:
+            try:
+                lease_release(self.claim)
+            except DatabaseError:
+                log.warning(
+                    "loop %s: the lease could not be given back; it expires by itself", self.item.name
+                )
+            connection.close()
+
+
+class Command(BaseCommand):
+    """Run the loops until SIGTERM or SIGINT."""
+
+    help = __doc__
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Start one thread per loop and listen for bells."""
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        holder = f"{socket.gethostname()}/{os.getpid()}"
+        turners = {name: Turner(item, holder, stop) for name, item in loops.items()}
+        for turner in turners.values():
+            turner.start()
+        log.info("reconciler turns %s", ", ".join(sorted(turners)))
+        while not stop.is_set():
+            try:
+                listen(turners, stop)
+            except (psycopg.Error, DatabaseError) as error:
+                log.warning("reconciler lost its bell: %s", error)
+                stop.wait(1)
+        for turner in turners.values():
+            turner.bell.set()
+        for turner in turners.values():
+            turner.join(timeout=10)
+
+
+def listen(turners: dict[str, Turner], stop: threading.Event) -> None:
+    """Ring the loops that PostgreSQL notifies, until stopped or cut off."""
+    parameters = {
+        key: value for key, value in connection.get_connection_params().items() if key in LIBPQ_WORDS
+    }
+    with psycopg.connect(**parameters, autocommit=True) as bell:
+        bell.execute(f"LISTEN {CHANNEL}")
+        while not stop.is_set():
+            for notice in bell.notifies(timeout=1, stop_after=1):
+                if notice.payload in turners:
+                    turners[notice.payload].bell.set()
+
+
+LIBPQ_WORDS = {"host", "port", "user", "password", "dbname", "sslmode", "sslrootcert"}

@@ -1,0 +1,11 @@
+"""The corpora app."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+
+class CorporaConfig(AppConfig):
+    """Django's handle on this app."""
+
+    name = "corpora"

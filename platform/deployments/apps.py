@@ -1,0 +1,11 @@
+"""The deployments app."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+
+class DeploymentsConfig(AppConfig):
+    """Django's handle on this app."""
+
+    name = "deployments"

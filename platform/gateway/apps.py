@@ -1,0 +1,11 @@
+"""The gateway app."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+
+class GatewayConfig(AppConfig):
+    """Django's handle on this app."""
+
+    name = "gateway"

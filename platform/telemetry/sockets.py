@@ -1,0 +1,7 @@
+"""Sockets of the telemetry app."""
+
+from __future__ import annotations
+
+from typing import Any
+
+websocket_urlpatterns: list[Any] = []

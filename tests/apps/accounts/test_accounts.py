@@ -1,0 +1,106 @@
+"""First admin, tokens, roles and the audit log."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from accounts.access import Role
+from accounts.audit import audit_record, audit_verify
+from accounts.models import ApiToken, AuditEvent, Membership, User
+from accounts.selectors import caller_of_token, token_find
+from accounts.services import (
+    api_token_create,
+    api_token_revoke,
+    first_admin_create,
+    member_set,
+    setup_token_issue,
+    setup_token_valid,
+)
+from common.errors import Conflict, DomainError, Forbidden, Invalid, NotFound
+from django.db import DatabaseError, connection, transaction
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_setup_link_makes_one_admin_however_many_try_at_once() -> None:
+    token = setup_token_issue()
+
+    def attempt(number: int) -> bool:
+        try:
+            first_admin_create(token=token, username=f"u{number}", password="a-long-pass-phrase", team_name="T")
+        except DomainError:
+            return False
+        finally:
+            connection.close()
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(attempt, range(8))) == 1
+    assert User.objects.filter(is_superuser=True).count() == 1
+    assert not setup_token_valid(token)
+    with pytest.raises(Conflict):
+        setup_token_issue()
+
+
+@pytest.mark.django_db
+def test_a_weak_password_leaves_the_link_usable() -> None:
+    token = setup_token_issue()
+    with pytest.raises(Invalid):
+        first_admin_create(token=token, username="ann", password="short", team_name="T")
+    assert setup_token_valid(token)
+
+
+def test_a_token_is_stored_hashed_and_ends_when_revoked(people) -> None:
+    token, secret = api_token_create(caller=people.owner, name="ci", scopes=["read"])
+    assert secret not in str(ApiToken.objects.values().get())
+    assert token_find(secret) == token
+    assert token_find(secret[:-1]) is None
+    api_token_revoke(caller=people.owner, token_id=token.pk)
+    assert token_find(secret) is None
+
+
+def test_a_token_never_exceeds_its_maker(people) -> None:
+    with pytest.raises(Forbidden):
+        api_token_create(caller=people.teammate, name="ci", scopes=["write"])
+    token, _secret = api_token_create(caller=people.owner, name="ci", scopes=["read", "write"])
+    caller = caller_of_token(token)
+    assert caller is not None
+    assert caller.role == Role.EDITOR
+    Membership.objects.filter(user=people.owner.user).update(role=Role.VIEWER)
+    assert caller_of_token(token).role == Role.VIEWER
+
+
+def test_an_outsider_cannot_end_our_token(people) -> None:
+    token, _secret = api_token_create(caller=people.owner, name="ci", scopes=["read"])
+    with pytest.raises(NotFound):
+        api_token_revoke(caller=people.outsider, token_id=token.pk)
+
+
+def test_only_admins_give_roles(people) -> None:
+    with pytest.raises(Forbidden):
+        member_set(caller=people.teammate, username="otto", role=Role.ADMIN)
+    member_set(caller=people.owner, username="otto", role=Role.VIEWER)
+    assert people.owner.team.memberships.filter(user__username="otto", role="viewer").exists()
+
+
+def test_the_audit_log_refuses_changes_and_shows_tampering(people) -> None:
+    first = audit_record(caller=people.owner, action="test", target="x", colour="red")
+    audit_record(caller=people.owner, action="test", target="y")
+    assert audit_verify() is None
+    for change in (lambda: first.delete(), lambda: AuditEvent.objects.filter(pk=first.pk).update(actor="nobody")):
+        with pytest.raises(DatabaseError), transaction.atomic():
+            change()
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE accounts_auditevent DISABLE TRIGGER audit_append_only")
+        cursor.execute("UPDATE accounts_auditevent SET actor = 'nobody' WHERE id = %s", [first.pk])
+        cursor.execute("ALTER TABLE accounts_auditevent ENABLE TRIGGER audit_append_only")
+    assert audit_verify() == first.pk
+
+
+def test_the_api_takes_a_token_and_refuses_the_rest(people) -> None:
+    client = people.client("owner")
+    assert client.get("/api/v1/schema/").status_code == 200
+    client.logout()
+    assert client.get("/api/v1/schema/").status_code == 401
+    assert client.get("/api/v1/schema/", headers=people.bearer("owner", "infer")).status_code == 403
+    assert client.get("/api/v1/schema/", headers=people.bearer("teammate", "read")).status_code == 200
