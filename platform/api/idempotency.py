@@ -6,6 +6,7 @@ Source: draft-ietf-httpapi-idempotency-key-header-07; Stripe's behaviour.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -61,6 +62,14 @@ def remembered(
             status=response.status_code, body=response.content.decode()
         )
     return response
+
+
+def without_secrets(body: bytes) -> str:
+    """Return the body as it may be kept: a secret is shown once, so a replay has null in its place."""
+    if b'"secret"' not in body:
+        return body.decode()
+    data = json.loads(body)
+    return json.dumps({name: None if name == "secret" else value for name, value in data.items()})
 
 
 def stored(request: HttpRequest, reply: IdempotentReply | None, body_hash: str) -> HttpResponse:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from django.db import DatabaseError, connection, transaction
+
 from accounts.access import Role
 from accounts.audit import audit_record, audit_verify
 from accounts.models import ApiToken, AuditEvent, Membership, User
@@ -18,7 +20,6 @@ from accounts.services import (
     setup_token_valid,
 )
 from common.errors import Conflict, DomainError, Forbidden, Invalid, NotFound
-from django.db import DatabaseError, connection, transaction
 
 
 @pytest.mark.django_db(transaction=True)
@@ -27,7 +28,9 @@ def test_the_setup_link_makes_one_admin_however_many_try_at_once() -> None:
 
     def attempt(number: int) -> bool:
         try:
-            first_admin_create(token=token, username=f"u{number}", password="a-long-pass-phrase", team_name="T")
+            first_admin_create(
+                token=token, username=f"u{number}", password="a-long-pass-phrase", team_name="T"
+            )
         except DomainError:
             return False
         finally:
@@ -87,7 +90,10 @@ def test_the_audit_log_refuses_changes_and_shows_tampering(people) -> None:
     first = audit_record(caller=people.owner, action="test", target="x", colour="red")
     audit_record(caller=people.owner, action="test", target="y")
     assert audit_verify() is None
-    for change in (lambda: first.delete(), lambda: AuditEvent.objects.filter(pk=first.pk).update(actor="nobody")):
+    for change in (
+        lambda: first.delete(),
+        lambda: AuditEvent.objects.filter(pk=first.pk).update(actor="nobody"),
+    ):
         with pytest.raises(DatabaseError), transaction.atomic():
             change()
     with connection.cursor() as cursor:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from threading import Barrier, Thread
 
 import pytest
-from common.errors import StaleLease
-from common.leases import Claim, lease_claim, lease_guarded, lease_release, lease_renew
-from common.models import Lease
 from django.db import connection
 from django.db.models import F
 from django.db.models.functions import Now
 
-pytestmark = pytest.mark.django_db(transaction=True)
+from common.errors import StaleLease
+from common.leases import Claim, lease_claim, lease_guarded, lease_release, lease_renew
+from common.models import Lease
 
+pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def claimed(holder: str) -> Claim:
@@ -54,7 +54,9 @@ def test_of_many_claimers_at_once_exactly_one_wins() -> None:
     for number in range(10):
         barrier, wins = Barrier(8), []
 
-        def claim(name: str, barrier: Barrier = barrier, wins: list[Claim] = wins, number: int = number) -> None:
+        def claim(
+            name: str, barrier: Barrier = barrier, wins: list[Claim] = wins, number: int = number
+        ) -> None:
             barrier.wait()
             try:
                 got = lease_claim(resource=f"race:{number}", holder=name)

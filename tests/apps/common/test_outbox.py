@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from django.db import transaction
+from django.db.models.functions import Now
+
 from common import outbox
 from common.models import OutboxEvent
 from common.outbox import deliver_due, handles, outbox_write
-from django.db import transaction
-from django.db.models.functions import Now
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
