@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from accounts.selectors import memberships_of
 from django.http import HttpRequest
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
@@ -21,25 +22,25 @@ def shell(request: HttpRequest) -> dict[str, Any]:
 
 
 def _frame(request: HttpRequest) -> dict[str, Any]:
-    team, role = getattr(request, "team", None), getattr(request, "role", None)
-    role = str(getattr(role, "value", role) or "") or None
+    caller = getattr(request, "caller", None) or None
+    team = caller.team if caller else None
     return {
         "team": team,
-        "role": role_word(role),
-        "teams": list(getattr(request, "teams", None) or []),
-        "switch_team_url": navigation.address("accounts:switch_team"),
+        "role": caller.role.label if caller else "",
+        "teams": [one.team for one in memberships_of(caller.user)] if caller and caller.user else [],
+        "switch_team_url": navigation.address("accounts:team_switch"),
         "signout_url": navigation.address("accounts:signout"),
-        "sections": list(navigation.sections(request, role, team)),
+        "sections": list(navigation.sections(request, caller)),
         "aspects": aspects(team) if team is not None else [],
         "team_links": _links((("accounts:team", _("Members and roles")), ("accounts:tokens", _("API tokens")))),
-        "person_links": _links((("accounts:account", _("Your account")),)),
+        "person_links": _person_links(request),
     }
 
 
-def role_word(role: str | None) -> str:
-    """A role as a person reads it."""
-    words = {"viewer": _("viewer"), "editor": _("editor"), "admin": _("admin")}
-    return words.get(role or "", "")
+def _person_links(request: HttpRequest) -> list[dict[str, str]]:
+    if request.user.is_authenticated and request.user.is_staff:
+        return _links((("admin:index", _("Administration of this installation")),))
+    return []
 
 
 def _links(pairs: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from accounts.access import Role
+from accounts.caller import Caller
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 from django.utils.functional import Promise
@@ -15,7 +17,6 @@ from django.utils.translation import pgettext_lazy
 from console import counts
 
 Words = str | Promise
-ROLE_RANKS = {"viewer": 1, "editor": 2, "admin": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Item:
     key: str
     label: Words
     url_name: str
-    min_role: str = "viewer"
+    min_role: Role = Role.VIEWER
     shortcut: str = ""
     count: Callable[[Any], int] | None = None
 
@@ -86,7 +87,7 @@ SECTIONS: tuple[Section, ...] = (
         (
             Item("team", _("Members and roles"), "accounts:team"),
             Item("tokens", _("API tokens"), "accounts:tokens"),
-            Item("audit", _("Audit log"), "accounts:audit", min_role="admin"),
+            Item("audit", _("Audit log"), "accounts:audit", min_role=Role.ADMIN),
         ),
     ),
 )
@@ -100,23 +101,27 @@ def address(url_name: str) -> str | None:
         return None
 
 
-def may_see(role: str | None, item: Item) -> bool:
-    """Whether a role reaches the item's least role."""
-    return ROLE_RANKS.get(role or "", 0) >= ROLE_RANKS[item.min_role]
-
-
-def sections(request: HttpRequest, role: str | None, team: Any) -> Iterator[dict[str, Any]]:
+def sections(request: HttpRequest, caller: Caller | None) -> Iterator[dict[str, Any]]:
     """The rail for this request: sections with at least one item."""
+    if caller is None:
+        return
+    here = _nearest(request.path)
     for section in SECTIONS:
-        items = [shown for item in section.items if (shown := _shown(item, request, role, team))]
+        items = [shown for item in section.items if (shown := _shown(item, caller, here))]
         if items:
             yield {"label": section.label, "items": items}
 
 
-def _shown(item: Item, request: HttpRequest, role: str | None, team: Any) -> Shown | None:
+def _nearest(path: str) -> str | None:
+    """The key of the item whose address is the longest beginning of this path."""
+    found = [(url, item.key) for section in SECTIONS for item in section.items if (url := address(item.url_name))]
+    fitting = [(len(url), key) for url, key in found if path == url or (url != "/" and path.startswith(url))]
+    return max(fitting)[1] if fitting else None
+
+
+def _shown(item: Item, caller: Caller, here: str | None) -> Shown | None:
     url = address(item.url_name)
-    if url is None or not may_see(role, item):
+    if url is None or not caller.role.covers(item.min_role):
         return None
-    here = request.path == url or (url != "/" and request.path.startswith(url))
-    count = item.count(team) if item.count and team is not None else None
-    return Shown(item.key, item.label, url, here, item.shortcut, count)
+    count = item.count(caller.team) if item.count else None
+    return Shown(item.key, item.label, url, item.key == here, item.shortcut, count)
