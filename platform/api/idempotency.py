@@ -59,7 +59,7 @@ def remembered(
         mine.delete()
     else:
         IdempotentReply.objects.filter(pk=mine.pk).update(
-            status=response.status_code, body=response.content.decode()
+            status=response.status_code, body=without_secrets(response.content)
         )
     return response
 
