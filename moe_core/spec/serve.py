@@ -7,31 +7,41 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from moe_core.spec.base import Spec
+from moe_core.spec.base import ExpertIndex, Spec
 from moe_core.spec.routing import DomainSpec, PriorMode, RoutingSpec
 
 # sun_path holds 108 bytes including the closing NUL.
 MAX_SOCKET_PATH_BYTES = 107
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ServeSpec(Spec):
     """One engine: which model directory, which socket, how much of the machine."""
 
     model_dir: Path
+    # sha256 of every file of the model directory; empty for a directory that nobody vouches for.
+    files: Annotated[dict[FileName, Sha256], Field(max_length=10_000)] = {}
     socket_path: Path
     version: Annotated[str, Field(max_length=200)] = ""
     epoch: Annotated[int, Field(ge=0)] = 0
     domains: Annotated[tuple[DomainSpec, ...], Field(max_length=256)] = ()
+    general_experts: Annotated[tuple[ExpertIndex, ...], Field(max_length=1024)] = ()
     prior_mode: PriorMode = "bias"
     prior_strength: Annotated[float, Field(ge=0.0, le=50.0)] = 1.0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
+    # Tokens of one step; a prompt advances by no more than max_chunk_tokens while others are answering.
     max_batch_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 512
+    max_chunk_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 128
     max_sequences: Annotated[int, Field(ge=1, le=4096)] = 16
     max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 256
+    max_wait_s: Annotated[float, Field(gt=0.0, le=3600.0)] = 30.0
     kv_tokens: Annotated[int, Field(ge=16, le=1 << 28)] = 16_384
-    block_tokens: Annotated[int, Field(ge=1, le=1024)] = 16
     drain_s: Annotated[float, Field(ge=0.0, le=3600.0)] = 20.0
+    # Answered once before the engine says that it is ready.
+    golden_prompt: Annotated[str, Field(min_length=1, max_length=2000)] = "The trains run on time because"
+    # A file whose contents every request must bring as a bearer token; None where the socket's mode is guard enough.
     secret_file: Path | None = None
 
     @field_validator("socket_path")
@@ -47,12 +57,18 @@ class ServeSpec(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.kv_tokens < self.block_tokens:
-            raise ValueError(f"kv_tokens ({self.kv_tokens}) must hold one block ({self.block_tokens})")
+        if self.max_batch_tokens < self.max_sequences:
+            raise ValueError(
+                f"max_batch_tokens ({self.max_batch_tokens}) must give each of max_sequences "
+                f"({self.max_sequences}) one token a step"
+            )
         return self
 
     def routing(self) -> RoutingSpec:
         """The served domains as a routing policy."""
         return RoutingSpec(
-            domains=self.domains, prior_mode=self.prior_mode, prior_strength=self.prior_strength
+            domains=self.domains,
+            general_experts=self.general_experts,
+            prior_mode=self.prior_mode,
+            prior_strength=self.prior_strength,
         )

@@ -1,0 +1,130 @@
+"""Attention of one mixed step: many sequences' newest tokens in one call, prompt chunks one after the other.
+
+Shapes: T tokens of the step, B sequences with one new token, S padded length, C tokens of a chunk, H query heads,
+G key-value heads, Q = H / G, d head_dim, M blocks of the longest sequence, P tokens of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from moe_core.engine.block_pool import BLOCK_TOKENS, NULL_BLOCK
+from moe_core.engine.kv_cache import PagedKVCache
+from moe_core.engine.scheduler import Chunk
+
+NEG_INF = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Sequences that bring one token each; they stand first in the step."""
+
+    num_rows: int
+    blocks_BM: Tensor
+    # (B, 1, 1, S): 0 where a key is the row's own, -inf on padding.
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A chunk of several tokens of one sequence, at [start, end) of the step."""
+
+    start: int
+    end: int
+    # None when nothing comes before the chunk: then plain causal attention does.
+    blocks_M: Tensor | None
+    # (C, S): 0 where a token may look, -inf elsewhere.
+    mask: Tensor | None
+
+
+class StepAttention:
+    """The AttentionContext of one step; the chunks with a single token must come first."""
+
+    def __init__(self, cache: PagedKVCache, chunks: Sequence[Chunk], dtype: torch.dtype) -> None:
+        self._cache = cache
+        self._slots_T = _slots(chunks)
+        rows = [chunk for chunk in chunks if chunk.num_tokens == 1]
+        self._rows = _plan_rows(rows, dtype) if rows else None
+        self._spans: list[_Span] = []
+        start = len(rows)
+        for chunk in chunks[len(rows) :]:
+            self._spans.append(_plan_span(chunk, start, dtype))
+            start += chunk.num_tokens
+
+    def attend(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> Tensor:
+        """Store the new keys and values, then attend each sequence to its own: (T, H, d)."""
+        self._cache.write(layer, self._slots_T, k_TGd, v_TGd)
+        if self._rows is not None and not self._spans:
+            return self._attend_rows(layer, self._rows, q_THd)
+        out_THd = torch.empty_like(q_THd)
+        if self._rows is not None:
+            out_THd[: self._rows.num_rows] = self._attend_rows(
+                layer, self._rows, q_THd[: self._rows.num_rows]
+            )
+        for span in self._spans:
+            own = slice(span.start, span.end)
+            out_THd[own] = self._attend_span(layer, span, q_THd[own], k_TGd[own], v_TGd[own])
+        return out_THd
+
+    def _attend_rows(self, layer: int, rows: _Rows, q_BHd: Tensor) -> Tensor:
+        num_rows, num_heads, head_dim = q_BHd.shape
+        k_SGd, v_SGd = self._cache.gather(layer, rows.blocks_BM.view(-1))
+        k = k_SGd.view(num_rows, -1, *k_SGd.shape[1:]).transpose(1, 2)
+        v = v_SGd.view(num_rows, -1, *v_SGd.shape[1:]).transpose(1, 2)
+        # The Q query heads of one key-value head stand in for query positions: nothing is repeated.
+        q_BGQd = q_BHd.view(num_rows, k.shape[1], -1, head_dim)
+        out_BGQd = scaled_dot_product_attention(q_BGQd, k, v, attn_mask=rows.mask)
+        return out_BGQd.reshape(num_rows, num_heads, head_dim)
+
+    def _attend_span(self, layer: int, span: _Span, q_CHd: Tensor, k_CGd: Tensor, v_CGd: Tensor) -> Tensor:
+        num_queries = q_CHd.shape[1] // k_CGd.shape[1]
+        if span.blocks_M is None or span.mask is None:
+            k, v = _repeat_heads(k_CGd, num_queries), _repeat_heads(v_CGd, num_queries)
+            out = scaled_dot_product_attention(q_CHd.transpose(0, 1)[None], k, v, is_causal=True)
+        else:
+            k_SGd, v_SGd = self._cache.gather(layer, span.blocks_M)
+            length = span.mask.shape[1]
+            k, v = _repeat_heads(k_SGd[:length], num_queries), _repeat_heads(v_SGd[:length], num_queries)
+            out = scaled_dot_product_attention(q_CHd.transpose(0, 1)[None], k, v, attn_mask=span.mask)
+        return out[0].transpose(0, 1)
+
+
+def _repeat_heads(x_SGd: Tensor, num_queries: int) -> Tensor:
+    """(S, G, d) to (1, H, S, d), each key-value head beside the query heads that share it."""
+    return x_SGd.transpose(0, 1).repeat_interleave(num_queries, dim=0)[None]
+
+
+def _slots(chunks: Sequence[Chunk]) -> Tensor:
+    slots = [
+        chunk.sequence.block_ids[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
+        for chunk in chunks
+        for position in range(chunk.start, chunk.end)
+    ]
+    return torch.tensor(slots, dtype=torch.int64)
+
+
+def _plan_rows(rows: Sequence[Chunk], dtype: torch.dtype) -> _Rows:
+    num_blocks = max(len(row.sequence.block_ids) for row in rows)
+    table = [
+        [*row.sequence.block_ids, *[NULL_BLOCK] * (num_blocks - len(row.sequence.block_ids))] for row in rows
+    ]
+    ends_B1 = torch.tensor([[row.end] for row in rows])
+    hidden_BS = torch.arange(num_blocks * BLOCK_TOKENS)[None] >= ends_B1
+    mask_BS = torch.zeros(hidden_BS.shape, dtype=dtype).masked_fill_(hidden_BS, NEG_INF)
+    return _Rows(len(rows), torch.tensor(table, dtype=torch.int64), mask_BS[:, None, None])
+
+
+def _plan_span(chunk: Chunk, start: int, dtype: torch.dtype) -> _Span:
+    end = start + chunk.num_tokens
+    if chunk.start == 0:
+        return _Span(start, end, None, None)
+    num_blocks = -(-chunk.end // BLOCK_TOKENS)
+    hidden_CS = torch.arange(chunk.end)[None] > torch.arange(chunk.start, chunk.end)[:, None]
+    mask_CS = torch.zeros(hidden_CS.shape, dtype=dtype).masked_fill_(hidden_CS, NEG_INF)
+    blocks_M = torch.tensor(chunk.sequence.block_ids[:num_blocks], dtype=torch.int64)
+    return _Span(start, end, blocks_M, mask_CS)

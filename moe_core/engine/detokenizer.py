@@ -1,0 +1,61 @@
+"""Turns tokens into text as they come, and finds stop strings without ever showing a part of one."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class TextStream(Protocol):
+    """Decodes one sequence's tokens in order; holds back bytes that are not yet a character."""
+
+    def push(self, token_id: int) -> str:
+        """The text that `token_id` completes, often empty."""
+        ...
+
+    def flush(self) -> str:
+        """What was held back, now that no token follows."""
+        ...
+
+
+class Detokenizer:
+    """The text of one answer."""
+
+    def __init__(self, stream: TextStream, stop: tuple[str, ...] = ()) -> None:
+        self._stream = stream
+        self._stop = stop
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        """The text that may be shown after `token_id`; `stopped` turns true when a stop string is complete."""
+        return self._release(self._stream.push(token_id))
+
+    def finish(self) -> str:
+        """The rest of the text when no stop string can follow any more."""
+        if self.stopped:
+            return ""
+        text = self._release(self._stream.flush())
+        if not self.stopped:
+            text, self._held = text + self._held, ""
+        return text
+
+    def _release(self, piece: str) -> str:
+        if not self._stop or not piece:
+            return piece
+        text = self._held + piece
+        places = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
+        if places:
+            self.stopped = True
+            self._held = ""
+            return text[: min(places)]
+        num_held = max(_overlap(text, stop) for stop in self._stop)
+        self._held = text[len(text) - num_held :]
+        return text[: len(text) - num_held]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` could be the start of `stop`."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

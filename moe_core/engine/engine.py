@@ -1,0 +1,223 @@
+"""The engine: sequences in, events out, one step at a time. Not thread-safe: one thread owns it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from itertools import count
+
+import torch
+
+from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
+from moe_core.engine.detokenizer import Detokenizer, TextStream
+from moe_core.engine.events import Delta, Done, Event, Failed, Started
+from moe_core.engine.routed_experts import RoutedExperts
+from moe_core.engine.runner import ModelRunner
+from moe_core.engine.sampler import Sample, sample
+from moe_core.engine.scheduler import Chunk, Scheduler
+from moe_core.engine.sequence import FinishReason, SamplingParams, Sequence
+from moe_core.engine.stats import EngineStats
+from moe_core.errors import PromptTooLong, SpecError
+from moe_core.model.decoder import Decoder
+from moe_core.spec import ServeSpec
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Continuous batching over one model."""
+
+    def __init__(self, spec: ServeSpec, model: Decoder) -> None:
+        self.spec = spec
+        self.routing = spec.routing()
+        # One block more than asked for: block 0 is padding.
+        self.pool = BlockPool(spec.kv_tokens // BLOCK_TOKENS + 1)
+        self.scheduler = Scheduler(
+            self.pool,
+            max_batch_tokens=spec.max_batch_tokens,
+            max_chunk_tokens=spec.max_chunk_tokens,
+            max_sequences=spec.max_sequences,
+            max_waiting=spec.max_waiting,
+        )
+        self.runner = ModelRunner(
+            model, self.routing, num_blocks=self.pool.num_blocks, max_batch_tokens=spec.max_batch_tokens
+        )
+        self.stats = EngineStats(self.runner.counts, self.routing.codes)
+        self.max_tokens = min(model.spec.max_position_embeddings, (self.pool.num_blocks - 1) * BLOCK_TOKENS)
+        self._eos = frozenset(model.spec.eos_token_ids)
+        self._vocab_size = model.spec.vocab_size
+        self._sequences: dict[int, Sequence] = {}
+        self._ids = count(1)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would have something to do."""
+        return bool(self._sequences)
+
+    def submit(
+        self,
+        prompt_ids: list[int],
+        sampling: SamplingParams,
+        stream: TextStream,
+        *,
+        request_id: str = "",
+        domain: int = -1,
+        cache_salt: str = "",
+        record_routing: bool = False,
+    ) -> Sequence:
+        """Queue a prompt; its events come out of `step`.
+
+        Raises:
+            PromptTooLong: when not even one token of answer would fit.
+            EngineBusy: when the queue is full.
+            SpecError: for an empty prompt or a token outside the vocabulary.
+        """
+        self._check_prompt(prompt_ids)
+        sequence = Sequence(
+            id=next(self._ids),
+            request_id=request_id,
+            token_ids=list(prompt_ids),
+            num_prompt_tokens=len(prompt_ids),
+            sampling=sampling,
+            detokenizer=Detokenizer(stream, sampling.stop),
+            domain=domain,
+            cache_salt=cache_salt,
+            routed_experts=self._new_record() if record_routing else None,
+        )
+        self.scheduler.submit(sequence)
+        self._sequences[sequence.id] = sequence
+        return sequence
+
+    def cancel(self, sequence_id: int) -> None:
+        """Mark a sequence; the next step ends it and frees its blocks. Unknown and finished ones are ignored."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is not None:
+            sequence.cancelled = True
+
+    def step(self) -> list[Event]:
+        """Compute one batch and tell what became of each sequence in it."""
+        events: list[Event] = [*self._end_cancelled(), *self._end_overdue()]
+        chunks = self._plan()
+        if chunks:
+            events += self._note_started(chunks)
+            logits = self.runner.run(chunks)
+            self.stats.count_tokens(chunks)
+            self.scheduler.commit(chunks)
+            sampled = [chunk.sequence for chunk in chunks if chunk.wants_sample]
+            events += self._advance(sampled, sample(logits, sampled) if sampled else [])
+        self.stats.publish_if_due(self)
+        return events
+
+    def end_all(self, code: str, message: str) -> list[Event]:
+        """Fail every sequence that is left, and free its blocks."""
+        return [self._fail(sequence, code, message) for sequence in list(self._sequences.values())]
+
+    # The steps of a step, in order.
+
+    def _end_cancelled(self) -> Iterable[Event]:
+        for sequence in [sequence for sequence in self._sequences.values() if sequence.cancelled]:
+            yield self._finish(sequence, FinishReason.CANCELLED)
+
+    def _end_overdue(self) -> Iterable[Event]:
+        oldest = time.monotonic() - self.spec.max_wait_s
+        for sequence in list(self.scheduler.waiting):
+            if sequence.started_at is None and sequence.arrived_at < oldest:
+                waited = f"the request waited {self.spec.max_wait_s:g} s without a place in the batch"
+                yield self._fail(sequence, "queue_timeout", waited)
+
+    def _plan(self) -> list[Chunk]:
+        chunks = self.scheduler.schedule()
+        # Attention takes single tokens as one batch, in front.
+        return sorted(chunks, key=lambda chunk: chunk.num_tokens > 1)
+
+    def _note_started(self, chunks: list[Chunk]) -> Iterable[Event]:
+        now = time.monotonic()
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if sequence.started_at is None:
+                sequence.started_at = now
+                yield Started(sequence.id, sequence.num_prompt_tokens, sequence.num_reused_tokens)
+
+    def _advance(self, sequences: list[Sequence], samples: list[Sample]) -> Iterable[Event]:
+        now = time.monotonic()
+        for sequence, drawn in zip(sequences, samples, strict=True):
+            if drawn.token_id is None:
+                message = "the model's output is not finite; the version or its precision is at fault"
+                yield self._fail(sequence, "not_finite", message)
+                continue
+            sequence.token_ids.append(drawn.token_id)
+            self.stats.note_output(sequence, now)
+            yield from self._tell(sequence, drawn)
+
+    def _tell(self, sequence: Sequence, drawn: Sample) -> Iterable[Event]:
+        assert drawn.token_id is not None
+        ends = drawn.token_id in self._eos or drawn.token_id in sequence.sampling.stop_token_ids
+        text = "" if ends else sequence.detokenizer.push(drawn.token_id)
+        reason = self._reason_to_stop(sequence, ends)
+        if reason is not None:
+            text += sequence.detokenizer.finish()
+        yield Delta(sequence.id, text, (drawn.token_id,), () if drawn.logprob is None else (drawn.logprob,))
+        if reason is not None:
+            yield self._finish(sequence, reason)
+
+    def _reason_to_stop(self, sequence: Sequence, ends: bool) -> FinishReason | None:
+        if ends or sequence.detokenizer.stopped:
+            return FinishReason.STOP
+        if (
+            sequence.num_output_tokens >= sequence.sampling.max_tokens
+            or len(sequence.token_ids) >= self.max_tokens
+        ):
+            return FinishReason.LENGTH
+        return None
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> Done:
+        self._drop(sequence)
+        return Done(
+            sequence.id,
+            reason,
+            sequence.num_prompt_tokens,
+            sequence.num_reused_tokens,
+            sequence.num_output_tokens,
+            _timing_ms(sequence),
+            None if sequence.routed_experts is None else sequence.routed_experts.to_json(),
+        )
+
+    def _fail(self, sequence: Sequence, code: str, message: str) -> Failed:
+        logger.warning("request %s failed: %s: %s", sequence.request_id, code, message)
+        self._drop(sequence)
+        return Failed(sequence.id, code, message)
+
+    def _drop(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        del self._sequences[sequence.id]
+
+    def _check_prompt(self, prompt_ids: list[int]) -> None:
+        if not prompt_ids:
+            raise SpecError("the prompt is empty: send at least one token")
+        if len(prompt_ids) >= self.max_tokens:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt_ids)} tokens; this deployment takes at most {self.max_tokens - 1}"
+            )
+        if min(prompt_ids) < 0 or max(prompt_ids) >= self._vocab_size:
+            raise SpecError(f"a prompt token is outside the vocabulary of {self._vocab_size}")
+
+    def _new_record(self) -> RoutedExperts | None:
+        moe = self.runner.model.spec.moe
+        return None if moe is None else RoutedExperts(moe.moe_layers, moe.num_experts, moe.top_k)
+
+
+def _timing_ms(sequence: Sequence) -> dict[str, float | None]:
+    def since_arrival(moment: float | None) -> float | None:
+        return None if moment is None else round((moment - sequence.arrived_at) * 1000, 2)
+
+    return {
+        "queue_ms": since_arrival(sequence.started_at),
+        "first_token_ms": since_arrival(sequence.first_token_at),
+        "total_ms": since_arrival(time.monotonic()),
+    }
+
+
+def use_threads(num_threads: int) -> None:
+    """Set torch's intra-op threads for this process."""
+    torch.set_num_threads(num_threads)

@@ -1,0 +1,71 @@
+"""Exact counts of tokens by phase, domain, expert layer and expert.
+
+Each token is counted once for each of its top-k experts in each layer, when it is first computed for its request:
+padding never, tokens taken from the prefix cache never (no expert sees them), tokens computed again after a
+preemption never.
+
+Shapes: P phases, N domains (row 0: none), L expert layers, E experts, T tokens of a step, K top_k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Chunks
+
+import torch
+
+from moe_core.engine.scheduler import Chunk
+from moe_core.routers import Routing
+from moe_core.spec import MoeSpec
+
+PHASES = ("prefill", "decode")
+
+
+class RoutingCounts:
+    """An int64 tensor (P, N, L, E) that one index_add a step brings up to date."""
+
+    def __init__(self, moe: MoeSpec, num_domains: int, max_batch_tokens: int) -> None:
+        num_layers = len(moe.moe_layers)
+        self.moe_layers = moe.moe_layers
+        self.counts_PNLE = torch.zeros(
+            len(PHASES), num_domains + 1, num_layers, moe.num_experts, dtype=torch.int64
+        )
+        self._index_of = {layer: index for index, layer in enumerate(moe.moe_layers)}
+        self._ids_LTK = torch.zeros(num_layers, max_batch_tokens, moe.top_k, dtype=torch.int64)
+        self._layer_base_L11 = (torch.arange(num_layers) * moe.num_experts)[:, None, None]
+        self._ones = torch.ones(num_layers * max_batch_tokens * moe.top_k, dtype=torch.int64)
+
+    def observe(self, layer: int, routing: Routing) -> None:
+        """Keep one layer's choice until the step ends."""
+        ids_TK = routing.expert_ids_TK
+        self._ids_LTK[self._index_of[layer], : ids_TK.shape[0]].copy_(ids_TK)
+
+    def end_of_step(self, chunks: Chunks[Chunk], *, counted: bool = True) -> None:
+        """Count the tokens of the step just computed, and hand each sequence that records its routing its share.
+
+        `chunks` stand in the step's order and are not committed yet. Warm-up passes `counted=False`.
+        """
+        start = 0
+        for chunk in chunks:
+            if chunk.sequence.routed_experts is not None:
+                own = slice(start, start + chunk.num_tokens)
+                chunk.sequence.routed_experts.add(chunk.start, self._ids_LTK[:, own])
+            start += chunk.num_tokens
+        if counted:
+            self._count(chunks)
+
+    def _count(self, chunks: Chunks[Chunk]) -> None:
+        places, bases = [], []
+        _, num_rows, num_layers, num_experts = self.counts_PNLE.shape
+        first = 0
+        for chunk in chunks:
+            sequence = chunk.sequence
+            for position in range(max(chunk.start, sequence.num_counted_tokens), chunk.end):
+                phase = int(position >= sequence.num_prompt_tokens)
+                places.append(first + position - chunk.start)
+                bases.append((phase * num_rows + sequence.domain + 1) * num_layers * num_experts)
+            first += chunk.num_tokens
+        ids_LTK = self._ids_LTK[:, :first] if len(places) == first else self._ids_LTK[:, places]
+        cells = (ids_LTK + self._layer_base_L11 + torch.tensor(bases, dtype=torch.int64)[None, :, None]).view(
+            -1
+        )
+        self.counts_PNLE.view(-1).index_add_(0, cells, self._ones[: cells.numel()])

@@ -1,0 +1,72 @@
+"""Runs the model on the chunks of one step.
+
+Shapes: T tokens of the step, B chunks that end in a sample, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Chunks
+
+import torch
+from torch import Tensor
+
+from moe_core.engine.attention import StepAttention
+from moe_core.engine.kv_cache import PagedKVCache
+from moe_core.engine.routing_counts import RoutingCounts
+from moe_core.engine.scheduler import Chunk
+from moe_core.model.context import DomainPrior, RoutingContext
+from moe_core.model.decoder import Decoder
+from moe_core.spec import RoutingSpec
+
+
+class ModelRunner:
+    """The model, its cache, the domain prior and the routing counts."""
+
+    def __init__(
+        self, model: Decoder, routing: RoutingSpec, *, num_blocks: int, max_batch_tokens: int
+    ) -> None:
+        moe = model.spec.moe
+        self.model = model
+        self.cache = PagedKVCache(model.spec, num_blocks, model.dtype)
+        self.counts = None if moe is None else RoutingCounts(moe, len(routing.domains), max_batch_tokens)
+        self.prior: DomainPrior | None = None
+        if moe is not None and routing.domains and routing.prior_mode != "none":
+            self.prior = DomainPrior.from_routing(
+                routing, num_moe_layers=len(moe.moe_layers), num_experts=moe.num_experts, top_k=moe.top_k
+            )
+
+    @torch.inference_mode()
+    def run(self, chunks: Chunks[Chunk], *, counted: bool = True) -> Tensor:
+        """Logits (B, V) of the chunks that want a sample, in the order of `chunks`; single tokens must come first."""
+        ids = [chunk.sequence.token_ids[place] for chunk in chunks for place in range(chunk.start, chunk.end)]
+        positions = [place for chunk in chunks for place in range(chunk.start, chunk.end)]
+        hidden_TD = self.model.hidden(
+            torch.tensor(ids),
+            torch.tensor(positions),
+            StepAttention(self.cache, chunks, self.model.dtype),
+            self.routing_context(chunks),
+        )
+        if self.counts is not None:
+            self.counts.end_of_step(chunks, counted=counted)
+        return self.model.logits(hidden_TD[_sampled_rows(chunks)])
+
+    def routing_context(self, chunks: Chunks[Chunk]) -> RoutingContext | None:
+        """What the routers see and tell in this step; None for a dense model."""
+        if self.counts is None:
+            return None
+        domain_T = None
+        # Without a prior, and where no sequence has a domain, the routers need not look.
+        if self.prior is not None and any(chunk.sequence.domain >= 0 for chunk in chunks):
+            domain_T = torch.tensor(
+                [chunk.sequence.domain for chunk in chunks for _ in range(chunk.num_tokens)]
+            )
+        return RoutingContext(domain_T=domain_T, prior=self.prior, observe=self.counts.observe)
+
+
+def _sampled_rows(chunks: Chunks[Chunk]) -> Tensor:
+    rows, end = [], 0
+    for chunk in chunks:
+        end += chunk.num_tokens
+        if chunk.wants_sample:
+            rows.append(end - 1)
+    return torch.tensor(rows, dtype=torch.int64)

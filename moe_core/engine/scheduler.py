@@ -1,0 +1,176 @@
+"""Which tokens the next step computes: decodes first, then prompt chunks, within one token budget."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
+from moe_core.engine.sequence import Sequence, SequenceState, num_blocks_for
+from moe_core.errors import EngineBusy
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The tokens [start, end) of one sequence, computed in one step."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the chunk has."""
+        return self.end - self.start
+
+    @property
+    def wants_sample(self) -> bool:
+        """Whether the chunk ends at the sequence's last token, so that the next one can be sampled."""
+        return self.end == len(self.sequence.token_ids)
+
+
+class Scheduler:
+    """The waiting and the running sequences, and the blocks they hold."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_batch_tokens: int,
+        max_chunk_tokens: int,
+        max_sequences: int,
+        max_waiting: int,
+    ) -> None:
+        self.pool = pool
+        self.max_batch_tokens = max_batch_tokens
+        self.max_chunk_tokens = max_chunk_tokens
+        self.max_sequences = max_sequences
+        self.max_waiting = max_waiting
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._preempted = False
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would have something to do."""
+        return bool(self.waiting or self.running)
+
+    def submit(self, sequence: Sequence) -> None:
+        """Put a new sequence at the end of the queue.
+
+        Raises:
+            EngineBusy: when `max_waiting` sequences wait already.
+        """
+        if len(self.waiting) >= self.max_waiting:
+            raise EngineBusy(
+                f"{len(self.waiting)} requests wait already; at most {self.max_waiting} may: try again"
+            )
+        self.waiting.append(sequence)
+
+    def schedule(self) -> list[Chunk]:
+        """The chunks of the next step, decodes before prompt chunks, at most one chunk a sequence."""
+        self._preempted = False
+        decodes = list(self._decode_chunks())
+        # Beside decodes a prompt advances in small bites, so that the others' next tokens do not wait long.
+        limit = self.max_chunk_tokens if decodes else self.max_batch_tokens
+        prompts = list(self._prompt_chunks(min(limit, self.max_batch_tokens - len(decodes))))
+        # An older prompt may have taken the blocks of a younger sequence after that one was planned.
+        return [chunk for chunk in decodes + prompts if chunk.sequence.state is SequenceState.RUNNING]
+
+    def commit(self, chunks: list[Chunk]) -> None:
+        """Note that `chunks` were computed, and let others find the blocks that are full now."""
+        for chunk in chunks:
+            sequence = chunk.sequence
+            sequence.num_computed_tokens = chunk.end
+            sequence.num_counted_tokens = max(sequence.num_counted_tokens, chunk.end)
+            for index in range(chunk.start // BLOCK_TOKENS, chunk.end // BLOCK_TOKENS):
+                self.pool.remember(sequence.block_ids[index], sequence.block_hash(index))
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a finished or cancelled sequence out and free its blocks."""
+        if sequence.state is SequenceState.RUNNING:
+            self.running.remove(sequence)
+        elif sequence.state is SequenceState.WAITING:
+            self.waiting.remove(sequence)
+        sequence.state = SequenceState.FINISHED
+        self._free_blocks(sequence)
+
+    def _decode_chunks(self) -> Iterator[Chunk]:
+        for sequence in list(self.running):
+            if sequence.state is not SequenceState.RUNNING or not sequence.is_decoding:
+                continue
+            if self._make_room(sequence, len(sequence.token_ids)):
+                yield Chunk(sequence, sequence.num_computed_tokens, len(sequence.token_ids))
+
+    def _prompt_chunks(self, budget: int) -> Iterator[Chunk]:
+        for sequence in list(self.running):
+            if sequence.state is not SequenceState.RUNNING or sequence.is_decoding or budget <= 0:
+                continue
+            end = sequence.num_computed_tokens + min(sequence.num_missing_tokens, budget)
+            if self._make_room(sequence, end):
+                budget -= end - sequence.num_computed_tokens
+                yield Chunk(sequence, sequence.num_computed_tokens, end)
+        # A sequence preempted in this very step waits at least until the next one.
+        while budget > 0 and not self._preempted and self._admit_next():
+            sequence = self.running[-1]
+            end = sequence.num_computed_tokens + min(sequence.num_missing_tokens, budget)
+            self._grow(sequence, end)
+            budget -= end - sequence.num_computed_tokens
+            yield Chunk(sequence, sequence.num_computed_tokens, end)
+
+    def _admit_next(self) -> bool:
+        """Start the oldest waiting sequence if all its tokens fit beside one more block for each running one."""
+        if not self.waiting or len(self.running) >= self.max_sequences:
+            return False
+        sequence = self.waiting[0]
+        reused = self._reusable_blocks(sequence)
+        num_new = num_blocks_for(len(sequence.token_ids)) - len(reused)
+        if self.pool.num_free - self.pool.num_free_among(reused) < num_new + len(self.running):
+            return False
+        self.waiting.popleft()
+        self.pool.hold(reused)
+        sequence.block_ids = reused
+        sequence.num_computed_tokens = len(reused) * BLOCK_TOKENS
+        if sequence.num_preemptions == 0:
+            sequence.num_reused_tokens = sequence.num_computed_tokens
+            sequence.num_counted_tokens = sequence.num_computed_tokens
+        sequence.state = SequenceState.RUNNING
+        self.running.append(sequence)
+        return True
+
+    def _reusable_blocks(self, sequence: Sequence) -> list[int]:
+        # A request that records its routing computes every token itself. The last token is always
+        # computed: its logits are wanted.
+        if sequence.routed_experts is not None:
+            return []
+        num_full = (len(sequence.token_ids) - 1) // BLOCK_TOKENS
+        return self.pool.find(sequence.block_hash(index) for index in range(num_full))
+
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Give `sequence` blocks for `num_tokens`, taken from the youngest if need be; False when that was itself."""
+        while self.pool.num_free < num_blocks_for(num_tokens) - len(sequence.block_ids):
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        self._grow(sequence, num_tokens)
+        return True
+
+    def _grow(self, sequence: Sequence, num_tokens: int) -> None:
+        for _ in range(num_blocks_for(num_tokens) - len(sequence.block_ids)):
+            sequence.block_ids.append(self.pool.allocate())
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Send a running sequence back to the head of the queue; its tokens will be computed again."""
+        self._preempted = True
+        self.running.remove(sequence)
+        self._free_blocks(sequence)
+        sequence.state = SequenceState.WAITING
+        sequence.num_computed_tokens = 0
+        sequence.num_preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _free_blocks(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.block_ids)
+        sequence.block_ids = []

@@ -1,0 +1,105 @@
+"""One request on its way through the engine: its tokens, its blocks and how far it has come."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from moe_core.engine.block_pool import BLOCK_TOKENS, chain_hash, chain_start
+
+if TYPE_CHECKING:
+    from moe_core.engine.detokenizer import Detokenizer
+    from moe_core.engine.routed_experts import RoutedExperts
+
+
+class SequenceState(StrEnum):
+    """Where a sequence is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended, in OpenAI's words where it has them."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen and when to stop; the borders have checked the bounds."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    # None for no log probabilities, 0 for the chosen token's alone, n for the n likeliest too.
+    num_logprobs: int | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """Prompt and output tokens with what is known about them; `token_ids` grows as the engine samples."""
+
+    id: int
+    request_id: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    detokenizer: Detokenizer
+    # -1: no domain. It decides the routing prior, hence the keys and values, hence what may be shared.
+    domain: int = -1
+    cache_salt: str = ""
+    routed_experts: RoutedExperts | None = None
+    arrived_at: float = field(default_factory=time.monotonic)
+    started_at: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    state: SequenceState = SequenceState.WAITING
+    cancelled: bool = False
+    block_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_reused_tokens: int = 0
+    # Tokens before this position were routed once for this request already: after a preemption
+    # they are computed again, but a token is counted once.
+    num_counted_tokens: int = 0
+    num_preemptions: int = 0
+    _hashes: list[bytes] = field(default_factory=list)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """How many tokens were sampled."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_missing_tokens(self) -> int:
+        """How many tokens wait to be computed; one while decoding."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether only the newest sampled token is missing."""
+        return self.num_missing_tokens == 1 and self.num_output_tokens > 0
+
+    def block_hash(self, index: int) -> bytes:
+        """The chain hash of the full block `index`."""
+        while len(self._hashes) <= index:
+            start = len(self._hashes) * BLOCK_TOKENS
+            parent = (
+                self._hashes[-1] if self._hashes else chain_start(f"{self.domain}:{self.cache_salt}".encode())
+            )
+            self._hashes.append(chain_hash(parent, self.token_ids[start : start + BLOCK_TOKENS]))
+        return self._hashes[index]
+
+
+def num_blocks_for(num_tokens: int) -> int:
+    """How many blocks hold `num_tokens`."""
+    return -(-num_tokens // BLOCK_TOKENS)

@@ -1,0 +1,84 @@
+"""The strict parser refuses what lenient readers let through, and agrees with json on all else."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_core.strict_json import StrictJsonError, loads
+
+SENSIBLE_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
+SENSIBLE_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | SENSIBLE_TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(SENSIBLE_TEXT, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(SENSIBLE_JSON, st.booleans())
+def test_it_reads_back_what_json_wrote(value: object, ascii_only: bool) -> None:
+    assert loads(json.dumps(value, ensure_ascii=ascii_only).encode()) == value
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (b"[" * 65 + b"]" * 65, "too_deep"),
+        (b"[" * 5_000, "too_deep"),
+        (b'{"a":' * 65 + b"1" + b"}" * 65, "too_deep"),
+        (b"NaN", "not_finite"),
+        (b'{"a": -Infinity}', "not_finite"),
+        (b"[1e999]", "not_finite"),
+        (b"[-1e999]", "not_finite"),
+        (b'"\\u0000"', "bad_text"),
+        (b'{"\\u0000": 1}', "bad_text"),
+        (b'["\\ud800"]', "bad_text"),
+        (b'["\\udc00\\ud800"]', "bad_text"),
+        (b'{"a": 1, "a": 2}', "duplicate_key"),
+        (b'{"a": {"b": 1, "\\u0062": 2}}', "duplicate_key"),
+        (b'"\xff"', "not_utf8"),
+        (b'"\xed\xa0\x80"', "not_utf8"),
+        (b'"\x00"', "not_json"),
+        (b"", "not_json"),
+        (b"{} {}", "not_json"),
+        (b"{'a': 1}", "not_json"),
+        (b"9" * 5_000, "not_json"),
+        (b'"' + b"x" * 4 * 1024 * 1024 + b'"', "too_large"),
+    ],
+)
+def test_it_refuses(raw: bytes, code: str) -> None:
+    with pytest.raises(StrictJsonError) as caught:
+        loads(raw)
+    assert caught.value.code == code
+
+
+def test_brackets_in_strings_do_not_count_as_depth() -> None:
+    value = {"text": "[" * 500 + '"\\' + "{" * 500}
+    assert loads(json.dumps(value).encode()) == value
+
+
+def test_sixty_four_levels_are_accepted() -> None:
+    assert loads(b"[" * 64 + b"]" * 64) is not None
+
+
+def test_a_surrogate_pair_is_one_character() -> None:
+    assert loads(b'"\\ud83d\\ude00"') == "\U0001f600"
+
+
+def test_time_grows_no_faster_than_the_input_on_hostile_strings() -> None:
+    def seconds(count: int) -> float:
+        raw = b"[" * 80 + b'"' + b'\\"' * count
+        started = time.perf_counter()
+        with pytest.raises(StrictJsonError):
+            loads(raw)
+        return time.perf_counter() - started
+
+    assert min(seconds(400_000) for _ in range(3)) < 8 * max(min(seconds(100_000) for _ in range(3)), 1e-3)
