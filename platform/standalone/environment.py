@@ -103,7 +103,7 @@ class Environment:
         if uv is not None:
             quiet = [] if sys.stderr.isatty() else ["--quiet"]
             command = [str(uv), "pip", "install", *quiet, "--python", str(self.python), *arguments]
-            if subprocess.run(command, env=self._uv_variables(), check=False).returncode == 0:
+            if subprocess.run(command, env=self.uv_variables(), check=False).returncode == 0:
                 return
             note("uv could not do it; trying pip (slower)")
         self._run([str(self.python), "-m", "pip", "install", "--quiet", *arguments])
@@ -117,7 +117,7 @@ class Environment:
             subprocess.run(command, check=False)
         return uv if uv.exists() else None
 
-    def _uv_variables(self) -> dict[str, str]:
+    def uv_variables(self) -> dict[str, str]:
         """Return the environment with pip's settings said in uv's words too."""
         variables = dict(os.environ)
         for theirs, ours in UV_FROM_PIP.items():

@@ -1,0 +1,122 @@
+"""`./turnout test`: every check on this checkout, and one honest summary at the end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+
+from standalone import browser
+from standalone.build import build_all
+from standalone.paths import ROOT
+from standalone.services import throwaway_services
+from standalone.stages import PYTEST, SUBSETS, Stage
+from standalone.terminal import note, say
+
+NOTHING_COLLECTED = 5
+FINAL_LINE = re.compile(r"^=*\s*(\d+ \w+.*in [\d.]+s.*|no tests ran in .*?)\s*=*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one stage ended: "passed", "failed" or "not run", and in whose words."""
+
+    stage: Stage
+    state: str
+    seconds: float = 0.0
+    said: str = ""
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Run the stages that the command line names; 0 only when all of them ran and passed."""
+    stages = chosen_stages(name, arguments)
+    build_all()
+    began = time.monotonic()
+    outcomes = [run_stage(stage) for stage in stages]
+    return summarise(outcomes, time.monotonic() - began)
+
+
+def chosen_stages(name: str, arguments: list[str]) -> list[Stage]:
+    """Turn the command line into stages: a subset's name, or anything that pytest understands."""
+    if name != "test":
+        return SUBSETS[name]
+    parser = argparse.ArgumentParser(
+        prog="./turnout test",
+        description="Run every check and test. Other words than a subset's name go to pytest as they are.",
+    )
+    parser.add_argument("subset", nargs="?", default="all", help=" | ".join(SUBSETS))
+    chosen, rest = parser.parse_known_args(arguments)
+    stages = SUBSETS.get(chosen.subset)
+    if stages is None or (rest and len(stages) > 1):
+        return [Stage("tests", "tests", [*PYTEST, *arguments])]
+    return [replace(stage, command=[*stage.command, *rest]) for stage in stages]
+
+
+def run_stage(stage: Stage) -> Outcome:
+    """Run one stage, showing its output as it comes."""
+    environment = {**os.environ, **stage.environment}
+    if stage.needs_browser:
+        found = browser.ensure_chromium()
+        if found is None:
+            return Outcome(stage, "not run", said="no Chromium could be found or installed on this machine")
+        environment[browser.VARIABLE] = found
+    say(f"\n----- {stage.title}: {shown(stage.command)}")
+    began = time.monotonic()
+    if stage.needs_services:
+        with throwaway_services({}) as services:
+            status, said = _follow(stage.command, environment | services.environment)
+    else:
+        status, said = _follow(stage.command, environment)
+    seconds = time.monotonic() - began
+    if stage.is_pytest and status == NOTHING_COLLECTED:
+        return Outcome(stage, "not run", seconds, "pytest found no test")
+    return Outcome(stage, "passed" if status == 0 else "failed", seconds, said)
+
+
+def _follow(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Run a command, pass its output on, and remember the line in which pytest sums itself up."""
+    said = ""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        sys.stdout.write(line)
+        sys.stdout.flush()
+        found = FINAL_LINE.match(re.sub(r"\x1b\[[\d;]*m", "", line.strip()))
+        said = found.group(1) if found else said
+    return process.wait(), said
+
+
+def summarise(outcomes: list[Outcome], seconds: float) -> int:
+    """Print what passed, what failed and what did not run; return the exit status."""
+    say("\n===== summary " + "=" * 60)
+    for outcome in outcomes:
+        line = (
+            f"  {outcome.state.upper():<8} {outcome.stage.title:<30}{outcome.seconds:7.1f} s  {outcome.said}"
+        )
+        say(line.rstrip())
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    silent = [outcome for outcome in outcomes if outcome.state == "not run"]
+    for outcome in silent:
+        say(f"\n  !!! {outcome.stage.title.upper()} DID NOT RUN: {outcome.said}.")
+    if silent and not strict():
+        say("  !!! With CI=true this would be a failure.")
+    good = not failed and not (silent and strict())
+    note(f"{'All that ran passed' if good else 'FAILED'} in {seconds:.0f} s")
+    return 0 if good else 1
+
+
+def strict() -> bool:
+    """True on a CI machine, where a check that did not run is a failure."""
+    return os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+
+def shown(command: list[str]) -> str:
+    """Return a command as a person would type it."""
+    words = [word.removeprefix(f"{sys.prefix}/bin/") for word in command]
+    return " ".join(f"'{word}'" if " " in word else word for word in words)

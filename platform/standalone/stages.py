@@ -1,0 +1,64 @@
+"""The stages of `./turnout test`, each with the command that decides it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+PYTHON = sys.executable
+PYTEST = [PYTHON, "-m", "pytest"]
+MANAGE = [PYTHON, "manage.py"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One check: what it is called, what it runs, what it needs."""
+
+    name: str
+    title: str
+    command: list[str]
+    needs_services: bool = False
+    needs_browser: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_pytest(self) -> bool:
+        """True when the last line of its output counts tests."""
+        return self.command[: len(PYTEST)] == PYTEST
+
+
+_DJANGO = {"DJANGO_SETTINGS_MODULE": "config.settings.test"}
+LINT = Stage("lint", "ruff", [PYTHON, "-m", "ruff", "check", "."])
+TYPES = Stage("types", "mypy", [PYTHON, "-m", "mypy"])
+CONTRACTS = Stage("contracts", "import contracts", ["lint-imports"])
+MIGRATIONS = Stage(
+    "migrations",
+    "models and migrations agree",
+    [*MANAGE, "makemigrations", "--check", "--dry-run"],
+    True,
+    False,
+    _DJANGO,
+)
+SCHEMA = Stage(
+    "schema", "OpenAPI schema", [*MANAGE, "spectacular", "--validate", "--fail-on-warn", "--file", "/dev/null"],
+    True, False, _DJANGO,
+)  # fmt: skip
+TESTS = Stage("tests", "tests", [*PYTEST, "-m", "not browser", "--durations=15"])
+FAST = Stage("fast", "quick tests", [*PYTEST, "-m", "not browser and not slow and not faults", "-q"])
+NATIVE = Stage("native", "tests of moe_core", [*PYTEST, "-p", "no:django", "tests/moe_core", "-q"])
+FAULTS = Stage("faults", "tests that break things", [*PYTEST, "-m", "faults"])
+# In a process of its own: Playwright leaves an event loop running, and Django's ORM then refuses to work.
+BROWSER = Stage(
+    "browser", "browser tests", [*PYTEST, "-p", "no:django", "-m", "browser", "tests/e2e"], needs_browser=True
+)
+
+STATIC = [LINT, TYPES, CONTRACTS, MIGRATIONS, SCHEMA]
+SUBSETS = {
+    "all": [*STATIC, TESTS, BROWSER],
+    "fast": [LINT, CONTRACTS, FAST],
+    "static": STATIC,
+    **{
+        stage.name: [stage]
+        for stage in (LINT, TYPES, CONTRACTS, MIGRATIONS, SCHEMA, TESTS, NATIVE, FAULTS, BROWSER)
+    },
+}
