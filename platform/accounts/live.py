@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.contrib.auth import get_user, get_user_model
+from django.contrib.sessions.backends.db import SessionStore
 from django.http import HttpRequest
 
 from accounts.access import Role
@@ -112,8 +113,7 @@ class LiveSocket(AsyncWebsocketConsumer):
     @database_sync_to_async
     def find_caller(self) -> Caller | None:
         """Return the session's person as a caller, read from the database each time."""
-        session = self.scope["session"]
-        fresh = type(session)(session.session_key)
+        fresh = SessionStore(self.scope["session"].session_key)
         request = HttpRequest()
         request.session = fresh
         user = get_user(request)

@@ -20,6 +20,7 @@ from django.conf import settings
 log = logging.getLogger(__name__)
 PREFIX = b"live:"
 QUEUE_FRAMES = 64
+READY_WITHIN_S = 2.0
 
 
 @lru_cache(maxsize=1)
@@ -66,7 +67,7 @@ class Hub:
     def __init__(self) -> None:
         self.watchers: dict[bytes, set[Subscription]] = defaultdict(set)
         self.task: asyncio.Task[None] | None = None
-        self.generation = 0
+        self.ready = asyncio.Event()
 
     async def start(self) -> None:
         """Begin to listen (once per process)."""
@@ -80,11 +81,15 @@ class Hub:
             with contextlib.suppress(asyncio.CancelledError):
                 await self.task
             self.task = None
+            self.ready.clear()
 
     @contextlib.asynccontextmanager
     async def watching(self, topic: str) -> AsyncIterator[Subscription]:
         """Yield a Subscription to the topic for the life of one socket."""
         await self.start()
+        # A snapshot taken before the subscription stands would miss the frames between the two.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.ready.wait(), timeout=READY_WITHIN_S)
         key, subscription = PREFIX + topic.encode(), Subscription()
         self.watchers[key].add(subscription)
         try:
@@ -104,7 +109,9 @@ class Hub:
                 async with client.pubsub() as channel:
                     await channel.psubscribe(PREFIX + b"*")
                     async for message in channel.listen():
-                        if message["type"] == "pmessage":
+                        if message["type"] == "psubscribe":
+                            self.ready.set()
+                        elif message["type"] == "pmessage":
                             for subscription in self.watchers.get(message["channel"], ()):
                                 subscription.push(message["data"])
             except (redis.RedisError, OSError) as error:
@@ -112,7 +119,7 @@ class Hub:
             finally:
                 with contextlib.suppress(redis.RedisError, OSError):
                     await client.aclose()
-            self.generation += 1
+            self.ready.clear()
             for subscriptions in self.watchers.values():
                 for subscription in subscriptions:
                     subscription.missed += 1
