@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+from django.test import Client
+
 from accounts.access import Role
 from accounts.caller import Caller
 from accounts.models import Membership, Team, User
 from accounts.services import api_token_create, team_create
-from django.test import Client
 
 
 @dataclass(frozen=True)
@@ -40,5 +41,7 @@ def people(db: None) -> People:
     other: Team = team_create(name="Other", owner=outsider)
     Membership.objects.create(user=teammate, team=house, role=Role.VIEWER)
     return People(
-        Caller(house, owner, Role.ADMIN), Caller(house, teammate, Role.VIEWER), Caller(other, outsider, Role.ADMIN)
+        Caller(house, owner, Role.ADMIN),
+        Caller(house, teammate, Role.VIEWER),
+        Caller(other, outsider, Role.ADMIN),
     )
