@@ -18,7 +18,7 @@ ROUTES = routes()
 
 
 def refused(route: Route, method: str, client: Client) -> bool:
-    reply = client.generic(method, route.path, headers={"accept": "text/html"})
+    reply = client.generic(method, route.path, headers={"accept": "*/*"})
     to_signin = reply.status_code == 302 and reply.headers["Location"].startswith("/signin/")
     return to_signin or reply.status_code in (401, 403)
 
