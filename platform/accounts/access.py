@@ -46,6 +46,16 @@ class Scope(TextChoices):
     ADMIN = "admin", _("Manage the team and its tokens")
 
 
+# The role that somebody needs to hand out a scope, and that a token of this scope acts with.
+SCOPE_ROLE = {
+    Scope.READ: Role.VIEWER,
+    Scope.INFER: Role.VIEWER,
+    Scope.WRITE: Role.EDITOR,
+    Scope.DEPLOY: Role.EDITOR,
+    Scope.ADMIN: Role.ADMIN,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """The declaration that a page carries."""

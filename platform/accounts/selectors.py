@@ -5,10 +5,9 @@ from __future__ import annotations
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 
-from accounts.access import Role, Scope
+from accounts.access import SCOPE_ROLE, Role, Scope
 from accounts.caller import Caller
 from accounts.models import ApiToken, Membership, Team, User
-from accounts.services import SCOPE_ROLE
 from accounts.tokens import token_digest
 
 

@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.utils.text import slugify
 from django.utils.translation import gettext as _
 
-from accounts.access import Role, Scope
+from accounts.access import SCOPE_ROLE, Role, Scope
 from accounts.audit import audit_record
 from accounts.caller import Caller
 from accounts.models import ApiToken, Membership, SetupToken, Team, User
@@ -120,15 +120,6 @@ def member_remove(*, caller: Caller, membership_id: int) -> None:
         raise Conflict(_("You cannot remove yourself; ask another admin."))
     membership.delete()
     audit_record(caller=caller, action="member.removed", target=membership.user.username)
-
-
-SCOPE_ROLE = {
-    Scope.READ: Role.VIEWER,
-    Scope.INFER: Role.VIEWER,
-    Scope.WRITE: Role.EDITOR,
-    Scope.DEPLOY: Role.EDITOR,
-    Scope.ADMIN: Role.ADMIN,
-}
 
 
 @transaction.atomic
