@@ -38,7 +38,6 @@ INSTALLED_APPS = [
     "deployments",
     "telemetry",
     "gateway",
-    "hooks",
     "console",
     "api",
 ]
