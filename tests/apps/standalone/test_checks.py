@@ -1,0 +1,79 @@
+"""`./turnout test` says honestly what ran, and CI refuses what did not."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from standalone import browser, checks
+from standalone.checks import Outcome, chosen_stages, run_stage, summarise
+from standalone.stages import BROWSER, LINT, PYTEST, STATIC, SUBSETS, Stage
+
+
+def test_without_a_word_everything_runs_and_the_browser_has_its_own_process():
+    stages = chosen_stages("test", [])
+    assert [stage.name for stage in stages] == [*(stage.name for stage in STATIC), "tests", "browser"]
+    assert "no:django" in BROWSER.command
+
+
+def test_a_word_that_is_no_subset_goes_to_pytest_as_it_is():
+    (stage,) = chosen_stages("test", ["tests/apps/jobs", "-k", "lease", "-x"])
+    assert stage.command == [*PYTEST, "tests/apps/jobs", "-k", "lease", "-x"]
+
+
+def test_more_words_after_a_single_stage_are_added_to_it():
+    (stage,) = chosen_stages("test", ["browser", "-k", "heat"])
+    assert stage.command == [*BROWSER.command, "-k", "heat"]
+
+
+@pytest.mark.parametrize("name", ["lint", "types", "contracts"])
+def test_single_checks_are_commands_too(name):
+    assert chosen_stages(name, []) == SUBSETS[name]
+
+
+@pytest.fixture
+def outcomes():
+    return [Outcome(LINT, "passed", 1.0), Outcome(BROWSER, "not run", 0.0, "no Chromium could be found")]
+
+
+def test_what_did_not_run_is_said_loudly(outcomes, monkeypatch, capsys):
+    monkeypatch.delenv("CI", raising=False)
+    assert summarise(outcomes, 1.0) == 0
+    assert "BROWSER TESTS DID NOT RUN: no Chromium could be found" in capsys.readouterr().out
+
+
+def test_on_ci_what_did_not_run_is_a_failure(outcomes, monkeypatch, capsys):
+    monkeypatch.setenv("CI", "true")
+    assert summarise(outcomes, 1.0) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_one_failure_fails_the_whole(monkeypatch, capsys):
+    assert summarise([Outcome(LINT, "passed"), Outcome(LINT, "failed")], 1.0) == 1
+
+
+def test_a_missing_browser_means_not_run(monkeypatch):
+    monkeypatch.setattr(browser, "ensure_chromium", lambda: None)
+    assert run_stage(BROWSER).state == "not run"
+
+
+def test_a_pytest_run_that_finds_no_test_is_not_a_pass(tmp_path):
+    stage = Stage(
+        "tests", "tests", [*PYTEST, "-p", "no:django", "-c", "/dev/null", "-o", "addopts=", str(tmp_path)]
+    )
+    assert run_stage(stage).state == "not run"
+
+
+def test_the_line_in_which_pytest_sums_itself_up_is_repeated(tmp_path, capsys):
+    (tmp_path / "test_two.py").write_text("def test_a(): pass\ndef test_b(): assert False\n")
+    stage = Stage(
+        "tests", "tests", [*PYTEST, "-p", "no:django", "-c", "/dev/null", "-o", "addopts=", str(tmp_path)]
+    )
+    outcome = run_stage(stage)
+    assert outcome.state == "failed"
+    assert outcome.said.startswith("1 failed, 1 passed in ")
+
+
+def test_commands_are_shown_as_one_would_type_them():
+    assert checks.shown([f"{sys.prefix}/bin/python", "-m", "not browser"]) == "python -m 'not browser'"

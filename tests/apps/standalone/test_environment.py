@@ -1,0 +1,123 @@
+"""The bootstrap: says what is missing, installs only what has changed, speaks uv's words, uses nothing installed."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from standalone import environment as module
+from standalone.environment import Environment
+from standalone.errors import StandaloneError
+
+ROOT = Path(__file__).resolve().parents[3]
+BEFORE_INSTALLATION = ("bootstrap", "commands", "environment", "errors", "terminal", "__init__")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
+    return tmp_path
+
+
+@pytest.fixture
+def prepared(checkout, monkeypatch):
+    """An environment whose installer only writes down what it was asked for."""
+    asked: list[list[str]] = []
+    environment = Environment(checkout)
+    (checkout / ".venv" / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
+    monkeypatch.setattr(Environment, "_make_folder", lambda self: None)
+    monkeypatch.setattr(Environment, "_install", lambda self, arguments: asked.append(arguments))
+    return environment, asked
+
+
+@pytest.mark.parametrize("name", BEFORE_INSTALLATION)
+def test_what_runs_before_the_installation_uses_the_standard_library_alone(name):
+    tree = ast.parse((ROOT / "platform" / "standalone" / f"{name}.py").read_text())
+    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    found |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    allowed = {f"standalone.{other}" for other in BEFORE_INSTALLATION} | {"standalone"}
+    foreign = {
+        item for item in found if item not in allowed and item.split(".")[0] not in sys.stdlib_module_names
+    }
+    assert foreign == set()
+
+
+def test_the_second_call_installs_nothing(prepared):
+    environment, asked = prepared
+    environment.prepare(dev=True, model=True)
+    assert len(asked) == 2
+    environment.prepare(dev=True, model=True)
+    environment.prepare(dev=False, model=False)
+    assert len(asked) == 2
+
+
+def test_a_changed_lock_installs_again_but_leaves_the_model(prepared):
+    environment, asked = prepared
+    environment.prepare(dev=False, model=True)
+    lock = environment.requirements / "lock.txt"
+    lock.write_text(lock.read_text() + "# changed\n")
+    environment.prepare(dev=False, model=True)
+    assert len(asked) == 3
+    assert "--no-deps" not in asked[-1]
+
+
+def test_versions_come_from_the_lock_and_the_model_without_its_launchers(prepared):
+    environment, asked = prepared
+    environment.prepare(dev=False, model=True)
+    assert asked[0][-2:] == ["-c", str(environment.requirements / "lock.txt")]
+    assert asked[1][0] == "--no-deps"
+
+
+def test_apps_and_library_are_importable_from_any_folder(prepared):
+    environment, _ = prepared
+    environment.prepare(dev=False, model=False)
+    (path_file,) = environment.folder.rglob("turnout-source.pth")
+    assert path_file.read_text().splitlines() == [str(environment.root / "platform"), str(environment.root)]
+
+
+def test_a_missing_venv_module_is_named_with_the_way_out(checkout, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        module.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else real(name)
+    )
+    with pytest.raises(StandaloneError, match=r"'ensurepip' is missing.*apt install python3\.\d+-venv"):
+        Environment(checkout).prepare(dev=False, model=False)
+
+
+def test_uv_gets_the_same_mirror_and_wheel_folder_as_pip(checkout, monkeypatch):
+    monkeypatch.setenv("PIP_FIND_LINKS", "/some/wheels")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "https://chosen.example/simple")
+    variables = Environment(checkout).uv_variables()
+    assert variables["UV_FIND_LINKS"] == "/some/wheels"
+    assert variables["UV_DEFAULT_INDEX"] == "https://chosen.example/simple"
+
+
+def test_pip_takes_over_when_uv_cannot_be_had(checkout, monkeypatch):
+    ran: list[list[str]] = []
+    monkeypatch.setattr(Environment, "_uv", lambda self: None)
+    monkeypatch.setattr(Environment, "_run", lambda self, command: ran.append(command))
+    Environment(checkout)._install(["-r", "x.in"])
+    assert ran[0][1:] == ["-m", "pip", "install", "--quiet", "-r", "x.in"]
+
+
+def test_the_front_door_knows_its_commands_before_anything_is_installed(tmp_path):
+    python = shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable
+    run = subprocess.run(
+        [python, "-I", str(ROOT / "turnout"), "help"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    for word in ("up", "test", "demo", "doctor", "TURNOUT_PORT"):
+        assert word in run.stdout
+    unknown = subprocess.run(
+        [python, str(ROOT / "turnout"), "fly"], capture_output=True, text=True, env=os.environ
+    )
+    assert unknown.returncode == 2
+    assert "no command 'fly'" in unknown.stderr
