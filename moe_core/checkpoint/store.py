@@ -60,7 +60,7 @@ def load(
     slots = slots_of(spec)
     with WeightReader(directory) as reader:
         check_slots(slots, reader)
-        return fill(empty_decoder(spec, dtype, device), slots, reader)
+        return fill(Decoder(spec, TORCH_DTYPES[dtype]), slots, reader).to(device)
 
 
 def check_slots(slots: Iterable[Slot], reader: WeightReader, ignorable: Iterable[str] = ()) -> None:
@@ -73,15 +73,6 @@ def check_slots(slots: Iterable[Slot], reader: WeightReader, ignorable: Iterable
             raise FormatError(f"the weight files {kind} {len(names)} tensors, first {names[0]}")
     for name, slot in wanted.items():
         check_tensor(slot, reader.info(name))
-
-
-def empty_decoder(spec: ModelSpec, dtype: DtypeName, device: torch.device | str = "cpu") -> Decoder:
-    """A decoder with uninitialised weights of the given dtype and float32 routers."""
-    with torch.device("meta"):
-        model = Decoder(spec).to(TORCH_DTYPES[dtype])
-        for moe in model.moe_layers():
-            moe.router.float()
-    return model.to_empty(device=device)
 
 
 @torch.no_grad()

@@ -15,10 +15,13 @@ from moe_core.routers import Routing
 class GroupedExperts(nn.Module):
     """All experts of a layer: gate rows first, then up rows, then the way back."""
 
-    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(
+        self, num_experts: int, hidden_size: int, intermediate_size: int, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
-        self.gate_up_E2FD = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))
-        self.down_EDF = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
+        gate_up_shape = (num_experts, 2 * intermediate_size, hidden_size)
+        self.gate_up_E2FD = nn.Parameter(torch.empty(gate_up_shape, dtype=dtype))
+        self.down_EDF = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size, dtype=dtype))
         # The name of a kernel to use always; None lets the dispatcher choose.
         self.kernel: str | None = None
 

@@ -12,21 +12,21 @@ from torch import Tensor, nn
 
 from moe_core.model.attention import DenseCausal, GrowingSequence
 from moe_core.model.context import AttentionContext, RoutingContext
-from moe_core.model.layers import DenseMlp, MoeMlp, RmsNorm, rotary_table, rotate
+from moe_core.model.layers import DenseMlp, Embedding, Linear, MoeMlp, RmsNorm, rotary_table, rotate
 from moe_core.spec import ModelSpec
 
 
 class Attention(nn.Module):
     """Projections of one layer's attention; the context does the attending."""
 
-    def __init__(self, spec: ModelSpec, layer: int) -> None:
+    def __init__(self, spec: ModelSpec, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.layer = layer
         self.num_heads, self.num_kv = spec.num_attention_heads, spec.num_key_value_heads
         self.head_dim = spec.head_dim
         rows = (self.num_heads + 2 * self.num_kv) * spec.head_dim
-        self.qkv_proj = nn.Linear(spec.hidden_size, rows, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * spec.head_dim, spec.hidden_size, bias=False)
+        self.qkv_proj = Linear(spec.hidden_size, rows, dtype)
+        self.o_proj = Linear(self.num_heads * spec.head_dim, spec.hidden_size, dtype)
 
     def forward(self, x_TD: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext) -> Tensor:
         """Project, rotate queries and keys together, attend, project back."""
@@ -42,16 +42,16 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and a feed-forward, each behind its norm and beside the residual."""
 
-    def __init__(self, spec: ModelSpec, layer: int) -> None:
+    def __init__(self, spec: ModelSpec, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.input_norm = RmsNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.attention = Attention(spec, layer)
-        self.mlp_norm = RmsNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.input_norm = RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype)
+        self.attention = Attention(spec, layer, dtype)
+        self.mlp_norm = RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype)
         self.mlp: DenseMlp | MoeMlp
         if spec.is_moe_layer(layer):
-            self.mlp = MoeMlp(spec, layer)
+            self.mlp = MoeMlp(spec, layer, dtype)
         else:
-            self.mlp = DenseMlp(spec.hidden_size, spec.intermediate_size)
+            self.mlp = DenseMlp(spec.hidden_size, spec.intermediate_size, dtype)
 
     def forward(
         self, x_TD: Tensor, cos: Tensor, sin: Tensor, attention: AttentionContext, routing: RoutingContext | None
@@ -65,15 +65,15 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A causal language model built from a ModelSpec; weights start uninitialised."""
+    """A causal language model built from a ModelSpec; weights start uninitialised, routers are float32."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.spec = spec
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(Block(spec, layer) for layer in range(spec.num_hidden_layers))
-        self.norm = RmsNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.lm_head = None if spec.tie_word_embeddings else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size, dtype)
+        self.layers = nn.ModuleList(Block(spec, layer, dtype) for layer in range(spec.num_hidden_layers))
+        self.norm = RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype)
+        self.lm_head = None if spec.tie_word_embeddings else Linear(spec.hidden_size, spec.vocab_size, dtype)
 
     @property
     def head_weight_VD(self) -> Tensor:

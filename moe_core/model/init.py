@@ -11,9 +11,7 @@ from moe_core.spec import ModelSpec
 def random_decoder(spec: ModelSpec, seed: int, std: float = 0.02, dtype: torch.dtype = torch.float32) -> Decoder:
     """A decoder with normal weights of the given standard deviation and norms of one."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        model = Decoder(spec)
-    model = model.to_empty(device="cpu").to(dtype)
+    model = Decoder(spec, dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):

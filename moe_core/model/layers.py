@@ -14,12 +14,36 @@ from moe_core.routers import route
 from moe_core.spec import ModelSpec
 
 
+class Linear(nn.Module):
+    """A map without bias whose weight (out, in) starts uninitialised: loading fills it."""
+
+    def __init__(self, width_in: int, width_out: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width_out, width_in, dtype=dtype))
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """x · weightᵀ."""
+        return nn.functional.linear(x_TD, self.weight)
+
+
+class Embedding(nn.Module):
+    """One row for each token, uninitialised at first."""
+
+    def __init__(self, num_tokens: int, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_tokens, width, dtype=dtype))
+
+    def forward(self, ids_T: Tensor) -> Tensor:
+        """Rows of the given tokens: (T, D)."""
+        return nn.functional.embedding(ids_T, self.weight)
+
+
 class RmsNorm(nn.Module):
     """Root-mean-square norm, computed in float32."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.empty(width, dtype=dtype))
         self.eps = eps
 
     def forward(self, x_TD: Tensor) -> Tensor:
@@ -45,10 +69,10 @@ def rotate(x_THd: Tensor, cos_T1h: Tensor, sin_T1h: Tensor) -> Tensor:
 class DenseMlp(nn.Module):
     """SwiGLU feed-forward with gate and up packed in one map."""
 
-    def __init__(self, width: int, intermediate: int) -> None:
+    def __init__(self, width: int, intermediate: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(width, 2 * intermediate, bias=False)
-        self.down_proj = nn.Linear(intermediate, width, bias=False)
+        self.gate_up_proj = Linear(width, 2 * intermediate, dtype)
+        self.down_proj = Linear(intermediate, width, dtype)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """down(silu(gate(x)) · up(x))."""
@@ -58,17 +82,17 @@ class DenseMlp(nn.Module):
 
 
 class Router(nn.Module):
-    """The gate of one layer: a single map from hidden state to expert logits."""
+    """The gate of one layer: a single map from hidden state to expert logits, float32 in every model."""
 
     def __init__(self, num_experts: int, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_experts, width))
+        self.weight = nn.Parameter(torch.empty(num_experts, width, dtype=torch.float32))
 
 
 class MoeMlp(nn.Module):
     """Router, experts and an optional shared expert in the place of a dense feed-forward."""
 
-    def __init__(self, spec: ModelSpec, layer: int) -> None:
+    def __init__(self, spec: ModelSpec, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
         moe = spec.moe
         assert moe is not None
@@ -76,9 +100,9 @@ class MoeMlp(nn.Module):
         self.moe_index = moe.moe_layers.index(layer)
         self.moe = moe
         self.router = Router(moe.num_experts, spec.hidden_size)
-        self.experts = GroupedExperts(moe.num_experts, spec.hidden_size, moe.moe_intermediate_size)
+        self.experts = GroupedExperts(moe.num_experts, spec.hidden_size, moe.moe_intermediate_size, dtype)
         shared = moe.shared_intermediate_size
-        self.shared_expert = DenseMlp(spec.hidden_size, shared) if shared else None
+        self.shared_expert = DenseMlp(spec.hidden_size, shared, dtype) if shared else None
 
     def forward(self, x_TD: Tensor, context: RoutingContext | None) -> Tensor:
         """Route, run the chosen experts, add the shared one."""

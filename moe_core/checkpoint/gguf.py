@@ -1,0 +1,153 @@
+"""GGUF files: read with bounds, and imported as a model directory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moe_core.checkpoint.atomic import new_directory, write_json
+from moe_core.checkpoint.files import open_regular, read_exactly
+from moe_core.checkpoint.gguf_config import spec_from_metadata
+from moe_core.checkpoint.gguf_header import GgufHead, GgufTensor, read_head
+from moe_core.checkpoint.gguf_names import gguf_name, is_rope_permuted
+from moe_core.checkpoint.gguf_tokenizer import write_tokenizer
+from moe_core.checkpoint.layout import CONFIG_FILE
+from moe_core.checkpoint.store import TORCH_DTYPES, DtypeName, write_weights
+from moe_core.errors import FormatError
+from moe_core.model.decoder import Decoder
+from moe_core.model.families import Slot, config_of, slots_of
+from moe_core.spec import ModelSpec
+
+# Elements unpacked at once: bounds the float32 and the temporary memory of a large tensor.
+UNPACK_ELEMENTS = 4 * 1024 * 1024
+
+
+class GgufFile:
+    """An open, checked GGUF file; a context manager."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.name = Path(path).name
+        self._file = open_regular(Path(path))
+        try:
+            self.head: GgufHead = read_head(self._file, self.name)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Keys and values of the head; arrays of numbers are numpy arrays."""
+        return dict(self.head.metadata)
+
+    @property
+    def tensors(self) -> dict[str, GgufTensor]:
+        """Every tensor by its GGUF name."""
+        return dict(self.head.tensors)
+
+    def dequantised(self, name: str) -> NDArray[np.float32]:
+        """One tensor as float32 in row-major shape."""
+        tensor = self.head.tensors[name]
+        quant = tensor.quant
+        num_blocks = (tensor.end - tensor.begin) // quant.block_bytes
+        out = np.empty((num_blocks, quant.block_elements), np.float32)
+        step = max(1, UNPACK_ELEMENTS // quant.block_elements)
+        for start in range(0, num_blocks, step):
+            raw = np.empty((min(step, num_blocks - start), quant.block_bytes), np.uint8)
+            read_exactly(self._file, tensor.begin + start * quant.block_bytes, memoryview(raw.reshape(-1)))
+            with np.errstate(over="ignore", invalid="ignore"):
+                out[start : start + len(raw)] = quant.unpack(raw)
+        return out.reshape(tensor.shape)
+
+
+def read_gguf(path: Path | str) -> GgufFile:
+    """Open a GGUF file and check its head; FormatError or CheckpointError when it is not one."""
+    return GgufFile(path)
+
+
+def describe_gguf(path: Path | str) -> dict[str, Any]:
+    """What a file says of itself: architecture, name, licence, and how its tensors are stored."""
+    with read_gguf(path) as file:
+        said = file.metadata
+        stored = Counter(tensor.quant.name for tensor in file.tensors.values())
+        return {
+            "architecture": said.get("general.architecture"),
+            "name": said.get("general.name"),
+            "organization": said.get("general.organization"),
+            "license": said.get("general.license"),
+            "languages": list(said.get("general.languages", [])),
+            "tensors": len(file.tensors),
+            "stored_as": dict(stored),
+        }
+
+
+def import_gguf(path: Path | str, out_dir: Path | str, *, dtype: DtypeName = "bfloat16") -> ModelSpec:
+    """Write a model directory from a GGUF file of the llama architecture, dense or with experts.
+
+    Weights are dequantised and stored as `dtype`; the tokenizer comes out of the file's own metadata.
+    Raises FormatError when the file is broken, lacks a tensor, or is of another architecture.
+    """
+    with read_gguf(path) as file:
+        spec = spec_from_metadata(file.head, file.name)
+        with new_directory(Path(out_dir)) as directory:
+            model = _filled(file, spec, dtype)
+            write_weights(directory, model, TORCH_DTYPES[dtype])
+            write_json(directory / CONFIG_FILE, config_of(spec, dtype))
+            write_tokenizer(directory, file.head, file.name)
+    return spec
+
+
+def _filled(file: GgufFile, spec: ModelSpec, dtype: DtypeName) -> Decoder:
+    model = Decoder(spec, TORCH_DTYPES[dtype])
+    parameters = dict(model.named_parameters())
+    slots = slots_of(spec)
+    _check_names(file, slots)
+    for name, group in _by_gguf_tensor(slots).items():
+        values = torch.from_numpy(file.dequantised(name))
+        for slot in group:
+            with torch.no_grad():
+                slot.of(parameters[slot.parameter]).copy_(_picked(values, slot, spec))
+    return model
+
+
+def _by_gguf_tensor(slots: list[Slot]) -> dict[str, list[Slot]]:
+    groups: dict[str, list[Slot]] = {}
+    for slot in slots:
+        groups.setdefault(gguf_name(slot), []).append(slot)
+    return groups
+
+
+def _check_names(file: GgufFile, slots: list[Slot]) -> None:
+    wanted = {gguf_name(slot) for slot in slots}
+    # Frequencies that other writers precompute; plain rotary positions have all ones there.
+    surplus = set(file.head.tensors) - wanted
+    missing = wanted - set(file.head.tensors)
+    if missing or surplus:
+        which, names = ("lacks", missing) if missing else ("holds unknown", surplus)
+        raise FormatError(f"{file.name}: {which} {len(names)} tensors, first {sorted(names)[0]}")
+
+
+def _picked(values: Tensor, slot: Slot, spec: ModelSpec) -> Tensor:
+    """The part of a GGUF tensor that belongs to a slot, with the rotary order of Hugging Face."""
+    part = values if slot.expert is None else values[slot.expert]
+    if tuple(part.shape) != slot.shape:
+        raise FormatError(f"{slot.tensor}: has shape {list(part.shape)}; the metadata demands {list(slot.shape)}")
+    if not is_rope_permuted(slot):
+        return part
+    # llama.cpp stores rotary pairs side by side (0, d/2, 1, d/2 + 1, …) within each head.
+    heads = slot.shape[0] // spec.head_dim
+    return part.view(heads, spec.head_dim // 2, 2, -1).transpose(1, 2).reshape(slot.shape)

@@ -1,0 +1,111 @@
+"""A tokenizer.json out of a GGUF file's metadata: byte-level BPE vocabularies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from moe_core.checkpoint.atomic import write_json
+from moe_core.checkpoint.chat import IM_END, IM_START, recognise
+from moe_core.checkpoint.gguf_config import CONTROL_TOKEN, end_tokens
+from moe_core.checkpoint.gguf_header import GgufHead
+from moe_core.checkpoint.layout import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
+from moe_core.checkpoint.tokenizer_config import ChatFormatConfig, TokenizerConfig
+from moe_core.errors import FormatError
+
+USER_DEFINED_TOKEN = 4
+# Llama 3's splitter: contractions, words with one leading mark, numbers of at most three digits, marks, spaces.
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+
+
+def write_tokenizer(directory: Path, head: GgufHead, name: str) -> None:
+    """Write tokenizer.json and tokenizer_config.json; FormatError for a vocabulary of another kind."""
+    tokenizer = build_tokenizer(head.metadata, name)
+    # Through plain data, so that equal vocabularies are equal bytes.
+    text = json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, separators=(",", ":"))
+    (directory / TOKENIZER_FILE).write_text(text, encoding="utf-8")
+    write_json(directory / TOKENIZER_CONFIG_FILE, config_from(head.metadata).model_dump(mode="json"))
+
+
+def build_tokenizer(said: Mapping[str, Any], name: str) -> Tokenizer:
+    """The tokenizer that the metadata describes."""
+    kind = said.get("tokenizer.ggml.model")
+    if kind != "gpt2":
+        raise FormatError(f"{name}: tokenizer {str(kind)[:40]!r} is not served; known is 'gpt2' (byte-level BPE)")
+    tokens, merges = _texts(said, "tokenizer.ggml.tokens", name), _texts(said, "tokenizer.ggml.merges", name)
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    if len(vocabulary) != len(tokens):
+        raise FormatError(f"{name}: the vocabulary names a token twice")
+    pairs = [_pair(merge, vocabulary, name) for merge in merges]
+    splitter = str(said.get("tokenizer.ggml.pre", "gpt-2"))
+    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=splitter == "llama-bpe"))
+    tokenizer.pre_tokenizer = _splitter(splitter, name)
+    tokenizer.decoder = decoders.ByteLevel()
+    _add_tokens(tokenizer, tokens, said.get("tokenizer.ggml.token_type"), name)
+    return tokenizer
+
+
+def _texts(said: Mapping[str, Any], key: str, name: str) -> list[str]:
+    value = said.get(key)
+    if not isinstance(value, list) or not value:
+        raise FormatError(f"{name}: {key} must be a list of texts")
+    return value
+
+
+def _pair(merge: str, vocabulary: Mapping[str, int], name: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
+        raise FormatError(f"{name}: the merge {merge[:80]!r} is not of tokens in the vocabulary")
+    return left, right
+
+
+def _splitter(pre: str, name: str) -> pre_tokenizers.PreTokenizer:
+    """How text is cut before merging; the names are llama.cpp's."""
+    if pre in ("gpt-2", "gpt2"):
+        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if pre in ("smollm", "starcoder"):
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    if pre == "llama-bpe":
+        split = pre_tokenizers.Split(Regex(_LLAMA3), behavior="isolated")
+        return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    raise FormatError(f"{name}: splitter {pre[:40]!r} is not served; known are gpt-2, smollm, starcoder, llama-bpe")
+
+
+def _add_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: Any, name: str) -> None:
+    if kinds is None:
+        return
+    if len(kinds) != len(tokens):
+        raise FormatError(f"{name}: {len(tokens)} tokens but {len(kinds)} token types")
+    control = [t for t, kind in zip(tokens, kinds, strict=True) if kind == CONTROL_TOKEN]
+    custom = [t for t, kind in zip(tokens, kinds, strict=True) if kind == USER_DEFINED_TOKEN]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in custom])
+
+
+def config_from(said: Mapping[str, Any]) -> TokenizerConfig:
+    """Begin, end and padding tokens and the chat format out of the metadata."""
+    tokens: list[str] = said.get("tokenizer.ggml.tokens", [])
+    ends = [tokens[index] for index in end_tokens(said) if index < len(tokens)]
+    template = said.get("tokenizer.chat_template")
+    chat = recognise(template if isinstance(template, str) else None, {IM_START, IM_END} <= set(tokens))
+    return TokenizerConfig(
+        bos_token=_token(said, tokens, "bos"),
+        eos_token=ends[0] if ends else None,
+        more_eos_tokens=tuple(ends[1:]),
+        pad_token=_token(said, tokens, "padding"),
+        add_bos_token=said.get("tokenizer.ggml.add_bos_token") is True,
+        chat_format=None if chat is None else ChatFormatConfig(name=chat.name, default_system=chat.default_system),
+    )
+
+
+def _token(said: Mapping[str, Any], tokens: list[str], role: str) -> str | None:
+    index = said.get(f"tokenizer.ggml.{role}_token_id")
+    return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else None

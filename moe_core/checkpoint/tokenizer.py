@@ -1,0 +1,131 @@
+"""Text to token ids and back, and conversations to prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as RustTokenizer
+
+from moe_core.checkpoint.chat import ChatFormat, ChatMessage, ChatPiece, parse_messages, pieces_of
+from moe_core.checkpoint.files import parse_json_object, read_bytes, read_json_object
+from moe_core.checkpoint.layout import MAX_CONFIG_BYTES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
+from moe_core.checkpoint.stream import StreamDecoder, byte_of_character
+from moe_core.checkpoint.tokenizer_config import TokenizerConfig
+from moe_core.checkpoint.tokenizer_json import MAX_TOKENIZER_BYTES, check_tokenizer_json
+from moe_core.errors import CheckpointError, FormatError, SpecError
+
+Message = ChatMessage | dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTokens:
+    """A conversation as token ids; `learnt[i]` is True where an assistant is trained to say token i."""
+
+    ids: list[int]
+    learnt: list[bool]
+
+
+class Tokenizer:
+    """The tokenizer of a model directory. Safe to share between threads."""
+
+    def __init__(self, directory: Path | str) -> None:
+        directory = Path(directory)
+        raw = read_bytes(directory / TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
+        check_tokenizer_json(parse_json_object(raw, TOKENIZER_FILE, MAX_TOKENIZER_BYTES))
+        self.config = TokenizerConfig.parse(read_json_object(directory / TOKENIZER_CONFIG_FILE, MAX_CONFIG_BYTES))
+        # Two readings of one file: one that honours control tokens in text, one to which they are mere text.
+        self._honouring, self._plain = _build(raw), _build(raw)
+        self._plain.encode_special_tokens = True
+        self._added: dict[int, AddedToken] = self._plain.get_added_tokens_decoder()
+        self.bos_id = self._id_of(self.config.bos_token)
+        self.pad_id = self._id_of(self.config.pad_token)
+        ends = [self.config.eos_token, *self.config.more_eos_tokens]
+        self.eos_ids: tuple[int, ...] = tuple(i for i in map(self._id_of, ends) if i is not None)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return self._plain.get_vocab_size()
+
+    @property
+    def chat_format(self) -> ChatFormat | None:
+        """How conversations are written for this model; None when it cannot chat."""
+        return self.config.chat
+
+    def encode(self, text: str, *, control_tokens: bool = False) -> list[int]:
+        """Ids of a text. Text that looks like a control token stays text unless `control_tokens` is True."""
+        tokenizer = self._honouring if control_tokens else self._plain
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return [self.bos_id, *ids] if self.config.add_bos_token and self.bos_id is not None else ids
+
+    def decode(self, ids: Sequence[int], *, control_tokens: bool = False) -> str:
+        """Text of ids; control tokens are left out unless `control_tokens` is True."""
+        text: str = self._plain.decode(list(ids), skip_special_tokens=not control_tokens)
+        return text
+
+    def format_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        """The prompt of a conversation, ready for the assistant's answer."""
+        return self.chat_tokens(messages, add_generation_prompt=add_generation_prompt).ids
+
+    def chat_tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> ChatTokens:
+        """A conversation as ids with the mask of what the assistant is trained to say.
+
+        Raises SpecError when the messages are not a conversation or the model has no chat format.
+        """
+        if self.chat_format is None:
+            raise SpecError("this model has no chat format; send a prompt instead of messages")
+        ids: list[int] = []
+        learnt: list[bool] = []
+        for piece in pieces_of(self.chat_format, parse_messages(messages), add_generation_prompt):
+            piece_ids, starts = self._piece(piece)
+            ids += piece_ids
+            learnt += [piece.learnt_from is not None and start >= piece.learnt_from for start in starts]
+        return ChatTokens(ids, learnt)
+
+    def _piece(self, piece: ChatPiece) -> tuple[list[int], list[int]]:
+        """Ids of a piece and the character at which each starts."""
+        if piece.is_control:
+            return [self._needed(piece.text)], [0]
+        encoding = self._plain.encode(piece.text, add_special_tokens=False)
+        return encoding.ids, [start for start, _ in encoding.offsets]
+
+    def stream(self) -> StreamDecoder:
+        """A decoder for one answer, token by token; control tokens give no text."""
+        return StreamDecoder(self.token_bytes)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; none for control tokens and for ids without a token."""
+        added = self._added.get(token_id)
+        if added is not None:
+            return b"" if added.special else added.content.encode()
+        token = self._plain.id_to_token(token_id)
+        if token is None:
+            return b""
+        table = byte_of_character()
+        return bytes(table[character] for character in token)
+
+    def token_text(self, token_id: int) -> str:
+        """A token on its own, to be shown: control tokens by their name, broken bytes as U+FFFD."""
+        added = self._added.get(token_id)
+        return added.content if added is not None else self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def _id_of(self, token: str | None) -> int | None:
+        if token is None:
+            return None
+        return self._needed(token)
+
+    def _needed(self, token: str) -> int:
+        token_id: int | None = self._plain.token_to_id(token)
+        if token_id is None:
+            raise CheckpointError(f"{TOKENIZER_FILE}: has no token {token!r}, which {TOKENIZER_CONFIG_FILE} names")
+        return token_id
+
+
+def _build(raw: bytes) -> RustTokenizer:
+    try:
+        return RustTokenizer.from_buffer(raw)
+    except Exception as error:  # tokenizers raises bare Exception for every fault
+        raise FormatError(f"{TOKENIZER_FILE}: {str(error)[:200]}") from error
