@@ -31,7 +31,7 @@ def _deployments(team: Any) -> Aspect | None:
 
 
 def _jobs(team: Any) -> Aspect | None:
-    url, count = navigation.address("jobs:list"), counts.running_jobs(team)
+    url, count = navigation.address("jobs:list"), counts.open_jobs(team)
     if url is None:
         return None
     text = ngettext("%(count)s job running", "%(count)s jobs running", count) % {"count": count}

@@ -72,7 +72,7 @@ SECTIONS: tuple[Section, ...] = (
         _("Train"),
         (
             Item("data", _("Logs and corpora"), "corpora:list", shortcut="c", count=counts.corpora),
-            Item("jobs", _("Jobs"), "jobs:list", shortcut="j", count=counts.running_jobs),
+            Item("jobs", _("Jobs"), "jobs:list", shortcut="j", count=counts.open_jobs),
         ),
     ),
     Section(

@@ -9,4 +9,5 @@ from console import views
 app_name = "console"
 urlpatterns = [
     path("", views.overview, name="overview"),
+    path("playground/", views.playground, name="playground"),
 ]

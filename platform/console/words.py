@@ -34,6 +34,8 @@ WORDS: tuple[str, ...] = (
     _("Layer {layer}, expert {expert}: {ratio} times the fair share"),
     _("Layer {layer}, expert {expert}: asleep, no token came"),
     _("Layer {layer} has no experts: every token passes"),
+    _("step {step}"),
+    _("step {step} of {of}"),
     _("step {step}, expert {expert}: {ratio}×"),
     _("No answer from the server. Check the connection and try again."),
     _("The server refused this ({status})."),

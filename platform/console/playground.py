@@ -1,0 +1,62 @@
+"""What the playground offers: who answers, which domains there are, and prompts to begin with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accounts.models import Team
+from deployments.models import Deployment
+from django.db.models import F
+from django.utils.translation import get_language, gettext
+from routing.models import Domain
+
+from console import navigation
+
+MAX_STARTERS = 4
+
+
+def served_names(team: Team) -> list[str]:
+    """The names that the gateway answers to, those that serve first."""
+    found = Deployment.objects.filter(team=team, deleted_at=None).order_by(F("live_version_id").asc(nulls_last=True), "name")
+    return list(found.values_list("name", flat=True))
+
+
+def domains_of(team: Team) -> list[dict[str, Any]]:
+    """Each domain code of the team once (the newest map wins), named in the reader's language."""
+    newest: dict[str, Domain] = {}
+    for domain in Domain.objects.filter(map__team=team).select_related("map").order_by("map__updated_at", "-position"):
+        newest[domain.code] = domain
+    return [
+        {"code": domain.code, "name": domain.name, "colour": domain.colour, "experts": domain.experts}
+        for domain in sorted(newest.values(), key=lambda one: (one.position, one.code))
+    ]
+
+
+def starters(team: Team) -> list[dict[str, Any]]:
+    """Prompts to begin with: an example of each domain, else one of ours."""
+    found = []
+    for domain in Domain.objects.filter(map__team=team).order_by("-map__updated_at", "position"):
+        text = next((example for example in map(_text, domain.examples) if example), "")
+        if text and domain.code not in {one["domain"].code for one in found}:
+            found.append({"prompt": text, "domain": domain})
+    plain = gettext("Explain in two sentences why an order may arrive late.")
+    return found[:MAX_STARTERS] or [{"prompt": plain, "domain": None}]
+
+
+def _text(example: Any) -> str:
+    if isinstance(example, dict):
+        example = example.get(get_language() or "en") or example.get("prompt") or example.get("text") or ""
+    return str(example).strip()
+
+
+def verdict(served: list[str]) -> dict[str, str]:
+    """Can one ask, and whom."""
+    if served:
+        text = gettext("Answers come from the deployment that you choose, through the same gateway that programs use.")
+        return {"state": "ok", "text": text, "url": "", "more": ""}
+    return {
+        "state": "off",
+        "text": gettext("Nothing serves yet: deploy a version, and it answers here."),
+        "url": navigation.address("deployments:list") or "",
+        "more": gettext("Deployments"),
+    }

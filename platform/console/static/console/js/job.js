@@ -1,0 +1,158 @@
+// The page of one job, live: figures, curves, expert load over the run, stations and log.
+//
+// <section id="job" data-live-url="/ws/jobs/12/" data-steps="600"> and, each optional:
+//   [data-kpi="loss|tokens_per_second|max_vio|entropy|mapped_share|progress"] with [data-kpi-spark], [data-kpi-note]
+//   svg[data-curve="loss|max_vio|mapped_share|entropy"]      one chart each; data-goal draws a dotted line
+//   [data-station="STAGE"] in ol.stations                     done, now, next as the stages come
+//   canvas#history with select#layer and #history-at          expert load by step, one layer
+//   #log (role="log") with input#follow                       the last lines
+//   [data-live-state]                                         how fresh all this is
+// Wire: snapshot {seq, job: {state, stage, progress, …}, events: [event…]}, then events
+//   {seq, kind: "stage"|"step"|"log"|"report"|"state", payload: {…}, at}. When the job ends, the page is fetched afresh:
+//   the verdict and the report are the server's words.
+import { $, $$, el, t, fmt, percent, clock } from "./boot.js";
+import { connect, showState } from "./live.js";
+import { lines, spark } from "./charts.js";
+import { loads, stops, byteColour, ratioText, ASLEEP, NONE } from "./heat.js";
+
+const root = $("#job");
+const CURVES = ["loss", "max_vio", "mapped_share", "entropy", "tokens_per_second"];
+const SHOW = { loss: (v) => fmt(v, 3), max_vio: (v) => fmt(v, 2), entropy: (v) => fmt(v, 2), mapped_share: (v) => percent(v), tokens_per_second: (v) => fmt(v), progress: (v) => percent(v) };
+const KEEP = 600, LOG_LINES = 400;
+let steps = [], order = [], stage = null, dirty = false, charts = new Map(), shape = null;
+
+const clean = () => { steps = []; order = []; stage = null; $("#log")?.replaceChildren(); };
+
+function apply(event) {
+  const data = event.payload ?? event;
+  if (event.kind === "step") step(data);
+  else if (event.kind === "stage") enter(data.stage);
+  else if (event.kind === "log") line(data, event.at);
+  else if (event.kind === "state") { if (ENDED.has(data.state)) ended(); else if (data.progress != null) kpi("progress", data.progress); }
+  if (data.progress != null) kpi("progress", data.progress);
+  dirty = true;
+}
+const ENDED = new Set(["succeeded", "failed", "cancelled", "quarantined", "paused"]);
+let ending = false;
+function ended() {
+  // Once: let the last events settle, then read the server's own words.
+  if (ending || root.dataset.ended === "true") return;
+  ending = true;
+  setTimeout(() => location.reload(), 800);
+}
+
+function step(data) {
+  if (data.stage && data.stage !== stage) enter(data.stage);
+  const heat = data.heat, cells = heat ? loads(heat.counts.flat(), heat.layers.length, heat.num_experts) : null;
+  if (heat && (!shape || shape.layers.length !== heat.layers.length)) { shape = { layers: heat.layers, experts: heat.num_experts }; layerChoices(); }
+  steps.push({ ...data, heat: null, cells });
+  if (steps.length > KEEP) thin();
+}
+// Older points give way evenly, so that the whole run stays in view.
+function thin() { const recent = steps.slice(-KEEP / 4); steps = [...steps.slice(0, -KEEP / 4).filter((_, i) => i % 2 === 0), ...recent]; }
+
+function enter(name) {
+  if (!name) return;
+  stage = name;
+  const all = $$("[data-station]", root.closest("main")), at = all.findIndex((node) => node.dataset.station === name);
+  if (at < 0) return;
+  all.forEach((node, i) => { node.classList.toggle("done", i < at); if (i === at) node.setAttribute("aria-current", "step"); else node.removeAttribute("aria-current"); });
+}
+function kpi(key, value) { for (const node of $$(`[data-kpi="${key}"]`)) node.textContent = SHOW[key](value); for (const bar of $$(`progress[data-progress]`)) if (key === "progress") bar.value = value; }
+
+function line({ level = "info", text = "" }, at) {
+  const log = $("#log");
+  if (!log) return;
+  const kind = { warning: "w", error: "e" }[level];
+  log.append(el("span", { class: "t" }, at ? `${clock(new Date(at))} ` : ""), el("span", { class: kind }, `${text}\n`));
+  while (log.childNodes.length > 2 * LOG_LINES) log.firstChild.remove();
+}
+
+function paint() {
+  if (!dirty || document.hidden) return;
+  dirty = false;
+  const last = steps.at(-1);
+  if (last) {
+    for (const key of CURVES) {
+      const values = steps.map((one) => one[key]).filter((v) => v != null);
+      if (!values.length) continue;
+      kpi(key, values.at(-1));
+      for (const svg of $$(`[data-kpi-spark="${key}"]`)) spark(svg, values.slice(-60));
+    }
+    for (const svg of $$("[data-curve]")) curve(svg);
+    for (const node of $$('[data-kpi-note="progress"]')) node.textContent = t("step {step} of {of}", { step: fmt(last.step), of: fmt(last.of) });
+    history();
+  }
+  const log = $("#log");
+  if (log && ($("#follow")?.checked ?? true)) log.scrollTop = log.scrollHeight;
+}
+
+// One line per stage, so that a new stage starts a new line and is named at its flag.
+function curve(svg) {
+  const key = svg.dataset.curve, known = steps.filter((one) => one[key] != null);
+  if (!known.length) return;
+  const values = [], marks = [];
+  known.forEach((one, i) => {
+    if (i && one.stage !== known[i - 1].stage) { values.push(null); marks.push({ at: i / Math.max(1, known.length - 1), label: stageName(one.stage) }); }
+    values.push(one[key]);
+  });
+  const goal = svg.dataset.goal ? Number(svg.dataset.goal) : null, finite = values.filter((v) => v != null);
+  const options = { series: [{ values, kind: "a" }], fair: goal, marks, labels: [stepName(known[0]), stepName(known.at(-1))], left: 40, ...(key === "mapped_share" ? { min: 0, max: 1 } : key === "max_vio" ? { min: 0, max: Math.max(1, ...finite, goal ?? 0) } : {}) };
+  if (charts.has(svg)) charts.get(svg).update(options); else charts.set(svg, lines(svg, options));
+}
+const stepName = (one) => t("step {step}", { step: fmt(one.step) });
+const stageName = (name) => $(`[data-station="${CSS.escape(name ?? "")}"] b`)?.textContent ?? name ?? "";
+
+function layerChoices() {
+  const pick = $("#layer");
+  if (!pick) return;
+  pick.replaceChildren(...shape.layers.map((layer, i) => el("option", { value: i, selected: i === Math.floor(shape.layers.length / 2) }, `L${layer}`)));
+}
+function history() {
+  const canvas = $("#history"), shown = steps.filter((one) => one.cells);
+  if (!canvas || !shape || !shown.length) return;
+  const layer = Number($("#layer")?.value ?? 0), { experts } = shape, scale = stops("heat"), style = getComputedStyle(document.documentElement), ink = (name) => style.getPropertyValue(name).trim();
+  const box = canvas.getBoundingClientRect(), ratio = devicePixelRatio || 1, ctx = canvas.getContext("2d");
+  if (!box.width) return;
+  canvas.width = box.width * ratio; canvas.height = box.height * ratio; ctx.scale(ratio, ratio);
+  const left = 34, top = 5, bottom = 18, width = (box.width - left) / Math.max(shown.length, 24), height = Math.floor((box.height - bottom - top) / experts);
+  shown.forEach(({ cells }, i) => {
+    for (let e = 0; e < experts; e++) {
+      const byte = cells[layer * experts + e];
+      if (byte === NONE) continue;
+      ctx.fillStyle = byte === ASLEEP ? ink("--heat-dead") : `rgb(${byteColour(scale, byte).join(" ")})`;
+      ctx.fillRect(left + i * width, top + e * height, width + 0.5, height - 1);
+      if (byte === ASLEEP) { ctx.strokeStyle = ink("--heat-dead-ring"); ctx.strokeRect(left + i * width + 0.5, top + e * height + 0.5, Math.max(1, width - 1), height - 2); }
+    }
+  });
+  ctx.fillStyle = ink("--ink-3"); ctx.font = `${ink("--text-1")} ${ink("--font")}`; ctx.textBaseline = "middle"; ctx.textAlign = "right";
+  const every = height >= 14 ? 1 : Math.ceil(14 / height);
+  for (let e = 0; e < experts; e += every) ctx.fillText(`E${e}`, left - 7, top + e * height + height / 2);
+  ctx.textBaseline = "alphabetic"; ctx.textAlign = "left"; ctx.fillText(stepName(shown[0]), left, box.height - 3);
+  ctx.textAlign = "right"; ctx.fillText(stepName(shown.at(-1)), Math.max(left + 120, left + shown.length * width), box.height - 3);
+  canvas.onpointermove = (event) => {
+    const i = Math.floor((event.clientX - box.left - left) / width), e = Math.floor((event.clientY - canvas.getBoundingClientRect().top - top) / height), byte = shown[i]?.cells[layer * experts + e];
+    if (byte != null && e < experts && $("#history-at")) $("#history-at").textContent = t("step {step}, expert {expert}: {ratio}×", { step: fmt(shown[i].step), expert: e, ratio: ratioText(byte) });
+  };
+}
+$("#layer")?.addEventListener("change", history);
+addEventListener("themechange", () => { dirty = true; paint(); });
+document.addEventListener("visibilitychange", () => { dirty = true; paint(); });
+
+if (root?.dataset.liveUrl) {
+  connect(root.dataset.liveUrl, {
+    snapshot(data) {
+      clean();
+      const job = data.job ?? data;
+      for (const event of data.events ?? []) apply(event);
+      if (job.stage) enter(job.stage);
+      if (job.progress != null) kpi("progress", job.progress);
+      if (ENDED.has(job.state)) ended();
+      dirty = true; paint();
+    },
+    event: apply,
+    state: showState,
+  });
+  // Four paints a second at most; what changes faster cannot be read.
+  setInterval(paint, 250);
+}
