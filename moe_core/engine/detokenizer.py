@@ -8,11 +8,11 @@ from typing import Protocol
 class TextStream(Protocol):
     """Decodes one sequence's tokens in order; holds back bytes that are not yet a character."""
 
-    def push(self, token_id: int) -> str:
+    def step(self, token_id: int) -> str:
         """The text that `token_id` completes, often empty."""
         ...
 
-    def flush(self) -> str:
+    def finish(self) -> str:
         """What was held back, now that no token follows."""
         ...
 
@@ -28,13 +28,13 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """The text that may be shown after `token_id`; `stopped` turns true when a stop string is complete."""
-        return self._release(self._stream.push(token_id))
+        return self._release(self._stream.step(token_id))
 
     def finish(self) -> str:
         """The rest of the text when no stop string can follow any more."""
         if self.stopped:
             return ""
-        text = self._release(self._stream.flush())
+        text = self._release(self._stream.finish())
         if not self.stopped:
             text, self._held = text + self._held, ""
         return text

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 class Engine:
     """Continuous batching over one model."""
 
-    def __init__(self, spec: ServeSpec, model: Decoder) -> None:
+    def __init__(self, spec: ServeSpec, model: Decoder, *, end_tokens: Iterable[int] = ()) -> None:
         self.spec = spec
         self.routing = spec.routing()
         # One block more than asked for: block 0 is padding.
@@ -45,7 +45,7 @@ class Engine:
         )
         self.stats = EngineStats(self.runner.counts, self.routing.codes)
         self.max_tokens = min(model.spec.max_position_embeddings, (self.pool.num_blocks - 1) * BLOCK_TOKENS)
-        self._eos = frozenset(model.spec.eos_token_ids)
+        self._eos = frozenset(model.spec.eos_token_ids).union(end_tokens)
         self._vocab_size = model.spec.vocab_size
         self._sequences: dict[int, Sequence] = {}
         self._ids = count(1)
@@ -73,7 +73,7 @@ class Engine:
             EngineBusy: when the queue is full.
             SpecError: for an empty prompt or a token outside the vocabulary.
         """
-        self._check_prompt(prompt_ids)
+        self.check_prompt(prompt_ids)
         sequence = Sequence(
             id=next(self._ids),
             request_id=request_id,
@@ -88,6 +88,17 @@ class Engine:
         self.scheduler.submit(sequence)
         self._sequences[sequence.id] = sequence
         return sequence
+
+    def check_prompt(self, prompt_ids: list[int]) -> None:
+        """Raise SpecError or PromptTooLong for a prompt that cannot be served."""
+        if not prompt_ids:
+            raise SpecError("the prompt is empty: send at least one token")
+        if len(prompt_ids) >= self.max_tokens:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt_ids)} tokens; this deployment takes at most {self.max_tokens - 1}"
+            )
+        if min(prompt_ids) < 0 or max(prompt_ids) >= self._vocab_size:
+            raise SpecError(f"a prompt token is outside the vocabulary of {self._vocab_size}")
 
     def cancel(self, sequence_id: int) -> None:
         """Mark a sequence; the next step ends it and frees its blocks. Unknown and finished ones are ignored."""
@@ -112,6 +123,13 @@ class Engine:
     def end_all(self, code: str, message: str) -> list[Event]:
         """Fail every sequence that is left, and free its blocks."""
         return [self._fail(sequence, code, message) for sequence in list(self._sequences.values())]
+
+    def forget_history(self) -> None:
+        """Start statistics and prefix cache anew; for after the warm-up."""
+        self.pool.forget_all()
+        if self.runner.counts is not None:
+            self.runner.counts.counts_PNLE.zero_()
+        self.stats = EngineStats(self.runner.counts, self.routing.codes)
 
     # The steps of a step, in order.
 
@@ -152,7 +170,7 @@ class Engine:
 
     def _tell(self, sequence: Sequence, drawn: Sample) -> Iterable[Event]:
         assert drawn.token_id is not None
-        ends = drawn.token_id in self._eos or drawn.token_id in sequence.sampling.stop_token_ids
+        ends = self._ends_answer(sequence.sampling, drawn.token_id)
         text = "" if ends else sequence.detokenizer.push(drawn.token_id)
         reason = self._reason_to_stop(sequence, ends)
         if reason is not None:
@@ -160,6 +178,9 @@ class Engine:
         yield Delta(sequence.id, text, (drawn.token_id,), () if drawn.logprob is None else (drawn.logprob,))
         if reason is not None:
             yield self._finish(sequence, reason)
+
+    def _ends_answer(self, sampling: SamplingParams, token_id: int) -> bool:
+        return token_id in sampling.stop_token_ids or (token_id in self._eos and not sampling.ignore_eos)
 
     def _reason_to_stop(self, sequence: Sequence, ends: bool) -> FinishReason | None:
         if ends or sequence.detokenizer.stopped:
@@ -191,16 +212,6 @@ class Engine:
     def _drop(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
         del self._sequences[sequence.id]
-
-    def _check_prompt(self, prompt_ids: list[int]) -> None:
-        if not prompt_ids:
-            raise SpecError("the prompt is empty: send at least one token")
-        if len(prompt_ids) >= self.max_tokens:
-            raise PromptTooLong(
-                f"the prompt has {len(prompt_ids)} tokens; this deployment takes at most {self.max_tokens - 1}"
-            )
-        if min(prompt_ids) < 0 or max(prompt_ids) >= self._vocab_size:
-            raise SpecError(f"a prompt token is outside the vocabulary of {self._vocab_size}")
 
     def _new_record(self) -> RoutedExperts | None:
         moe = self.runner.model.spec.moe

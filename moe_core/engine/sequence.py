@@ -41,6 +41,8 @@ class SamplingParams:
     seed: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
+    # Go on after the model's own end token; for measurements.
+    ignore_eos: bool = False
     # None for no log probabilities, 0 for the chosen token's alone, n for the n likeliest too.
     num_logprobs: int | None = None
 

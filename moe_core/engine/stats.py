@@ -43,6 +43,8 @@ class Latencies:
 class Snapshot:
     """The totals at one step boundary."""
 
+    # Grows from one snapshot to the next.
+    serial: int
     at_ms: int
     # None for a model without experts.
     counts_PNLE: NDArray[np.int64] | None
@@ -82,6 +84,7 @@ class EngineStats:
         self.counts = counts
         self.domains = ("", *domains)
         self.on_publish: Callable[[Snapshot], None] | None = None
+        self._num_snapshots = 0
         self._num_steps = 0
         self._prompt_tokens = 0
         self._reused_tokens = 0
@@ -120,7 +123,9 @@ class EngineStats:
 
     def snapshot(self, engine: Engine) -> Snapshot:
         """The totals now; call it between steps, on the engine's thread."""
+        self._num_snapshots += 1
         return Snapshot(
+            serial=self._num_snapshots,
             at_ms=time.time_ns() // 1_000_000,
             counts_PNLE=None if self.counts is None else self.counts.counts_PNLE.numpy().copy(),
             num_steps=self._num_steps,

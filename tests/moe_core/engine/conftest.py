@@ -30,10 +30,10 @@ MOE = {"moe_layers": [0, 1, 2], "num_experts": 4, "top_k": 2, "moe_intermediate_
 class PlainStream:
     """Writes each token as a word, so that text and tokens can be told apart and compared."""
 
-    def push(self, token_id: int) -> str:
+    def step(self, token_id: int) -> str:
         return f"{token_id} "
 
-    def flush(self) -> str:
+    def finish(self) -> str:
         return ""
 
 

@@ -1,0 +1,56 @@
+"""From a model directory to an engine that has answered once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from moe_core.checkpoint.store import load
+from moe_core.checkpoint.tokenizer import Tokenizer
+from moe_core.engine.engine import Engine, use_threads
+from moe_core.engine.events import Delta, Done, Failed
+from moe_core.engine.loop import EngineState
+from moe_core.engine.sequence import SamplingParams
+from moe_core.engine.text import TextCodec
+from moe_core.errors import EngineError
+from moe_core.spec import ServeSpec
+
+logger = logging.getLogger(__name__)
+NUM_GOLDEN_TOKENS = 8
+
+
+def build_engine(spec: ServeSpec, tell: Callable[[EngineState], None]) -> tuple[Engine, TextCodec]:
+    """Check the files against their promised hashes, load them, and answer the golden prompt.
+
+    Raises:
+        CheckpointError: for files that are not what was promised, or no model.
+        SpecError: when domains name experts that the model has not.
+        EngineError: when the model does not answer.
+    """
+    use_threads(spec.num_threads)
+    model = load(spec.model_dir, spec.dtype, expected_hashes=spec.files or None)
+    codec = Tokenizer(spec.model_dir)
+    engine = Engine(spec, model.eval(), end_tokens=codec.eos_ids)
+    tell(EngineState.WARMING)
+    warm_up(engine, codec)
+    return engine, codec
+
+
+def warm_up(engine: Engine, codec: TextCodec) -> None:
+    """Answer the golden prompt, and leave no trace of it in statistics or cache.
+
+    Raises:
+        EngineError: when the answer is not finite or has no token.
+    """
+    ids = codec.encode(engine.spec.golden_prompt)[: engine.max_tokens - NUM_GOLDEN_TOKENS]
+    engine.submit(ids, SamplingParams(max_tokens=NUM_GOLDEN_TOKENS, ignore_eos=True), codec.stream())
+    answer = ""
+    while engine.has_work:
+        for event in engine.step():
+            if isinstance(event, Failed):
+                raise EngineError(f"the golden prompt failed: {event.message}")
+            if isinstance(event, Delta):
+                answer += event.text
+            if isinstance(event, Done):
+                logger.info("the golden prompt was answered with %r", answer)
+    engine.forget_history()

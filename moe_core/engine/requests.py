@@ -1,0 +1,98 @@
+"""What a request to the engine may say: closed, and every number bounded."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from moe_core.checkpoint.chat import ChatMessage
+from moe_core.engine.sequence import SamplingParams
+from moe_core.spec.base import Code
+from moe_core.spec.model import TokenId
+
+MAX_PROMPT_TOKENS = 1 << 20
+MAX_PROMPT_CHARS = 4 << 20
+Text = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_TOKENS)]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+
+
+class PromptBody(BaseModel):
+    """A prompt in one of three forms."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    prompt_ids: TokenIds | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)] | None = None
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        given = [name for name in ("prompt_ids", "prompt", "messages") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"send exactly one of prompt_ids, prompt and messages, not {len(given)}")
+        return self
+
+    @property
+    def num_chars(self) -> int:
+        """How much text there is to tokenise."""
+        return len(self.prompt or "") + sum(len(message.content) for message in self.messages or ())
+
+
+class TokenizeBody(BaseModel):
+    """Text or a conversation to be turned into tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    text: Text | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)] | None = None
+
+    @model_validator(mode="after")
+    def _one_text(self) -> Self:
+        if (self.text is None) == (self.messages is None):
+            raise ValueError("send either text or messages")
+        return self
+
+
+class TraceBody(PromptBody):
+    """A prompt whose routing is to be shown."""
+
+    domain: Code | None = None
+
+
+class GenerateBody(PromptBody):
+    """A request for an answer."""
+
+    request_id: Annotated[str, Field(max_length=200, pattern=r"^[ -~]*$")] = ""
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    temperature: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    top_p: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    seed: Seed | None = None
+    stop: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=16)] | None
+    ) = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] = []
+    ignore_eos: bool = False
+    domain: Code | None = None
+    # Requests with different salts never share cached prefixes: a team's name keeps its prompts unguessable.
+    cache_salt: Annotated[str, Field(max_length=200)] = ""
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    routed_experts: bool = False
+    epoch: Annotated[int, Field(ge=0)] | None = None
+
+    def sampling(self) -> SamplingParams:
+        """How to sample; without max_tokens the context is the limit, without a seed one is drawn."""
+        return SamplingParams(
+            max_tokens=self.max_tokens or MAX_PROMPT_TOKENS,
+            temperature=float(self.temperature),
+            top_p=float(self.top_p),
+            top_k=self.top_k,
+            seed=secrets.randbits(63) if self.seed is None else self.seed,
+            stop=tuple(self.stop or ()),
+            stop_token_ids=frozenset(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
+            num_logprobs=self.logprobs,
+        )
