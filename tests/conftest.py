@@ -1,7 +1,10 @@
-"""Fixtures of every test."""
+"""Fixtures of every test. Runs without Django (`-p no:django`: the browser, the library) have no people in them."""
 
 from __future__ import annotations
 
-from tests.people import people
+from django.conf import settings
 
-__all__ = ["people"]
+if settings.configured:
+    from tests.people import people
+
+    __all__ = ["people"]

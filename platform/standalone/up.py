@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from standalone import paths
+from standalone import paths, web
 from standalone.build import build_all
 from standalone.errors import ServiceFailed, StandaloneError
 from standalone.instance import Instance, InstanceLock
@@ -22,11 +22,7 @@ from standalone.supervisor import Program, Supervisor
 from standalone.terminal import note, say
 
 FIRST_PAGE_PATIENCE_S = 60.0
-# A client that only waits must not be cut, one that floods must not fill memory.
-WEB_FLAGS = [
-    "--ws", "websockets-sansio", "--ws-max-size", "65536", "--ws-max-queue", "16", "--timeout-keep-alive", "75",
-    "--timeout-graceful-shutdown", "10", "--no-server-header", "--no-access-log", "--lifespan", "on",
-]  # fmt: skip
+DRAIN_S = 10
 ALL_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104
 
 
@@ -120,22 +116,14 @@ def prepare_database(environment: Mapping[str, str]) -> str | None:
 def programs(environment: Mapping[str, str], logs: Path, chosen: argparse.Namespace) -> list[Program]:
     """Name the programs of one instance, in the order of their start."""
     python, manage = sys.executable, str(paths.ROOT / "manage.py")
-    web = [
-        python,
-        "-m",
-        "uvicorn",
-        "config.asgi:application",
-        "--host",
-        chosen.bind,
-        "--port",
-        str(chosen.port),
-    ]
     worker = [
         python, "-m", "celery", "-A", "workers.app", "worker", "--pool", "threads", "--concurrency", "4",
         "--without-gossip", "--without-mingle", "--loglevel", "INFO",
     ]  # fmt: skip
     listed = [
-        Program("web", [*web, *WEB_FLAGS], environment, logs / "web.log", patience_s=15),
+        Program(
+            "web", web.command(chosen.bind, chosen.port, DRAIN_S), environment, logs / "web.log", DRAIN_S + 5
+        ),
         Program("reconciler", [python, manage, "reconciler"], environment, logs / "reconciler.log"),
     ]
     if not chosen.no_worker:
