@@ -30,7 +30,9 @@ WEIGHT_DTYPES = ("F32", "BF16", "F16")
 
 def shard_of(slot: Slot) -> str:
     """The file that holds a tensor."""
-    return f"experts-{slot.layer}.safetensors" if slot.part == "experts" else f"{slot.part}.safetensors"
+    if slot.part in ("experts", "shared_experts"):
+        return f"experts-{slot.layer}.safetensors"
+    return "router.safetensors" if slot.part == "router" else "trunk.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

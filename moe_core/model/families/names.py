@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from moe_core.model.families.slots import Slot
+from moe_core.model.families.slots import Part, Slot
 from moe_core.spec import ModelSpec
 
 
 def slots_of(spec: ModelSpec) -> list[Slot]:
     """Every tensor of a checkpoint of this model, lowest layer first."""
     width = spec.hidden_size
-    slots = [Slot("model.embed_tokens.weight", "embed_tokens.weight", (spec.vocab_size, width))]
+    slots = [Slot("model.embed_tokens.weight", "embed_tokens.weight", (spec.vocab_size, width), "embedding")]
     for layer in range(spec.num_hidden_layers):
         slots += attention_slots(spec, layer)
         slots += moe_slots(spec, layer) if spec.is_moe_layer(layer) else dense_slots(spec, layer)
-    slots.append(Slot("model.norm.weight", "norm.weight", (width,)))
+    slots.append(Slot("model.norm.weight", "norm.weight", (width,), "norms"))
     if not spec.tie_word_embeddings:
-        slots.append(Slot("lm_head.weight", "lm_head.weight", (spec.vocab_size, width)))
+        slots.append(Slot("lm_head.weight", "lm_head.weight", (spec.vocab_size, width), "head"))
     return slots
 
 
@@ -26,26 +26,27 @@ def attention_slots(spec: ModelSpec, layer: int) -> Iterator[Slot]:
     there, here = f"model.layers.{layer}", f"layers.{layer}"
     width, head = spec.hidden_size, spec.head_dim
     heads, kv = spec.num_attention_heads, spec.num_key_value_heads
-    yield Slot(f"{there}.input_layernorm.weight", f"{here}.input_norm.weight", (width,), layer=layer)
+    yield Slot(f"{there}.input_layernorm.weight", f"{here}.input_norm.weight", (width,), "norms", layer=layer)
     start = 0
     for name, count in (("q", heads), ("k", kv), ("v", kv)):
         rows = (start, start + count * head)
         qkv = f"{here}.attention.qkv_proj.weight"
-        yield Slot(f"{there}.self_attn.{name}_proj.weight", qkv, (count * head, width), rows=rows, layer=layer)
+        shape = (count * head, width)
+        yield Slot(f"{there}.self_attn.{name}_proj.weight", qkv, shape, "attention", rows=rows, layer=layer)
         start = rows[1]
     out = f"{here}.attention.o_proj.weight"
-    yield Slot(f"{there}.self_attn.o_proj.weight", out, (width, heads * head), layer=layer)
-    yield Slot(f"{there}.post_attention_layernorm.weight", f"{here}.mlp_norm.weight", (width,), layer=layer)
+    yield Slot(f"{there}.self_attn.o_proj.weight", out, (width, heads * head), "attention", layer=layer)
+    after = f"{there}.post_attention_layernorm.weight"
+    yield Slot(after, f"{here}.mlp_norm.weight", (width,), "norms", layer=layer)
 
 
 def dense_slots(spec: ModelSpec, layer: int) -> Iterator[Slot]:
     """The dense feed-forward of one layer."""
     there, here = f"model.layers.{layer}.mlp", f"layers.{layer}.mlp"
-    yield from _mlp_slots(there, here, spec.hidden_size, spec.intermediate_size, layer)
+    yield from _mlp_slots(there, here, spec.hidden_size, spec.intermediate_size, layer, "dense_mlp")
 
 
-def _mlp_slots(there: str, here: str, width: int, inner: int, layer: int, shared: bool = False) -> Iterator[Slot]:
-    part = "experts" if shared else "trunk"
+def _mlp_slots(there: str, here: str, width: int, inner: int, layer: int, part: Part) -> Iterator[Slot]:
     packed = f"{here}.gate_up_proj.weight"
     yield Slot(f"{there}.gate_proj.weight", packed, (inner, width), part, rows=(0, inner), layer=layer)
     yield Slot(f"{there}.up_proj.weight", packed, (inner, width), part, rows=(inner, 2 * inner), layer=layer)
@@ -70,7 +71,7 @@ def moe_slots(spec: ModelSpec, layer: int) -> Iterator[Slot]:
             yield Slot(tensor, f"{here}.experts.{parameter}", shape, "experts", expert, rows, layer)
     if moe.shared_intermediate_size:
         names = (f"model.layers.{layer}.mlp.shared_expert", f"{here}.shared_expert")
-        yield from _mlp_slots(*names, width, moe.shared_intermediate_size, layer, shared=True)
+        yield from _mlp_slots(*names, width, moe.shared_intermediate_size, layer, "shared_experts")
 
 
 def fused_moe_slots(spec: ModelSpec, layer: int) -> Iterator[Slot]:
@@ -86,4 +87,4 @@ def fused_moe_slots(spec: ModelSpec, layer: int) -> Iterator[Slot]:
     yield Slot(f"{there}.experts.down_proj", f"{packed}.down_EDF", down, "experts", layer=layer)
     if moe.shared_intermediate_size:
         names = (f"{there}.shared_expert", f"{here}.shared_expert")
-        yield from _mlp_slots(*names, width, moe.shared_intermediate_size, layer, shared=True)
+        yield from _mlp_slots(*names, width, moe.shared_intermediate_size, layer, "shared_experts")

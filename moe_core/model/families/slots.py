@@ -10,7 +10,8 @@ from typing import Literal
 
 from torch import Tensor
 
-Part = Literal["trunk", "router", "experts"]
+# The parts of a model, as the cost model counts them.
+Part = Literal["embedding", "attention", "router", "experts", "shared_experts", "dense_mlp", "norms", "head"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Slot:
     # Name of the decoder's parameter.
     parameter: str
     shape: tuple[int, ...]
-    part: Part = "trunk"
+    part: Part
     # Expert number when the parameter is packed over experts.
     expert: int | None = None
     # Rows (start, stop) of the parameter, or of the expert's block, that this tensor fills; None means all.

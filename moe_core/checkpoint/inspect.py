@@ -1,0 +1,57 @@
+"""What a model directory holds, told from headers and configuration alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from moe_core.checkpoint.files import read_json_object
+from moe_core.checkpoint.layout import MAX_CONFIG_BYTES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
+from moe_core.checkpoint.reader import WeightReader
+from moe_core.checkpoint.store import check_slots, read_spec
+from moe_core.checkpoint.tokenizer_config import TokenizerConfig
+from moe_core.model.families import slots_of
+from moe_core.spec import cost_of
+
+
+def inspect_dir(path: Path | str) -> dict[str, Any]:
+    """Family, layers, parameters and bytes by part, files and tokenizer, as plain data for JSON.
+
+    Every header is checked against config.json; no weights are read. Raises CheckpointError or FormatError.
+    """
+    directory = Path(path)
+    spec = read_spec(directory)
+    params: Counter[str] = Counter()
+    num_bytes: Counter[str] = Counter()
+    dtypes: Counter[str] = Counter()
+    with WeightReader(directory) as reader:
+        slots = slots_of(spec)
+        check_slots(slots, reader)
+        for slot in slots:
+            info = reader.info(slot.tensor)
+            size = {"F32": 4, "BF16": 2, "F16": 2}[info.dtype]
+            params[slot.part] += info.num_bytes // size
+            num_bytes[slot.part] += info.num_bytes
+            dtypes[info.dtype] += info.num_bytes // size
+    cost = cost_of(spec)
+    return {
+        "family": spec.family,
+        "layers": spec.num_hidden_layers,
+        "spec": spec.model_dump(mode="json"),
+        "params": dict(params),
+        "params_total": params.total(),
+        "params_active": cost.active_per_token,
+        "bytes": dict(num_bytes),
+        "bytes_total": num_bytes.total(),
+        "params_by_dtype": dict(dtypes),
+        "files": {file.name: file.stat().st_size for file in sorted(directory.iterdir()) if file.is_file()},
+        **_tokenizer_facts(directory),
+    }
+
+
+def _tokenizer_facts(directory: Path) -> dict[str, Any]:
+    if not (directory / TOKENIZER_FILE).exists():
+        return {"has_tokenizer": False, "chat_format": None}
+    config = TokenizerConfig.parse(read_json_object(directory / TOKENIZER_CONFIG_FILE, MAX_CONFIG_BYTES))
+    return {"has_tokenizer": True, "chat_format": config.chat_format.name if config.chat_format else None}

@@ -1,0 +1,135 @@
+"""From a dense model to a mixture of experts that computes the same function at the moment of birth.
+
+Each expert starts with neurons of the dense feed-forward, each shared expert too, so that their sum is the dense
+output. With F the dense width, W the experts' and S the shared expert's:
+
+* no shared expert, W >= F: every expert is the dense feed-forward (zeros fill a wider one). Kept, because
+  renormalised weights sum to one.
+* shared expert, S >= F and W >= F: shared and routed experts each carry one half. Halves are exact in binary.
+* shared expert, S >= F > W: the shared expert carries all, the routed ones start silent (down is zero).
+* shared expert, S < F <= S + W: the shared expert has the first S neurons, every routed one the rest. Kept.
+* otherwise the experts have different slices, scaled up so that uniform routing is right on average: not kept.
+
+Source: Komatsuzaki et al. 2022, "Sparse Upcycling"; He et al. 2024, "Upcycling Large Language Models into Mixture of
+Experts" (the scaling of slices). Without renormalisation experts are scaled by E / K: right for a uniform router only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moe_core.model.decoder import Block, Decoder
+from moe_core.model.layers import DenseMlp, MoeMlp
+from moe_core.spec import LayoutSpec, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronShare:
+    """Which dense neurons a feed-forward starts with, and the factor on its way back."""
+
+    start: int
+    count: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class UpcyclePlan:
+    """The neurons of the shared expert and of each routed one."""
+
+    shared: NeuronShare | None
+    routed: tuple[NeuronShare, ...]
+    keeps_function: bool
+
+
+def plan_upcycle(dense: ModelSpec, layout: LayoutSpec) -> UpcyclePlan:
+    """Who starts with which neurons; raises SpecError when the layout does not fit the model."""
+    moe = layout.applied_to(dense).moe
+    assert moe is not None
+    full, inner, shared = dense.intermediate_size, moe.moe_intermediate_size, moe.shared_intermediate_size or 0
+    gain = 1.0 if moe.norm_topk_prob else moe.num_experts / moe.top_k
+    exact = moe.norm_topk_prob
+    if shared >= full:
+        part = 0.5 if inner >= full else 0.0
+        routed = NeuronShare(0, min(inner, full), part * gain)
+        exact = exact or part == 0.0
+        return UpcyclePlan(NeuronShare(0, full, 1.0 - part), (routed,) * moe.num_experts, exact)
+    left = full - shared
+    slices = _slices(shared, left, inner, moe.num_experts, gain)
+    first = NeuronShare(0, shared, 1.0) if shared else None
+    return UpcyclePlan(first, slices, exact and inner >= left)
+
+
+def _slices(start: int, left: int, inner: int, num_experts: int, gain: float) -> tuple[NeuronShare, ...]:
+    """The remaining neurons for every expert, or slices of them in turn where an expert is too narrow."""
+    count = min(inner, left)
+    num_slices = -(-left // count)
+    scale = gain * left / count
+    places = [min(i * count, left - count) for i in range(num_slices)]
+    return tuple(NeuronShare(start + places[expert % num_slices], count, scale) for expert in range(num_experts))
+
+
+def keeps_function(dense: ModelSpec, layout: LayoutSpec) -> bool:
+    """True when upcycling without noise leaves the model's outputs as they are."""
+    return plan_upcycle(dense, layout).keeps_function
+
+
+@torch.no_grad()
+def upcycle(
+    dense: Decoder, layout: LayoutSpec, seed: int, *, noise: float = 0.0, router_std: float = 0.02
+) -> Decoder:
+    """A mixture made of a dense decoder, which is left as it is.
+
+    `router_std` is the standard deviation of the random routers; `noise` is that of the noise on routed experts,
+    relative to each matrix's own, to tell twins apart. With noise 0 and a plan that keeps the function, outputs
+    equal the dense model's to rounding. Equal seeds give equal models. Raises SpecError for a layout that does not
+    fit.
+    """
+    plan = plan_upcycle(dense.spec, layout)
+    model = Decoder(layout.applied_to(dense.spec), dense.dtype)
+    _copy_trunk(dense, model)
+    generator = torch.Generator().manual_seed(seed)
+    for moe in model.moe_layers():
+        block = dense.layers[moe.layer]
+        assert isinstance(block, Block) and isinstance(block.mlp, DenseMlp)
+        moe.router.weight.normal_(0.0, router_std, generator=generator)
+        _fill_layer(moe, block.mlp, plan, noise, generator)
+    return model
+
+
+def _copy_trunk(dense: Decoder, model: Decoder) -> None:
+    source = dict(dense.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name in source and parameter.shape == source[name].shape:
+            parameter.copy_(source[name])
+
+
+def _fill_layer(moe: MoeMlp, dense: DenseMlp, plan: UpcyclePlan, noise: float, generator: torch.Generator) -> None:
+    experts = moe.experts
+    for expert, share in enumerate(plan.routed):
+        _fill(experts.gate_up_E2FD[expert], experts.down_EDF[expert], dense, share)
+        if noise:
+            _perturb(experts.gate_up_E2FD[expert], noise, generator)
+            _perturb(experts.down_EDF[expert], noise, generator)
+    if moe.shared_expert is not None and plan.shared is not None:
+        shared = moe.shared_expert
+        _fill(shared.gate_up_proj.weight, shared.down_proj.weight, dense, plan.shared)
+
+
+def _fill(gate_up_2FD: Tensor, down_DF: Tensor, dense: DenseMlp, share: NeuronShare) -> None:
+    """Copy a run of dense neurons; zeros where the target is wider."""
+    full, inner = dense.down_proj.weight.shape[1], down_DF.shape[1]
+    source = slice(share.start, share.start + share.count)
+    gate_up_2FD.zero_()
+    down_DF.zero_()
+    for half in (0, 1):
+        rows = dense.gate_up_proj.weight[half * full : (half + 1) * full][source]
+        gate_up_2FD[half * inner : half * inner + share.count] = rows
+    down_DF[:, : share.count] = dense.down_proj.weight[:, source] * share.scale
+
+
+def _perturb(weight: Tensor, noise: float, generator: torch.Generator) -> None:
+    drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float32)
+    weight += (drawn * noise * weight.float().std()).to(weight.dtype)
