@@ -54,9 +54,12 @@ class Job(TeamOwned):
         constraints = [
             models.CheckConstraint(condition=Q(kind__in=JobKind.values), name="job_kind_known"),
             models.CheckConstraint(condition=Q(state__in=JobState.values), name="job_state_known"),
-            models.CheckConstraint(condition=Q(progress__gte=0, progress__lte=1), name="job_progress_is_a_share"),
             models.CheckConstraint(
-                condition=Q(state__in=ENDED, ended_at__isnull=False) | Q(state__in=OPEN, ended_at__isnull=True),
+                condition=Q(progress__gte=0, progress__lte=1), name="job_progress_is_a_share"
+            ),
+            models.CheckConstraint(
+                condition=Q(state__in=ENDED, ended_at__isnull=False)
+                | Q(state__in=OPEN, ended_at__isnull=True),
                 name="job_end_told_once_ended",
             ),
             models.CheckConstraint(

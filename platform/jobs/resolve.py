@@ -1,0 +1,164 @@
+"""What was asked, made definite: names become rows of the caller's team, rows become frozen copies and hashes.
+
+A job must mean tomorrow what it meant when it was submitted, whatever is edited in between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from django.utils.translation import gettext as _
+
+from accounts.caller import Caller
+from common.errors import Conflict, Invalid
+from corpora.selectors import corpus_get, training_files
+from jobs.builtin import builtin_get
+from jobs.choices import JobKind
+from jobs.folders import folder_checked
+from jobs.specs import BuiltinSource, FolderSource, ImportRequest, TuneRequest, UploadSource, spec_parse
+from layouts.selectors import layout_get
+from moe_core.errors import SpecError
+from moe_core.spec import LayoutSpec, ModelSpec, RoutingSpec, TuneSpec
+from registry.models import ModelVersion, UploadKind, VersionState
+from registry.selectors import upload_get, version_get
+from routing.selectors import map_get, routing_spec
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a job row is made of."""
+
+    name: str
+    spec: dict[str, Any]
+    inputs: dict[str, Any]
+    artifacts: dict[str, str] = field(default_factory=dict)
+    base_version: ModelVersion | None = None
+
+
+def resolve(*, caller: Caller, kind: str, spec: Any) -> Resolved:
+    """Check a specification and freeze what it names."""
+    if kind == JobKind.IMPORT:
+        return resolve_import(caller, spec_parse(ImportRequest, spec))
+    if kind == JobKind.TUNE:
+        return resolve_tune(caller, spec_parse(TuneRequest, spec))
+    known = ", ".join(JobKind.values)
+    raise Invalid(
+        _("There is no kind of job “%(kind)s”; there are: %(known)s.")
+        % {"kind": str(kind)[:40], "known": known},
+        fields={"kind": _("Choose one of %(known)s.") % {"known": known}},
+    )
+
+
+def resolve_import(caller: Caller, request: ImportRequest) -> Resolved:
+    """Find the source of an import."""
+    source = request.source
+    artifacts: dict[str, str] = {}
+    facts: dict[str, Any] = {"licence": request.licence}
+    match source:
+        case BuiltinSource():
+            builtin = builtin_get(source.name)
+            facts |= {"licence": request.licence or builtin.licence, "source": builtin.source}
+        case UploadSource():
+            upload = upload_get(caller.team, source.id)
+            if upload.kind != UploadKind.GGUF:
+                raise Invalid(
+                    _("%(name)s is %(kind)s; one uploaded file is imported when it is GGUF. Import a safetensors "
+                      "model as a folder.") % {"name": upload.name, "kind": upload.get_kind_display()},
+                    fields={"source.id": upload.name},
+                )  # fmt: skip
+            artifacts["source.gguf"] = upload.artifact_id
+            facts["source"] = upload.name
+        case FolderSource():
+            path = folder_checked(source.path)
+            facts |= {"source": path.name, "path": str(path)}
+    return Resolved(
+        name=request.name,
+        spec=request.model_dump(mode="json"),
+        inputs={"source_kind": source.kind, **facts},
+        artifacts=artifacts,
+    )
+
+
+def resolve_tune(caller: Caller, request: TuneRequest) -> Resolved:
+    """Freeze the version, the layout, the map and the logs of a tuning run."""
+    version = version_get(caller.team, request.model_version)
+    if version.state != VersionState.READY:
+        raise Conflict(
+            _("The bytes of %(version)s are damaged; it cannot be tuned.") % {"version": str(version)}
+        )
+    domain_map = map_get(caller.team, request.domain_map)
+    corpus = corpus_get(caller.team, request.corpus)
+    files = training_files(corpus)
+    layout, layout_facts = _layout_of(caller, request, version)
+    routing = routing_spec(domain_map)
+    tune = _tune_spec(request, version, layout, routing)
+    inputs = {
+        "model_version": {"id": version.pk, "label": str(version)},
+        "layout": layout_facts,
+        "domain_map": {
+            "id": domain_map.pk, "name": domain_map.name, "revision": domain_map.revision,
+            "colours": {domain.code: domain.colour for domain in domain_map.domains.all()},
+        },
+        "corpus": {"id": corpus.pk, "name": corpus.name, **files},
+        "tune": tune.model_dump(mode="json"),
+    }  # fmt: skip
+    return Resolved(
+        name=version.model.name,
+        spec=request.model_dump(mode="json"),
+        inputs=inputs,
+        artifacts={"train.jsonl": files["train"], "held_out.jsonl": files["held_out"]},
+        base_version=version,
+    )
+
+
+def _layout_of(
+    caller: Caller, request: TuneRequest, version: ModelVersion
+) -> tuple[LayoutSpec | None, dict[str, Any] | None]:
+    """A dense version needs a layout, a mixture has one already."""
+    if request.layout is None:
+        if version.is_dense:
+            reason = _("%(version)s is dense; choose a layout to lay over it.") % {"version": str(version)}
+            raise Invalid(reason, fields={"layout": reason})
+        return None, None
+    layout = layout_get(caller.team, request.layout)
+    spec = layout.layout_spec()
+    return spec, {
+        "id": layout.pk, "name": layout.name, "revision": layout.revision, "spec": spec.model_dump(mode="json"),
+    }  # fmt: skip
+
+
+def _tune_spec(
+    request: TuneRequest, version: ModelVersion, layout: LayoutSpec | None, routing: RoutingSpec
+) -> TuneSpec:
+    """Put the parts together and see that they fit one another."""
+    try:
+        base = ModelSpec.parse(version.spec)
+        mixture = layout.applied_to(base) if layout else base
+        if mixture.moe is None:
+            raise SpecError("the model has no experts")
+        routing.check_fits(mixture.moe.num_experts)
+        tune = TuneSpec.parse(
+            {
+                **request.tune.model_dump(),
+                "layout": layout.model_dump() if layout else None,
+                "routing": routing.model_dump(),
+            }
+        )
+        if tune.control:
+            routing.deranged(tune.seed)
+    except SpecError as error:
+        raise Invalid(
+            _("These parts do not fit together: %(reason)s") % {"reason": str(error)},
+            fields={"tune": str(error)},
+        ) from error
+    if not routing.domains:
+        reason = _("The domain map has no domains; add at least one.")
+        raise Invalid(reason, fields={"domain_map": reason})
+    return tune
+
+
+def source_path(inputs: dict[str, Any]) -> Path:
+    """Where the folder of an import lies, checked again on the machine that reads it."""
+    return folder_checked(str(inputs["path"]))

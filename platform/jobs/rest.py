@@ -1,0 +1,174 @@
+"""REST: submit jobs, follow them, steer them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.urls import reverse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_field
+from rest_framework import mixins, serializers, status, viewsets
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.permissions import READ_WRITE, TeamScoped
+from common.errors import Invalid
+from jobs import services
+from jobs.choices import JobKind
+from jobs.events import event_face
+from jobs.models import Job
+from jobs.selectors import events_after, jobs_of
+
+MAX_EVENTS = 500
+
+
+class JobIn(serializers.Serializer):
+    """What to do; the shape of `spec` follows from `kind` (docs: jobs.specs.ImportRequest, TuneRequest)."""
+
+    kind = serializers.ChoiceField(choices=JobKind.choices)
+    name = serializers.CharField(max_length=120, required=False, default="", allow_blank=True)
+    spec = serializers.JSONField()
+
+
+class JobOut(serializers.ModelSerializer):
+    """A job as it stands."""
+
+    url = serializers.SerializerMethodField()
+    result_version = serializers.IntegerField(source="result_version_id", allow_null=True, read_only=True)
+    base_version = serializers.IntegerField(source="base_version_id", allow_null=True, read_only=True)
+    cloned_from = serializers.IntegerField(source="cloned_from_id", allow_null=True, read_only=True)
+
+    class Meta:
+        model = Job
+        fields = [
+            "id", "url", "kind", "name", "state", "stage", "progress", "attempts", "error_code", "error", "last_seq",
+            "base_version", "result_version", "cloned_from", "created_at", "started_at", "ended_at",
+        ]  # fmt: skip
+        read_only_fields = fields
+
+    @extend_schema_field(OpenApiTypes.URI_REF)
+    def get_url(self, job: Job) -> str:
+        """Where this job is found."""
+        return job_url(job)
+
+
+class JobDetail(JobOut):
+    """A job with what was asked, what that meant, and what came of it."""
+
+    spec = serializers.JSONField(read_only=True)
+    inputs = serializers.JSONField(read_only=True)
+    report = serializers.JSONField(source="result", read_only=True)
+
+    class Meta(JobOut.Meta):
+        fields = [*JobOut.Meta.fields, "spec", "inputs", "report"]
+        read_only_fields = fields
+
+
+class EventOut(serializers.Serializer):
+    """Something that a job told."""
+
+    seq = serializers.IntegerField()
+    kind = serializers.CharField()
+    payload = serializers.JSONField()
+    at = serializers.DateTimeField()
+
+
+class EventPage(serializers.Serializer):
+    """Events in order, and the cursor of the next page."""
+
+    events = EventOut(many=True)
+    after = serializers.IntegerField(help_text="Pass it as `after` to go on from here.")
+    state = serializers.CharField()
+
+
+def job_url(job: Job) -> str:
+    """The address of a job in the API."""
+    return reverse("job-detail", args=[job.pk])
+
+
+AFTER = OpenApiParameter("after", int, description="The last seq that was seen; 0 for all.")
+LIMIT = OpenApiParameter("limit", int, description=f"At most {MAX_EVENTS}.")
+
+
+class JobViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet):
+    """The team's jobs."""
+
+    grants = READ_WRITE
+    queryset = Job.objects.select_related("base_version", "result_version").order_by("-id")
+    lookup_value_regex = r"\d{1,18}"
+
+    def get_serializer_class(self) -> type[serializers.BaseSerializer[Any]]:
+        """Lists are short, single jobs whole."""
+        return JobOut if self.action == "list" else JobDetail
+
+    @extend_schema(request=JobIn, responses={202: JobDetail})
+    def create(self, request: Request) -> Response:
+        """Submit a job; the answer names the place to follow it."""
+        wanted = JobIn(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        return _accepted(services.job_submit(caller=self.caller, **wanted.validated_data))
+
+    @extend_schema(request=None, responses={202: JobDetail})
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, pk: str) -> Response:
+        """Stop a job for good."""
+        return _accepted(services.job_cancel(caller=self.caller, job_id=int(pk)))
+
+    @extend_schema(request=None, responses={202: JobDetail})
+    @action(detail=True, methods=["post"])
+    def pause(self, request: Request, pk: str) -> Response:
+        """Halt a job."""
+        return _accepted(services.job_pause(caller=self.caller, job_id=int(pk)))
+
+    @extend_schema(request=None, responses={202: JobDetail})
+    @action(detail=True, methods=["post"])
+    def resume(self, request: Request, pk: str) -> Response:
+        """Go on with a paused job."""
+        return _accepted(services.job_resume(caller=self.caller, job_id=int(pk)))
+
+    @extend_schema(request=None, responses={202: JobDetail})
+    @action(detail=True, methods=["post"])
+    def retry(self, request: Request, pk: str) -> Response:
+        """Try a job again that ended without a result."""
+        return _accepted(services.job_retry(caller=self.caller, job_id=int(pk)))
+
+    @extend_schema(request=None, responses={202: JobDetail})
+    @action(detail=True, methods=["post"])
+    def clone(self, request: Request, pk: str) -> Response:
+        """Submit the same specification as a new job."""
+        return _accepted(services.job_clone(caller=self.caller, job_id=int(pk)))
+
+    @extend_schema(parameters=[AFTER, LIMIT], responses=EventPage, filters=False)
+    @action(detail=True, methods=["get"], pagination_class=None)
+    def events(self, request: Request, pk: str) -> Response:
+        """What the job told after a certain event, oldest first."""
+        job = self.get_object()
+        after = _whole(request, "after", 0, 2**31 - 1)
+        limit = _whole(request, "limit", MAX_EVENTS, MAX_EVENTS)
+        rows = [event_face(event) for event in events_after(job, after)[:limit]]
+        last = rows[-1]["seq"] if rows else after
+        return Response({"events": rows, "after": last, "state": job.state})
+
+    @extend_schema(responses=OpenApiTypes.OBJECT)
+    @action(detail=True, methods=["get"])
+    def report(self, request: Request, pk: str) -> Response:
+        """What came of the job: for a tuning run the figures before, after and of the control."""
+        return Response(self.get_object().result)
+
+
+def _accepted(job: Job) -> Response:
+    fresh = jobs_of(job.team).get(pk=job.pk)
+    return Response(
+        JobDetail(fresh).data, status=status.HTTP_202_ACCEPTED, headers={"Location": job_url(job)}
+    )
+
+
+def _whole(request: Request, name: str, default: int, high: int) -> int:
+    """Read a bounded whole number of the query."""
+    text = request.query_params.get(name, "")
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 10:
+        raise Invalid(f"{name} must be a whole number from 0 to {high}.", fields={name: text[:40]})
+    return min(high, int(text))

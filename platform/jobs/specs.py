@@ -1,0 +1,92 @@
+"""What may be asked of a job, as closed schemas: unknown fields and numbers out of bounds are refused by name."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal, TypeVar
+
+from django.utils.translation import gettext as _
+from pydantic import BaseModel, Field, ValidationError
+
+from common.errors import Invalid
+from moe_core.spec.base import Spec
+from moe_core.spec.train import Rate, Seed, Steps
+
+RowId = Annotated[int, Field(ge=1, le=2**63 - 1)]
+Name = Annotated[str, Field(min_length=1, max_length=120)]
+MAX_DEFAULT_THREADS = 4
+T = TypeVar("T", bound=BaseModel)
+
+
+class BuiltinSource(Spec):
+    """A model that comes with the installation."""
+
+    kind: Literal["builtin"]
+    name: Annotated[str, Field(min_length=1, max_length=80)]
+
+
+class UploadSource(Spec):
+    """A file that somebody sent."""
+
+    kind: Literal["upload"]
+    id: RowId
+
+
+class FolderSource(Spec):
+    """A file or folder on the machine, under one of the roots that its administrator opened."""
+
+    kind: Literal["folder"]
+    path: Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class ImportRequest(Spec):
+    """Bring a model into the registry."""
+
+    name: Name
+    source: Annotated[BuiltinSource | UploadSource | FolderSource, Field(discriminator="kind")]
+    licence: Annotated[str, Field(max_length=120)] = ""
+
+
+def default_threads() -> int:
+    """Threads of a run; frozen into the job, because another number may change the last bits."""
+    return min(MAX_DEFAULT_THREADS, os.cpu_count() or 1)
+
+
+class TuneOptions(Spec):
+    """Sizes and rates of a tuning run; moe_core.spec.TuneSpec says what each means."""
+
+    window_tokens: Annotated[int, Field(ge=8, le=8192)] = 128
+    tokens_per_batch: Annotated[int, Field(ge=8, le=1 << 20)] = 512
+    specialise_steps: Steps = 32
+    route_steps: Steps = 12
+    specialise_learning_rate: Rate = 2e-4
+    route_learning_rate: Rate = 2e-2
+    held_out_windows: Annotated[int, Field(ge=1, le=10_000)] = 12
+    control: bool = True
+    upcycle_noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    seed: Seed = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_every_steps: Annotated[int, Field(ge=1, le=100_000)] = 4
+    num_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=default_threads)
+
+
+class TuneRequest(Spec):
+    """Lay experts over a version and tune them and their router on logs. A mixture needs no layout."""
+
+    model_version: RowId
+    layout: RowId | None = None
+    domain_map: RowId
+    corpus: RowId
+    tune: TuneOptions = Field(default_factory=TuneOptions)
+
+
+def spec_parse(schema: type[T], data: Any) -> T:
+    """Validate plain data, or raise Invalid with a message for each field."""
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        fields = {
+            ".".join(str(step) for step in item["loc"]) or "spec": item["msg"]
+            for item in error.errors(include_url=False, include_input=False, include_context=False)[:20]
+        }
+        raise Invalid(_("The job's specification has fields that are not valid."), fields=fields) from error
