@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from django.core.management.base import BaseCommand
 from django.db import DatabaseError, close_old_connections, connection
+from psycopg import sql
 
 from common.errors import StaleLease
 from common.leases import Claim, lease_claim, lease_release, lease_renew
@@ -107,7 +108,7 @@ def listen(turners: dict[str, Turner], stop: threading.Event) -> None:
         key: value for key, value in connection.get_connection_params().items() if key in LIBPQ_WORDS
     }
     with psycopg.connect(**parameters, autocommit=True) as bell:
-        bell.execute(f"LISTEN {CHANNEL}")
+        bell.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
         while not stop.is_set():
             for notice in bell.notifies(timeout=1, stop_after=1):
                 if notice.payload in turners:
