@@ -20,7 +20,7 @@ from moe_core.engine.requests import GenerateBody, PromptBody, TokenizeBody, Tra
 from moe_core.engine.service import EngineService, Mailbox, require_engine
 from moe_core.engine.text import TextCodec
 from moe_core.engine.trace import trace
-from moe_core.errors import EngineBusy
+from moe_core.errors import EngineBusy, EngineError
 
 SERVICE: web.AppKey[EngineService] = web.AppKey("service", EngineService)
 MAX_BODY_BYTES = strict_json.MAX_BYTES
@@ -122,29 +122,37 @@ async def stats(request: web.Request) -> web.Response:
 
 @routes.get("/samples")
 async def routing_samples(request: web.Request) -> web.StreamResponse:
-    """An endless stream of what happened in each window, until the engine drains."""
+    """An endless stream of what happened in each window, until the engine drains.
+
+    With `?cumulative=1` the counts are totals since the start, so that a reader who lost a line has lost nothing.
+    """
     service = request.app[SERVICE]
     require_engine(service)
+    cumulative = request.query.get("cumulative") == "1"
     response = await _start_ndjson(request)
-    async for sample in _each_sample(service):
+    async for sample in _each_sample(service, cumulative):
         await _write(response, wire.line(sample))
     await response.write_eof()
     return response
 
 
-async def _each_sample(service: EngineService) -> AsyncIterator[dict[str, Any]]:
+async def _each_sample(service: EngineService, cumulative: bool) -> AsyncIterator[dict[str, Any]]:
     assert service.shape is not None
+    shape = service.shape
     # At a step boundary of now, not the last one published: the reader may have seen totals since.
     last = await service.on_engine(lambda engine: engine.stats.snapshot(engine))
     cursor = samples.SampleCursor(service.shape, last)
     while not service.closing.is_set():
         last = await service.next_snapshot(last, IDLE_SAMPLE_EVERY_S)
-        yield cursor.take(last)
+        yield cursor.take(last) | (samples.totals(shape, last) if cumulative else {})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SAMPLE_EVERY_S):
                 await service.closing.wait()
-    last = await service.on_engine(lambda engine: engine.stats.snapshot(engine))
-    yield cursor.take(last)
+    # The engine's thread may have ended already; it published its totals when it came to rest.
+    with contextlib.suppress(EngineError):
+        last = await service.on_engine(lambda engine: engine.stats.snapshot(engine))
+    last = service.snapshot if service.snapshot and service.snapshot.num_steps > last.num_steps else last
+    yield cursor.take(last) | (samples.totals(shape, last) if cumulative else {})
 
 
 async def _submit(service: EngineService, codec: TextCodec, body: GenerateBody) -> Mailbox:
