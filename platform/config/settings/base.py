@@ -202,6 +202,8 @@ SPECTACULAR_SETTINGS = {
 # --- Workers -----------------------------------------------------------------------------------------
 NODE_NAME = env.text("TURNOUT_NODE", "node-1")
 LEASE_TTL_S = env.integer("TURNOUT_LEASE_TTL_S", 15, low=1, high=3600)
+# What one job's process may take of the machine's memory; 0 sets no limit.
+JOB_MEMORY_BYTES = env.integer("TURNOUT_JOB_MEMORY_BYTES", 0, low=0, high=2**50)
 IMPORT_ROOTS = [Path(root).resolve() for root in env.words("TURNOUT_IMPORT_ROOTS")]
 
 LOGGING = {

@@ -1,0 +1,134 @@
+"""From the child's words to rows and live frames: few rows, quick frames, nothing after the lease is lost.
+
+Stages and reports are all kept. Of the steps of a stage about 400 are kept, evenly; the others are frames for those
+who watch now. Log lines are kept up to a number, and the last of them also in memory, for the job's row when it fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from django.db import InterfaceError, OperationalError, connection
+
+from common.errors import StaleLease
+from jobs.events import frame_publish
+from jobs.execution import JobClaim, checkpoint_record, job_event
+from jobs.stages import progress_of
+from workers.keeper import Keeper
+from workers.runtime import Message
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+KEPT_STEPS_PER_STAGE = 400
+KEPT_LOG_LINES = 300
+TAIL_LINES = 200
+FRAME_EVERY_S = 0.25
+MAX_LOG_CHARS = 1000
+DATABASE_RETRY_S = 0.5
+
+
+class Relay:
+    """Hears one child for one claim."""
+
+    def __init__(self, claim: JobClaim, keeper: Keeper) -> None:
+        self.claim, self.keeper = claim, keeper
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.logged = 0
+        self.framed_at = 0.0
+        self.kept_at = 0.0
+        self.progress = 0.0
+        # The child's last word, when it has said it: result, failed or stopped.
+        self.last_word: Message | None = None
+
+    def hear(self, message: Message) -> None:
+        """Take one message to where it belongs; StaleLease when it may no longer be written."""
+        match message.kind:
+            case "result" | "failed" | "stopped":
+                self.last_word = message
+            case "step":
+                self._step(message.payload)
+            case "checkpoint":
+                self._checkpoint(message.payload)
+            case "stage" | "report":
+                self._keep(message.kind, message.payload)
+            case "log":
+                self._log(str(message.payload.get("level", "info")), str(message.payload.get("text", "")))
+            case "stderr":
+                self._log("stderr", str(message.payload.get("text", "")))
+            case other:
+                log.warning(
+                    "job %s: the child said %r, which means nothing here", self.claim.job_id, other[:40]
+                )
+
+    def log_tail(self) -> str:
+        """The last lines of the log."""
+        return "\n".join(self.tail)
+
+    def persist(self, action: Callable[[], T]) -> T:
+        """Write, waiting for a database that restarts for as long as the lease is ours."""
+        while True:
+            if self.keeper.lost.is_set():
+                raise StaleLease(f"The lease on job {self.claim.job_id} is lost; nothing was written.")
+            try:
+                return action()
+            except (OperationalError, InterfaceError) as error:
+                log.warning("job %s: a write waits for the database: %s", self.claim.job_id, error)
+                connection.close()
+                self.keeper.lost.wait(DATABASE_RETRY_S)
+
+    def _keep(self, kind: str, payload: Mapping[str, Any]) -> None:
+        stage = str(payload.get("stage", ""))
+        self.progress = max(self.progress, progress_of(self.claim.job.kind, payload))
+        self.persist(lambda: job_event(self.claim, kind, payload, stage=stage, progress=self.progress))
+
+    def _step(self, payload: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if is_kept(payload) and (now - self.kept_at >= FRAME_EVERY_S or is_last(payload)):
+            self.kept_at = self.framed_at = now
+            self._keep("step", payload)
+        elif now - self.framed_at >= FRAME_EVERY_S:
+            self.framed_at = now
+            frame_publish(self.claim.job_id, "step", payload)
+
+    def _checkpoint(self, payload: Mapping[str, Any]) -> None:
+        self.persist(
+            lambda: checkpoint_record(
+                self.claim, path=Path(str(payload["path"])), stage=str(payload["stage"]), step=int(payload["step"]),
+                sha256=str(payload["sha256"])[:64],
+            )
+        )  # fmt: skip
+
+    def _log(self, level: str, text: str) -> None:
+        text = text[:MAX_LOG_CHARS].rstrip()
+        if not text:
+            return
+        self.tail.append(text)
+        self.logged += 1
+        payload = {"level": level[:10], "text": text}
+        if self.logged <= KEPT_LOG_LINES:
+            self.persist(lambda: job_event(self.claim, "log", payload))
+        elif time.monotonic() - self.framed_at >= FRAME_EVERY_S:
+            frame_publish(self.claim.job_id, "log", payload)
+
+
+def _numbers(payload: Mapping[str, Any]) -> tuple[int, int]:
+    step, of = payload.get("step"), payload.get("of")
+    return (step if isinstance(step, int) else 0), (of if isinstance(of, int) else 0)
+
+
+def is_last(payload: Mapping[str, Any]) -> bool:
+    """Whether a step ends its stage."""
+    step, of = _numbers(payload)
+    return 0 < of <= step
+
+
+def is_kept(payload: Mapping[str, Any]) -> bool:
+    """Whether a step is one of the few that become rows."""
+    step, of = _numbers(payload)
+    stride = max(1, -(-of // KEPT_STEPS_PER_STAGE))
+    return step % stride == 0 or step == 1 or is_last(payload)
