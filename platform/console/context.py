@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from accounts.selectors import memberships_of
 from django.http import HttpRequest
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 
+from accounts.selectors import memberships_of
 from console import navigation
 from console.aspects import aspects
 
@@ -32,7 +32,9 @@ def _frame(request: HttpRequest) -> dict[str, Any]:
         "signout_url": navigation.address("accounts:signout"),
         "sections": list(navigation.sections(request, caller)),
         "aspects": aspects(team) if team is not None else [],
-        "team_links": _links((("accounts:team", _("Members and roles")), ("accounts:tokens", _("API tokens")))),
+        "team_links": _links(
+            (("accounts:team", _("Members and roles")), ("accounts:tokens", _("API tokens")))
+        ),
         "person_links": _person_links(request),
     }
 

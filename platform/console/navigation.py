@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from accounts.access import Role
-from accounts.caller import Caller
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
+from accounts.access import Role
+from accounts.caller import Caller
 from console import counts
 
 Words = str | Promise
@@ -101,6 +101,13 @@ def address(url_name: str) -> str | None:
         return None
 
 
+def page_of(key: str) -> str | None:
+    """The address of the rail's item of this key."""
+    return next(
+        (address(item.url_name) for section in SECTIONS for item in section.items if item.key == key), None
+    )
+
+
 def sections(request: HttpRequest, caller: Caller | None) -> Iterator[dict[str, Any]]:
     """The rail for this request: sections with at least one item."""
     if caller is None:
@@ -114,7 +121,9 @@ def sections(request: HttpRequest, caller: Caller | None) -> Iterator[dict[str, 
 
 def _nearest(path: str) -> str | None:
     """The key of the item whose address is the longest beginning of this path."""
-    found = [(url, item.key) for section in SECTIONS for item in section.items if (url := address(item.url_name))]
+    found = [
+        (url, item.key) for section in SECTIONS for item in section.items if (url := address(item.url_name))
+    ]
     fitting = [(len(url), key) for url, key in found if path == url or (url != "/" and path.startswith(url))]
     return max(fitting)[1] if fitting else None
 

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from accounts.models import Team
-from deployments.models import Deployment
 from django.db.models import F
 from django.utils.translation import get_language, gettext
-from routing.models import Domain
 
+from accounts.models import Team
 from console import navigation
+from deployments.models import Deployment
+from routing.models import Domain
 
 MAX_STARTERS = 4
 
 
 def served_names(team: Team) -> list[str]:
     """The names that the gateway answers to, those that serve first."""
-    found = Deployment.objects.filter(team=team, deleted_at=None).order_by(F("live_version_id").asc(nulls_last=True), "name")
+    serving_first = F("live_version_id").asc(nulls_last=True)
+    found = Deployment.objects.filter(team=team, deleted_at=None).order_by(serving_first, "name")
     return list(found.values_list("name", flat=True))
 
 
 def domains_of(team: Team) -> list[dict[str, Any]]:
     """Each domain code of the team once (the newest map wins), named in the reader's language."""
     newest: dict[str, Domain] = {}
-    for domain in Domain.objects.filter(map__team=team).select_related("map").order_by("map__updated_at", "-position"):
+    for domain in (
+        Domain.objects.filter(map__team=team).select_related("map").order_by("map__updated_at", "-position")
+    ):
         newest[domain.code] = domain
     return [
         {"code": domain.code, "name": domain.name, "colour": domain.colour, "experts": domain.experts}
@@ -52,7 +55,9 @@ def _text(example: Any) -> str:
 def verdict(served: list[str]) -> dict[str, str]:
     """Can one ask, and whom."""
     if served:
-        text = gettext("Answers come from the deployment that you choose, through the same gateway that programs use.")
+        text = gettext(
+            "Answers come from the deployment that you choose, through the same gateway that programs use."
+        )
         return {"state": "ok", "text": text, "url": "", "more": ""}
     return {
         "state": "off",

@@ -1,14 +1,16 @@
-"""Every string that a person can see, and whether its Chinese exists. Each app owns the catalogue of its own strings."""
+"""Every string that a person can see, and whether its Chinese exists. Each app owns its own catalogue."""
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from babel.messages.catalog import Catalog
 from babel.messages.extract import extract
+from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from django.conf import settings
 from django.utils.translation.template import templatize
@@ -44,10 +46,14 @@ def messages() -> Iterator[Message]:
     """All strings of the templates and of the platform's Python, in the order of the files."""
     templates = Path(settings.ROOT) / "templates"
     for source in sorted([*templates.rglob("*.html"), *templates.rglob("*.txt")]):
-        yield from _of_file(source, _owner_of_template(source.relative_to(templates)), templatize(source.read_text()))
+        yield from _of_file(
+            source, _owner_of_template(source.relative_to(templates)), templatize(source.read_text())
+        )
     for source in sorted(platform_dir().rglob("*.py")):
         if "migrations" not in source.parts:
-            yield from _of_file(source, source.relative_to(platform_dir()).parts[0], source.read_text(), python=True)
+            yield from _of_file(
+                source, source.relative_to(platform_dir()).parts[0], source.read_text(), python=True
+            )
 
 
 def _owner_of_template(path: Path) -> str:
@@ -76,7 +82,32 @@ def catalogue(app: str) -> Catalog:
 
 def catalogues() -> dict[str, Catalog]:
     """All Chinese catalogues by app."""
-    return {path.parents[2].name: catalogue(path.parents[2].name) for path in platform_dir().glob(f"*/{CATALOGUE}")}
+    return {
+        path.parents[2].name: catalogue(path.parents[2].name)
+        for path in platform_dir().glob(f"*/{CATALOGUE}")
+    }
+
+
+def compile_stale() -> list[Path]:
+    """Compile every catalogue that is newer than its compiled form; the compiled ones are never committed."""
+    done = []
+    for source in sorted(platform_dir().glob(f"*/{CATALOGUE}")):
+        target = source.with_suffix(".mo")
+        if target.exists() and target.stat().st_mtime >= source.stat().st_mtime:
+            continue
+        _write_compiled(source, target)
+        done.append(target)
+    return done
+
+
+def _write_compiled(source: Path, target: Path) -> None:
+    # Several processes may start at once, so each writes beside the target and renames.
+    draft = target.with_suffix(f".{os.getpid()}.tmp")
+    with source.open("rb") as file:
+        entries = read_po(file, locale="zh_Hans_CN", abort_invalid=True)
+    with draft.open("wb") as file:
+        write_mo(file, entries)
+    draft.replace(target)
 
 
 def missing(wanted: Iterable[Message] | None = None) -> list[Message]:

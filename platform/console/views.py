@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from accounts.access import Role, role_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import reverse
 
+from accounts.access import Role, role_required
+from console import navigation
+from console import overview as summary
 from console import playground as room
+from console.lately import lately
+from console.workers import builtin_offer, nodes
 
 
 @role_required(Role.VIEWER)
 def overview(request: HttpRequest) -> HttpResponse:
     """Is all well?"""
-    return render(request, "console/overview.html", {})
+    team = request.caller.team  # type: ignore[attr-defined]
+    picture = summary.picture_of(team)
+    context = {
+        "picture": picture,
+        "verdict": summary.verdict(picture),
+        "kpis": summary.kpis(picture),
+        "lines": lately(team),
+        "nodes": nodes(),
+        "builtin": builtin_offer(),
+        "import_url": navigation.address("jobs:import"),
+    }
+    return render(request, "console/overview.html", context)
 
 
 @role_required(Role.VIEWER)

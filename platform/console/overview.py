@@ -1,0 +1,237 @@
+"""Is all well? The figures, the worst fact, and what to do first on a new installation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from django.db.models import Prefetch
+from django.utils import timezone
+from django.utils.translation import gettext, ngettext
+
+from accounts.models import Team
+from common import figures
+from console import navigation
+from console.standing import Standing, standing_of
+from console.traffic import Traffic, traffic_by_deployment, traffic_of
+from deployments.models import Deployment, Replica
+from jobs.choices import OPEN, JobState
+from jobs.models import Job
+from layouts.models import Layout
+from registry.models import Model, ModelVersion
+from routing.models import Domain
+
+RECENT = timedelta(hours=24)
+SHOWN_JOBS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Worry:
+    """Something that is not as it should be: how bad, in one sentence, and where to look."""
+
+    lamp: str
+    text: str
+    url: str
+    felt: bool = False
+
+
+@dataclass(slots=True)
+class Picture:
+    """Everything the overview tells."""
+
+    standings: list[Standing] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+    worries: list[Worry] = field(default_factory=list)
+    traffic: Traffic = field(default_factory=Traffic)
+    stations: list[dict[str, Any]] = field(default_factory=list)
+    is_blank: bool = False
+
+    @property
+    def first_steps(self) -> bool:
+        """Whether the way to the first answer still has stations ahead."""
+        return any(step["state"] != "done" for step in self.stations)
+
+
+def picture_of(team: Team) -> Picture:
+    """Look at the team's things once."""
+    traffic = traffic_by_deployment(team)
+    standings = [standing_of(one, traffic.get(one.pk)) for one in deployments_of(team)]
+    picture = Picture(
+        standings=standings,
+        jobs=jobs_of(team),
+        worries=[*_deployment_worries(standings), *_job_worries(team)],
+        traffic=traffic_of(team),
+        stations=stations(team, standings),
+    )
+    picture.is_blank = not Model.objects.filter(team=team).exists()
+    return picture
+
+
+def deployments_of(team: Team) -> list[Deployment]:
+    """The team's deployments with what is wanted and what runs."""
+    found = Deployment.objects.filter(team=team, deleted_at=None).order_by("name")
+    replicas = Prefetch("replicas", Replica.objects.order_by("id"))
+    return list(
+        found.select_related("desired_version__model", "live_version__model").prefetch_related(replicas)
+    )
+
+
+def jobs_of(team: Team) -> list[Job]:
+    """Open jobs first, then those that ended in the last day."""
+    found = Job.objects.filter(team=team)
+    open_ones = list(found.filter(state__in=OPEN).order_by("-id")[:SHOWN_JOBS])
+    since = timezone.now() - RECENT
+    ended = found.exclude(state__in=OPEN).filter(ended_at__gte=since).order_by("-ended_at")
+    return open_ones + list(ended[: SHOWN_JOBS - len(open_ones)])
+
+
+def _deployment_worries(standings: list[Standing]) -> list[Worry]:
+    return [Worry(one.lamp, one.worry, one.url, felt=not one.serves) for one in standings if one.worry]
+
+
+def _job_worries(team: Team) -> list[Worry]:
+    since = timezone.now() - RECENT
+    failed = Job.objects.filter(
+        team=team, state__in=(JobState.FAILED, JobState.QUARANTINED), ended_at__gte=since
+    ).order_by("-ended_at")
+    return [
+        Worry(
+            "danger",
+            gettext("The job “%(name)s” failed: %(reason)s") % {"name": job.name, "reason": job.error or "—"},
+            _job_url(job),
+        )
+        for job in failed[:3]
+    ]
+
+
+def _job_url(job: Job) -> str:
+    return f"{navigation.address('jobs:list') or '/'}{job.pk}/"
+
+
+def verdict(picture: Picture) -> dict[str, str]:
+    """The worst fact, and whether users feel it."""
+    if picture.is_blank:
+        return {
+            "state": "off",
+            "text": gettext("Nothing runs yet."),
+            "rest": gettext(
+                "The five stations below are the whole way; the first takes about a minute and needs no GPU."
+            ),
+        }
+    worst = next((w for w in picture.worries if w.felt), None) or next(iter(picture.worries), None)
+    if worst is not None:
+        return {"state": worst.lamp, "text": worst.text, "rest": _felt(picture, worst)}
+    serving = sum(one.serves for one in picture.standings)
+    if not serving:
+        return {
+            "state": "off",
+            "text": gettext("Nothing serves yet."),
+            "rest": gettext("The next station on the way is lit below."),
+        }
+    text = ngettext("%(count)s deployment answers.", "All %(count)s deployments answer.", serving)
+    return {"state": "ok", "text": text % {"count": serving}, "rest": _running(picture)}
+
+
+def _felt(picture: Picture, worst: Worry) -> str:
+    if worst.felt:
+        return gettext("Requests to it are refused until it is back.")
+    if any(one.serves for one in picture.standings):
+        return gettext("Users are not affected: what serves keeps serving.")
+    return gettext("Nothing that serves is affected.")
+
+
+def _running(picture: Picture) -> str:
+    count = sum(not job.has_ended for job in picture.jobs)
+    if not count:
+        return gettext("No job is running.")
+    return ngettext("%(count)s job is running.", "%(count)s jobs are running.", count) % {"count": count}
+
+
+def stations(team: Team, standings: list[Standing]) -> list[dict[str, Any]]:
+    """The way from nothing to an answer: each station done when its thing exists, the first other one lit."""
+    done = (
+        Model.objects.filter(team=team).exists(),
+        Layout.objects.filter(team=team).exists(),
+        Domain.objects.filter(map__team=team).exists(),
+        ModelVersion.objects.filter(model__team=team, parent__isnull=False).exists(),
+        any(one.serves for one in standings),
+    )
+    words = (
+        (
+            "models",
+            gettext("Bring a model"),
+            gettext("upload one, or start from the small one that comes along"),
+        ),
+        ("layouts", gettext("Draw its experts"), gettext("see memory and cost at once")),
+        ("domains", gettext("Map your domains"), gettext("which expert does what")),
+        ("data", gettext("Train on your logs"), gettext("watch the load even out")),
+        ("deployments", gettext("Serve"), gettext("behind one OpenAI address")),
+    )
+    lit = done.index(False) if False in done else None
+    return [
+        {
+            "key": key,
+            "title": title,
+            "note": note,
+            "state": "done" if done[index] else "now" if index == lit else "next",
+            "url": navigation.page_of(key),
+        }
+        for index, (key, title, note) in enumerate(words)
+    ]
+
+
+def kpis(picture: Picture) -> list[dict[str, Any]]:
+    """The strip: what went through the gateway in the last hour."""
+    traffic = picture.traffic
+    return [
+        {
+            "label": gettext("Requests"),
+            "value": figures.number(
+                traffic.requests_per_minute, 1 if traffic.requests_per_minute < 10 else 0
+            ),
+            "unit": gettext("/min"),
+            "note": gettext("%(count)s in the last hour") % {"count": figures.number(traffic.requests)},
+            "spark": traffic.request_series,
+        },
+        {
+            "label": gettext("Failed"),
+            "value": figures.percent(traffic.failed_share, 1) if traffic.requests else figures.MISSING,
+            "unit": "",
+            "note": gettext("of the last hour"),
+            "spark": [],
+        },
+        {
+            "label": gettext("First token p95"),
+            "value": figures.number(traffic.first_token_p95_ms),
+            "unit": "ms" if traffic.first_token_p95_ms is not None else "",
+            "note": gettext("over the last hour"),
+            "spark": [],
+        },
+        {
+            "label": gettext("Tokens out"),
+            "value": figures.compact_parts(traffic.output_tokens)[0],
+            "unit": figures.compact_parts(traffic.output_tokens)[1],
+            "note": gettext("in the last hour"),
+            "spark": traffic.token_series,
+        },
+        {
+            "label": gettext("Replicas ready"),
+            "value": sum(one.ready for one in picture.standings),
+            "unit": "",
+            "note": gettext("of %(count)s wanted") % {"count": sum(one.wanted for one in picture.standings)},
+            "spark": [],
+        },
+        {
+            "label": gettext("Jobs running"),
+            "value": sum(not job.has_ended for job in picture.jobs),
+            "unit": "",
+            "note": _ended_note(picture),
+            "spark": [],
+        },
+    ]
+
+
+def _ended_note(picture: Picture) -> str:
+    ended = sum(job.has_ended for job in picture.jobs)
+    return ngettext("%(count)s ended today", "%(count)s ended today", ended) % {"count": ended}
