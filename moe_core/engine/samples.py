@@ -76,6 +76,7 @@ def totals(shape: SampleShape, now: Snapshot) -> dict[str, Any]:
         "counts": counts,
         "counts_decode": decode,
         "num_steps": now.num_steps,
+        "preemptions": now.num_preemptions,
         "prompt_tokens": now.prompt_tokens,
         "reused_tokens": now.reused_tokens,
         "output_tokens": now.output_tokens,

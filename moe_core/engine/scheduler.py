@@ -49,6 +49,7 @@ class Scheduler:
         self.max_waiting = max_waiting
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.num_preemptions = 0
         self._preempted = False
 
     @property
@@ -169,6 +170,7 @@ class Scheduler:
         sequence.state = SequenceState.WAITING
         sequence.num_computed_tokens = 0
         sequence.num_preemptions += 1
+        self.num_preemptions += 1
         self.waiting.appendleft(sequence)
 
     def _free_blocks(self, sequence: Sequence) -> None:

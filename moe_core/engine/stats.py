@@ -49,6 +49,7 @@ class Snapshot:
     # None for a model without experts.
     counts_PNLE: NDArray[np.int64] | None
     num_steps: int
+    num_preemptions: int
     prompt_tokens: int
     reused_tokens: int
     output_tokens: int
@@ -129,6 +130,7 @@ class EngineStats:
             at_ms=time.time_ns() // 1_000_000,
             counts_PNLE=None if self.counts is None else self.counts.counts_PNLE.numpy().copy(),
             num_steps=self._num_steps,
+            num_preemptions=engine.scheduler.num_preemptions,
             prompt_tokens=self._prompt_tokens,
             reused_tokens=self._reused_tokens,
             output_tokens=self._output_tokens,

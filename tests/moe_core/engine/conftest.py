@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from moe_core.engine.engine import Engine
 from moe_core.engine.events import Delta, Done, Event, Failed
@@ -69,6 +70,12 @@ class Run:
                 return
             self.step()
         raise AssertionError(f"the engine still works after {limit} steps")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Waiting at a barrier for a second thread costs more than these models do."""
+    torch.set_num_threads(1)
 
 
 def serve_spec(**changes: Any) -> ServeSpec:

@@ -1,0 +1,69 @@
+"""What is shown never takes back, and never shows a stop string or a part of one."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_core.engine.detokenizer import Detokenizer
+
+
+class Pieces:
+    """Token i is the i-th piece."""
+
+    def __init__(self, pieces: list[str], tail: str = "") -> None:
+        self.pieces, self.tail = pieces, tail
+
+    def step(self, token_id: int) -> str:
+        return self.pieces[token_id]
+
+    def finish(self) -> str:
+        return self.tail
+
+
+def shown(pieces: list[str], *stop: str, tail: str = "") -> tuple[list[str], bool]:
+    text = Detokenizer(Pieces(pieces, tail), stop)
+    steps = []
+    for token in range(len(pieces)):
+        steps.append(text.push(token))
+        if text.stopped:
+            return steps, True
+    return [*steps, text.finish()], text.stopped
+
+
+def test_text_that_could_become_a_stop_string_is_held_back() -> None:
+    assert shown(["ab", "EN", "D", "x"], "END") == (["ab", "", ""], True)
+    assert shown(["ab", "EN", "x", "E"], "END") == (["ab", "", "ENx", "", "E"], False)
+
+
+def test_only_as_much_as_needed_is_held_back() -> None:
+    assert shown(["hello E", "NN"], "END")[0] == ["hello ", "ENN", ""]
+
+
+def test_the_earliest_of_several_stop_strings_wins() -> None:
+    assert shown(["one two three"], "three", "two") == (["one "], True)
+
+
+def test_a_stop_string_may_overlap_itself() -> None:
+    assert shown(["aa", "ab"], "aab") == (["", "a"], True)
+
+
+def test_the_streams_own_rest_is_searched_too() -> None:
+    assert shown(["x", "\ufffd"], "\ufffd!", tail="!") == (["x", "", ""], True)
+
+
+@given(
+    st.lists(st.text("abc", max_size=3), max_size=12),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+)
+def test_the_whole_is_what_stands_before_the_first_stop_string(pieces: list[str], stop: list[str]) -> None:
+    steps, stopped = shown(pieces, *stop)
+    whole = "".join(pieces)
+    # Stopping happens at the first piece that completes one; only what came until then counts.
+    for length in range(len(pieces) + 1):
+        seen = "".join(pieces[:length])
+        places = [seen.find(one) for one in stop if one in seen]
+        if places:
+            assert stopped and "".join(steps) == seen[: min(places)]
+            return
+    assert not stopped and "".join(steps) == whole

@@ -1,0 +1,217 @@
+"""The engine over its socket: streams, refusals, cancellation, and what it says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+
+import aiohttp
+import pytest
+
+import moe_core
+from tests.moe_core.engine.http_engine import answer_of, running_engine
+from tests.moe_core.engine.model_dirs import tiny_model, write_model_dir
+
+DOMAINS = [
+    {"code": "support", "name_en": "Support", "name_zh": "客服", "experts": [0]},
+    {"code": "copy", "name_en": "Copy", "name_zh": "文案", "experts": [1, 2]},
+]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    write_model_dir(path, tiny_model())
+    return path
+
+
+@pytest.fixture
+async def engine(model_dir, tmp_path):
+    async with running_engine(
+        model_dir, tmp_path, version="v1", epoch=7, domains=DOMAINS, max_waiting=50
+    ) as client:
+        yield client
+
+
+async def test_a_stream_begins_with_start_and_ends_with_done(engine, model_dir) -> None:
+    lines = await engine.generate(prompt="hello", max_tokens=6)
+    assert lines[0] == {"type": "start", "prompt_tokens": 5, "reused_tokens": 0, "version": "v1", "epoch": 7}
+    assert lines[-1]["type"] == "done"
+    assert lines[-1]["usage"]["prompt_tokens"] == 5
+    assert set(lines[-1]["timing"]) == {"queue_ms", "first_token_ms", "total_ms"}
+    _, tokens = answer_of(lines)
+    assert tokens == moe_core.load(model_dir).generate(list(b"hello"), 6)
+    assert lines[-1]["usage"]["completion_tokens"] == len(tokens)
+
+
+async def test_messages_are_formatted_by_the_models_own_chat_format(engine) -> None:
+    status, body = await engine.post("/tokenize", {"messages": [{"role": "user", "content": "hi"}]})
+    assert status == 200
+    assert body["ids"] == [257, *b"user\nhi", 258, *b"\n", 257, *b"assistant\n"]
+    lines = await engine.generate(messages=[{"role": "user", "content": "hi"}], max_tokens=2)
+    assert lines[0]["prompt_tokens"] == len(body["ids"])
+
+
+async def test_the_same_seed_gives_the_same_answer_in_any_company(engine) -> None:
+    body = {"prompt": "seed", "max_tokens": 12, "temperature": 1.5, "top_p": 0.9, "seed": 42}
+    alone = answer_of(await engine.generate(**body))
+    crowd = await asyncio.gather(
+        *(engine.generate(**body | {"prompt": f"other {n}", "seed": n}) for n in range(6)),
+        engine.generate(**body),
+    )
+    assert answer_of(crowd[-1]) == alone
+    assert len({answer_of(lines)[0] for lines in crowd}) > 3
+
+
+async def test_logprobs_come_with_every_token(engine) -> None:
+    lines = await engine.generate(prompt="abc", max_tokens=4, logprobs=2, temperature=1.0, seed=1)
+    entries = [entry for line in lines if line["type"] == "delta" for entry in line["logprobs"]]
+    assert [entry["token_id"] for entry in entries] == answer_of(lines)[1]
+    for entry in entries:
+        assert len(entry["top"]) == 2
+        assert entry["top"][0]["logprob"] >= max(entry["logprob"], entry["top"][1]["logprob"])
+
+
+async def test_routed_experts_cover_every_computed_token(engine) -> None:
+    lines = await engine.generate(prompt="x" * 40, max_tokens=5, routed_experts=True)
+    record = lines[-1]["routed_experts"]
+    assert record["shape"] == [40 + len(answer_of(lines)[1]) - 1, 3, 2]
+    assert record["layers"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"prompt": "a", "epoch": 6}, 409, "stale_epoch"),
+        ({"prompt": "a", "domain": "none-such"}, 400, "unknown_domain"),
+        ({"prompt": "a", "surprise": 1}, 400, "invalid_request"),
+        ({"prompt": "a", "prompt_ids": [1]}, 400, "invalid_request"),
+        ({}, 400, "invalid_request"),
+        ({"prompt": ""}, 400, "invalid_request"),
+        ({"prompt": "a", "temperature": -1}, 400, "invalid_request"),
+        ({"prompt": "a", "max_tokens": 0}, 400, "invalid_request"),
+        ({"prompt": "a", "max_tokens": "5"}, 400, "invalid_request"),
+        ({"prompt_ids": [259]}, 400, "invalid_request"),
+        ({"prompt": "a" * 2048}, 400, "prompt_too_long"),
+        ([], 400, "invalid_request"),
+    ],
+)
+async def test_it_refuses_with_a_code(engine, body, status, code) -> None:
+    answered, value = await engine.post("/generate", body)
+    assert (answered, value["error"]["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "code"),
+    [
+        (b'{"prompt": "a", "prompt": "b"}', 400, "duplicate_key"),
+        (b'{"prompt": "a", "temperature": 1e999}', 400, "not_finite"),
+        (b"[" * 5000, 400, "too_deep"),
+        (b'{"prompt": "' + b"x" * (5 << 20) + b'"}', 413, "too_large"),
+        (b'{"prompt": "\\ud800"}', 400, "bad_text"),
+    ],
+    ids=["repeated", "infinite", "deep", "large", "surrogate"],
+)
+async def test_it_refuses_hostile_json(engine, raw, status, code) -> None:
+    async with engine.session.post("http://engine/generate", data=io.BytesIO(raw)) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (status, code)
+
+
+async def test_unknown_paths_and_methods_are_json_too(engine) -> None:
+    async with engine.session.get("http://engine/generate") as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (405, "http_error")
+    async with engine.session.get("http://engine/etc") as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (404, "http_error")
+
+
+async def test_a_full_queue_answers_429_with_retry_after(model_dir, tmp_path) -> None:
+    async with running_engine(model_dir, tmp_path, max_sequences=1, max_waiting=1) as client:
+
+        async def status(_: int) -> tuple[int, str | None]:
+            body = {"prompt": "a", "max_tokens": 200, "ignore_eos": True}
+            async with client.session.post("http://engine/generate", json=body) as response:
+                await response.read()
+                return response.status, response.headers.get("Retry-After")
+
+        answers = await asyncio.gather(*(status(n) for n in range(12)))
+    assert {code for code, _ in answers} == {200, 429}
+    assert all(int(retry or 0) >= 1 for code, retry in answers if code == 429)
+
+
+async def test_clients_that_go_away_leave_no_block_behind(engine) -> None:
+    rng = random.Random(5)
+
+    async def one(number: int) -> None:
+        body = {
+            "prompt": f"{number} " * 20,
+            "max_tokens": 1000,
+            "ignore_eos": True,
+            "cache_salt": str(number),
+        }
+        async with engine.session.post("http://engine/generate", json=body) as response:
+            if response.status == 200:
+                for _ in range(rng.randrange(4)):
+                    await response.content.readline()
+            # Leaving the block without reading to the end closes the connection.
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(one(number) for number in range(60)))
+        snapshot = await engine.service.on_engine(lambda inner: inner.stats.snapshot(inner))
+        while snapshot.running or snapshot.waiting or snapshot.kv_used:
+            snapshot = await engine.service.next_snapshot(snapshot, 1.0)
+    health = await engine.get("/health")
+    assert (health["running"], health["waiting"], health["kv_used"]) == (0, 0, 0)
+
+
+async def test_health_says_who_it_is(engine) -> None:
+    health = await engine.get("/health")
+    assert (health["state"], health["version"], health["epoch"]) == ("ready", "v1", 7)
+    assert health["load_seconds"] > 0
+    assert health["rss_bytes"] > 1 << 20
+    assert health["kv_total"] == 4096
+
+
+async def test_the_secret_is_asked_for_on_every_path(model_dir, tmp_path) -> None:
+    secret_file = tmp_path / "secret"
+    secret_file.write_text("let-me-in\n")
+    headers = {"Authorization": "Bearer let-me-in"}
+    async with running_engine(model_dir, tmp_path, headers=headers, secret_file=secret_file) as client:
+        assert (await client.get("/health"))["state"] == "ready"
+        connector = aiohttp.UnixConnector(str(tmp_path / "e.sock"))
+        async with aiohttp.ClientSession(connector=connector) as stranger:
+            for path in ("/health", "/stats", "/samples", "/none"):
+                async with stranger.get(f"http://engine{path}") as response:
+                    assert response.status == 401
+
+
+async def test_a_trace_shows_the_models_own_choice(engine, model_dir) -> None:
+    status, value = await engine.post("/trace", {"prompt": "route me", "domain": "copy"})
+    assert status == 200
+    assert [token["text"] for token in value["tokens"]] == list("route me")
+    assert [layer["layer"] for layer in value["layers"]] == [0, 1, 2]
+    for layer in value["layers"]:
+        assert layer["prior"] == [0.0, 1.0, 1.0, 0.0]
+        for ids, weights, logits in zip(layer["ids"], layer["weights"], layer["logits"], strict=True):
+            assert ids == sorted(range(4), key=lambda e: -logits[e])[:2]
+            assert sum(weights) == pytest.approx(1.0, abs=1e-3)
+    totals = await engine.get("/stats")
+    assert totals["prompt_tokens"] == 0
+
+
+async def test_a_domain_changes_the_answers_routing(engine) -> None:
+    plain = (await engine.post("/trace", {"prompt": "route me"}))[1]["layers"]
+    pushed = (await engine.post("/trace", {"prompt": "route me", "domain": "support"}))[1]["layers"]
+    to_zero = [sum(ids.count(0) for layer in layers for ids in layer["ids"]) for layers in (plain, pushed)]
+    assert to_zero[1] > to_zero[0]
+
+
+async def test_bad_requests_do_not_disturb_a_running_answer(engine) -> None:
+    task = asyncio.create_task(engine.generate(prompt="long", max_tokens=200, ignore_eos=True))
+    num_refused = 0
+    while not task.done():
+        async with engine.session.post("http://engine/generate", data=b"{") as response:
+            assert (await response.json())["error"]["code"] == "not_json"
+            num_refused += 1
+    assert task.result()[-1]["usage"]["completion_tokens"] == 200
+    assert num_refused > 0
