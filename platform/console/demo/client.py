@@ -63,13 +63,17 @@ class Api:
         """Send one file as multipart/form-data."""
         boundary = secrets.token_hex(16)
         raw = b"".join(_multipart(boundary, file, fields))
-        return self._answer("POST", path, raw, self.headers(**{"Content-Type": f"multipart/form-data; boundary={boundary}"}))
+        return self._answer(
+            "POST", path, raw, self.headers(**{"Content-Type": f"multipart/form-data; boundary={boundary}"})
+        )
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Read an SSE stream of JSON events until `[DONE]`."""
         connection = self.connect()
         try:
-            connection.request("POST", path, json.dumps(body).encode(), self.headers(**{"Content-Type": "application/json"}))
+            connection.request(
+                "POST", path, json.dumps(body).encode(), self.headers(**{"Content-Type": "application/json"})
+            )
             reply = connection.getresponse()
             if reply.status != 200:
                 raise ApiError("POST", path, reply.status, _detail(reply.read()))
@@ -88,7 +92,9 @@ class Api:
                 break
             time.sleep(POLL_S)
         if job["state"] != "succeeded":
-            raise ApiError("GET", f"/api/v1/jobs/{job_id}/", 200, f"the job is {job['state']}: {job.get('error') or '—'}")
+            raise ApiError(
+                "GET", f"/api/v1/jobs/{job_id}/", 200, f"the job is {job['state']}: {job.get('error') or '—'}"
+            )
         return job
 
     def _answer(self, method: str, path: str, raw: bytes | None, headers: dict[str, str]) -> Any:
