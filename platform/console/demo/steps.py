@@ -53,7 +53,7 @@ def lay_experts(journey: Journey) -> None:
             "/api/v1/layouts/", {"name": journey.label, "base_version": version["id"], "spec": spec}
         )
         journey.ids["layout"] = layout["id"]
-        entry.update(layout=layout["id"], spec=spec, cost=cost["mixture"] if "mixture" in cost else cost)
+        entry.update(layout=layout["id"], spec=spec, cost=cost)
 
 
 def moe_layers(num_layers: int) -> list[int]:
@@ -96,7 +96,7 @@ def bring_logs(journey: Journey) -> None:
         corpus = journey.api.post("/api/v1/corpora/", {"name": journey.label})
         journey.ids["corpus"] = corpus["id"]
         for file in build(Path(folder)):
-            journey.api.upload(f"/api/v1/corpora/{corpus['id']}/files/", Path(folder) / file.name, {})
+            journey.api.upload(f"/api/v1/corpora/{corpus['id']}/files/", file.path, {})
         corpus = journey.api.get(f"/api/v1/corpora/{corpus['id']}/")
         entry.update(corpus=corpus["id"], counts=corpus["counts"])
 
