@@ -7,9 +7,13 @@ One host sync a call (how many rows each expert has); everything else is queued.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.nn.functional import silu
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +24,8 @@ class Grouping:
     token_R: Tensor
     # (R,) place of each row in the flattened (T, K) choices.
     choice_R: Tensor
-    # Rows of each expert; the one thing that is read on the host.
-    counts: list[int]
+    # (expert, its rows) for each expert that has any; the one thing that is read on the host.
+    parts: list[tuple[int, slice]]
 
 
 def group_rows(expert_ids_TK: Tensor, num_experts: int) -> Grouping:
@@ -29,7 +33,9 @@ def group_rows(expert_ids_TK: Tensor, num_experts: int) -> Grouping:
     flat_R = expert_ids_TK.reshape(-1)
     choice_R = torch.argsort(flat_R, stable=True)
     counts = torch.bincount(flat_R, minlength=num_experts).tolist()
-    return Grouping(choice_R // max(expert_ids_TK.shape[1], 1), choice_R, counts)
+    ends = list(accumulate(counts))
+    parts = [(e, slice(end - n, end)) for e, (n, end) in enumerate(zip(counts, ends, strict=True)) if n]
+    return Grouping(choice_R // expert_ids_TK.shape[1], choice_R, parts)
 
 
 def swiglu_experts_torch(
@@ -41,15 +47,15 @@ def swiglu_experts_torch(
 
 
 class GroupedSwiglu(torch.autograd.Function):
-    """Forward keeps only gate and up of each row; backward never needs the experts' outputs.
+    """Forward keeps gate and up of each row; backward never needs the experts' outputs.
 
     With dAct = dOut @ down, the routing weight's gradient is <dAct, act>, so outputs are not stored
     (the observation of SonicMoE, arXiv 2512.14080). Weights that are frozen cost no backward GEMM.
     """
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+    def forward(  # type: ignore[override]
+        ctx: FunctionCtx,
         hidden_TD: Tensor,
         gate_up_E2FD: Tensor,
         down_EDF: Tensor,
@@ -59,19 +65,19 @@ class GroupedSwiglu(torch.autograd.Function):
         rows = group_rows(expert_ids_TK, gate_up_E2FD.shape[0])
         num_rows, num_ff = rows.token_R.shape[0], down_EDF.shape[2]
         weights_R1 = weights_TK.reshape(-1)[rows.choice_R].unsqueeze(1)
+        in_RD = hidden_TD[rows.token_R]
         gate_up_R2F = hidden_TD.new_empty(num_rows, 2 * num_ff)
         out_RD = hidden_TD.new_empty(num_rows, hidden_TD.shape[1])
-        in_RD = hidden_TD[rows.token_R]
-        for expert, part in _slices(rows.counts):
-            torch.mm(in_RD[part], gate_up_E2FD[expert].t(), out=gate_up_R2F[part])
-            act_rF = _swiglu(gate_up_R2F[part])
+        for expert, part in rows.parts:
+            gate_up_r2F = torch.mm(in_RD[part], gate_up_E2FD[expert].t(), out=gate_up_R2F[part])
+            act_rF = silu(gate_up_r2F[:, :num_ff]).mul_(gate_up_r2F[:, num_ff:])
             torch.mm(act_rF, down_EDF[expert].t(), out=out_RD[part])
         ctx.save_for_backward(hidden_TD, gate_up_E2FD, down_EDF, weights_R1, gate_up_R2F)
         ctx.rows, ctx.shape_TK = rows, weights_TK.shape  # type: ignore[attr-defined]
-        return _combine(out_RD, weights_R1, rows, hidden_TD)
+        return _sum_choices(_wide(out_RD).mul_(weights_R1), rows, weights_TK.shape).to(hidden_TD.dtype)
 
     @staticmethod
-    def backward(ctx, grad_TD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden_TD, gate_up_E2FD, down_EDF, weights_R1, gate_up_R2F = ctx.saved_tensors
         rows: Grouping = ctx.rows
         wants_x, wants_gate_up, wants_down, _, wants_weights = ctx.needs_input_grad
@@ -79,43 +85,28 @@ class GroupedSwiglu(torch.autograd.Function):
         grad_RD = grad_TD[rows.token_R]
         d_gate_up = torch.zeros_like(gate_up_E2FD) if wants_gate_up else None
         d_down = torch.zeros_like(down_EDF) if wants_down else None
-        d_in_RD = hidden_TD.new_empty(grad_RD.shape) if wants_x else None
-        d_weights_R = weights_R1.new_empty(grad_RD.shape[0])
-        for expert, part in _slices(rows.counts):
-            gate, up = gate_up_R2F[part].split(num_ff, dim=1)
-            gate, up = _wide(gate), _wide(up)
-            sig = torch.sigmoid(gate)
-            silu = gate * sig
-            act = silu * up
-            d_act = _wide(grad_RD[part] @ down_EDF[expert])
-            d_weights_R[part] = (d_act * act).sum(1)
-            d_act = d_act * weights_R1[part]
+        d_in_RD = torch.empty_like(grad_RD) if wants_x else None
+        d_weights_R = torch.empty_like(weights_R1.squeeze(1))
+        for expert, part in rows.parts:
+            gate, up = gate_up_R2F[part, :num_ff], gate_up_R2F[part, num_ff:]
+            gate_silu = silu(gate)
+            d_act = grad_RD[part] @ down_EDF[expert]
+            act = gate_silu * up
+            d_weights_R[part] = torch.sum(d_act * act, dim=1, dtype=weights_R1.dtype)
             if d_down is not None:
-                scaled = (grad_RD[part] * weights_R1[part]).to(down_EDF.dtype)
-                torch.mm(scaled.t(), act.to(down_EDF.dtype), out=d_down[expert])
+                scaled = (grad_RD[part] * weights_R1[part]).to(act.dtype)
+                torch.mm(scaled.t(), act, out=d_down[expert])
             if d_in_RD is None and d_gate_up is None:
                 continue
-            d_gate = d_act * up * (sig + silu * (1 - sig))
-            d_both = torch.cat([d_gate, d_act * silu], dim=1).to(hidden_TD.dtype)
+            d_act *= weights_R1[part]
+            d_both = torch.cat([torch.ops.aten.silu_backward(d_act * up, gate), d_act * gate_silu], dim=1)
             if d_gate_up is not None:
                 torch.mm(d_both.t(), hidden_TD[rows.token_R[part]], out=d_gate_up[expert])
             if d_in_RD is not None:
                 torch.mm(d_both, gate_up_E2FD[expert], out=d_in_RD[part])
         d_x = None if d_in_RD is None else _sum_choices(d_in_RD, rows, ctx.shape_TK)
-        d_weights = None
-        if wants_weights:
-            d_weights = torch.empty_like(d_weights_R).index_copy_(0, rows.choice_R, d_weights_R).view(ctx.shape_TK)
+        d_weights = _to_choices(d_weights_R, rows).view(ctx.shape_TK) if wants_weights else None
         return d_x, d_gate_up, d_down, None, d_weights
-
-
-def _slices(counts: list[int]) -> list[tuple[int, slice]]:
-    """(expert, its rows) for each expert that has any."""
-    slices, start = [], 0
-    for expert, count in enumerate(counts):
-        if count:
-            slices.append((expert, slice(start, start + count)))
-        start += count
-    return slices
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -123,19 +114,11 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _swiglu(gate_up_r2F: Tensor) -> Tensor:
-    gate, up = gate_up_r2F.chunk(2, dim=1)
-    return torch.nn.functional.silu(gate) * up
+def _to_choices(sorted_R: Tensor, rows: Grouping) -> Tensor:
+    """Rows from expert order back to the order of the flattened (T, K) choices."""
+    return torch.empty_like(sorted_R).index_copy_(0, rows.choice_R, sorted_R)
 
 
-def _combine(out_RD: Tensor, weights_R1: Tensor, rows: Grouping, hidden_TD: Tensor) -> Tensor:
-    """Weigh in float32 and add the K rows of each token; deterministic, for no row is added to by two threads."""
-    num_tokens = hidden_TD.shape[0]
-    weighted_RD = _wide(out_RD) * weights_R1
-    back_RD = torch.empty_like(weighted_RD).index_copy_(0, rows.choice_R, weighted_RD)
-    return back_RD.view(num_tokens, -1, hidden_TD.shape[1]).sum(1).to(hidden_TD.dtype)
-
-
-def _sum_choices(d_in_RD: Tensor, rows: Grouping, shape_TK: torch.Size) -> Tensor:
-    back_RD = torch.empty_like(d_in_RD).index_copy_(0, rows.choice_R, d_in_RD)
-    return back_RD.view(*shape_TK, -1).sum(1)
+def _sum_choices(sorted_RD: Tensor, rows: Grouping, shape_TK: torch.Size) -> Tensor:
+    """Add the K rows of each token; deterministic, for no sum is shared between threads."""
+    return _to_choices(sorted_RD, rows).view(*shape_TK, sorted_RD.shape[1]).sum(1)
