@@ -47,7 +47,9 @@ class Services:
 
     def start(self) -> None:
         """Start what was planned, and stop it all when a part fails."""
-        (self.data_dir / "static").mkdir(parents=True, exist_ok=True)  # the static file server wants it to exist
+        (self.data_dir / "static").mkdir(
+            parents=True, exist_ok=True
+        )  # the static file server wants it to exist
         try:
             if self.postgres:
                 self.postgres.start()

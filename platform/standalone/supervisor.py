@@ -98,10 +98,10 @@ class Supervisor:
         """Remember the wish; the loop acts on it."""
         self.stopping = True
 
-    def start(self) -> None:
-        """Start all programs."""
-        for program in self.programs:
-            program.start()
+    def start(self, program: Program) -> None:
+        """Start one more program and keep it running from now on."""
+        program.start()
+        self.programs.append(program)
 
     def keep_running(self) -> None:
         """Watch until somebody wishes to stop."""

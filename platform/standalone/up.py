@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ from standalone import paths, web
 from standalone.build import build_all
 from standalone.errors import ServiceFailed, StandaloneError
 from standalone.instance import Instance, InstanceLock
+from standalone.preparation import Preparation
 from standalone.processes import tail
 from standalone.services import Services, services_for
 from standalone.supervisor import Program, Supervisor
@@ -54,12 +53,9 @@ def run(_name: str, arguments: list[str]) -> int:
         build_all()
         start_services(services)
         environment = child_environment(services, chosen)
-        token = prepare_database(environment)
-        supervisor.programs = programs(environment, data_dir / "log", chosen)
-        supervisor.start()
-        address = f"http://{host_in_url(chosen.bind)}:{chosen.port}/"
-        wait_for_first_page(supervisor, chosen, data_dir / "log" / "web.log")
+        token = start_programs(supervisor, services, environment, chosen)
         if not supervisor.stopping:
+            address = f"http://{host_in_url(chosen.bind)}:{chosen.port}/"
             lock.publish(
                 Instance(os.getpid(), address, services.environment | {"TURNOUT_PORT": str(chosen.port)})
             )
@@ -72,6 +68,29 @@ def run(_name: str, arguments: list[str]) -> int:
         lock.release()
     note("Stopped; your data is kept.")
     return 0
+
+
+def start_programs(
+    supervisor: Supervisor, services: Services, environment: Mapping[str, str], chosen: argparse.Namespace
+) -> str | None:
+    """Prepare the database, start web until it serves, then the rest; return the first admin's token if any."""
+    logs = services.data_dir / "log"
+    ours = services.postgres is not None
+    preparation = Preparation(services.data_dir, environment, database_is_ours=ours)
+    formality = preparation.is_formality()
+    preparation.start()
+    token = None if formality else preparation.finish()
+    note("Web, reconciler and worker are starting …")
+    first, *others = programs(environment, logs, chosen)
+    supervisor.start(first)
+    wait_for_first_page(supervisor, chosen, first.log_path)
+    if formality:
+        token = preparation.finish()
+    for program in others:
+        if not supervisor.stopping:
+            supervisor.start(program)
+    note("The first page is served; Ctrl-C stops everything")
+    return token
 
 
 def start_services(services: Services) -> None:
@@ -95,22 +114,6 @@ def child_environment(services: Services, chosen: argparse.Namespace) -> dict[st
         **services.environment,
         "TURNOUT_PORT": str(chosen.port),
     }
-
-
-def prepare_database(environment: Mapping[str, str]) -> str | None:
-    """Bring the database up to date; return the first admin's token while there is no admin."""
-    command = [sys.executable, "-m", "standalone.prepare"]
-    done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ServiceFailed(f"the database could not be brought up to date:\n{done.stderr[-3000:]}")
-    answer = json.loads(done.stdout.splitlines()[-1])
-    note(
-        f"Database ready ({answer['migrations']} migrations applied)"
-        if answer["migrations"]
-        else "Database ready"
-    )
-    token: str | None = answer["setup_token"]
-    return token
 
 
 def programs(environment: Mapping[str, str], logs: Path, chosen: argparse.Namespace) -> list[Program]:
@@ -147,7 +150,6 @@ def refuse_taken_port(bind: str, port: int) -> None:
 
 def wait_for_first_page(supervisor: Supervisor, chosen: argparse.Namespace, log: Path) -> None:
     """Wait until the web answers a request as it should."""
-    note("Web, reconciler and worker are starting …")
     if (
         not supervisor.wait_for(lambda: answers(chosen.bind, chosen.port), FIRST_PAGE_PATIENCE_S)
         and not supervisor.stopping

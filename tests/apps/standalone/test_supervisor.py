@@ -69,8 +69,9 @@ def test_programs_stop_in_the_reverse_order_of_their_start(tmp_path):
     programs = [program(tmp_path, script, name) for name in ("first", "second", "third")]
     for child in programs:
         child.command += [str(order), child.name]
-    supervisor = Supervisor(programs)
-    supervisor.start()
+    supervisor = Supervisor()
+    for child in programs:
+        supervisor.start(child)
     wait_for(lambda: all(child.log_path.read_text() == "ready\n" for child in programs))
     supervisor.stop()
     assert order.read_text().split() == ["third", "second", "first"]
