@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -12,7 +13,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-UPLOAD_PREFIXES = ("/api/v1/uploads", "/data/upload", "/models/upload")
+# What takes files; everything else is small. The handlers behind these stream to disk.
+UPLOADS = re.compile(r"/api/v1/(uploads|corpora/\d+/files)/|/(data|models)/upload/")
 
 
 class BodyLimit:
@@ -25,7 +27,7 @@ class BodyLimit:
         headers = dict(scope["headers"])
         limit = (
             settings.MAX_UPLOAD_BYTES
-            if scope["path"].startswith(UPLOAD_PREFIXES)
+            if UPLOADS.match(scope["path"])
             else settings.MAX_BODY_BYTES
         )
         length = headers.get(b"content-length", b"")

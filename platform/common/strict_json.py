@@ -25,6 +25,7 @@ class StrictJSONParser(BaseParser):
     ) -> Any:
         """Return the parsed body or raise a 400."""
         try:
-            return loads(stream.read(), max_bytes=settings.MAX_BODY_BYTES)
+            # One byte more than allowed shows that a body is too large, however large it is.
+            return loads(stream.read(settings.MAX_BODY_BYTES + 1), max_bytes=settings.MAX_BODY_BYTES)
         except StrictJsonError as error:
             raise ParseError(str(error)) from error

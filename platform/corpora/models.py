@@ -15,6 +15,8 @@ class Corpus(TeamOwned):
     name = models.CharField(_("name"), max_length=120)
     description = models.CharField(_("description"), max_length=400, blank=True)
     counts = models.JSONField(default=dict, blank=True)
+    # True from a change of the files until both sides are put together anew.
+    is_unsettled = models.BooleanField(default=False)
     train = models.ForeignKey(Artifact, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
     held_out = models.ForeignKey(Artifact, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
 

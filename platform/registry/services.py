@@ -12,6 +12,7 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import ProtectedError
 from django.db.models.functions import Now
+from django.http import UnreadablePostError
 from django.utils.text import slugify
 from django.utils.translation import gettext as _
 
@@ -186,10 +187,13 @@ def upload_create(
             words = {"kind": found[0].label, "kinds": ", ".join(kind.label for kind in allowed)}
             raise Invalid(sentence % words, code="refused_format")
 
-    artifact = store.put_stream(
-        source, sha256=sha256 or None, expected_bytes=expected_bytes, max_bytes=settings.MAX_UPLOAD_BYTES,
-        check_head=check_head,
-    )  # fmt: skip
+    try:
+        artifact = store.put_stream(
+            source, sha256=sha256 or None, expected_bytes=expected_bytes, max_bytes=settings.MAX_UPLOAD_BYTES,
+            check_head=check_head,
+        )  # fmt: skip
+    except UnreadablePostError as error:
+        raise Invalid(_("The connection ended before the file was complete; send it again."), code="truncated") from error
     with transaction.atomic():
         upload = Upload.objects.create(
             team=caller.team, created_by=caller.user, name=shown, kind=found[0], artifact=artifact,

@@ -79,7 +79,7 @@ def put_stream(
 
 def path_of(sha256: str) -> Path:
     """Return where an object lies; raise NotFound when it is not in the store."""
-    path = _place(sha256)
+    path = place_of(sha256)
     if not path.is_file():
         raise NotFound(_("The store has no object %(sha256)s.") % {"sha256": sha256[:64]})
     return path
@@ -137,7 +137,8 @@ def checked_name(name: str) -> str:
     return name
 
 
-def _place(sha256: str) -> Path:
+def place_of(sha256: str) -> Path:
+    """Return where an object of this hash belongs, whether it is there or not."""
     if not re.fullmatch(SHA256, sha256):
         raise NotFound(_("The store has no object %(sha256)s.") % {"sha256": sha256[:64]})
     return Path(settings.STORE_DIR) / "objects" / sha256[:2] / sha256[2:4] / sha256
@@ -185,7 +186,7 @@ def _check_promises(actual: str, size: int, sha256: str | None, expected_bytes: 
 
 def _settle(temporary: Path, sha256: str, size: int) -> Artifact:
     """Move a complete file to its place and write its row; the collector waits for the same lock."""
-    place = _place(sha256)
+    place = place_of(sha256)
     with transaction.atomic():
         lock_object(sha256)
         if not place.is_file():

@@ -1,0 +1,89 @@
+"""Lines of a file from strangers: bounded, whatever its encoding and newlines, in constant memory."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_LINE_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18
+EXCERPT_BYTES = 600
+SAMPLE_BYTES = 1 << 20
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line without its newline; a line over the limit carries only its beginning."""
+
+    number: int
+    raw: bytes
+    is_too_long: bool = False
+
+
+def encoding_of(sample: bytes) -> tuple[str, int]:
+    """Return the encoding of a file that begins like this, and the length of its mark.
+
+    Without a mark it is UTF-8 if that fits, else GB 18030 if that fits (spreadsheets in China write it), else UTF-8,
+    and the rows that do not fit are refused one by one.
+    """
+    for mark, name in BOMS:
+        if sample.startswith(mark):
+            return name, len(mark)
+    for name in ("utf-8", "gb18030"):
+        try:
+            # An unfinished character at the end of the sample is no fault.
+            codecs.getincrementaldecoder(name)("strict").decode(sample)
+        except UnicodeDecodeError:
+            continue
+        return name, 0
+    return "utf-8", 0
+
+
+def utf8_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> tuple[str, Iterator[Line]]:
+    """Return the encoding of a file and its lines as UTF-8 (rows that are not stay as they are, to be refused)."""
+    with path.open("rb") as source:
+        encoding, skip = encoding_of(source.read(SAMPLE_BYTES))
+    return encoding, split_lines(_as_utf8(path, encoding, skip), max_line_bytes)
+
+
+def _as_utf8(path: Path, encoding: str, skip: int) -> Iterator[bytes]:
+    with path.open("rb") as source:
+        source.seek(skip)
+        decoder = None if encoding == "utf-8" else codecs.getincrementaldecoder(encoding)("replace")
+        while chunk := source.read(CHUNK_BYTES):
+            yield chunk if decoder is None else decoder.decode(chunk).encode("utf-8", "replace")
+        if decoder is not None:
+            yield decoder.decode(b"", True).encode("utf-8", "replace")
+
+
+def split_lines(chunks: Iterable[bytes], max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Line]:
+    """Split at LF, CR LF and CR; what is over the limit is passed over, not kept."""
+    number, kept, length, after_cr = 1, bytearray(), 0, False
+
+    def finish() -> Line:
+        too_long = length > max_line_bytes
+        return Line(number, bytes(kept[:EXCERPT_BYTES] if too_long else kept), too_long)
+
+    for chunk in chunks:
+        if after_cr and chunk.startswith(b"\n"):
+            chunk = chunk[1:]
+        after_cr = chunk.endswith(b"\r") if chunk else after_cr
+        pieces = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        for index, piece in enumerate(pieces):
+            if index:
+                yield finish()
+                number, length = number + 1, 0
+                kept.clear()
+            length += len(piece)
+            room = max_line_bytes - len(kept)
+            if room > 0:
+                kept += piece[:room]
+    if length:
+        yield finish()

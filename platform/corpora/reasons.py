@@ -1,0 +1,37 @@
+"""Why a row was refused, in words. `%(detail)s` is the value in question."""
+
+from __future__ import annotations
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+REASONS: dict[str, Promise] = {
+    "too_large": _("The row is longer than 1 MiB."),
+    "row_too_long": _("The row is longer than 1 MiB."),
+    "not_utf8": _("The row is not UTF-8 text."),
+    "too_deep": _("The JSON is nested too deeply."),
+    "not_json": _("The row is not JSON: %(detail)s."),
+    "duplicate_key": _("A key appears twice: %(detail)s."),
+    "not_finite": _("A number is not finite."),
+    "bad_text": _("The text holds a character that no log needs: %(detail)s."),
+    "not_object": _("The row is JSON, but not an object."),
+    "no_messages": _("There is no list “messages”; keys found: %(detail)s."),
+    "too_many_messages": _("There are %(detail)s messages; 1,000 are the most."),
+    "not_message": _("A message is not an object with “role” and “content”."),
+    "unknown_role": _("The role “%(detail)s” is none of system, user, assistant."),
+    "not_text": _("A message holds something other than text: %(detail)s."),
+    "empty_text": _("A message is empty."),
+    "no_user": _("Nobody asks: there is no message of the user."),
+    "no_answer": _("The last message is not the assistant's, so there is nothing to learn from."),
+    "bad_domain": _("“%(detail)s” is no domain code (2 to 12 small letters, digits, hyphens)."),
+    "too_many_domains": _("The file names more than 64 domains; this one was over: %(detail)s."),
+    "bad_csv": _("The record is not well-formed CSV: %(detail)s."),
+    "wrong_width": _("The record has another number of columns than the header: %(detail)s."),
+    "row_limit": _("The file has more than %(detail)s rows; the rest was not read."),
+}
+
+
+def reason(code: str, detail: str = "") -> str:
+    """Return the sentence for a refusal in the reader's language."""
+    sentence = REASONS.get(code)
+    return code if sentence is None else str(sentence) % {"detail": detail or "—"}
