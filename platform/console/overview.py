@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Prefetch
 from django.utils import timezone
 from django.utils.translation import gettext, ngettext
 
 from accounts.models import Team
 from common import figures
 from console import navigation
-from console.standing import Standing, standing_of
+from console.standing import Row, row_of
 from console.traffic import Traffic, traffic_by_deployment, traffic_of
-from deployments.models import Deployment, Replica
+from deployments.selectors import deployments_of
 from jobs.choices import OPEN, JobState
 from jobs.models import Job
 from layouts.models import Layout
@@ -40,7 +39,7 @@ class Worry:
 class Picture:
     """Everything the overview tells."""
 
-    standings: list[Standing] = field(default_factory=list)
+    standings: list[Row] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
     worries: list[Worry] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
@@ -56,7 +55,7 @@ class Picture:
 def picture_of(team: Team) -> Picture:
     """Look at the team's things once."""
     traffic = traffic_by_deployment(team)
-    standings = [standing_of(one, traffic.get(one.pk)) for one in deployments_of(team)]
+    standings = [row_of(one, traffic.get(one.pk)) for one in deployments_of(team)]
     picture = Picture(
         standings=standings,
         jobs=jobs_of(team),
@@ -68,15 +67,6 @@ def picture_of(team: Team) -> Picture:
     return picture
 
 
-def deployments_of(team: Team) -> list[Deployment]:
-    """The team's deployments with what is wanted and what runs."""
-    found = Deployment.objects.filter(team=team, deleted_at=None).order_by("name")
-    replicas = Prefetch("replicas", Replica.objects.order_by("id"))
-    return list(
-        found.select_related("desired_version__model", "live_version__model").prefetch_related(replicas)
-    )
-
-
 def jobs_of(team: Team) -> list[Job]:
     """Open jobs first, then those that ended in the last day."""
     found = Job.objects.filter(team=team)
@@ -86,8 +76,10 @@ def jobs_of(team: Team) -> list[Job]:
     return open_ones + list(ended[: SHOWN_JOBS - len(open_ones)])
 
 
-def _deployment_worries(standings: list[Standing]) -> list[Worry]:
-    return [Worry(one.lamp, one.worry, one.url, felt=not one.serves) for one in standings if one.worry]
+def _deployment_worries(standings: list[Row]) -> list[Worry]:
+    return [
+        Worry(one.standing.lamp, one.worry, one.url, felt=not one.serves) for one in standings if one.worry
+    ]
 
 
 def _job_worries(team: Team) -> list[Worry]:
@@ -148,7 +140,7 @@ def _running(picture: Picture) -> str:
     return ngettext("%(count)s job is running.", "%(count)s jobs are running.", count) % {"count": count}
 
 
-def stations(team: Team, standings: list[Standing]) -> list[dict[str, Any]]:
+def stations(team: Team, standings: list[Row]) -> list[dict[str, Any]]:
     """The way from nothing to an answer: each station done when its thing exists, the first other one lit."""
     done = (
         Model.objects.filter(team=team).exists(),
@@ -217,9 +209,10 @@ def kpis(picture: Picture) -> list[dict[str, Any]]:
         },
         {
             "label": gettext("Replicas ready"),
-            "value": sum(one.ready for one in picture.standings),
+            "value": sum(one.standing.ready for one in picture.standings),
             "unit": "",
-            "note": gettext("of %(count)s wanted") % {"count": sum(one.wanted for one in picture.standings)},
+            "note": gettext("of %(count)s wanted")
+            % {"count": sum(one.standing.wanted for one in picture.standings)},
             "spark": [],
         },
         {

@@ -1,4 +1,4 @@
-"""How one deployment stands: what is wanted beside what is observed, in one row."""
+"""How one deployment stands on the overview: what is wanted beside what is observed, and its last hour."""
 
 from __future__ import annotations
 
@@ -8,101 +8,58 @@ from django.utils.translation import gettext
 
 from console import navigation
 from console.traffic import Traffic
-from deployments.models import Deployment, Replica
-from deployments.states import COMING, Phase, ReplicaState
-
-PHASE_LAMPS = {
-    Phase.PENDING: "busy",
-    Phase.STARTING: "busy",
-    Phase.READY: "ok",
-    Phase.UPDATING: "busy",
-    Phase.DEGRADED: "caution",
-    Phase.BLOCKED: "caution",
-    Phase.FAILED: "danger",
-    Phase.STOPPING: "busy",
-    Phase.STOPPED: "off",
-}
+from deployments import selectors
+from deployments.models import Deployment
+from deployments.states import Phase
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Row:
     """A deployment as the overview shows it."""
 
     deployment: Deployment
-    phase: Phase
-    ready: int
-    wanted: int
-    replicas: list[Replica]
+    standing: selectors.Standing
     traffic: Traffic
     url: str
 
     @property
     def serves(self) -> bool:
         """Whether requests are answered now."""
-        return self.ready > 0
-
-    @property
-    def lamp(self) -> str:
-        """The lamp of its phase."""
-        return PHASE_LAMPS[self.phase]
+        return self.standing.ready > 0
 
     @property
     def worry(self) -> str:
         """What is wrong, in one sentence; nothing when it is well or on its way."""
-        name = self.deployment.name
-        if self.phase == Phase.FAILED:
+        name, standing = self.deployment.name, self.standing
+        if standing.phase == Phase.FAILED:
             return gettext("%(name)s does not answer: %(reason)s") % {"name": name, "reason": self.reason}
-        if self.phase == Phase.BLOCKED:
-            return gettext("The new version of %(name)s failed, the old one still serves: %(reason)s") % {
-                "name": name,
-                "reason": self.reason,
-            }
-        if self.phase == Phase.DEGRADED:
-            return gettext("%(name)s has %(ready)s of %(wanted)s replicas.") % {
-                "name": name,
-                "ready": self.ready,
-                "wanted": self.wanted,
-            }
+        if standing.phase == Phase.BLOCKED:
+            sentence = gettext("The new version of %(name)s failed, the old one still serves: %(reason)s")
+            return sentence % {"name": name, "reason": self.reason}
+        if standing.phase == Phase.DEGRADED:
+            sentence = gettext("%(name)s has %(ready)s of %(wanted)s replicas.")
+            return sentence % {"name": name, "ready": standing.ready, "wanted": standing.wanted}
+        if standing.silent:
+            return gettext("%(name)s has not been heard of; it may still answer.") % {"name": name}
         return ""
 
     @property
     def reason(self) -> str:
         """What the newest failed replica said."""
-        failed = [one for one in self.replicas if one.state == ReplicaState.FAILED]
-        return failed[-1].error_detail or failed[-1].error if failed else "—"
+        failed = self.standing.failed
+        return (failed[0].error_detail or failed[0].error) if failed else no_reason()
 
 
-def standing_of(deployment: Deployment, traffic: Traffic | None) -> Standing:
-    """Look at one deployment with its prefetched replicas."""
-    replicas = list(deployment.replicas.all())
-    live = [one for one in replicas if one.state not in (ReplicaState.STOPPED, ReplicaState.FAILED)]
-    ready = [one for one in replicas if one.state == ReplicaState.READY]
-    return Standing(
+def no_reason() -> str:
+    """What stands for a reason that nobody told."""
+    return gettext("no reason was told")
+
+
+def row_of(deployment: Deployment, traffic: Traffic | None) -> Row:
+    """Look at one deployment, with the replicas that came along."""
+    return Row(
         deployment=deployment,
-        phase=phase_of(deployment, replicas),
-        ready=len(ready),
-        wanted=deployment.desired_replicas,
-        replicas=live or replicas[-1:],
+        standing=selectors.standing_of(deployment),
         traffic=traffic or Traffic(),
         url=f"{navigation.address('deployments:list') or '/'}{deployment.pk}/",
     )
-
-
-def phase_of(deployment: Deployment, replicas: list[Replica]) -> Phase:
-    """What the replicas amount to."""
-    current = [one for one in replicas if one.revision == deployment.revision]
-    ready = [one for one in replicas if one.state == ReplicaState.READY]
-    if deployment.desired_replicas == 0:
-        return Phase.STOPPING if ready else Phase.STOPPED
-    fresh = [one for one in current if one.state == ReplicaState.READY]
-    failed = [one for one in current if one.state == ReplicaState.FAILED]
-    coming = [one for one in current if one.state in COMING]
-    if len(fresh) >= deployment.desired_replicas:
-        return Phase.READY
-    if ready and deployment.live_revision != deployment.revision:
-        return Phase.UPDATING if coming or not failed else Phase.BLOCKED
-    if fresh:
-        return Phase.DEGRADED
-    if coming:
-        return Phase.STARTING
-    return Phase.FAILED if failed else Phase.PENDING

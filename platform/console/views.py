@@ -7,6 +7,7 @@ from django.shortcuts import render
 from django.urls import reverse
 
 from accounts.access import Role, role_required
+from common import figures
 from console import navigation
 from console import overview as summary
 from console import playground as room
@@ -21,7 +22,7 @@ def overview(request: HttpRequest) -> HttpResponse:
     picture = summary.picture_of(team)
     context = {
         "picture": picture,
-        "verdict": summary.verdict(picture),
+        "verdict": {**summary.verdict(picture), "gap": "" if figures.is_chinese() else " "},
         "kpis": summary.kpis(picture),
         "lines": lately(team),
         "nodes": nodes(),

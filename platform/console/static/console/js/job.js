@@ -28,15 +28,15 @@ function apply(event) {
   if (event.kind === "step") step(data);
   else if (event.kind === "stage") enter(data.stage);
   else if (event.kind === "log") line(data, event.at);
-  else if (event.kind === "state") { if (ENDED.has(data.state)) ended(); else if (data.progress != null) kpi("progress", data.progress); }
+  else if (event.kind === "state") { if (ENDED.has(data.state)) ended(data.state); else if (data.progress != null) kpi("progress", data.progress); }
   if (data.progress != null) kpi("progress", data.progress);
   dirty = true;
 }
 const ENDED = new Set(["succeeded", "failed", "cancelled", "quarantined", "paused"]);
-let ending = false;
-function ended() {
-  // Once: let the last events settle, then read the server's own words.
-  if (ending || root.dataset.ended === "true") return;
+let ending = false, known = null;
+function ended(state) {
+  // Only when it ended under our eyes: let the last events settle, then read the server's own words.
+  if (ending || known === null || known === state) return;
   ending = true;
   setTimeout(() => location.reload(), 800);
 }
@@ -147,7 +147,8 @@ if (root?.dataset.liveUrl) {
       for (const event of data.events ?? []) apply(event);
       if (job.stage) enter(job.stage);
       if (job.progress != null) kpi("progress", job.progress);
-      if (ENDED.has(job.state)) ended();
+      if (ENDED.has(job.state)) ended(job.state);
+      known ??= job.state;
       dirty = true; paint();
     },
     event: apply,
