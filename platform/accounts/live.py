@@ -29,6 +29,8 @@ from common.errors import DomainError
 from common.live import Subscription, hub
 
 RECHECK_S = 4.0
+# An idle feed and a dead one look alike to a browser, so an idle one says that it lives.
+PING_S = 8.0
 REFUSED, GONE, SLOW = 4403, 4404, 4408
 
 
@@ -60,7 +62,8 @@ class LiveSocket(AsyncWebsocketConsumer):
             await self.close(code=GONE)
             return
         await self.accept()
-        self.tasks = [asyncio.create_task(self.stream(topic)), asyncio.create_task(self.recheck())]
+        work = (self.stream(topic), self.recheck(), self.ping())
+        self.tasks = [asyncio.create_task(each) for each in work]
 
     async def disconnect(self, code: int) -> None:
         """Stop this socket's tasks."""
@@ -100,6 +103,12 @@ class LiveSocket(AsyncWebsocketConsumer):
     async def send_snapshot(self) -> None:
         """Send the whole state."""
         await self.send(text_data=json.dumps({"type": "snapshot", **await self.snapshot()}))
+
+    async def ping(self) -> None:
+        """Say now and then that the feed lives."""
+        while True:
+            await asyncio.sleep(PING_S)
+            await self.send(text_data='{"type": "ping"}')
 
     async def recheck(self) -> None:
         """Close the socket soon after its person lost the right to watch."""

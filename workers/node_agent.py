@@ -1,0 +1,242 @@
+"""The node agent: a bootstep of the Celery worker that turns the replica rows of its node into engine processes.
+
+It holds the lease `node:<name>`. A wish in PostgreSQL rings it; without the bell it looks every second. When the
+database is away the engines go on serving; when the lease is lost they are killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+import psutil
+import psycopg
+from celery import bootsteps
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, close_old_connections, connection
+
+from common.errors import StaleLease
+from common.leases import Claim, lease_release, lease_renew
+from common.loops import CHANNEL
+from deployments.observation import (
+    bell_of,
+    node_claim,
+    node_report,
+    replicas_beat,
+    replicas_let_go,
+    replicas_on,
+)
+from workers.serve import Served
+
+log = logging.getLogger(__name__)
+TICK_S = 0.1
+LOOK_EVERY_S = 1.0
+BEAT_EVERY_S = 2.0
+# The supervisor gives the worker ten seconds to end.
+STOP_PATIENCE_S = 8.0
+LIBPQ_WORDS = ("host", "port", "user", "password", "dbname", "sslmode", "sslrootcert")
+
+
+class NodeAgent(threading.Thread):
+    """Keeps the engines of one node."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name="node-agent", daemon=True)
+        self.node = name
+        self.holder = f"{socket.gethostname()}/{os.getpid()}"
+        self.served: dict[int, Served] = {}
+        self.claim: Claim | None = None
+        self.stopping = threading.Event()
+        self.bell = threading.Event()
+        self._look_at = self._beat_at = self._renew_at = 0.0
+
+    def run(self) -> None:
+        """Turn until stopped, then end the engines in order."""
+        Bell(self.node, self.bell, self.stopping).start()
+        try:
+            while not self.stopping.is_set():
+                self._guarded_turn()
+                self.bell.wait(TICK_S)
+        finally:
+            self._end()
+            connection.close()
+
+    def stop(self) -> None:
+        """Ask the thread to end and wait for it."""
+        self.stopping.set()
+        self.bell.set()
+        self.join(timeout=STOP_PATIENCE_S + 4)
+
+    def _guarded_turn(self) -> None:
+        try:
+            self.turn()
+        except StaleLease as error:
+            if self.claim is not None and not self._still_ours():
+                self._give_up(str(error))
+        except (DatabaseError, InterfaceError) as error:
+            log.warning("the agent of %s waits for the database: %s", self.node, error)
+            connection.close()
+            self.stopping.wait(0.5)
+        except Exception:
+            log.exception("a turn of the agent of %s failed", self.node)
+            self.stopping.wait(0.5)
+        finally:
+            close_old_connections()
+
+    def turn(self) -> None:
+        """One round: keep the lease, read the rows, look after each replica, report."""
+        now = time.monotonic()
+        self._hold_lease(now)
+        if self.claim is None:
+            return
+        if self.bell.is_set() or now >= self._look_at:
+            self.bell.clear()
+            self._look_at = now + LOOK_EVERY_S
+            self._read_rows()
+        for served in list(self.served.values()):
+            served.look(self.claim)
+            if served.is_over:
+                del self.served[served.row.pk]
+        if now >= self._beat_at:
+            self._beat_at = now + BEAT_EVERY_S
+            self._report(self.claim)
+
+    def _hold_lease(self, now: float) -> None:
+        if self.claim is None:
+            if now < self._renew_at:
+                return
+            self.claim = node_claim(name=self.node, holder=self.holder)
+            self._renew_at = now + 0.5
+            if self.claim is not None:
+                log.info("this worker keeps the engines of %s (epoch %s)", self.node, self.claim.epoch)
+                self._report(self.claim)
+        elif now >= self._renew_at:
+            self._renew_at = now + self.claim.ttl_s / 3
+            lease_renew(self.claim)
+
+    def _still_ours(self) -> bool:
+        """A StaleLease may speak of one replica or of the whole node."""
+        if self.claim is None:
+            return False
+        try:
+            lease_renew(self.claim)
+        except StaleLease:
+            return False
+        self._look_at = 0.0
+        return True
+
+    def _read_rows(self) -> None:
+        rows = {row.pk: row for row in replicas_on(self.node)}
+        for pk, row in rows.items():
+            if pk in self.served:
+                self.served[pk].row.wanted = row.wanted
+            else:
+                self.served[pk] = Served(row)
+        for pk in self.served.keys() - rows.keys():
+            log.warning("replica %s is no longer this node's; its engine is killed", pk)
+            self.served.pop(pk).kill()
+
+    def _report(self, claim: Claim) -> None:
+        node_report(claim, name=self.node, capacity=capacity())
+        beats = [beat for served in self.served.values() if (beat := served.beat()) is not None]
+        if beats:
+            replicas_beat(claim, beats)
+
+    def _give_up(self, reason: str) -> None:
+        """Another agent has the node: nothing of ours may go on."""
+        log.error("the agent of %s is given up: %s", self.node, reason)
+        for served in self.served.values():
+            served.kill()
+        self.served.clear()
+        self.claim = None
+
+    def _end(self) -> None:
+        """Let running answers end, then the engines, then the lease."""
+        for served in self.served.values():
+            if served.engine is not None:
+                served.engine.terminate()
+        deadline = time.monotonic() + STOP_PATIENCE_S
+        for served in self.served.values():
+            if served.engine is None:
+                continue
+            try:
+                served.engine.process.wait(max(0.1, deadline - time.monotonic()))
+            except Exception:
+                log.warning("engine of replica %s did not end in time", served.row.pk)
+            if served.pump is not None:
+                served.pump.finish()
+            served.kill()
+        if self.claim is None:
+            return
+        try:
+            replicas_let_go(self.claim, node_name=self.node)
+            lease_release(self.claim)
+        except (StaleLease, DatabaseError, InterfaceError) as error:
+            log.warning("the agent of %s could not say good-bye: %s", self.node, error)
+
+
+class Bell(threading.Thread):
+    """Hears PostgreSQL ring for this node; without it the agent looks every second."""
+
+    def __init__(self, node: str, bell: threading.Event, stopping: threading.Event) -> None:
+        super().__init__(name="node-bell", daemon=True)
+        self.word, self.bell, self.stopping = bell_of(node), bell, stopping
+
+    def run(self) -> None:
+        """Listen, and begin again when cut off."""
+        while not self.stopping.is_set():
+            try:
+                self._listen()
+            except psycopg.Error as error:
+                log.info("the bell of the node is quiet: %s", error)
+                self.stopping.wait(1)
+
+    def _listen(self) -> None:
+        known = connection.get_connection_params()
+        parameters = {key: known[key] for key in LIBPQ_WORDS if key in known}
+        with psycopg.connect(**parameters, autocommit=True) as listener:
+            listener.execute(f"LISTEN {CHANNEL}")
+            while not self.stopping.is_set():
+                for notice in listener.notifies(timeout=1, stop_after=1):
+                    if notice.payload == self.word:
+                        self.bell.set()
+
+
+def capacity() -> dict[str, Any]:
+    """What this machine has and how much of it is free."""
+    memory = psutil.virtual_memory()
+    return {
+        "cpus": os.cpu_count() or 1,
+        "memory_bytes": memory.total,
+        "free_bytes": memory.available,
+        "load": round(os.getloadavg()[0], 2),
+        "device": "cpu",
+    }
+
+
+class NodeAgentStep(bootsteps.StartStopStep):
+    """Starts the agent with the worker and ends it with the worker."""
+
+    requires = {"celery.worker.components:Pool"}
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self.agent: NodeAgent | None = None
+
+    def start(self, parent: Any) -> None:
+        """The worker is up."""
+        self.agent = NodeAgent(settings.NODE_NAME)
+        self.agent.start()
+
+    def stop(self, parent: Any) -> None:
+        """The worker ends in order."""
+        if self.agent is not None:
+            self.agent.stop()
+
+    def terminate(self, parent: Any) -> None:
+        """The worker ends in a hurry."""
+        self.stop(parent)
