@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from decimal import ROUND_HALF_UP, Decimal
 
 from django.utils import formats, timezone
 from django.utils.translation import get_language, gettext, ngettext
@@ -23,8 +24,8 @@ def number(value: float | int | None, digits: int = 0) -> str:
     """18420.4 → '18,420'; negative numbers get a true minus; None is a dash."""
     if value is None:
         return MISSING
-    # Django cuts digits off; rounding is left to the caller.
-    rounded = round(abs(value), digits) if digits else round(abs(value))
+    # Django cuts digits off; here they are rounded as people do it, half upwards.
+    rounded = Decimal(str(abs(value))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
     text = formats.number_format(rounded, decimal_pos=digits, use_l10n=True, force_grouping=True)
     return f"{MINUS}{text}" if value < 0 and any(mark in "123456789" for mark in text) else text
 
@@ -57,7 +58,7 @@ def bytes_parts(size: float | int | None) -> tuple[str, str]:
         if abs(scaled) < 999.5 or unit == BYTE_UNITS[-1]:
             break
         scaled /= 1000
-    digits = 0 if unit == "B" or abs(scaled) >= 100 else 1 if abs(scaled) >= 10 else 2
+    digits = 0 if unit == "B" or abs(scaled) >= 99.95 else 1 if abs(scaled) >= 10 else 2
     return number(scaled, digits), unit
 
 

@@ -37,7 +37,7 @@ def domains_of(team: Team) -> list[dict[str, Any]]:
 
 def starters(team: Team) -> list[dict[str, Any]]:
     """Prompts to begin with: an example of each domain, else one of ours."""
-    found = []
+    found: list[dict[str, Any]] = []
     for domain in Domain.objects.filter(map__team=team).order_by("-map__updated_at", "position"):
         text = next((example for example in map(_text, domain.examples) if example), "")
         if text and domain.code not in {one["domain"].code for one in found}:

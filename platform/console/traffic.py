@@ -83,10 +83,11 @@ def traffic_of(team: Team) -> Traffic:
 def traffic_by_deployment(team: Team) -> dict[int, Traffic]:
     """The hour of each deployment."""
     rows = Usage.objects.filter(team=team, at__gte=timezone.now() - WINDOW, deployment__isnull=False)
-    found = {
-        row.pop("deployment_id"): Traffic(**row) for row in rows.values("deployment_id").annotate(**TOTALS)
-    }
-    minutes: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    found: dict[int, Traffic] = {}
+    row: Any
+    for row in rows.values("deployment_id").annotate(**TOTALS):
+        found[row["deployment_id"]] = Traffic(**{name: row[name] for name in TOTALS})
+    minutes: dict[int, list[Any]] = defaultdict(list)
     by_minute = rows.annotate(minute=TruncMinute("at")).values("deployment_id", "minute")
     for row in by_minute.annotate(n=Count("id"), out=Sum(F("completion_tokens"))):
         minutes[row["deployment_id"]].append(row)
@@ -95,7 +96,7 @@ def traffic_by_deployment(team: Team) -> dict[int, Traffic]:
     return found
 
 
-def _series(rows: Iterable[dict[str, Any]]) -> tuple[list[int], list[int]]:
+def _series(rows: Iterable[Any]) -> tuple[list[int], list[int]]:
     """One value a minute, quiet minutes as zero; empty when nothing came at all."""
     known = {row["minute"]: row for row in rows}
     if not known:

@@ -83,7 +83,7 @@ def catalogue(app: str) -> Catalog:
 def catalogues() -> dict[str, Catalog]:
     """All Chinese catalogues by app."""
     return {
-        path.parents[2].name: catalogue(path.parents[2].name)
+        path.parents[3].name: catalogue(path.parents[3].name)
         for path in platform_dir().glob(f"*/{CATALOGUE}")
     }
 
@@ -128,6 +128,6 @@ def missing(wanted: Iterable[Message] | None = None) -> list[Message]:
     return out
 
 
-def _filled(text: str | tuple[str, ...] | list[str]) -> bool:
-    parts = [text] if isinstance(text, str) else list(text)
+def _filled(text: str | tuple[str, ...] | list[str] | None) -> bool:
+    parts = [text] if isinstance(text, str) else list(text or ())
     return bool(parts) and all(part.strip() for part in parts)

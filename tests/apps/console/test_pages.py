@@ -1,0 +1,127 @@
+"""The console's own pages: what they say first, and to whom."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from accounts.audit import audit_record
+from console import navigation
+from console.lately import sentence
+from console.overview import picture_of, verdict
+from console.traffic import traffic_of
+from gateway.models import Usage
+from jobs.models import Job
+from registry.models import Model
+from tests.people import People
+
+pytestmark = pytest.mark.django_db
+
+
+def test_a_new_installation_shows_the_whole_way_with_its_first_station_lit(people: People) -> None:
+    picture = picture_of(people.owner.team)
+    assert picture.is_blank
+    assert [step["state"] for step in picture.stations] == ["now", "next", "next", "next", "next"]
+    page = people.client("owner").get("/").content.decode()
+    assert page.count('aria-current="step"') == 1
+    assert "Nothing runs yet." in page
+
+
+def test_the_overview_says_the_worst_fact_first_and_whether_users_feel_it(people: People) -> None:
+    Model.objects.create(team=people.owner.team, name="Tiny", slug="tiny")
+    Job.objects.create(
+        team=people.owner.team,
+        kind="import",
+        name="import tiny",
+        state="failed",
+        error="disk full",
+        ended_at=timezone.now(),
+    )
+    told = verdict(picture_of(people.owner.team))
+    assert told["state"] == "danger"
+    assert "import tiny" in told["text"] and "disk full" in told["text"]
+    assert "Nothing that serves is affected." in told["rest"]
+
+
+def test_a_job_of_last_week_worries_nobody(people: People) -> None:
+    Model.objects.create(team=people.owner.team, name="Tiny", slug="tiny")
+    old = timezone.now() - timedelta(days=7)
+    Job.objects.create(team=people.owner.team, kind="import", name="old", state="failed", error="x", ended_at=old)
+    assert not picture_of(people.owner.team).worries
+
+
+def test_the_overview_tells_nothing_of_another_team(people: People) -> None:
+    Model.objects.create(team=people.owner.team, name="Secret name", slug="secret")
+    Job.objects.create(team=people.owner.team, kind="import", name="secret job", state="queued")
+    page = people.client("outsider").get("/").content.decode()
+    assert "Secret name" not in page and "secret job" not in page
+
+
+def test_traffic_is_counted_by_the_minute_and_its_p95_is_the_databases(people: People) -> None:
+    now = timezone.now()
+    for index in range(20):
+        row = Usage.objects.create(
+            team=people.owner.team, version_id=1, request_id=uuid4().hex, path="/v1/chat/completions",
+            completion_tokens=10, finish_reason="stop" if index else "error", first_token_ms=100.0 + index,
+        )  # fmt: skip
+        Usage.objects.filter(pk=row.pk).update(at=now - timedelta(minutes=index // 2))
+    found = traffic_of(people.owner.team)
+    assert (found.requests, found.failed, found.output_tokens) == (20, 1, 200)
+    assert found.first_token_p95_ms == pytest.approx(118.05)
+    assert sum(found.request_series) == 20 and len(found.request_series) == 60
+    assert sum(found.token_series) == 200
+
+
+def test_the_rail_shows_only_pages_that_exist_and_marks_the_nearest(people: People) -> None:
+    page = people.client("owner").get("/playground/").content.decode()
+    rail = page[page.index('class="rail"') : page.index("</aside>")]
+    assert rail.count('aria-current="page"') == 1
+    assert 'href="/playground/" aria-current="page"' in rail
+    addresses = [
+        navigation.address(item.url_name) for section in navigation.SECTIONS for item in section.items
+    ]
+    assert all(f'href="{address}"' in rail for address in addresses if address)
+    assert 'href="None"' not in rail and 'href=""' not in rail
+
+
+def test_a_viewer_sees_no_link_to_what_only_admins_may_open(people: People) -> None:
+    assert "/audit/" in people.client("owner").get("/").content.decode()
+    assert "/audit/" not in people.client("teammate").get("/").content.decode()
+
+
+def test_what_was_done_is_told_as_a_sentence(people: People) -> None:
+    event = audit_record(caller=people.owner, action="layout.created", target="support r1")
+    assert sentence(event) == f"{event.actor} drew the layout support r1"
+    unknown = audit_record(caller=people.owner, action="brand.new", target="thing")
+    assert "brand.new" in sentence(unknown)
+
+
+def test_pages_speak_the_language_of_the_reader(people: People) -> None:
+    client = people.client("owner")
+    client.cookies["django_language"] = "zh-hans"
+    page = client.get("/").content.decode()
+    assert '<html lang="zh-hans"' in page and "总览" in page and "Skip to content" not in page
+
+
+def test_the_theme_of_the_cookie_is_there_before_any_script(people: People) -> None:
+    client = people.client("owner")
+    client.cookies["turnout_theme"] = "dark"
+    assert 'data-theme="dark"' in client.get("/").content.decode()
+    client.cookies["turnout_theme"] = '"><script>'
+    assert 'data-theme="auto"' in client.get("/").content.decode()
+
+
+def test_error_pages_have_a_way_back_and_the_request_id() -> None:
+    answer = Client().get("/no-such-page/", headers={"accept": "text/html"})
+    page = answer.content.decode()
+    assert answer.status_code == 404
+    assert answer["X-Request-Id"] in page and 'href="/"' in page
+
+
+def test_every_page_carries_the_strict_policy(people: People) -> None:
+    policy = people.client("owner").get("/")["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
