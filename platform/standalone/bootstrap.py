@@ -30,7 +30,7 @@ def run(root: str, arguments: list[str]) -> None:
     wants_help = any(word in ("-h", "--help") for word in arguments[1:2])
     try:
         if command.packages == "none" or wants_help:
-            python = environment.python if environment.python.exists() else Path(sys.executable)
+            python = environment.python if environment.is_usable() else Path(sys.executable)
         else:
             environment.prepare(
                 dev=command.packages == "dev", model=command.model and "--no-demo" not in arguments
@@ -41,8 +41,12 @@ def run(root: str, arguments: list[str]) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    variables = environment.variables()
+    variables["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [f"{root}/platform", os.environ.get("PYTHONPATH")])
+    )
     sys.stdout.flush()
-    os.execve(python, [str(python), "-m", "standalone", *arguments], environment.variables())
+    os.execve(python, [str(python), "-m", "standalone", *arguments], variables)
 
 
 def version(root: Path) -> str:

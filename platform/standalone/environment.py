@@ -73,7 +73,7 @@ class Environment:
 
     def _make_folder(self) -> None:
         """Make the virtual environment when there is none that works."""
-        if self.python.exists() and self._runs():
+        if self.is_usable():
             return
         missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
         if missing:
@@ -85,8 +85,10 @@ class Environment:
         with step(f"Making {self.folder} with Python {sys.version.split()[0]}"):
             self._run([sys.executable, "-m", "venv", "--clear", str(self.folder)])
 
-    def _runs(self) -> bool:
+    def is_usable(self) -> bool:
         """True when the environment's Python starts (it does not after its base Python was removed)."""
+        if not self.python.exists():
+            return False
         return subprocess.run([self.python, "-c", ""], capture_output=True, check=False).returncode == 0
 
     def _install_packages(self, sets: list[str]) -> None:

@@ -121,3 +121,19 @@ def test_the_front_door_knows_its_commands_before_anything_is_installed(tmp_path
     )
     assert unknown.returncode == 2
     assert "no command 'fly'" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["stop"], ["up", "--help"], ["test", "--help"], ["demo", "--help"], ["version"]]
+)
+def test_help_and_stop_work_in_a_checkout_where_nothing_is_installed(tmp_path, words):
+    for name in ("turnout", "pyproject.toml", "requirements", "platform/standalone"):
+        source, target = ROOT / name, tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    base = Path(sys.base_prefix) / "bin" / "python3"
+    environment = {"PATH": "/usr/bin:/bin", "TURNOUT_DATA_DIR": str(tmp_path / "var")}
+    command = [base, tmp_path / "turnout", *words]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr
+    assert not (tmp_path / ".venv").exists()
