@@ -39,8 +39,8 @@ class Relay:
         self.claim, self.keeper = claim, keeper
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self.logged = 0
-        self.framed_at = 0.0
-        self.kept_at = 0.0
+        self.framed_at = -FRAME_EVERY_S
+        self.kept_at = -FRAME_EVERY_S
         self.progress = 0.0
         # The child's last word, when it has said it: result, failed or stopped.
         self.last_word: Message | None = None

@@ -43,14 +43,17 @@ class Child:
         description: dict[str, Any],
         folder: Path,
         *,
-        command: Sequence[str] = CHILD,
+        command: Sequence[str] | None = None,
         limits: Limits | None = None,
     ) -> None:
         self.control = folder / "control"
         path = folder / "job.json"
         path.write_text(json.dumps({**description, "control": str(self.control)}))
         self.process = spawner().spawn(
-            [*command, str(path)], cwd=ROOT, limits=limits or Limits(), environment=scrubbed_environment()
+            [*(command or CHILD), str(path)],
+            cwd=ROOT,
+            limits=limits or Limits(),
+            environment=scrubbed_environment(),
         )
         self.lines: queue.Queue[Message | None] = queue.Queue(QUEUED_LINES)
         assert self.process.stdout is not None
