@@ -18,7 +18,9 @@ from kombu import Queue
 
 from config.celery import app
 from workers import folders, run_job, tasks  # noqa: F401 - the tasks register themselves
+from workers.node_agent import NodeAgentStep
 
+app.steps["worker"].add(NodeAgentStep)
 app.conf.task_queues = [Queue("jobs"), Queue(f"node.{settings.NODE_NAME}")]
 
 

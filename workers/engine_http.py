@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -44,18 +45,27 @@ class LineStream:
 
     def __init__(self, path: Path, address: str, timeout_s: float) -> None:
         self._connection = UnixConnection(path, timeout_s)
-        self._connection.request("GET", address)
-        self._response = self._connection.getresponse()
-        if self._response.status != 200:
+        try:
+            self._connection.request("GET", address)
+            self._response = self._connection.getresponse()
+            if self._response.status != 200:
+                raise http.client.HTTPException(f"status {self._response.status}")
+        except BaseException:
             self._connection.close()
-            raise http.client.HTTPException(f"status {self._response.status}")
+            raise
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while raw := self._response.readline(MAX_LINE_BYTES):
             yield json.loads(raw)
 
     def close(self) -> None:
-        """Cut the connection."""
-        if self._connection.sock is not None:
-            self._connection.sock.close()
+        """Cut the connection; a reader in another thread wakes with an end or an error."""
+        sock = self._connection.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        """Give the connection back; by the thread that reads."""
         self._response.close()
+        self._connection.close()

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import redis
 from django.conf import settings
@@ -65,19 +66,25 @@ class SamplePump(threading.Thread):
 
     def _read(self) -> None:
         self._stream = LineStream(self.socket_path, "/samples?cumulative=1", SILENCE_S)
-        for line in self._stream:
-            self._seq += 1
-            self.newest = Sample(
-                deployment=self.replica.deployment_id,
-                version=self.replica.version_id,
-                replica=self.replica.pk,
-                epoch=self.epoch,
-                seq=self._seq,
-                t_ms=line["t_ms"],
-                total=self._totals.read(line),
-                gauges={name: line[name] for name in GAUGES},
-            )
-            self._send()
+        try:
+            for line in self._stream:
+                self._note(line)
+                self._send()
+        finally:
+            self._stream.release()
+
+    def _note(self, line: dict[str, Any]) -> None:
+        self._seq += 1
+        self.newest = Sample(
+            deployment=self.replica.deployment_id,
+            version=self.replica.version_id,
+            replica=self.replica.pk,
+            epoch=self.epoch,
+            seq=self._seq,
+            t_ms=line["t_ms"],
+            total=self._totals.read(line),
+            gauges={name: line[name] for name in GAUGES},
+        )
 
     def _send(self) -> bool:
         sample = self.newest

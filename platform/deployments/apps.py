@@ -9,3 +9,7 @@ class DeploymentsConfig(AppConfig):
     """Django's handle on this app."""
 
     name = "deployments"
+
+    def ready(self) -> None:
+        """Import what registers itself."""
+        from deployments import reconcile  # noqa: F401

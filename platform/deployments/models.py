@@ -51,6 +51,8 @@ class Deployment(TeamOwned):
     live_revision = models.PositiveIntegerField(null=True, blank=True)
     conditions = models.JSONField(default=list, blank=True)
     deleted_at = models.DateTimeField(null=True, blank=True)
+    # The number of the last live frame.
+    frames = models.PositiveBigIntegerField(default=0)
 
     class Meta:
         constraints = [

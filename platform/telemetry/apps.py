@@ -9,3 +9,7 @@ class TelemetryConfig(AppConfig):
     """Django's handle on this app."""
 
     name = "telemetry"
+
+    def ready(self) -> None:
+        """Import what registers itself."""
+        from telemetry import ingest  # noqa: F401

@@ -1,0 +1,65 @@
+"""The domains of a deployment: a frozen copy of its map, with the colours that boards show them in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.utils.translation import get_language
+from django.utils.translation import gettext as _
+
+from common.errors import Invalid
+from deployments.models import Deployment
+from moe_core.errors import SpecError
+from moe_core.spec import RoutingSpec
+from registry.models import ModelVersion
+from routing.models import DomainMap
+from routing.selectors import routing_spec
+
+
+def frozen_domains(domain_map: DomainMap | None, version: ModelVersion) -> dict[str, Any]:
+    """Return the map as this revision will use it for ever; {} for none."""
+    if domain_map is None:
+        return {}
+    if version.is_dense:
+        raise Invalid(
+            _("%(version)s is dense: it has no experts to map domains to. Choose no domain map.")
+            % {"version": version},
+            fields={"domain_map": _("A dense version takes no domain map.")},
+        )
+    spec = routing_spec(domain_map)
+    try:
+        spec.check_fits(version.num_experts)
+    except SpecError as error:
+        raise Invalid(str(error), fields={"domain_map": str(error)}) from error
+    data = spec.model_dump(mode="json")
+    colours = {domain.code: domain.colour for domain in domain_map.domains.all()}
+    data["domains"] = [{**domain, "colour": colours.get(domain["code"], 0)} for domain in data["domains"]]
+    return {**data, "map": domain_map.pk, "map_revision": domain_map.revision, "map_name": domain_map.name}
+
+
+def routing_of(domains: dict[str, Any]) -> RoutingSpec:
+    """Return the frozen copy as the engine reads it."""
+    known = {key: value for key, value in domains.items() if key in RoutingSpec.model_fields}
+    plain = [
+        {key: value for key, value in domain.items() if key != "colour"} for domain in known.pop("domains", [])
+    ]
+    return RoutingSpec.parse({**known, "domains": plain})
+
+
+def codes_of(deployment: Deployment) -> tuple[str, ...]:
+    """Return the codes that requests may name."""
+    return tuple(domain["code"] for domain in deployment.domains.get("domains", ()))
+
+
+def shown_domains(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return code, name in the reader's language, colour and experts of each domain."""
+    chinese = (get_language() or "en").startswith("zh")
+    return [
+        {
+            "code": domain["code"],
+            "name": domain["name_zh"] if chinese else domain["name_en"],
+            "colour": domain.get("colour", 0),
+            "experts": domain["experts"],
+        }
+        for domain in deployment.domains.get("domains", ())
+    ]

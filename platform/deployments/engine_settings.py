@@ -1,0 +1,79 @@
+"""How much of a node one engine may use: the part of ServeSpec that people set, bounded, with what it needs in memory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+from django.utils.translation import gettext as _
+from pydantic import Field, model_validator
+
+from common.errors import Invalid
+from moe_core.errors import SpecError
+from moe_core.spec import ModelSpec
+from moe_core.spec.base import Spec
+from moe_core.spec.cost import cost_of
+
+DTYPE_PRECISION = {"bfloat16": "bf16", "float32": "fp32"}
+# An engine without a model: Python, torch, buffers of one step. Measured; a test holds the estimate to its band.
+ENGINE_BYTES = 420 * 10**6
+
+
+class EngineSettings(Spec):
+    """What a deployment's engines are told beside the model."""
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    num_threads: Annotated[int, Field(ge=1, le=64)] = 2
+    max_sequences: Annotated[int, Field(ge=1, le=256)] = 16
+    max_batch_tokens: Annotated[int, Field(ge=1, le=65_536)] = 512
+    kv_tokens: Annotated[int, Field(ge=256, le=1 << 22)] = 16_384
+    max_waiting: Annotated[int, Field(ge=0, le=4096)] = 64
+    prior_mode: Literal["none", "bias", "mask"] | None = None
+    prior_strength: Annotated[float, Field(ge=0.0, le=50.0)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> EngineSettings:
+        if self.max_batch_tokens < self.max_sequences:
+            raise ValueError(
+                f"max_batch_tokens ({self.max_batch_tokens}) must give each of max_sequences ({self.max_sequences}) a token"
+            )
+        return self
+
+
+def settings_checked(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings as they are stored, or raise Invalid with the reason."""
+    try:
+        return EngineSettings.parse(data).model_dump(exclude_none=True, mode="json")
+    except SpecError as error:
+        raise Invalid(
+            _("The engine settings are not valid: %(reason)s") % {"reason": error}, fields={"settings": str(error)}
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one replica needs in memory, by part."""
+
+    weights: int
+    cache: int
+    engine: int = ENGINE_BYTES
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.engine
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain data for JSON."""
+        return {**asdict(self), "total": self.total}
+
+
+def need_of(spec: dict[str, Any], settings: dict[str, Any]) -> Need:
+    """Estimate the memory of one replica from the model's specification and the engine's settings."""
+    chosen, cost = EngineSettings.parse(settings), cost_of(ModelSpec.parse(spec))
+    # The cost counts 16-bit keys and values; an engine in float32 keeps them in 32.
+    widening = 2 if chosen.dtype == "float32" else 1
+    return Need(
+        weights=cost.bytes[DTYPE_PRECISION[chosen.dtype]],
+        cache=chosen.kv_tokens * cost.kv_bytes_per_token * widening,
+    )

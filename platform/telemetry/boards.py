@@ -1,0 +1,184 @@
+"""Live boards: one frame a deployment, each the whole picture of the last minute, so that a lost one does no harm."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from django.db.models import F
+from django.utils import timezone
+
+from deployments.models import Deployment
+from telemetry import balance, latency
+from telemetry.models import Board, Rollup
+from telemetry.tally import Tally
+
+if TYPE_CHECKING:
+    from telemetry.ingest import Bucket, BucketKey
+
+WINDOW_S = 60
+RATE_S = 5
+# A gauge of an engine that said nothing for so long is not shown.
+GAUGE_LIFE_S = 5.0
+# Above this many cells a frame shows all phases together, and then all domains.
+MAX_FRAME_CELLS = 1 << 16
+
+
+def topic_of(deployment_id: int) -> str:
+    """The live topic of a board."""
+    return f"board:{deployment_id}"
+
+
+class Window:
+    """The last minute of one version, second by second."""
+
+    def __init__(self, seconds: dict[int, Tally] | None = None) -> None:
+        self.seconds = seconds or {}
+
+    def add(self, start_s: int, tally: Tally) -> None:
+        """Add to one second."""
+        known = self.seconds.get(start_s)
+        self.seconds[start_s] = tally if known is None else known.plus(tally)
+
+    def trim(self, now_s: int) -> None:
+        """Forget what is older than the window."""
+        for start in [start for start in self.seconds if start <= now_s - WINDOW_S]:
+            del self.seconds[start]
+
+    def total(self) -> Tally:
+        """All of it."""
+        total = Tally()
+        for start in sorted(self.seconds):
+            total = total.plus(self.seconds[start])
+        return total
+
+    def rate(self, now_s: int) -> dict[str, float]:
+        """Tokens a second over the last whole seconds."""
+        recent = [tally for start, tally in self.seconds.items() if now_s - RATE_S <= start < now_s]
+        return {
+            "prompt": round(sum(one.prompt_tokens for one in recent) / RATE_S, 1),
+            "output": round(sum(one.output_tokens for one in recent) / RATE_S, 1),
+        }
+
+
+def window_from_rows(deployment_id: int, version_id: int, now_s: int) -> Window:
+    """Read the last minute from PostgreSQL."""
+    rows = Rollup.objects.filter(
+        deployment_id=deployment_id, version_id=version_id, resolution_s=1, start_s__gt=now_s - WINDOW_S
+    )
+    return Window({row.start_s: Tally.of_row(row) for row in rows})
+
+
+def picture(window: Window, gauges: dict[str, Any], now_s: int) -> dict[str, Any]:
+    """What a board shows, as JSON."""
+    window.trim(now_s)
+    total = window.total()
+    shown = total.cube
+    counts = shown.counts_PNLE
+    phases, domains = shown.heading()["phases"], list(shown.shape.domains)
+    if counts.size > MAX_FRAME_CELLS:
+        counts, phases = counts.sum(0, keepdims=True), ["all"]
+    if counts.size > MAX_FRAME_CELLS:
+        counts, domains = counts.sum(1, keepdims=True), ["*"]
+    return {
+        "window_s": WINDOW_S,
+        "phases": phases,
+        "domains": domains,
+        "layers": list(shown.shape.layers),
+        "num_experts": shown.shape.num_experts,
+        "counts": base64.b64encode(counts.clip(max=2**32 - 1).astype("<u4").tobytes()).decode(),
+        "prompt_tokens": total.prompt_tokens,
+        "output_tokens": total.output_tokens,
+        "reused_tokens": total.reused_tokens,
+        "rate": window.rate(now_s),
+        "max_vio": balance.summary(shown)["max_vio"],
+        "first_token": _latency(total.first_token),
+        "inter_token": _latency(total.inter_token),
+        "gauges": gauges,
+    }
+
+
+def _latency(histogram: latency.Histogram) -> dict[str, float | int | None]:
+    shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+    figures: dict[str, float | int | None] = {
+        name: latency.percentile(histogram, share) for name, share in shares.items()
+    }
+    return {**figures, "count": int(np.sum(histogram))}
+
+
+class BoardWriter:
+    """Keeps the windows of boards in memory; what it does not know it reads."""
+
+    def __init__(self) -> None:
+        self.windows: dict[tuple[int, int], Window] = {}
+        self.gauges: dict[int, dict[int, tuple[float, dict[str, int]]]] = defaultdict(dict)
+
+    def advance(self, buckets: dict[BucketKey, Bucket]) -> list[tuple[str, bytes]]:
+        """Add a batch inside its transaction; return the frames to publish when it is committed."""
+        frames = []
+        changed: dict[int, Tally] = {}
+        for (deployment, resolution, start, version), bucket in sorted(buckets.items()):
+            if resolution != 1:
+                continue
+            self._window(deployment, version, int(time.time())).add(start, bucket.tally)
+            changed[deployment] = changed.get(deployment, Tally()).plus(bucket.tally)
+            for replica, gauges in bucket.gauges.items():
+                self.gauges[deployment][replica] = (time.monotonic(), gauges)
+        for deployment, tally in changed.items():
+            frame = self._frame(deployment, tally)
+            if frame is not None:
+                frames.append((topic_of(deployment), frame))
+        self._forget_old(int(time.time()))
+        return frames
+
+    def _forget_old(self, now_s: int) -> None:
+        for key, window in list(self.windows.items()):
+            window.trim(now_s)
+            if not window.seconds:
+                del self.windows[key]
+
+    def _window(self, deployment: int, version: int, now_s: int) -> Window:
+        key = (deployment, version)
+        if key not in self.windows:
+            self.windows[key] = window_from_rows(deployment, version, now_s)
+        return self.windows[key]
+
+    def _frame(self, deployment_id: int, tally: Tally) -> bytes | None:
+        """Number the next frame and write the board's head."""
+        deployment = Deployment.objects.filter(pk=deployment_id).first()
+        if deployment is None:
+            return None
+        now = time.time()
+        gauges = self._gauges(deployment_id)
+        board, _made = Board.objects.select_for_update().get_or_create(deployment=deployment)
+        columns = {} if tally.is_empty else Tally.of_row(board).plus(tally).columns()
+        Board.objects.filter(pk=board.pk).update(
+            **columns, seq=F("seq") + 1, at=timezone.now(), gauges=gauges
+        )
+        version = shown_version(deployment, [key[1] for key in self.windows if key[0] == deployment_id])
+        window = self.windows.get((deployment_id, version or 0), Window())
+        shown = picture(window, gauges, int(now))
+        head = {"type": "event", "seq": board.seq + 1, "t_ms": int(now * 1000), "version": version}
+        return json.dumps({**head, **shown}, separators=(",", ":")).encode()
+
+    def _gauges(self, deployment_id: int) -> dict[str, int]:
+        fresh = {
+            replica: (at, gauges)
+            for replica, (at, gauges) in self.gauges[deployment_id].items()
+            if time.monotonic() - at < GAUGE_LIFE_S
+        }
+        self.gauges[deployment_id] = fresh
+        sums = {name: 0 for name in ("running", "waiting", "kv_used", "kv_total")}
+        for _at, gauges in fresh.values():
+            for name in sums:
+                sums[name] += gauges[name]
+        return {**sums, "engines": len(fresh)}
+
+
+def shown_version(deployment: Deployment, known: list[int]) -> int | None:
+    """The version whose counts a board shows: the live one, else the last that counted anything."""
+    return deployment.live_version_id or (max(known) if known else None)
