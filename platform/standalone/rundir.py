@@ -24,11 +24,16 @@ def short_temp_root() -> Path:
     return root if len(os.fsencode(root / "turnout-t-12345678")) <= MAX_RUN_DIR_BYTES else Path("/tmp")
 
 
-def run_dir_for(data_dir: Path) -> Path:
+def run_dir_for(data_dir: Path, chosen: str | None = None) -> Path:
     """Return (and make) the private folder that holds the sockets of the instance with this data folder."""
     digest = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:8]
-    path = short_temp_root() / f"turnout-{digest}"
-    path.mkdir(mode=0o700, exist_ok=True)
+    path = Path(chosen).resolve() if chosen else short_temp_root() / f"turnout-{digest}"
+    if len(os.fsencode(path)) > MAX_RUN_DIR_BYTES:
+        raise StandaloneError(
+            f"TURNOUT_RUN_DIR={path} is too long for unix sockets: "
+            f"choose a path of {MAX_RUN_DIR_BYTES} bytes at most."
+        )
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
     _refuse_if_not_private(path)
     return path
 

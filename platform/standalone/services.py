@@ -60,16 +60,19 @@ class Services:
             raise
 
     def stop(self) -> None:
-        """Stop what was started, in reverse order."""
+        """Stop what was started, in reverse order, and remove the sockets."""
         if self.valkey:
             self.valkey.stop()
         if self.postgres:
             self.postgres.stop()
+        if self.run_dir != self.data_dir:
+            shutil.rmtree(self.run_dir, ignore_errors=True)
 
 
 def services_for(data_dir: Path, given: Mapping[str, str] | None = None) -> Services:
     """Plan the services that keep their data in `data_dir`."""
-    return Services.plan(data_dir, run_dir_for(data_dir), os.environ if given is None else given)
+    chosen = os.environ if given is None else given
+    return Services.plan(data_dir, run_dir_for(data_dir, chosen.get("TURNOUT_RUN_DIR")), chosen)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ LONGEST_SOCKET_NAME = "/.s.PGSQL.5432.lock"
 @pytest.fixture
 def short_root(tmp_path, monkeypatch):
     monkeypatch.setattr(rundir, "short_temp_root", lambda: tmp_path)
+    monkeypatch.setattr(rundir, "MAX_RUN_DIR_BYTES", max(57, len(os.fsencode(tmp_path)) + 20))
     return tmp_path
 
 
@@ -39,6 +40,13 @@ def test_a_folder_that_others_may_enter_is_closed(short_root, tmp_path):
     path = rundir.run_dir_for(tmp_path / "a")
     path.chmod(0o755)
     assert rundir.run_dir_for(tmp_path / "a").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_chosen_run_folder_is_used_unless_sockets_would_not_fit(short_root, tmp_path):
+    assert rundir.run_dir_for(tmp_path, "/tmp/turnout-chosen").name == "turnout-chosen"
+    rundir.Path("/tmp/turnout-chosen").rmdir()
+    with pytest.raises(StandaloneError, match=r"TURNOUT_RUN_DIR=/x+ is too long"):
+        rundir.run_dir_for(tmp_path, "/" + "x" * 200)
 
 
 def test_it_refuses_a_symlink_in_place_of_the_run_folder(short_root, tmp_path):
