@@ -27,7 +27,7 @@ def overview(request: HttpRequest) -> HttpResponse:
         "lines": lately(team),
         "nodes": nodes(),
         "builtin": builtin_offer(),
-        "import_url": navigation.address("jobs:import"),
+        "import_url": navigation.address("jobs:import_model") or navigation.address("jobs:import"),
     }
     return render(request, "console/overview.html", context)
 

@@ -40,6 +40,7 @@ export function ticksOf(low, high, wanted = 4) {
   const rough = (high - low) / Math.max(1, wanted - 1) || 1, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((m) => m >= rough * 0.999), from = Math.floor(low / step + 1e-9) * step, out = [];
   for (let v = from; v < high + step * 0.999; v += step) out.push(Math.round(v / step) * step);
+  if (out.length < 2) out.push(out[0] + step);
   return { values: out, digits: Math.max(0, Math.min(3, -Math.floor(Math.log10(step) + 1e-9) + (String(step / power) === "2.5" ? 1 : 0))) };
 }
 
