@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from django.utils.translation import ngettext
 
+from accounts.models import Team
 from console import counts, navigation
+from deployments.selectors import deployments_of, standing_of
+
+WORST_FIRST = ("danger", "caution", "unknown", "busy", "ok", "off")
 
 
 class Aspect(TypedDict):
@@ -17,20 +21,26 @@ class Aspect(TypedDict):
     url: str
 
 
-def aspects(team: Any) -> list[Aspect]:
+def aspects(team: Team) -> list[Aspect]:
     """Deployments and running jobs of the team; an aspect without a page is not shown."""
     return [aspect for aspect in (_deployments(team), _jobs(team)) if aspect is not None]
 
 
-def _deployments(team: Any) -> Aspect | None:
-    url, count = navigation.address("deployments:list"), counts.deployments(team)
-    if url is None or not count:
+def _deployments(team: Team) -> Aspect | None:
+    url = navigation.address("deployments:list")
+    lamps = [standing_of(one).lamp for one in deployments_of(team)] if url else []
+    if url is None or not lamps:
         return None
-    text = ngettext("%(count)s deployment", "%(count)s deployments", count) % {"count": count}
-    return {"lamp": "ok", "text": text, "url": url}
+    text = ngettext("%(count)s deployment", "%(count)s deployments", len(lamps)) % {"count": len(lamps)}
+    return {"lamp": worst(lamps), "text": text, "url": url}
 
 
-def _jobs(team: Any) -> Aspect | None:
+def worst(lamps: list[str]) -> str:
+    """The lamp that matters most; those that are off on purpose say nothing."""
+    return min(lamps, key=lambda lamp: WORST_FIRST.index(lamp))
+
+
+def _jobs(team: Team) -> Aspect | None:
     url, count = navigation.address("jobs:list"), counts.open_jobs(team)
     if url is None:
         return None

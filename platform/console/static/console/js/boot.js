@@ -10,6 +10,7 @@
 //   data-ago                  <time datetime>: kept fresh, once a minute
 //   data-local                <time datetime>: shown in the reader's own zone
 //   data-shortcut="x"         link in the rail: "g" then "x" goes there
+//   data-refresh="5"          element with an id: read again from the server every 5 s while the page is looked at
 //   data-autosubmit           select or checkbox: sends its form when it changes
 //   <div class="tabs" role="tablist"> with role="tab" aria-controls    arrow keys walk
 //   <div class="segment" role="group"> with <button value aria-pressed>  dispatches "choose" {detail: value}
@@ -181,6 +182,28 @@ function freshen() {
 }
 setInterval(() => { if (!document.hidden) freshen(); }, 30000);
 freshen();
+
+// Parts that the server knows better by now. Only what differs is exchanged, so a status speaks only when its words change,
+// and never under somebody's hands: not while a dialog is open or the focus is inside.
+const refreshed = $$("[data-refresh]");
+// The form token is masked anew in every answer; it is no difference.
+const faceOf = (node) => node.outerHTML.replace(/name="csrfmiddlewaretoken" value="[^"]*"/g, "");
+const seen = new Map();
+async function refresh() {
+  if (document.hidden || $("dialog[open], details.pop[open]") || $$("[data-refresh]").some((node) => node.contains(document.activeElement))) return;
+  const answer = await fetch(location.href, { credentials: "same-origin", headers: { Accept: "text/html" } }).catch(() => null);
+  if (!answer?.ok || answer.redirected) return;
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  for (const old of $$("[data-refresh]")) {
+    const now = fresh.getElementById(old.id);
+    if (now && faceOf(now) !== seen.get(old.id)) { seen.set(old.id, faceOf(now)); old.replaceWith(document.adoptNode(now)); }
+  }
+  freshen();
+}
+if (refreshed.length) {
+  for (const node of refreshed) seen.set(node.id, faceOf(node));
+  setInterval(refresh, Math.min(...refreshed.map((node) => Number(node.dataset.refresh) || 5)) * 1000);
+}
 
 document.addEventListener("htmx:configRequest", (event) => { event.detail.headers["X-CSRFToken"] = csrf(); });
 document.addEventListener("htmx:responseError", (event) => toast(t("The server refused this ({status}).", { status: event.detail.xhr.status }), { kind: "danger" }));
