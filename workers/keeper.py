@@ -38,15 +38,15 @@ class Keeper(threading.Thread):
         self.giving_back = False
         self.asked_at = 0.0
         self.kept_at = time.monotonic()
+        self.beat_at = 0.0
 
     def run(self) -> None:
         """Beat until done."""
         ttl = self.claim.lease.ttl_s
-        beat_at = 0.0
         try:
             while not self.done.is_set() and not self.lost.is_set():
-                if time.monotonic() >= beat_at:
-                    beat_at = time.monotonic() + ttl / 3
+                if time.monotonic() >= self.beat_at:
+                    self.beat_at = time.monotonic() + ttl / 3
                     self._guarded(lambda: job_heartbeat(self.claim), keeps=True)
                 self._guarded(self._heed)
                 self._enforce()
@@ -68,6 +68,8 @@ class Keeper(threading.Thread):
         except (DatabaseError, InterfaceError) as error:
             log.warning("job %s: the database does not answer: %s", self.claim.job_id, error)
             connection.close()
+            # Try again at once, on a fresh connection: the lease goes on running out.
+            self.beat_at = 0.0
             if time.monotonic() - self.kept_at > self.claim.lease.ttl_s:
                 self._fence("the lease ran out while the database did not answer")
         else:

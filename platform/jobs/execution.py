@@ -175,7 +175,7 @@ def job_lost(job: Job, *, reason: str, log_tail: str = "", epoch: int = 0, wait:
     elif job.state == JobState.PAUSING:
         job_move(job, expected=[JobState.PAUSING], to=JobState.PAUSED, **common)
     elif job.attempts >= MAX_ATTEMPTS:
-        error = {"error_code": "gave_up", "error": reason[:1000]}
+        error: dict[str, Any] = {"error_code": "gave_up", "error": reason[:1000]}
         job_move(job, expected=[JobState.RUNNING], to=JobState.QUARANTINED, **error, **common)
     else:
         pause = backoff(job.attempts) if wait else timedelta(0)

@@ -11,6 +11,7 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext_noop
 
 from common.loops import loop
+from common.models import Lease
 from jobs.choices import HELD, JobState
 from jobs.dispatch import ring
 from jobs.execution import job_lost
@@ -56,6 +57,7 @@ def take_back(job_id: int) -> bool:
         if job is None:
             return False
         log.warning("job %s: the lease of %s (epoch %s) ran out", job_id, job.holder, job.epoch)
+        Lease.objects.filter(resource=job.resource).update(holder=None, expires_at=None)
         job_lost(job, reason=LOST, epoch=job.epoch)
     return True
 

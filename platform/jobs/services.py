@@ -115,7 +115,7 @@ def _for_change(caller: Caller, job_id: int) -> Job:
 def _queue_again(job: Job, expected: list[JobState]) -> None:
     """Put a job back in the queue by the hand of a person, who gives it its attempts back."""
     started = None if job.has_ended else job.started_at
-    fresh = {
+    fresh: dict[str, Any] = {
         "attempts": 0,
         "not_before": None,
         "rung_at": None,

@@ -21,10 +21,7 @@ def stack(transactional_db: None, people: Any, settings: Any, tmp_path: Path) ->
     stack = Stack(people, tmp_path)
     try:
         yield stack
-    except BaseException:
-        print(stack.logs())
-        raise
     finally:
         stack.stop()
-        if any(process.returncode not in (0, -9, -15) for process in stack.processes.values()):
-            print(stack.logs())
+        # Shown with the report of a test that failed.
+        print(stack.logs())
