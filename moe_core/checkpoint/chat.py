@@ -19,9 +19,7 @@ MAX_MESSAGES = 4096
 MAX_CONTENT_CHARS = 2 * 1024 * 1024
 
 # Templates whose whole text is known: what stands before and after the default system prompt.
-_SMOLLM_HEAD = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
-)
+_SMOLLM_HEAD = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
 _SMOLLM_TAIL = (
     "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
     "'\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -75,7 +73,9 @@ def parse_messages(messages: Sequence[ChatMessage | dict[str, str]]) -> list[Cha
     return [item if isinstance(item, ChatMessage) else ChatMessage.parse(item) for item in messages]
 
 
-def pieces_of(chat: ChatFormat, messages: Sequence[ChatMessage], add_generation_prompt: bool) -> list[ChatPiece]:
+def pieces_of(
+    chat: ChatFormat, messages: Sequence[ChatMessage], add_generation_prompt: bool
+) -> list[ChatPiece]:
     """The conversation as text and control tokens, the default system prompt first when none is given."""
     turns = list(messages)
     if chat.default_system is not None and turns[0].role != "system":

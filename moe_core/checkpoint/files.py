@@ -55,7 +55,9 @@ def read_bytes(path: Path, max_bytes: int, *, follow_links: bool = True) -> byte
         return file.read(max_bytes)
 
 
-def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES, *, follow_links: bool = True) -> dict[str, Any]:
+def read_json_object(
+    path: Path, max_bytes: int = MAX_JSON_BYTES, *, follow_links: bool = True
+) -> dict[str, Any]:
     """A JSON object from a file, parsed strictly: no repeated keys, no NaN, no deep nesting."""
     return parse_json_object(read_bytes(path, max_bytes, follow_links=follow_links), path.name, max_bytes)
 

@@ -68,7 +68,7 @@ class GgufFile:
         step = max(1, UNPACK_ELEMENTS // quant.block_elements)
         for start in range(0, num_blocks, step):
             raw = np.empty((min(step, num_blocks - start), quant.block_bytes), np.uint8)
-            read_exactly(self._file, tensor.begin + start * quant.block_bytes, memoryview(raw.reshape(-1)))
+            read_exactly(self._file, tensor.begin + start * quant.block_bytes, raw.reshape(-1).data)
             with np.errstate(over="ignore", invalid="ignore"):
                 out[start : start + len(raw)] = quant.unpack(raw)
         return out.reshape(tensor.shape)
@@ -138,14 +138,16 @@ def _check_names(file: GgufFile, slots: list[Slot]) -> None:
     missing = wanted - set(file.head.tensors)
     if missing or surplus:
         which, names = ("lacks", missing) if missing else ("holds unknown", surplus)
-        raise FormatError(f"{file.name}: {which} {len(names)} tensors, first {sorted(names)[0]}")
+        raise FormatError(f"{file.name}: {which} {len(names)} tensors, first {min(names)}")
 
 
 def _picked(values: Tensor, slot: Slot, spec: ModelSpec) -> Tensor:
     """The part of a GGUF tensor that belongs to a slot, with the rotary order of Hugging Face."""
     part = values if slot.expert is None else values[slot.expert]
     if tuple(part.shape) != slot.shape:
-        raise FormatError(f"{slot.tensor}: has shape {list(part.shape)}; the metadata demands {list(slot.shape)}")
+        raise FormatError(
+            f"{slot.tensor}: has shape {list(part.shape)}; the metadata demands {list(slot.shape)}"
+        )
     if not is_rope_permuted(slot):
         return part
     # llama.cpp stores rotary pairs side by side (0, d/2, 1, d/2 + 1, …) within each head.

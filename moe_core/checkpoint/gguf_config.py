@@ -20,7 +20,9 @@ def spec_from_metadata(head: GgufHead, name: str) -> ModelSpec:
     said = head.metadata
     architecture = said.get("general.architecture")
     if architecture != ARCHITECTURE:
-        raise FormatError(f"{name}: architecture {str(architecture)[:40]!r} is not served; known is {ARCHITECTURE!r}")
+        raise FormatError(
+            f"{name}: architecture {str(architecture)[:40]!r} is not served; known is {ARCHITECTURE!r}"
+        )
     _refuse_scaled_rope(said, name)
     try:
         return ModelSpec.parse(_fields(_Keys(said, name), head))
@@ -44,7 +46,9 @@ class _Keys:
 def _refuse_scaled_rope(said: Mapping[str, Any], name: str) -> None:
     scaling = said.get(f"{ARCHITECTURE}.rope.scaling.type", "none")
     if scaling != "none":
-        raise FormatError(f"{name}: rotary positions are scaled ({str(scaling)[:40]!r}); only plain ones are computed")
+        raise FormatError(
+            f"{name}: rotary positions are scaled ({str(scaling)[:40]!r}); only plain ones are computed"
+        )
 
 
 def _fields(keys: _Keys, head: GgufHead) -> dict[str, Any]:
@@ -54,7 +58,9 @@ def _fields(keys: _Keys, head: GgufHead) -> dict[str, Any]:
     if embedding is None:
         raise FormatError(f"{keys.name}: lacks the tensor token_embd.weight")
     if keys.number("rope.dimension_count", head_dim) != head_dim:
-        raise FormatError(f"{keys.name}: rotary positions cover only a part of each head; all of it is computed")
+        raise FormatError(
+            f"{keys.name}: rotary positions cover only a part of each head; all of it is computed"
+        )
     num_layers = keys.number("block_count")
     if not 1 <= num_layers <= 512:
         raise FormatError(f"{keys.name}: {ARCHITECTURE}.block_count is {num_layers}; 1 to 512 are served")
@@ -86,7 +92,9 @@ def _moe_fields(keys: _Keys, num_layers: int) -> dict[str, Any] | None:
         "moe_layers": list(range(num_layers)),
         "num_experts": experts,
         "top_k": keys.number("expert_used_count"),
-        "moe_intermediate_size": keys.number("expert_feed_forward_length", keys.number("feed_forward_length")),
+        "moe_intermediate_size": keys.number(
+            "expert_feed_forward_length", keys.number("feed_forward_length")
+        ),
     }
 
 

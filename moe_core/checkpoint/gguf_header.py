@@ -161,7 +161,9 @@ def _preamble(cursor: _Cursor) -> tuple[int, int]:
     version = cursor.scalar(4)
     if version != VERSION:
         raise cursor.fail(f"is of GGUF version {version}; version {VERSION}, little-endian, is read")
-    return cursor.natural(MAX_TENSORS, "the number of tensors"), cursor.natural(MAX_KEYS, "the number of keys")
+    return cursor.natural(MAX_TENSORS, "the number of tensors"), cursor.natural(
+        MAX_KEYS, "the number of keys"
+    )
 
 
 def _metadata(cursor: _Cursor, num_keys: int) -> dict[str, Any]:
@@ -198,7 +200,9 @@ def _declared(cursor: _Cursor) -> tuple[str, tuple[int, ...], Quant, int]:
         known = ", ".join(known.name for known in QUANT_BY_ID.values())
         raise cursor.fail(f"{name} is stored as type {kind}; read are {known}")
     if shape[-1] % quant.block_elements:
-        raise cursor.fail(f"{name} has rows of {shape[-1]}, no multiple of {quant.name}'s {quant.block_elements}")
+        raise cursor.fail(
+            f"{name} has rows of {shape[-1]}, no multiple of {quant.name}'s {quant.block_elements}"
+        )
     return name, shape, quant, cursor.natural((1 << 63) - 1, f"the offset of {name}")
 
 

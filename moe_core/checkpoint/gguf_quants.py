@@ -40,7 +40,7 @@ def _nibbles(packed: Bytes) -> Bytes:
 def _fifth_bits(blocks: Bytes, start: int) -> Bytes:
     """32 bits of each block, lowest first, each moved to the place of 16."""
     bits: Bytes = np.unpackbits(blocks[:, start : start + 4], axis=1, bitorder="little")
-    return bits << 4
+    return (bits << 4).astype(np.uint8, copy=False)
 
 
 def _f32(blocks: Bytes) -> Floats:
@@ -96,7 +96,7 @@ def _q5_k(blocks: Bytes) -> Floats:
     scales, minima = _k_scales(blocks[:, 4:16])
     # Bit j of byte i is the fifth bit of element i in group j.
     bits = np.unpackbits(blocks[:, 16:48, None], axis=2, bitorder="little").transpose(0, 2, 1)
-    values = _k_nibbles(blocks[:, 48:]) | (bits << 4)
+    values = (_k_nibbles(blocks[:, 48:]) | (bits << 4)).astype(np.uint8, copy=False)
     return _k_affine(blocks, scales, minima, values)
 
 
@@ -113,7 +113,7 @@ def _k_affine(blocks: Bytes, scales: Bytes, minima: Bytes, values: Bytes) -> Flo
 
 
 def _q6_k(blocks: Bytes) -> Floats:
-    low = blocks[:, :128].reshape(-1, 2, 1, 64)
+    low: Bytes = blocks[:, :128].reshape(-1, 2, 1, 64)
     low = np.concatenate([low & 0x0F, low >> 4], axis=2).reshape(-1, 8, 32)
     high = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
     values = low | ((high & 0x03) << 4).reshape(-1, 8, 32)

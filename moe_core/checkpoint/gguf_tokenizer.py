@@ -38,7 +38,9 @@ def build_tokenizer(said: Mapping[str, Any], name: str) -> Tokenizer:
     """The tokenizer that the metadata describes."""
     kind = said.get("tokenizer.ggml.model")
     if kind != "gpt2":
-        raise FormatError(f"{name}: tokenizer {str(kind)[:40]!r} is not served; known is 'gpt2' (byte-level BPE)")
+        raise FormatError(
+            f"{name}: tokenizer {str(kind)[:40]!r} is not served; known is 'gpt2' (byte-level BPE)"
+        )
     tokens, merges = _texts(said, "tokenizer.ggml.tokens", name), _texts(said, "tokenizer.ggml.merges", name)
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
@@ -72,11 +74,17 @@ def _splitter(pre: str, name: str) -> pre_tokenizers.PreTokenizer:
         return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     if pre in ("smollm", "starcoder"):
         digits = pre_tokenizers.Digits(individual_digits=True)
-        return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+        return pre_tokenizers.Sequence(
+            [digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        )
     if pre == "llama-bpe":
         split = pre_tokenizers.Split(Regex(_LLAMA3), behavior="isolated")
-        return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    raise FormatError(f"{name}: splitter {pre[:40]!r} is not served; known are gpt-2, smollm, starcoder, llama-bpe")
+        return pre_tokenizers.Sequence(
+            [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+    raise FormatError(
+        f"{name}: splitter {pre[:40]!r} is not served; known are gpt-2, smollm, starcoder, llama-bpe"
+    )
 
 
 def _add_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: Any, name: str) -> None:
@@ -102,7 +110,9 @@ def config_from(said: Mapping[str, Any]) -> TokenizerConfig:
         more_eos_tokens=tuple(ends[1:]),
         pad_token=_token(said, tokens, "padding"),
         add_bos_token=said.get("tokenizer.ggml.add_bos_token") is True,
-        chat_format=None if chat is None else ChatFormatConfig(name=chat.name, default_system=chat.default_system),
+        chat_format=None
+        if chat is None
+        else ChatFormatConfig(name=chat.name, default_system=chat.default_system),
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
+from typing import cast
 
 from moe_core.checkpoint.files import open_regular
 from moe_core.errors import CheckpointError, HashMismatch
@@ -13,7 +15,7 @@ from moe_core.errors import CheckpointError, HashMismatch
 def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hex, read in pieces."""
     with open_regular(Path(path)) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
 
 
 def hashes_of(directory: Path) -> dict[str, str]:

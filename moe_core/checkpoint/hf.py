@@ -62,7 +62,9 @@ def _is_moe(slot: Slot) -> bool:
 
 def _ignorable(spec: ModelSpec) -> list[str]:
     """Tensors that some writers add and that say nothing new."""
-    frequencies = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(spec.num_hidden_layers)]
+    frequencies = [
+        f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(spec.num_hidden_layers)
+    ]
     return [*frequencies, "lm_head.weight"] if spec.tie_word_embeddings else frequencies
 
 
@@ -83,12 +85,16 @@ def _import_tokenizer(source: Path, directory: Path) -> None:
 
 def _template(source: Path, said: dict[str, Any]) -> str | None:
     if (source / TEMPLATE_FILE).exists():
-        return read_bytes(source / TEMPLATE_FILE, MAX_CONFIG_BYTES, follow_links=False).decode("utf-8", "replace")
+        return read_bytes(source / TEMPLATE_FILE, MAX_CONFIG_BYTES, follow_links=False).decode(
+            "utf-8", "replace"
+        )
     template = said.get("chat_template")
     return template if isinstance(template, str) else None
 
 
-def tokenizer_config_from(said: dict[str, Any], tokenizer: RustTokenizer, template: str | None) -> TokenizerConfig:
+def tokenizer_config_from(
+    said: dict[str, Any], tokenizer: RustTokenizer, template: str | None
+) -> TokenizerConfig:
     """Our closed subset out of whatever a tokenizer_config.json says; all else in it is left behind."""
     bos = _known(said.get("bos_token"), tokenizer)
     eos = _known(said.get("eos_token"), tokenizer)
@@ -102,7 +108,9 @@ def tokenizer_config_from(said: dict[str, Any], tokenizer: RustTokenizer, templa
         more_eos_tokens=more if eos else (),
         pad_token=_known(said.get("pad_token"), tokenizer),
         add_bos_token=bos is not None and opening[:1] == [tokenizer.token_to_id(bos)],
-        chat_format=None if chat is None else ChatFormatConfig(name=chat.name, default_system=chat.default_system),
+        chat_format=None
+        if chat is None
+        else ChatFormatConfig(name=chat.name, default_system=chat.default_system),
     )
 
 

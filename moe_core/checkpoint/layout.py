@@ -64,13 +64,17 @@ def read_weight_map(directory: Path, *, follow_links: bool = True) -> WeightMap 
         raise FormatError(f"{INDEX_FILE}: weight_map must be an object that is not empty")
     for tensor, file in weight_map.items():
         if not TENSOR_NAME.match(tensor) or not isinstance(file, str) or not SHARD_NAME.match(file):
-            raise FormatError(f"{INDEX_FILE}: {tensor[:80]!r} -> {str(file)[:80]!r} is not a plain tensor and file name")
+            raise FormatError(
+                f"{INDEX_FILE}: {tensor[:80]!r} -> {str(file)[:80]!r} is not a plain tensor and file name"
+            )
     return WeightMap(weight_map)
 
 
 def check_tensor(slot: Slot, info: TensorInfo) -> None:
     """Raise FormatError when a tensor has not the shape that the configuration demands, or is no float."""
     if info.shape != slot.shape:
-        raise FormatError(f"{slot.tensor}: has shape {list(info.shape)}; config.json demands {list(slot.shape)}")
+        raise FormatError(
+            f"{slot.tensor}: has shape {list(info.shape)}; config.json demands {list(slot.shape)}"
+        )
     if info.dtype not in WEIGHT_DTYPES:
         raise FormatError(f"{slot.tensor}: has dtype {info.dtype}; weights are {', '.join(WEIGHT_DTYPES)}")

@@ -40,11 +40,15 @@ class WeightReader:
                 if tensor in self._file_of:
                     raise FormatError(f"{tensor}: is in {self._file_of[tensor].name} and in {name}")
                 if weight_map is not None and weight_map.file_of.get(tensor) != name:
-                    raise FormatError(f"{tensor}: is in {name}, but {INDEX_FILE} says {weight_map.file_of.get(tensor)}")
+                    raise FormatError(
+                        f"{tensor}: is in {name}, but {INDEX_FILE} says {weight_map.file_of.get(tensor)}"
+                    )
                 self._file_of[tensor] = shard
         missing = sorted(set(weight_map.file_of) - set(self._file_of)) if weight_map else []
         if missing:
-            raise FormatError(f"{INDEX_FILE}: names {len(missing)} tensors that no file holds, first {missing[0]}")
+            raise FormatError(
+                f"{INDEX_FILE}: names {len(missing)} tensors that no file holds, first {missing[0]}"
+            )
 
     def __enter__(self) -> Self:
         return self

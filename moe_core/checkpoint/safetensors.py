@@ -54,7 +54,9 @@ class SafetensorsFile:
         """Fill a tensor of the same shape, converting the dtype; no second copy when dtype and layout agree."""
         info = self.header.tensors[key]
         if info.shape != tuple(target.shape):
-            raise FormatError(f"{self.name}: {key} has shape {list(info.shape)}, expected {list(target.shape)}")
+            raise FormatError(
+                f"{self.name}: {key} has shape {list(info.shape)}, expected {list(target.shape)}"
+            )
         direct = DTYPES[info.dtype] == target.dtype and target.is_contiguous() and target.device.type == "cpu"
         if direct:
             self._read(info.begin, target)
@@ -68,10 +70,12 @@ class SafetensorsFile:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.detach().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors in name order; equal tensors give equal bytes. The caller fsyncs.
 
     Raises CheckpointError for a dtype that the format does not have.

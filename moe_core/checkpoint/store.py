@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from moe_core.checkpoint.atomic import new_directory, write_json
+from moe_core.checkpoint.files import read_json_object
 from moe_core.checkpoint.hashes import verify_hashes
 from moe_core.checkpoint.layout import (
     CONFIG_FILE,
@@ -24,7 +25,6 @@ from moe_core.checkpoint.layout import (
     index_json,
     shard_of,
 )
-from moe_core.checkpoint.files import read_json_object
 from moe_core.checkpoint.reader import WeightReader
 from moe_core.checkpoint.safetensors import write_safetensors
 from moe_core.errors import CheckpointError, FormatError
@@ -85,7 +85,11 @@ def fill(model: Decoder, slots: Iterable[Slot], reader: WeightReader) -> Decoder
 
 
 def save(
-    model: Decoder, path: Path | str, *, dtype: DtypeName | None = None, tokenizer_from: Path | str | None = None
+    model: Decoder,
+    path: Path | str,
+    *,
+    dtype: DtypeName | None = None,
+    tokenizer_from: Path | str | None = None,
 ) -> Path:
     """Write a model directory: all of it or nothing. Equal weights give equal bytes.
 
@@ -118,11 +122,15 @@ def write_weights(directory: Path, model: Decoder, dtype: torch.dtype) -> None:
     write_json(directory / INDEX_FILE, index_json(file_of, total))
 
 
-def _converted(slots: list[Slot], parameters: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def _converted(
+    slots: list[Slot], parameters: Mapping[str, Tensor], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
     for slot in slots:
         tensor = slot.of(parameters[slot.parameter].detach())
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise CheckpointError(f"{slot.tensor}: has dtype {tensor.dtype}; save float32, bfloat16 or float16")
+            raise CheckpointError(
+                f"{slot.tensor}: has dtype {tensor.dtype}; save float32, bfloat16 or float16"
+            )
         yield slot.tensor, tensor.to(torch.float32 if slot.part == "router" else dtype)
 
 

@@ -35,7 +35,9 @@ class Tokenizer:
         directory = Path(directory)
         raw = read_bytes(directory / TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
         check_tokenizer_json(parse_json_object(raw, TOKENIZER_FILE, MAX_TOKENIZER_BYTES))
-        self.config = TokenizerConfig.parse(read_json_object(directory / TOKENIZER_CONFIG_FILE, MAX_CONFIG_BYTES))
+        self.config = TokenizerConfig.parse(
+            read_json_object(directory / TOKENIZER_CONFIG_FILE, MAX_CONFIG_BYTES)
+        )
         # Two readings of one file: one that honours control tokens in text, one to which they are mere text.
         self._honouring, self._plain = _build(raw), _build(raw)
         self._plain.encode_special_tokens = True
@@ -120,7 +122,9 @@ class Tokenizer:
     def _needed(self, token: str) -> int:
         token_id: int | None = self._plain.token_to_id(token)
         if token_id is None:
-            raise CheckpointError(f"{TOKENIZER_FILE}: has no token {token!r}, which {TOKENIZER_CONFIG_FILE} names")
+            raise CheckpointError(
+                f"{TOKENIZER_FILE}: has no token {token!r}, which {TOKENIZER_CONFIG_FILE} names"
+            )
         return token_id
 
 

@@ -32,7 +32,9 @@ def _check_part(slot: str, part: Any, known: set[str]) -> None:
         return
     kind = part.get("type") if isinstance(part, dict) else None
     if kind not in known:
-        raise FormatError(f"tokenizer.json: {slot} {str(kind)[:40]!r} is not known; known are {', '.join(sorted(known))}")
+        raise FormatError(
+            f"tokenizer.json: {slot} {str(kind)[:40]!r} is not known; known are {', '.join(sorted(known))}"
+        )
     pattern = part.get("pattern")
     texts = pattern.values() if isinstance(pattern, dict) else [pattern or ""]
     if any(not isinstance(text, str) or len(text) > MAX_PATTERN_CHARS for text in texts):

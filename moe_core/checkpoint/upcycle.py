@@ -48,7 +48,11 @@ def plan_upcycle(dense: ModelSpec, layout: LayoutSpec) -> UpcyclePlan:
     """Who starts with which neurons; raises SpecError when the layout does not fit the model."""
     moe = layout.applied_to(dense).moe
     assert moe is not None
-    full, inner, shared = dense.intermediate_size, moe.moe_intermediate_size, moe.shared_intermediate_size or 0
+    full, inner, shared = (
+        dense.intermediate_size,
+        moe.moe_intermediate_size,
+        moe.shared_intermediate_size or 0,
+    )
     gain = 1.0 if moe.norm_topk_prob else moe.num_experts / moe.top_k
     exact = moe.norm_topk_prob
     if shared >= full:
@@ -68,7 +72,9 @@ def _slices(start: int, left: int, inner: int, num_experts: int, gain: float) ->
     num_slices = -(-left // count)
     scale = gain * left / count
     places = [min(i * count, left - count) for i in range(num_slices)]
-    return tuple(NeuronShare(start + places[expert % num_slices], count, scale) for expert in range(num_experts))
+    return tuple(
+        NeuronShare(start + places[expert % num_slices], count, scale) for expert in range(num_experts)
+    )
 
 
 def keeps_function(dense: ModelSpec, layout: LayoutSpec) -> bool:
@@ -106,7 +112,9 @@ def _copy_trunk(dense: Decoder, model: Decoder) -> None:
             parameter.copy_(source[name])
 
 
-def _fill_layer(moe: MoeMlp, dense: DenseMlp, plan: UpcyclePlan, noise: float, generator: torch.Generator) -> None:
+def _fill_layer(
+    moe: MoeMlp, dense: DenseMlp, plan: UpcyclePlan, noise: float, generator: torch.Generator
+) -> None:
     experts = moe.experts
     for expert, share in enumerate(plan.routed):
         _fill(experts.gate_up_E2FD[expert], experts.down_EDF[expert], dense, share)

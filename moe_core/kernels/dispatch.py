@@ -19,14 +19,21 @@ class ExpertsKernel(Protocol):
     """out_TD = sum over k of weights_TK · down(silu(gate(x)) · up(x)) with the experts of expert_ids_TK."""
 
     def __call__(
-        self, hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor
+        self,
+        hidden_TD: Tensor,
+        gate_up_E2FD: Tensor,
+        down_EDF: Tensor,
+        expert_ids_TK: Tensor,
+        weights_TK: Tensor,
     ) -> Tensor: ...
 
 
 class SupportsCall(Protocol):
     """Tells whether a kernel takes these very tensors (dtype, device, strides, autograd, sizes)."""
 
-    def __call__(self, hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, expert_ids_TK: Tensor) -> bool: ...
+    def __call__(
+        self, hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, expert_ids_TK: Tensor
+    ) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,9 @@ def swiglu_experts(
     return chosen.call(hidden_TD, gate_up_E2FD, down_EDF, expert_ids_TK, weights_TK)
 
 
-def _best(hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, expert_ids_TK: Tensor) -> RegisteredKernel:
+def _best(
+    hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, expert_ids_TK: Tensor
+) -> RegisteredKernel:
     return next(k for k in _KERNELS if k.supports(hidden_TD, gate_up_E2FD, down_EDF, expert_ids_TK))
 
 

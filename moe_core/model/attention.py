@@ -22,7 +22,9 @@ class DenseCausal:
 
     def attend(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> Tensor:
         """Attention over (B, S); the layer number does not matter here."""
-        q, k, v = (x.view(self.batch, self.sequence, *x.shape[1:]).transpose(1, 2) for x in (q_THd, k_TGd, v_TGd))
+        q, k, v = (
+            x.view(self.batch, self.sequence, *x.shape[1:]).transpose(1, 2) for x in (q_THd, k_TGd, v_TGd)
+        )
         out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         return out.transpose(1, 2).reshape(q_THd.shape)
 
@@ -30,7 +32,9 @@ class DenseCausal:
 class GrowingSequence:
     """One sequence with its keys and values kept in buffers of a fixed capacity."""
 
-    def __init__(self, spec: ModelSpec, capacity: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, spec: ModelSpec, capacity: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
         shape = (spec.num_hidden_layers, 2, spec.num_key_value_heads, capacity, spec.head_dim)
         self.buffer_L2GCd = torch.empty(shape, dtype=dtype, device=device)
         self.capacity = capacity

@@ -35,13 +35,17 @@ class DomainPrior:
             raise SpecError("a domain prior holds finite values or -inf; found NaN or +inf")
         allowed = (bias_NLE > float("-inf")).sum(-1)
         if allowed.numel() and int(allowed.min()) < top_k:
-            raise SpecError(f"a domain prior leaves {int(allowed.min())} experts in a layer; top_k is {top_k}")
+            raise SpecError(
+                f"a domain prior leaves {int(allowed.min())} experts in a layer; top_k is {top_k}"
+            )
         # The last row is "no domain": an index of -1 finds it without a branch or a host sync.
         nothing = bias_NLE.new_zeros(1, *bias_NLE.shape[1:])
         self.table_NLE = torch.cat([bias_NLE, nothing]).float()
 
     @classmethod
-    def from_routing(cls, routing: RoutingSpec, *, num_moe_layers: int, num_experts: int, top_k: int) -> DomainPrior:
+    def from_routing(
+        cls, routing: RoutingSpec, *, num_moe_layers: int, num_experts: int, top_k: int
+    ) -> DomainPrior:
         """The prior that a routing policy asks for: a push towards mapped experts, or a mask of all others."""
         labels_NE = torch.tensor(routing.label_matrix(num_experts), dtype=torch.float32).view(-1, num_experts)
         if routing.prior_mode == "bias":

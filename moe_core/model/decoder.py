@@ -33,7 +33,10 @@ class Attention(nn.Module):
         qkv = self.qkv_proj(x_TD).view(x_TD.shape[0], -1, self.head_dim)
         qk = rotate(qkv[:, : self.num_heads + self.num_kv], cos, sin)
         out_THd = context.attend(
-            self.layer, qk[:, : self.num_heads], qk[:, self.num_heads :], qkv[:, self.num_heads + self.num_kv :]
+            self.layer,
+            qk[:, : self.num_heads],
+            qk[:, self.num_heads :],
+            qkv[:, self.num_heads + self.num_kv :],
         )
         projected: Tensor = self.o_proj(out_THd.reshape(x_TD.shape[0], -1))
         return projected
@@ -54,7 +57,12 @@ class Block(nn.Module):
             self.mlp = DenseMlp(spec.hidden_size, spec.intermediate_size, dtype)
 
     def forward(
-        self, x_TD: Tensor, cos: Tensor, sin: Tensor, attention: AttentionContext, routing: RoutingContext | None
+        self,
+        x_TD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attention: AttentionContext,
+        routing: RoutingContext | None,
     ) -> Tensor:
         """One layer: (T, D) to (T, D)."""
         x_TD = x_TD + self.attention(self.input_norm(x_TD), cos, sin, attention)
@@ -119,9 +127,13 @@ class Decoder(nn.Module):
                 yield block.mlp
 
     @torch.inference_mode()
-    def generate(self, ids: list[int], max_new_tokens: int, routing: RoutingContext | None = None) -> list[int]:
+    def generate(
+        self, ids: list[int], max_new_tokens: int, routing: RoutingContext | None = None
+    ) -> list[int]:
         """Greedy continuation of one prompt, without the prompt; ends after an end token."""
-        cache = GrowingSequence(self.spec, len(ids) + max_new_tokens, self.dtype, self.embed_tokens.weight.device)
+        cache = GrowingSequence(
+            self.spec, len(ids) + max_new_tokens, self.dtype, self.embed_tokens.weight.device
+        )
         new: list[int] = []
         fresh = ids
         while len(new) < max_new_tokens:

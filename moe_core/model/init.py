@@ -8,7 +8,9 @@ from moe_core.model.decoder import Decoder
 from moe_core.spec import ModelSpec
 
 
-def random_decoder(spec: ModelSpec, seed: int, std: float = 0.02, dtype: torch.dtype = torch.float32) -> Decoder:
+def random_decoder(
+    spec: ModelSpec, seed: int, std: float = 0.02, dtype: torch.dtype = torch.float32
+) -> Decoder:
     """A decoder with normal weights of the given standard deviation and norms of one."""
     generator = torch.Generator().manual_seed(seed)
     model = Decoder(spec, dtype)

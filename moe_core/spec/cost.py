@@ -75,7 +75,11 @@ def cost_of(spec: ModelSpec) -> Cost:
         total=params.total,
         active_per_token=active,
         bytes={precision: _bytes(spec, params, precision) for precision in ("fp32", "bf16", "int8", "int4")},
-        kv_bytes_per_token=2 * spec.num_hidden_layers * spec.num_key_value_heads * spec.head_dim * KV_BYTES_PER_VALUE,
+        kv_bytes_per_token=2
+        * spec.num_hidden_layers
+        * spec.num_key_value_heads
+        * spec.head_dim
+        * KV_BYTES_PER_VALUE,
         _flops_base=2 * matmul_weights,
         # Scores and the weighted sum: two multiply-adds for each head dimension and position.
         _flops_per_context_token=4 * spec.num_hidden_layers * spec.num_attention_heads * spec.head_dim,

@@ -41,7 +41,10 @@ class RoutingSpec(Spec):
         repeated = sorted({code for code in codes if codes.count(code) > 1})
         if repeated:
             raise ValueError(f"domain codes must be unique; repeated: {', '.join(repeated)}")
-        for owner, experts in [*((d.code, d.experts) for d in self.domains), ("general", self.general_experts)]:
+        for owner, experts in [
+            *((d.code, d.experts) for d in self.domains),
+            ("general", self.general_experts),
+        ]:
             if len(set(experts)) != len(experts):
                 raise ValueError(f"{owner}: an expert is named twice in {list(experts)}")
         return self

@@ -37,3 +37,5 @@ class TuneSpec(Spec):
     dtype: Literal["float32", "bfloat16"] = "float32"
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
     checkpoint_every_steps: Annotated[int, Field(ge=1, le=100_000)] = 4
+    # A checkpoint that is due by its steps still waits until so many seconds have passed since the last one.
+    checkpoint_min_seconds: Annotated[float, Field(ge=0.0, le=86_400.0)] = 20.0

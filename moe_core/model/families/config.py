@@ -8,7 +8,11 @@ from moe_core.errors import FormatError, SpecError
 from moe_core.model.families import schemas
 from moe_core.spec import ModelSpec
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "mixtral": "MixtralForCausalLM", "turnout_moe": "TurnoutMoeForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "turnout_moe": "TurnoutMoeForCausalLM",
+}
 
 
 def spec_of(config: dict[str, Any]) -> ModelSpec:

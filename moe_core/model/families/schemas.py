@@ -21,7 +21,7 @@ class RopeParameters(Spec):
 
     rope_type: Literal["default"] = "default"
     rope_theta: float | None = None
-    partial_rotary_factor: Literal[1.0] | None = None
+    partial_rotary_factor: float | None = Field(default=None, ge=1.0, le=1.0)
 
 
 class DecoderConfig(Spec):

@@ -27,7 +27,9 @@ from tests.moe_core.tiny import STD, tiny_llama, tiny_mixtral
 def checkpoint_of(spec: ModelSpec, seed: int = 5) -> tuple[torch.nn.Module, dict[str, np.ndarray]]:
     model = random_decoder(spec, seed, STD)
     parameters = dict(model.named_parameters())
-    return model, {slot.tensor: slot.of(parameters[slot.parameter]).detach().numpy() for slot in slots_of(spec)}
+    return model, {
+        slot.tensor: slot.of(parameters[slot.parameter]).detach().numpy() for slot in slots_of(spec)
+    }
 
 
 @pytest.mark.parametrize("spec", [tiny_llama(), tiny_mixtral()], ids=lambda spec: spec.family)
@@ -63,7 +65,9 @@ def test_it_says_what_a_file_says_of_itself(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    spec = tiny_llama(num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=2, head_dim=4)
+    spec = tiny_llama(
+        num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=2, head_dim=4
+    )
     _, tensors = checkpoint_of(spec.model_copy(update={"num_key_value_heads": 2}))
     path = write_llama(tmp_path_factory.mktemp("gguf") / "m.gguf", spec, tensors)
     return path.read_bytes()
@@ -162,7 +166,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "repeated key": (head(0, 2, key(b"a", 0, b"\0") * 2), "appears twice"),
     "alignment 0": (head(0, 1, key(b"general.alignment", 4, b"\0" * 4)), "general.alignment"),
     "alignment 3": (head(0, 1, key(b"general.alignment", 4, b"\3\0\0\0")), "general.alignment"),
-    "alignment text": (head(0, 1, key(b"general.alignment", 8, struct.pack("<Q", 1) + b"8")), "general.alignment"),
+    "alignment text": (
+        head(0, 1, key(b"general.alignment", 8, struct.pack("<Q", 1) + b"8")),
+        "general.alignment",
+    ),
     "path as name": (head(1, 0, tensor(b"../x", [8], 0, 0)), "must match"),
     "nine axes": (head(1, 0, tensor(b"t", [1] * 9, 0, 0)), "9 axes"),
     "no axes": (head(1, 0, tensor(b"t", [], 0, 0)), "0 axes"),
@@ -172,7 +179,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "half a block": (head(1, 0, tensor(b"t", [33], 2, 0)), "no multiple of Q4_0's 32"),
     "far offset": (head(1, 0, tensor(b"t", [8], 0, 1 << 62)), "follows what is before"),
     "no data": (head(1, 0, tensor(b"t", [8], 0, 0)), "but the file has"),
-    "overlap": (head(2, 0, tensor(b"t", [8], 0, 0) + tensor(b"u", [8], 0, 0)) + b"\0" * 200, "follows what is before"),
+    "overlap": (
+        head(2, 0, tensor(b"t", [8], 0, 0) + tensor(b"u", [8], 0, 0)) + b"\0" * 200,
+        "follows what is before",
+    ),
     "left over": (head(1, 0, tensor(b"t", [8], 0, 0)) + b"\0" * 200, "follow the last tensor"),
 }
 
@@ -190,9 +200,17 @@ def test_hostile_files_take_little_memory(tmp_path: Path) -> None:
     texts = struct.pack("<Q", 2) + b"ab"
     contents = {
         "long-array": head(0, 1, key(b"a", 9, struct.pack("<IQ", 0, 4 << 20))) + b"\0" * (4 << 20),
-        "many-arrays": head(0, 9, b"".join(key(b"%d" % i, 9, struct.pack("<IQ", 0, 4 << 20)) + b"\0" * (4 << 20) for i in range(9))),
+        "many-arrays": head(
+            0,
+            9,
+            b"".join(key(b"%d" % i, 9, struct.pack("<IQ", 0, 4 << 20)) + b"\0" * (4 << 20) for i in range(9)),
+        ),
         "many-texts": head(0, 1, key(b"a", 9, struct.pack("<IQ", 8, 3 << 19))) + texts * (3 << 19),
-        "empty-texts": head(0, 2, b"".join(key(b"%d" % i, 9, struct.pack("<IQ", 8, 1 << 19)) + b"\0" * (4 << 20) for i in range(2))),
+        "empty-texts": head(
+            0,
+            2,
+            b"".join(key(b"%d" % i, 9, struct.pack("<IQ", 8, 1 << 19)) + b"\0" * (4 << 20) for i in range(2)),
+        ),
     }
     files = []
     for name, content in contents.items():

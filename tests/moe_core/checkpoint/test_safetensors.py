@@ -139,7 +139,11 @@ def test_hostile_files_take_little_memory(tmp_path: Path) -> None:
 
 
 def honest() -> bytes:
-    header = {"__metadata__": {"format": "pt"}, "a": F32, "b": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]}}
+    header = {
+        "__metadata__": {"format": "pt"},
+        "a": F32,
+        "b": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]},
+    }
     return file_bytes(header, bytes(range(32)))
 
 

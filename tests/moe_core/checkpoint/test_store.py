@@ -59,7 +59,12 @@ def test_inspection_tells_what_the_built_model_measures(spec: ModelSpec, tmp_pat
 def test_shards_follow_the_parts_of_the_model(tmp_path: Path) -> None:
     moe_core.save(random_decoder(tiny_turnout(), 1), tmp_path / "m")
     weights = sorted(path.name for path in (tmp_path / "m").glob("*.safetensors"))
-    assert weights == ["experts-0.safetensors", "experts-2.safetensors", "router.safetensors", "trunk.safetensors"]
+    assert weights == [
+        "experts-0.safetensors",
+        "experts-2.safetensors",
+        "router.safetensors",
+        "trunk.safetensors",
+    ]
 
 
 def test_a_tuned_router_leaves_every_other_shard_as_it_was(tmp_path: Path) -> None:
@@ -149,7 +154,9 @@ def rewrite_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None
         ({"quantization_config": {"quant_method": "x"}}, "quantization_config"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_refused(saved: Path, change: dict[str, Any], sentence: str) -> None:
+def test_a_configuration_that_does_not_fit_is_refused(
+    saved: Path, change: dict[str, Any], sentence: str
+) -> None:
     rewrite_json(saved / "config.json", lambda config: config.update(change))
     with pytest.raises(FormatError, match=sentence):
         moe_core.load(saved)
@@ -160,11 +167,26 @@ def test_a_configuration_that_does_not_fit_is_refused(saved: Path, change: dict[
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda index: index["weight_map"].update({"model.norm.weight": "../trunk.safetensors"}), "plain tensor and file"),
-        (lambda index: index["weight_map"].update({"model.norm.weight": "/etc/passwd"}), "plain tensor and file"),
-        (lambda index: index["weight_map"].update({"model.norm.weight": "router.safetensors"}), "says router"),
-        (lambda index: index["weight_map"].update({"ghost": "trunk.safetensors"}), "that no file holds, first ghost"),
-        (lambda index: index["weight_map"].update({"model.norm.weight": "ghost.safetensors"}), "cannot be opened"),
+        (
+            lambda index: index["weight_map"].update({"model.norm.weight": "../trunk.safetensors"}),
+            "plain tensor and file",
+        ),
+        (
+            lambda index: index["weight_map"].update({"model.norm.weight": "/etc/passwd"}),
+            "plain tensor and file",
+        ),
+        (
+            lambda index: index["weight_map"].update({"model.norm.weight": "router.safetensors"}),
+            "says router",
+        ),
+        (
+            lambda index: index["weight_map"].update({"ghost": "trunk.safetensors"}),
+            "that no file holds, first ghost",
+        ),
+        (
+            lambda index: index["weight_map"].update({"model.norm.weight": "ghost.safetensors"}),
+            "cannot be opened",
+        ),
         (lambda index: index["weight_map"].pop("model.norm.weight"), "says None"),
         (lambda index: index.update(weight_map=[]), "weight_map"),
     ],

@@ -100,7 +100,9 @@ def test_the_default_system_prompt_stands_in_only_when_none_is_given(tokenizer: 
 
 
 def test_only_what_the_assistant_says_is_learnt(tokenizer: Tokenizer) -> None:
-    chat = tokenizer.chat_tokens([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "\n\nHello there."}])
+    chat = tokenizer.chat_tokens(
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "\n\nHello there."}]
+    )
     learnt = [token for token, is_learnt in zip(chat.ids, chat.learnt, strict=True) if is_learnt]
     assert learnt[-1] == 2
     assert tokenizer.decode(learnt).strip() == "Hello there."
@@ -118,7 +120,9 @@ def test_only_what_the_assistant_says_is_learnt(tokenizer: Tokenizer) -> None:
         ([{"role": "user"}], "content"),
     ],
 )
-def test_what_is_no_conversation_is_refused(tokenizer: Tokenizer, messages: list[dict[str, str]], sentence: str) -> None:
+def test_what_is_no_conversation_is_refused(
+    tokenizer: Tokenizer, messages: list[dict[str, str]], sentence: str
+) -> None:
     with pytest.raises(SpecError, match=sentence):
         tokenizer.format_chat(messages)
 
@@ -136,7 +140,10 @@ def test_ends_and_special_tokens_are_known(tokenizer: Tokenizer) -> None:
     ("content", "sentence"),
     [
         ('{"model": {"type": "WordLevel"}}', "the model must be one of"),
-        ('{"model": {"type": "BPE"}, "normalizer": {"type": "Precompiled"}}', "normalizer 'Precompiled' is not known"),
+        (
+            '{"model": {"type": "BPE"}, "normalizer": {"type": "Precompiled"}}',
+            "normalizer 'Precompiled' is not known",
+        ),
         (
             '{"model": {"type": "BPE"}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Split", '
             '"pattern": {"Regex": "%s"}}]}}' % ("(a+)+" * 200),
@@ -146,7 +153,9 @@ def test_ends_and_special_tokens_are_known(tokenizer: Tokenizer) -> None:
         ("[]", "not an object"),
     ],
 )
-def test_a_tokenizer_with_unknown_parts_is_refused(smollm_dir: Path, tmp_path: Path, content: str, sentence: str) -> None:
+def test_a_tokenizer_with_unknown_parts_is_refused(
+    smollm_dir: Path, tmp_path: Path, content: str, sentence: str
+) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     (tmp_path / "tokenizer_config.json").write_bytes((smollm_dir / "tokenizer_config.json").read_bytes())
     with pytest.raises(FormatError, match=sentence):

@@ -102,7 +102,9 @@ def test_sixteen_bit_results_are_near_the_float32_ones(num_tokens: int) -> None:
     x, gate_up, down = torch.randn(num_tokens, 64), torch.randn(4, 64, 64) / 8, torch.randn(4, 64, 32) / 6
     ids_TK = torch.stack([torch.randperm(4)[:2] for _ in range(num_tokens)])
     weights = torch.full((num_tokens, 2), 0.5)
-    half = dispatch.swiglu_experts(x.bfloat16(), gate_up.bfloat16(), down.bfloat16(), ids_TK, weights, kernel="torch")
+    half = dispatch.swiglu_experts(
+        x.bfloat16(), gate_up.bfloat16(), down.bfloat16(), ids_TK, weights, kernel="torch"
+    )
     full = swiglu_experts_reference(
         x.bfloat16().float(), gate_up.bfloat16().float(), down.bfloat16().float(), ids_TK, weights
     )

@@ -104,7 +104,10 @@ def test_a_mask_holds_for_its_domain_and_no_other() -> None:
 def test_a_prior_without_domains_or_domains_without_a_prior_change_nothing() -> None:
     model = random_decoder(tiny_mixtral(), 2, STD)
     free = observed(model, IDS)[2]
-    for context in ({"prior": prior([[9.0, 0.0, 0.0, 0.0]])}, {"domain_T": torch.zeros(24, dtype=torch.long)}):
+    for context in (
+        {"prior": prior([[9.0, 0.0, 0.0, 0.0]])},
+        {"domain_T": torch.zeros(24, dtype=torch.long)},
+    ):
         assert torch.equal(observed(model, IDS, **context)[2].logits_TE, free.logits_TE)
 
 

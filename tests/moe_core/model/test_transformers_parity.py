@@ -40,7 +40,9 @@ def reference(family: str, **changes: Any) -> Any:
     if family == "llama":
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SHAPE, **changes}))
     else:
-        config = transformers.MixtralConfig(**{**SHAPE, "num_local_experts": 4, "num_experts_per_tok": 2, **changes})
+        config = transformers.MixtralConfig(
+            **{**SHAPE, "num_local_experts": 4, "num_experts_per_tok": 2, **changes}
+        )
         model = transformers.MixtralForCausalLM(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -131,7 +133,9 @@ def test_transformers_loads_an_upcycled_model(tmp_path: Path) -> None:
     from moe_core.model.init import random_decoder
 
     dense = random_decoder(tiny_llama(), 3, STD)
-    mixture = upcycle(dense, LayoutSpec(moe_layers=(0, 1, 2), num_experts=4), seed=1, noise=0.1, router_std=0.5)
+    mixture = upcycle(
+        dense, LayoutSpec(moe_layers=(0, 1, 2), num_experts=4), seed=1, noise=0.1, router_std=0.5
+    )
     moe_core.save(mixture, tmp_path / "m")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
     assert relative(mixture(IDS), theirs(IDS).logits) < TOLERANCE

@@ -38,7 +38,9 @@ def test_it_equals_the_slow_truth(num_experts: int, top_k: int, temperature: flo
     hidden_TD, weight_ED = torch.randn(33, 12), torch.randn(num_experts, 12)
     routing = route(hidden_TD, weight_ED, top_k=top_k, norm_topk_prob=norm, temperature=temperature)
     raw_TE = (hidden_TD.double() @ weight_ED.double().t()).tolist()
-    for ids, weights, logits in zip(routing.expert_ids_TK.tolist(), routing.weights_TK.tolist(), raw_TE, strict=True):
+    for ids, weights, logits in zip(
+        routing.expert_ids_TK.tolist(), routing.weights_TK.tolist(), raw_TE, strict=True
+    ):
         expected = slow_truth(logits, top_k, norm, temperature)
         assert ids == list(expected)
         assert weights == pytest.approx(list(expected.values()), rel=1e-5)
@@ -91,7 +93,9 @@ def test_temperature_zero_is_the_limit() -> None:
 
 
 def test_a_high_temperature_is_uniform() -> None:
-    assert torch.allclose(scores([1.0, 3.0, 2.0], top_k=3, temperature=1e6).probs_TE, torch.full((1, 3), 1 / 3))
+    assert torch.allclose(
+        scores([1.0, 3.0, 2.0], top_k=3, temperature=1e6).probs_TE, torch.full((1, 3), 1 / 3)
+    )
 
 
 def test_sixteen_bit_inputs_are_routed_in_float32() -> None:
@@ -124,7 +128,9 @@ def test_a_masked_expert_is_never_chosen_and_weighs_nothing() -> None:
 
 def test_a_selection_bias_changes_who_is_chosen_but_not_what_they_weigh() -> None:
     plain = scores([2.0, 1.0, 0.0], top_k=3)
-    pushed = scores([2.0, 1.0, 0.0], top_k=1, norm_topk_prob=False, selection_bias_E=torch.tensor([0.0, 0.0, 1.0]))
+    pushed = scores(
+        [2.0, 1.0, 0.0], top_k=1, norm_topk_prob=False, selection_bias_E=torch.tensor([0.0, 0.0, 1.0])
+    )
     assert pushed.expert_ids_TK.tolist() == [[2]]
     assert pushed.weights_TK[0, 0] == plain.probs_TE[0, 2]
 
@@ -161,7 +167,11 @@ def test_gradients_reach_router_and_hidden_states() -> None:
     ],
 )
 def test_it_names_what_does_not_fit(
-    hidden_shape: tuple[int, int], weight_shape: tuple[int, int], top_k: int, temperature: float, complaint: str
+    hidden_shape: tuple[int, int],
+    weight_shape: tuple[int, int],
+    top_k: int,
+    temperature: float,
+    complaint: str,
 ) -> None:
     with pytest.raises(SpecError, match=complaint):
         route(torch.zeros(hidden_shape), torch.zeros(weight_shape), top_k=top_k, temperature=temperature)

@@ -64,7 +64,12 @@ def test_a_layout_over_every_layer_is_a_mixtral() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"moe_layers": (0, 2)}, {"num_shared_experts": 1}, {"moe_intermediate_size": 32}, {"norm_topk_prob": False}],
+    [
+        {"moe_layers": (0, 2)},
+        {"num_shared_experts": 1},
+        {"moe_intermediate_size": 32},
+        {"norm_topk_prob": False},
+    ],
 )
 def test_any_other_layout_is_turnouts_own(change: dict[str, object]) -> None:
     layout = LayoutSpec.parse({"moe_layers": (0, 1, 2), "num_experts": 4, **change})

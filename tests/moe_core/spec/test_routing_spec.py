@@ -14,7 +14,9 @@ def domain(code: str, *experts: int) -> DomainSpec:
     return DomainSpec(code=code, name_en=code, name_zh=code, experts=experts)
 
 
-MAP = RoutingSpec(domains=(domain("support", 0), domain("copy", 1, 2), domain("data", 3)), general_experts=(4, 5))
+MAP = RoutingSpec(
+    domains=(domain("support", 0), domain("copy", 1, 2), domain("data", 3)), general_experts=(4, 5)
+)
 
 
 def test_the_label_matrix_marks_mapped_experts() -> None:
@@ -53,7 +55,8 @@ def test_no_domain_keeps_an_expert_in_the_deranged_map(count: int, seed: int) ->
 
 
 @pytest.mark.parametrize(
-    "domains", [(domain("only", 0),), (domain("a", 0), domain("b", 0)), (domain("a", 0, 1), domain("b", 1, 2))]
+    "domains",
+    [(domain("only", 0),), (domain("a", 0), domain("b", 0)), (domain("a", 0, 1), domain("b", 1, 2))],
 )
 def test_a_map_that_cannot_be_deranged_is_refused(domains: tuple[DomainSpec, ...]) -> None:
     with pytest.raises(SpecError, match="overlap"):

@@ -1,0 +1,106 @@
+"""`python -m moe_core.kernels.cpu.build`: compile the decode kernels with the system's C++ compiler, in seconds.
+
+One library holds the code for several instruction sets and chooses when it is loaded, so it may be moved to another
+machine of the same architecture. No headers of torch or Python are needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_core.errors import MoeCoreError
+
+SOURCES = Path(__file__).parent / "src"
+# No -ffast-math: NaN must stay NaN. Without errno and traps, exp and the rounding in loops can still be vectorised.
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
+X86_SETS = {
+    "generic": (),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+    "avx512_bf16": ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16"),
+}
+WIDE_VECTORS = ("-mprefer-vector-width=512",)
+
+
+class CompilerError(MoeCoreError):
+    """The kernels could not be compiled."""
+
+
+def library_path() -> Path:
+    """Where the library for these sources on this architecture lies, whether it is there or not."""
+    digest = hashlib.sha256(" ".join((platform.machine(), *FLAGS)).encode())
+    for source in sorted([*SOURCES.iterdir(), Path(__file__)]):
+        digest.update(source.read_bytes())
+    return _library_folder() / f"decode-{digest.hexdigest()[:16]}.so"
+
+
+def build() -> Path:
+    """Compile the library unless it is there; its path.
+
+    Raises:
+        CompilerError: without a compiler, or with its complaint.
+    """
+    target = library_path()
+    if target.exists():
+        return target
+    compiler = _compiler()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        commands = [
+            [compiler, *FLAGS, *flags, f"-DTURNOUT_ISA={name}", "-c", str(SOURCES / "ops.cpp"), "-o", f"{name}.o"]
+            for name, flags in _instruction_sets().items()
+        ]
+        commands.append([compiler, *FLAGS, "-c", str(SOURCES / "abi.cpp"), "-o", "abi.o"])
+        _run_together(commands, folder)
+        objects = sorted(path.name for path in Path(folder).glob("*.o"))
+        _run_together([[compiler, "-shared", "-pthread", *objects, "-o", "library.so"]], folder)
+        # Renamed into place whole: another process may be loading it.
+        os.replace(Path(folder) / "library.so", target)
+    return target
+
+
+def _instruction_sets() -> dict[str, tuple[str, ...]]:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return {"generic": ()}
+    return {name: (*flags, *WIDE_VECTORS) if "avx512" in name else flags for name, flags in X86_SETS.items()}
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
+        if name and shutil.which(name):
+            return name
+    raise CompilerError("no C++ compiler was found (g++, c++, clang++ or $CXX): install g++")
+
+
+def _run_together(commands: Sequence[Sequence[str]], folder: str) -> None:
+    running = [
+        subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    complaints = [process.communicate()[1] for process in running]
+    for process, complaint in zip(running, complaints, strict=True):
+        if process.returncode != 0:
+            raise CompilerError(f"{' '.join(map(str, process.args))}\n{complaint.strip()[-2000:]}")
+
+
+def _library_folder() -> Path:
+    in_environment = Path(sys.prefix) / "lib" / "turnout"
+    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
+        return in_environment
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "turnout"
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(f"{build()}\n")
+    except CompilerError as error:
+        sys.exit(str(error))

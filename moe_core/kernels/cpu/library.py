@@ -1,0 +1,67 @@
+"""The compiled decode kernels, loaded once for a process; None where they were not compiled.
+
+`TURNOUT_KERNELS=torch` in the environment leaves them out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from functools import cache
+from pathlib import Path
+
+from moe_core.kernels.cpu.build import library_path
+
+logger = logging.getLogger(__name__)
+ABI = 1
+_POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+
+
+class Library:
+    """Typed access to the C functions; pointers are plain addresses."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        abi = library.turnout_abi()
+        if abi != ABI:
+            raise OSError(f"{path.name} has ABI {abi}, wanted is {ABI}: run python -m moe_core.kernels.cpu.build")
+        library.turnout_isa.restype = ctypes.c_char_p
+        self._library = library
+        self.linear = library.turnout_linear
+        self.linear.argtypes = [_POINTER, _POINTER, _POINTER, _INT, _LONG, _LONG, _LONG]
+        self.linear.restype = None
+        self.experts = library.turnout_experts
+        self.experts.argtypes = [_POINTER] * 6 + [_LONG] * 5
+        self.attend = library.turnout_attend
+        self.attend.argtypes = [_POINTER, _LONG, *[_POINTER] * 5, *[_LONG] * 6, _FLOAT]
+        self.attend.restype = None
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        name: bytes = self._library.turnout_isa()
+        return name.decode()
+
+    def use_isa(self, name: str) -> bool:
+        """Use another instruction set; False where the processor lacks it. For tests."""
+        return bool(self._library.turnout_use_isa(name.encode()))
+
+    def set_threads(self, num_threads: int) -> None:
+        """Share the work of each call among `num_threads`, the caller's own included."""
+        self._library.turnout_set_threads(num_threads)
+
+
+@cache
+def library() -> Library | None:
+    """The kernels, or None when they are not compiled, cannot be loaded, or are not wanted."""
+    if os.environ.get("TURNOUT_KERNELS") == "torch":
+        return None
+    path = library_path()
+    if not path.exists():
+        return None
+    try:
+        return Library(path)
+    except OSError as error:
+        logger.warning("the CPU kernels cannot be loaded, torch does their work: %s", error)
+        return None

@@ -1,0 +1,89 @@
+// The plain C face of the library, and the choice of instruction set by what the processor has.
+#include <cstring>
+
+#include "ops.h"
+#include "pool.h"
+
+#define TURNOUT_API __attribute__((visibility("default")))
+
+namespace generic { extern const turnout::Ops kOps; }
+#if defined(__x86_64__)
+namespace avx2 { extern const turnout::Ops kOps; }
+namespace avx512 { extern const turnout::Ops kOps; }
+namespace avx512_bf16 { extern const turnout::Ops kOps; }
+#endif
+
+namespace {
+
+struct Choice {
+  const char* name;
+  const turnout::Ops* ops;
+  bool usable;
+};
+
+const Choice* choices() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  static const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  static const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  static const Choice all[] = {{"avx512_bf16", &avx512_bf16::kOps, has_bf16},
+                               {"avx512", &avx512::kOps, has_avx512},
+                               {"avx2", &avx2::kOps, has_avx2},
+                               {"generic", &generic::kOps, true},
+                               {nullptr, nullptr, false}};
+#else
+  static const Choice all[] = {{"generic", &generic::kOps, true}, {nullptr, nullptr, false}};
+#endif
+  return all;
+}
+
+const Choice* chosen = nullptr;
+
+const turnout::Ops& ops() {
+  if (!chosen)
+    for (chosen = choices(); !chosen->usable;) chosen++;
+  return *chosen->ops;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Changes with every change of a signature below.
+TURNOUT_API int turnout_abi() { return 1; }
+
+TURNOUT_API const char* turnout_isa() {
+  ops();
+  return chosen->name;
+}
+
+// Use the named instruction set; 0 when the processor lacks it or the name is unknown. For tests.
+TURNOUT_API int turnout_use_isa(const char* name) {
+  for (const Choice* choice = choices(); choice->name; choice++)
+    if (choice->usable && !std::strcmp(choice->name, name)) {
+      chosen = choice;
+      return 1;
+    }
+  return 0;
+}
+
+TURNOUT_API void turnout_set_threads(int num_threads) { turnout::Pool::instance().set_threads(num_threads); }
+
+TURNOUT_API void turnout_linear(const uint16_t* w, const uint16_t* x, void* out, int out_is_float, int64_t T, int64_t O,
+                    int64_t K) {
+  ops().linear(w, x, out, out_is_float, T, O, K);
+}
+
+TURNOUT_API int turnout_experts(const uint16_t* gate_up, const uint16_t* down, const uint16_t* x, const int64_t* ids,
+                    const float* weights, uint16_t* out, int64_t T, int64_t k, int64_t E, int64_t D, int64_t F) {
+  return ops().experts(gate_up, down, x, ids, weights, out, T, k, E, D, F);
+}
+
+TURNOUT_API void turnout_attend(const uint16_t* q, int64_t q_stride, const uint16_t* keys, const uint16_t* values,
+                    const int64_t* tables, const int64_t* lengths, uint16_t* out, int64_t B, int64_t H, int64_t G,
+                    int64_t d, int64_t M, int64_t P, float scale) {
+  ops().attend(q, q_stride, keys, values, tables, lengths, out, B, H, G, d, M, P, scale);
+}
+}

@@ -1,0 +1,165 @@
+// Dot products of bfloat16 rows in float32, one definition for each instruction set; the flags of the compilation choose.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace TURNOUT_ISA {
+
+using bf16 = uint16_t;
+
+static inline float widen(bf16 value) {
+  uint32_t bits = static_cast<uint32_t>(value) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, 4);
+  return wide;
+}
+
+// Round to nearest even; NaN stays NaN.
+static inline bf16 narrow(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<bf16>((bits >> 16) | 0x40u);
+  return static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// exp in float32 to about one unit in the last place times two; branch-free, so that loops over it vectorise.
+static inline float exp_(float x) {
+  x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
+  float k = x * 1.44269504088896341f;
+  float n = static_cast<float>(static_cast<int32_t>(k + (k < 0.0f ? -0.5f : 0.5f)));
+  float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &bits, 4);
+  return p * scale;
+}
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+struct Lanes {
+  static constexpr int kWidth = 32;
+  using Acc = __m512;
+  using In = __m512bh;
+  static Acc zero() { return _mm512_setzero_ps(); }
+  static In load(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static In load_tail(const bf16* p, int n) {
+    return (__m512bh)_mm512_maskz_loadu_epi16((1u << n) - 1u, p);
+  }
+  static Acc fma(Acc acc, In a, In b) { return _mm512_dpbf16_ps(acc, a, b); }
+  static float sum(Acc acc) { return _mm512_reduce_add_ps(acc); }
+};
+#elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+struct Lanes {
+  static constexpr int kWidth = 16;
+  using Acc = __m512;
+  using In = __m512;
+  static Acc zero() { return _mm512_setzero_ps(); }
+  static In wide(__m256i raw) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16)); }
+  static In load(const bf16* p) { return wide(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static In load_tail(const bf16* p, int n) { return wide(_mm256_maskz_loadu_epi16((1u << n) - 1u, p)); }
+  static Acc fma(Acc acc, In a, In b) { return _mm512_fmadd_ps(a, b, acc); }
+  static float sum(Acc acc) { return _mm512_reduce_add_ps(acc); }
+};
+#elif defined(__AVX2__) && defined(__FMA__)
+struct Lanes {
+  static constexpr int kWidth = 8;
+  using Acc = __m256;
+  using In = __m256;
+  static Acc zero() { return _mm256_setzero_ps(); }
+  static In load(const bf16* p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+  }
+  static In load_tail(const bf16* p, int n) {
+    bf16 padded[8] = {};
+    std::memcpy(padded, p, static_cast<size_t>(n) * 2);
+    return load(padded);
+  }
+  static Acc fma(Acc acc, In a, In b) { return _mm256_fmadd_ps(a, b, acc); }
+  static float sum(Acc acc) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(acc), _mm256_extractf128_ps(acc, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+  }
+};
+#else
+struct Lanes {
+  static constexpr int kWidth = 8;
+  struct Acc { float v[8]; };
+  struct In { float v[8]; };
+  static Acc zero() { return Acc{}; }
+  static In load(const bf16* p) {
+    In in;
+    for (int i = 0; i < 8; i++) in.v[i] = widen(p[i]);
+    return in;
+  }
+  static In load_tail(const bf16* p, int n) {
+    In in = {};
+    for (int i = 0; i < n; i++) in.v[i] = widen(p[i]);
+    return in;
+  }
+  static Acc fma(Acc acc, In a, In b) {
+    for (int i = 0; i < 8; i++) acc.v[i] += a.v[i] * b.v[i];
+    return acc;
+  }
+  static float sum(Acc acc) {
+    float total = 0;
+    for (int i = 0; i < 8; i++) total += acc.v[i];
+    return total;
+  }
+};
+#endif
+
+// out[r * N + n] = dot(w[r], x[n]) over `length` elements. `ahead` elements further on lie the rows that come next.
+template <int R, int N>
+static inline void dots(const bf16* const* w, const bf16* const* x, int64_t length, float* out, int64_t ahead) {
+  typename Lanes::Acc acc[R][N];
+  for (int r = 0; r < R; r++)
+    for (int n = 0; n < N; n++) acc[r][n] = Lanes::zero();
+  int64_t k = 0;
+  for (; k + Lanes::kWidth <= length; k += Lanes::kWidth) {
+    typename Lanes::In wide[R];
+    for (int r = 0; r < R; r++) {
+      wide[r] = Lanes::load(w[r] + k);
+      __builtin_prefetch(w[r] + k + ahead, 0, 3);
+    }
+    for (int n = 0; n < N; n++) {
+      typename Lanes::In in = Lanes::load(x[n] + k);
+      for (int r = 0; r < R; r++) acc[r][n] = Lanes::fma(acc[r][n], wide[r], in);
+    }
+  }
+  if (int rest = static_cast<int>(length - k)) {
+    for (int n = 0; n < N; n++) {
+      typename Lanes::In in = Lanes::load_tail(x[n] + k, rest);
+      for (int r = 0; r < R; r++) acc[r][n] = Lanes::fma(acc[r][n], Lanes::load_tail(w[r] + k, rest), in);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int n = 0; n < N; n++) out[r * N + n] = Lanes::sum(acc[r][n]);
+}
+
+// The same for 1 to 4 rows and 1 to 4 inputs; out[r * num + n].
+static inline void dots_upto4(int num_rows, const bf16* const* w, int num, const bf16* const* x, int64_t length,
+                              float* out, int64_t ahead) {
+#define TURNOUT_CASE(R, N) \
+  case R * 8 + N:          \
+    return dots<R, N>(w, x, length, out, ahead);
+  switch (num_rows * 8 + num) {
+    TURNOUT_CASE(4, 1) TURNOUT_CASE(4, 2) TURNOUT_CASE(4, 3) TURNOUT_CASE(4, 4)
+    TURNOUT_CASE(3, 1) TURNOUT_CASE(3, 2) TURNOUT_CASE(3, 3) TURNOUT_CASE(3, 4)
+    TURNOUT_CASE(2, 1) TURNOUT_CASE(2, 2) TURNOUT_CASE(2, 3) TURNOUT_CASE(2, 4)
+    TURNOUT_CASE(1, 1) TURNOUT_CASE(1, 2) TURNOUT_CASE(1, 3) TURNOUT_CASE(1, 4)
+  }
+#undef TURNOUT_CASE
+}
+
+}  // namespace TURNOUT_ISA
