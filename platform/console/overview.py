@@ -103,6 +103,12 @@ def _job_url(job: Job) -> str:
 
 def verdict(picture: Picture) -> dict[str, str]:
     """The worst fact, and whether users feel it."""
+    if picture.is_blank and any(not job.has_ended for job in picture.jobs):
+        return {
+            "state": "busy",
+            "text": gettext("The first model is on its way."),
+            "rest": gettext("Meanwhile the other stations can be prepared: domains and logs need no model."),
+        }
     if picture.is_blank:
         return {
             "state": "off",

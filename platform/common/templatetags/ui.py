@@ -88,10 +88,10 @@ def copyable(text: object, label: str = "") -> SafeString:
 
 @register.simple_tag
 def domain_chip(code: str, name: str = "", colour: int | None = None) -> SafeString:
-    """A business domain: two letters and a colour, then its name."""
+    """A business domain: three letters and a colour, then its name."""
     return format_html(
         '<span class="domain" data-colour="{}"><i aria-hidden="true">{}</i>{}</span>',
-        domain_colour(colour), (code or "—")[:2].upper(), name or code,
+        domain_colour(colour), (code or "—")[:3].upper(), name or code,
     )  # fmt: skip
 
 

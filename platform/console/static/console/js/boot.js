@@ -49,7 +49,7 @@ export function el(tag, attributes = {}, ...children) {
 export const lamp = (kind) => el("span", { class: "lamp", "data-state": kind, "aria-hidden": "true" });
 export const state = (kind, text, reason) => el("span", { class: "state" }, lamp(kind), el("span", {}, text), reason ? el("span", { class: "reason" }, reason) : null);
 export const domainChip = ({ code, name, colour }) =>
-  el("span", { class: "domain", "data-colour": colour ?? 0 }, el("i", { "aria-hidden": "true" }, code.slice(0, 2).toUpperCase()), name ?? code);
+  el("span", { class: "domain", "data-colour": colour ?? 0 }, el("i", { "aria-hidden": "true" }, code.slice(0, 3).toUpperCase()), name ?? code);
 
 export const csrf = () => document.body.dataset.csrf ?? "";
 export const post = (url, body) =>
