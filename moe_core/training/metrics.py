@@ -1,0 +1,191 @@
+"""What is measured on routing and loss, defined once: every figure is taken per layer and then averaged.
+
+Shapes: T tokens, L expert layers, E experts, K top_k, N domains (the last row of a table is "no domain").
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_core.routers import Routing
+from moe_core.spec import ModelSpec, RoutingSpec
+
+DEAD_SHARE = 0.01
+
+
+def max_violation(load_LE: Tensor) -> float:
+    """MaxVio: the busiest expert's load over the mean load, minus one; 0 is perfect balance. Mean over layers."""
+    load_LE = load_LE.double()
+    mean_L = load_LE.mean(-1)
+    used_L = mean_L > 0
+    if not used_L.any():
+        return 0.0
+    return float((load_LE.max(-1).values[used_L] / mean_L[used_L] - 1.0).mean())
+
+
+def load_entropy(load_LE: Tensor) -> float:
+    """Entropy of the load over log E, mean over layers: 1 where all carry the same, 0 where one carries all."""
+    load_LE = load_LE.double()
+    total_L1 = load_LE.sum(-1, keepdim=True)
+    used_L = total_L1[:, 0] > 0
+    if not used_L.any() or load_LE.shape[1] < 2:
+        return 1.0
+    share_LE = load_LE[used_L] / total_L1[used_L]
+    entropy_L = -(torch.xlogy(share_LE, share_LE)).sum(-1)
+    return float((entropy_L / math.log(load_LE.shape[1])).mean())
+
+
+def dead_experts(load_LE: Tensor) -> int:
+    """How many experts of all layers carry less than one hundredth of the fair share."""
+    fair_L1 = load_LE.double().mean(-1, keepdim=True)
+    return int((load_LE.double() < DEAD_SHARE * fair_L1).sum())
+
+
+def mapped_hits(expert_ids_TK: Tensor, labels_NE: Tensor, domain_T: Tensor) -> Tensor:
+    """(T,) bool: whether one of the token's top-k experts is mapped to its domain; False for no domain."""
+    known_T = domain_T >= 0
+    mine_TE = labels_NE.bool()[domain_T.clamp(min=0)]
+    return mine_TE.gather(1, expert_ids_TK).any(1) & known_T
+
+
+def label_table(routing: RoutingSpec, num_experts: int) -> Tensor:
+    """(N, E) float32: 1 where the expert is mapped to the domain."""
+    return torch.tensor(routing.label_matrix(num_experts), dtype=torch.float32).view(-1, num_experts)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Exact counts of routed tokens, and sums of losses; padding never enters.
+
+    A token counts `top_k` times in `load` and once in `tokens`, `hits` and `hesitation`.
+    """
+
+    moe_layers: tuple[int, ...]
+    codes: tuple[str, ...]
+    labels_NE: Tensor
+    load_NLE: Tensor
+    hits_NL: Tensor
+    tokens_N: Tensor
+    hesitation_L: Tensor
+    loss_N: Tensor
+    targets_N: Tensor
+
+    @classmethod
+    def empty(cls, moe_layers: tuple[int, ...], codes: tuple[str, ...], labels_NE: Tensor) -> Tally:
+        """Nothing counted yet; one row a domain and one for tokens of no domain."""
+        rows, layers, experts = len(codes) + 1, len(moe_layers), labels_NE.shape[1]
+        return cls(
+            moe_layers=moe_layers,
+            codes=codes,
+            labels_NE=labels_NE,
+            load_NLE=torch.zeros(rows, layers, experts, dtype=torch.int64),
+            hits_NL=torch.zeros(rows, layers, dtype=torch.int64),
+            tokens_N=torch.zeros(rows, dtype=torch.int64),
+            hesitation_L=torch.zeros(layers, dtype=torch.float64),
+            loss_N=torch.zeros(rows, dtype=torch.float64),
+            targets_N=torch.zeros(rows, dtype=torch.int64),
+        )
+
+    @classmethod
+    def of(cls, spec: ModelSpec, routing: RoutingSpec) -> Tally:
+        """An empty tally for a mixture and a routing policy."""
+        assert spec.moe is not None
+        return cls.empty(spec.moe.moe_layers, routing.codes, label_table(routing, spec.moe.num_experts))
+
+    def count_routing(self, layer: int, routing: Routing, real_T: Tensor, domain_T: Tensor) -> None:
+        """Add one layer's decisions on one batch."""
+        at = self.moe_layers.index(layer)
+        ids_RK = routing.expert_ids_TK[real_T]
+        domain_R = domain_T[real_T]
+        # -1 finds the last row.
+        rows_R = domain_R % len(self.tokens_N)
+        num_experts = self.load_NLE.shape[2]
+        flat = (rows_R[:, None] * num_experts + ids_RK).flatten()
+        counts = torch.bincount(flat, minlength=self.load_NLE.shape[0] * num_experts)
+        self.load_NLE[:, at] += counts.view(-1, num_experts)
+        hits_R = (
+            mapped_hits(ids_RK, self.labels_NE, domain_R) if self.codes else torch.zeros_like(domain_R).bool()
+        )
+        self.hits_NL[:, at] += torch.bincount(rows_R[hits_R], minlength=len(self.tokens_N))
+        probs_RE = routing.probs_TE[real_T].detach().double()
+        self.hesitation_L[at] -= torch.xlogy(probs_RE, probs_RE).sum()
+
+    def count_tokens(self, real_T: Tensor, domain_T: Tensor) -> None:
+        """Add one batch's tokens, once for all layers."""
+        self.tokens_N += torch.bincount(domain_T[real_T] % len(self.tokens_N), minlength=len(self.tokens_N))
+
+    def count_losses(self, loss_P: Tensor, domain_P: Tensor) -> None:
+        """Add the loss of each position that has one, with its domain."""
+        rows_P = domain_P % len(self.loss_N)
+        self.loss_N.index_add_(0, rows_P, loss_P.detach().double())
+        self.targets_N += torch.bincount(rows_P, minlength=len(self.targets_N))
+
+    @property
+    def load_LE(self) -> Tensor:
+        """Load of every expert over all domains."""
+        return self.load_NLE.sum(0)
+
+    def mapped_share(self) -> float | None:
+        """Share of the tokens of mapped domains whose top-k holds one of their experts; None without any."""
+        tokens = int(self.tokens_N[:-1].sum())
+        if not tokens:
+            return None
+        return float((self.hits_NL[:-1].sum(0).double() / tokens).mean())
+
+    def hesitation(self) -> float:
+        """Mean entropy of the router's probabilities over log E: 0 is certain, 1 is a guess."""
+        tokens, num_experts = int(self.tokens_N.sum()), self.load_NLE.shape[2]
+        if not tokens or num_experts < 2:
+            return 0.0
+        return float((self.hesitation_L / tokens / math.log(num_experts)).mean())
+
+    def loss_by_domain(self) -> dict[str, float]:
+        """Mean loss in nats of the tokens of each domain that has any; "" is no domain."""
+        names = (*self.codes, "")
+        return {
+            name: float(self.loss_N[row] / self.targets_N[row])
+            for row, name in enumerate(names)
+            if int(self.targets_N[row])
+        }
+
+    def mean_loss(self) -> float | None:
+        """Mean over domains of each domain's mean loss, so that a domain with long replies has no more weight."""
+        by_domain = self.loss_by_domain()
+        return sum(by_domain.values()) / len(by_domain) if by_domain else None
+
+    def share_by_domain(self) -> dict[str, float]:
+        """Mapped share of each mapped domain."""
+        return {
+            code: float((self.hits_NL[row].double() / self.tokens_N[row]).mean())
+            for row, code in enumerate(self.codes)
+            if int(self.tokens_N[row])
+        }
+
+    def heat(self) -> dict[str, Any]:
+        """Layer × expert counts for a picture."""
+        return {
+            "layers": list(self.moe_layers),
+            "num_experts": self.load_NLE.shape[2],
+            "counts": self.load_LE.tolist(),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Every figure of a report."""
+        return {
+            "loss": self.mean_loss(),
+            "loss_by_domain": self.loss_by_domain(),
+            "mapped_share": self.mapped_share(),
+            "mapped_share_by_domain": self.share_by_domain(),
+            "max_vio": max_violation(self.load_LE),
+            "entropy": load_entropy(self.load_LE),
+            "hesitation": self.hesitation(),
+            "dead_experts": dead_experts(self.load_LE),
+            "tokens": int(self.tokens_N.sum()),
+            "loss_tokens": int(self.targets_N.sum()),
+            "heat": self.heat(),
+        }

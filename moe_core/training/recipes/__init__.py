@@ -1,0 +1,3 @@
+"""What there is to train and to measure: one recipe a file."""
+
+from __future__ import annotations

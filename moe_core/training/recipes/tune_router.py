@@ -1,0 +1,131 @@
+"""Tune the routers alone: every gate learns where the tokens of each domain do best, and to share the load.
+
+The loss is the language model's, plus the label loss (the map of domains to experts), plus the balance and z losses.
+Experts, attention and embeddings are frozen: no gradient of theirs is computed. Shapes: N domains, E experts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from moe_core.errors import NonFiniteLoss
+from moe_core.spec import RoutingSpec, TuneSpec
+from moe_core.training.data import Dealer
+from moe_core.training.forward import Pass, Share, forward
+from moe_core.training.lanes import Lanes, summed
+from moe_core.training.losses import balance_loss, label_loss, z_loss
+from moe_core.training.metrics import Tally, label_table
+from moe_core.training.optimiser import MasterAdamW, learning_rate_at
+from moe_core.training.recipes.learner import StepFigures
+from moe_core.training.trunk import CutDecoder, TrunkCache
+
+CURRENT = "gates"
+LOAD = "load"
+LOAD_MEMORY = 0.5
+
+
+class TuneRouter:
+    """The recipe: `route_steps` batches that hold as many windows of each domain."""
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        cut: CutDecoder,
+        cache: TrunkCache,
+        routing: RoutingSpec,
+        spec: TuneSpec,
+        stage: str = "route",
+    ) -> None:
+        self.stage = stage
+        self.lanes, self.cut, self.cache, self.routing, self.spec = lanes, cut, cache, routing, spec
+        self.num_steps = spec.route_steps
+        self.peak_learning_rate = spec.route_learning_rate
+        moe = cut.model.spec.moe
+        assert moe is not None
+        self.labels_NE = label_table(routing, moe.num_experts)
+        # Share of assignments of each expert, remembered over some steps: one batch alone is too small to judge by.
+        self._load_LE = torch.full((len(moe.moe_layers), moe.num_experts), 1.0 / moe.num_experts)
+        self.gates = {f"{mlp.layer}.router": mlp.router.weight for mlp in cut.model.moe_layers()}
+        for gate in self.gates.values():
+            gate.requires_grad_()
+        self._optimiser = MasterAdamW(self.gates)
+        self._dealers = self._dealers_by_domain() if self.num_steps else []
+        windows = max(1, spec.tokens_per_batch // spec.window_tokens)
+        self.windows_each = max(1, windows // max(1, len(self._dealers)))
+
+    def step(self, step: int) -> StepFigures:
+        """One batch of all domains."""
+        places = [
+            p for dealer in self._dealers for p in dealer.deal(step * self.windows_each, self.windows_each)
+        ]
+        whole = Share.of(self.cache.windows, places)
+        self.lanes.each(self.cache.fill, self.cache.missing(places))
+        done = self.lanes.each(lambda part: self._lane(part, whole), self.lanes.split(places))
+        passes = [passed for passed, _ in done]
+        loss = sum(float(passed.losses_P.sum()) for passed in passes) / whole.num_targets
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(f"the loss is {loss}")
+        rate = learning_rate_at(step, self.num_steps, self.spec.route_learning_rate)
+        gradients = summed([gradients for _, gradients in done])
+        norm = self._optimiser.step(gradients, rate, self.spec.clip_norm, clip_each=True)
+        self._remember_load(passes)
+        return StepFigures(loss, passes, rate, norm)
+
+    def count_forced(self, tally: Tally, step: int) -> None:
+        """Nothing: the routers decided."""
+
+    def groups(self) -> dict[str, dict[str, Tensor]]:
+        """The gates with their moments, and the load so far."""
+        return {CURRENT: {**self._optimiser.tensors(), LOAD: self._load_LE}}
+
+    def frozen_groups(self) -> frozenset[str]:
+        """None: gates learn to the last step."""
+        return frozenset()
+
+    def restore(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Gates, moments and load back."""
+        if CURRENT in groups:
+            self._optimiser.restore(groups[CURRENT])
+            self._load_LE = groups[CURRENT][LOAD].clone()
+
+    def _lane(self, places: Sequence[int], whole: Share) -> tuple[Pass, tuple[Tensor, ...]]:
+        passed = forward(self.cut, self.cache, places)
+        mine = int(passed.real_T.sum()) / whole.num_tokens
+        language = passed.losses_P.sum() / whole.num_targets
+        objective = self.spec.lm_weight * language + mine * self._routing_loss(passed)
+        return passed.without_graph(), torch.autograd.grad(objective, list(self.gates.values()))
+
+    def _routing_loss(self, passed: Pass) -> Tensor:
+        """Label, balance and z losses, each the mean over expert layers."""
+        policy, total = self.routing, torch.zeros(())
+        for at, routing in enumerate(passed.routings.values()):
+            if policy.label_weight and policy.domains:
+                labels = label_loss(routing, self.labels_NE, passed.domain_T, passed.real_T)
+                total = total + policy.label_weight * labels
+            if policy.balance_weight:
+                balance = balance_loss(routing, passed.real_T, self._load_LE[at])
+                total = total + policy.balance_weight * balance
+            if policy.z_weight:
+                total = total + policy.z_weight * z_loss(routing, passed.real_T)
+        return total / max(1, len(passed.routings))
+
+    def _remember_load(self, passes: Sequence[Pass]) -> None:
+        tally = Tally.of(self.cut.model.spec, self.routing)
+        for passed in passes:
+            passed.count_into(tally)
+        load_LE = tally.load_LE.float()
+        share_LE = load_LE / load_LE.sum(-1, keepdim=True).clamp(min=1.0)
+        self._load_LE = LOAD_MEMORY * self._load_LE + (1.0 - LOAD_MEMORY) * share_LE
+
+    def _dealers_by_domain(self) -> list[Dealer]:
+        windows = self.cache.windows
+        dealers = [
+            Dealer(windows.of_domain(row), self.spec.seed, code)
+            for row, code in enumerate(self.routing.codes)
+        ]
+        others = windows.of_domain(-1)
+        return [*dealers, Dealer(others, self.spec.seed, "no domain")] if others else dealers

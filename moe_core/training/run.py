@@ -1,0 +1,37 @@
+"""The one door to training: a kind, a specification, surroundings in; a result for the registry out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from moe_core.errors import SpecError
+from moe_core.spec import TuneSpec
+from moe_core.training.importing import import_model
+from moe_core.training.job import JobIO
+from moe_core.training.lanes import Lanes
+from moe_core.training.tuning import Tuning
+
+KINDS = ("import", "tune")
+
+
+def run_job(kind: str, spec: Mapping[str, Any], io: JobIO) -> dict[str, Any]:
+    """Do a job and return its result: `spec`, `inspection` and `lineage` of the model in `out_dir`, and `tuning`.
+
+    Raises Cancelled or Paused when asked to stop, and any MoeCoreError: SpecError, CheckpointError, TrainingError.
+    """
+    if kind == "import":
+        return import_model(io)
+    if kind == "tune":
+        return tune(TuneSpec.parse(spec), io)
+    raise SpecError(f"no job is called {kind!r}; there are: {', '.join(KINDS)}")
+
+
+def tune(spec: TuneSpec, io: JobIO) -> dict[str, Any]:
+    """Tune with deterministic algorithms and as many lanes as the specification has threads."""
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(spec.seed)
+    with Lanes(spec.num_threads) as lanes:
+        return Tuning(spec, io, lanes).run()

@@ -1,0 +1,93 @@
+"""What a tuning run works on: the mixture, the windows that it will look at, and what the trunk says about them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moe_core.checkpoint.hashes import hashes_of, sha256_of
+from moe_core.checkpoint.store import load
+from moe_core.checkpoint.tokenizer import Tokenizer
+from moe_core.checkpoint.upcycle import upcycle
+from moe_core.errors import SpecError, TrainingError
+from moe_core.model.decoder import Decoder
+from moe_core.spec import TuneSpec
+from moe_core.training.data import Windows, read_conversations, spread, windows_of
+from moe_core.training.recipes.evaluate import held_out_places
+from moe_core.training.trunk import CutDecoder, TrunkCache
+
+MODEL, TRAIN, HELD_OUT = "model", "train.jsonl", "held_out.jsonl"
+
+
+@dataclass(slots=True)
+class Workbench:
+    """A mixture cut where learning begins, and its two sets of windows."""
+
+    cut: CutDecoder
+    train: TrunkCache
+    held_out: TrunkCache
+
+    @property
+    def model(self) -> Decoder:
+        """The mixture."""
+        return self.cut.model
+
+    def gates(self) -> dict[str, Tensor]:
+        """A copy of every router's weight."""
+        return {f"{mlp.layer}.router": mlp.router.weight.detach().clone() for mlp in self.model.moe_layers()}
+
+    @torch.no_grad()
+    def set_gates(self, gates: Mapping[str, Tensor]) -> None:
+        """Put routers back."""
+        for mlp in self.model.moe_layers():
+            mlp.router.weight.copy_(gates[f"{mlp.layer}.router"])
+
+
+def build(spec: TuneSpec, inputs: Mapping[str, Path]) -> Workbench:
+    """Read model and logs; raises SpecError or TrainingError for what does not fit."""
+    model = _mixture(spec, inputs[MODEL])
+    tokenizer = Tokenizer(inputs[MODEL])
+    train, held_out = (
+        windows_of(read_conversations(inputs[name]), tokenizer, spec.routing.codes, spec.window_tokens)
+        for name in (TRAIN, HELD_OUT)
+    )
+    places = held_out_places(held_out, spec.routing, spec.held_out_windows)
+    if not places:
+        raise TrainingError("the held-out logs hold no window; upload more logs so that some can be held out")
+    cut = CutDecoder(model)
+    needed = _needed(train, spec)
+    return Workbench(cut, TrunkCache(cut, train.take(needed)), TrunkCache(cut, held_out.take(places)))
+
+
+def _mixture(spec: TuneSpec, directory: Path) -> Decoder:
+    """The dense model with experts laid over it, or the mixture that it is."""
+    model = load(directory, spec.dtype)
+    if spec.layout is not None:
+        model = upcycle(model, spec.layout, spec.seed, noise=spec.upcycle_noise, router_std=spec.router_std)
+    if model.spec.moe is None:
+        raise SpecError("the model is dense; name a layout to lay over it")
+    spec.routing.check_fits(model.spec.moe.num_experts)
+    return model.requires_grad_(False)
+
+
+def _needed(windows: Windows, spec: TuneSpec) -> list[int]:
+    """No more windows of each domain than the run will look at: what is not seen is not computed."""
+    per_batch = max(1, spec.tokens_per_batch // spec.window_tokens)
+    most = per_batch * max(1, spec.specialise_steps, spec.route_steps)
+    domains = [*range(len(spec.routing.codes)), -1]
+    return [place for domain in domains for place in spread(windows.of_domain(domain), most)]
+
+
+def config_hash(spec: TuneSpec, inputs: Mapping[str, Path]) -> str:
+    """What ties a checkpoint to its run: every setting and the bytes of every input."""
+    files = {
+        name: hashes_of(path) if path.is_dir() else sha256_of(path) for name, path in sorted(inputs.items())
+    }
+    text = json.dumps({"spec": spec.model_dump(mode="json"), "inputs": files}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
