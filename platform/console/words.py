@@ -51,6 +51,7 @@ WORDS: tuple[str, ...] = (
     _("Deploy a model first, then it can answer here."),
     _("Write a prompt first."),
     _("tracing"),
+    _("This version is dense: it has no router to trace."),
     _("Tokens of the prompt"),
     _("Experts of the chosen token by layer"),
     _("{share} of this token's weight goes to the experts of its domain"),

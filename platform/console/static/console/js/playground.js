@@ -116,11 +116,12 @@ $("#xray-run")?.addEventListener("click", async () => {
     const answer = await fetch(form.dataset.traceUrl, { method: "POST", credentials: "same-origin", headers: { "Content-Type": "application/json", "X-CSRFToken": csrf() }, body: JSON.stringify({ model: value("model"), messages: [{ role: "user", content: prompt }], domain: value("domain") || null }) });
     const told = await answer.json();
     if (!answer.ok) throw new Error(told.error?.message ?? told.detail ?? answer.status);
-    drawTrace(told);
+    drawTrace({ domain: value("domain"), ...told });
   } catch (problem) { $("#xray").replaceChildren(state("danger", problem.message)); }
 });
 function drawTrace({ tokens, layers, domain }) {
-  const experts = Math.max(...layers.flatMap((one) => one.ids.flat())) + 1, rowHeight = 20, left = 38, width = 300, names = domains.find(({ code }) => code === domain);
+  if (!layers.length) { $("#xray").replaceChildren(el("p", { class: "small quiet" }, t("This version is dense: it has no router to trace."))); return; }
+  const experts = layers[0]?.logits?.[0]?.length ?? Math.max(0, ...layers.flatMap((one) => one.ids.flat())) + 1, rowHeight = 20, left = 38, width = 300, names = domains.find(({ code }) => code === domain);
   const own = new Set(names?.experts ?? []);
   const words = el("div", { class: "tokens", role: "listbox", "aria-label": t("Tokens of the prompt") }), picture = s("svg", { class: "route", role: "img", "aria-label": t("Experts of the chosen token by layer") }), facts = el("p", { class: "small quiet" });
   const shown = (at) => {
