@@ -221,7 +221,7 @@ def capacity() -> dict[str, Any]:
 class NodeAgentStep(bootsteps.StartStopStep):
     """Starts the agent with the worker and ends it with the worker."""
 
-    requires = {"celery.worker.components:Pool"}
+    requires = ("celery.worker.components:Pool",)
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)

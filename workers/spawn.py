@@ -18,7 +18,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -101,7 +101,7 @@ class Spawner:
                 process = subprocess.Popen(
                     command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE, start_new_session=True,
-                    preexec_fn=lambda limits=limits, parent=parent: _prepare(parent, limits),
+                    preexec_fn=partial(_prepare, parent, limits),
                 )  # fmt: skip
             except BaseException as error:
                 future.set_exception(error)

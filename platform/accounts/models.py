@@ -14,7 +14,7 @@ from common.models import Timestamped
 class User(AbstractUser):
     """A person. Rights come from memberships; `is_staff` opens Django's admin."""
 
-    REQUIRED_FIELDS: list[str] = []
+    REQUIRED_FIELDS = []
 
 
 class Team(Timestamped):

@@ -70,7 +70,7 @@ class TeamScoped:
     """Mixin for REST views: `self.caller`, and querysets cut to the caller's team. Lists show nothing of others."""
 
     grants: ClassVar[Grants]
-    request: Request
+    request: Any
     queryset: Any
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from django.contrib import messages
 from django.contrib.auth import login
 from django.contrib.auth.views import LoginView, LogoutView
@@ -15,7 +17,7 @@ from accounts import services
 from accounts.access import Access, Role, public, role_required, signed_in
 from accounts.forms import MemberForm, SetupForm, TokenForm
 from accounts.middleware import TEAM_KEY
-from accounts.models import AuditEvent
+from accounts.models import AuditEvent, User
 from accounts.selectors import memberships_of, tokens_of
 from common.errors import DomainError, NotFound
 
@@ -59,7 +61,7 @@ def setup(request: HttpRequest, token: str) -> HttpResponse:
 def team_switch(request: HttpRequest) -> HttpResponse:
     """Choose the active team."""
     wanted = request.POST.get("team", "")
-    if not memberships_of(request.user).filter(team_id=int(wanted) if wanted.isdigit() else 0).exists():
+    if not memberships_of(cast(User, request.user)).filter(team_id=int(wanted) if wanted.isdigit() else 0).exists():
         raise NotFound(_("There is no such team."))
     request.session[TEAM_KEY] = int(wanted)
     return redirect("console:overview")

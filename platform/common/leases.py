@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from django.conf import settings
 from django.db import connection, transaction
@@ -49,7 +50,7 @@ class Claim:
     epoch: int
     ttl_s: float
 
-    def values(self) -> dict[str, object]:
+    def values(self) -> dict[str, Any]:
         """Return the SQL parameters that name this claim."""
         return {"resource": self.resource, "holder": self.holder, "epoch": self.epoch, "ttl": self.ttl_s}
 

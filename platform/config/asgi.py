@@ -7,7 +7,7 @@ bare ASGI application costs 45 µs. So each kind of traffic gets the door that f
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 from config.wsgi import application as django_pages  # isort: skip  (sets Django up before anything below is imported)
 
@@ -25,7 +25,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-pages = BodyLimit(WSGIMiddleware(django_pages, workers=16))
+# a2wsgi and Django describe the same protocols in types of their own.
+pages = BodyLimit(cast(Any, WSGIMiddleware(cast(Any, django_pages), workers=16)))
 sockets = AllowedHostsOriginValidator(SessionMiddlewareStack(URLRouter(websocket_urlpatterns)))
 GATEWAY_PREFIXES = ("/v1/", "/v2/")
 

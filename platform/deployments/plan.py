@@ -114,7 +114,7 @@ def plan(goal: Goal, observed: Observed) -> Plan:
     live = _live_after(goal, observed, target)
     creates, unplaced = _creates(goal, observed, target, live)
     promote = [Promote(goal.revision)] if live == goal.revision != observed.live else []
-    actions = [*promote, *creates, *_surplus(goal, target), *_outdated(goal, observed, live)]
+    actions: list[Action] = [*promote, *creates, *_surplus(goal, target), *_outdated(goal, observed, live)]
     return Plan(tuple(actions), unplaced)
 
 
@@ -126,7 +126,9 @@ def _stop_everything(observed: Observed) -> Plan:
 def _live_after(goal: Goal, observed: Observed, target: list[ReplicaView]) -> int | None:
     """The revision to send requests to: the new one as soon as it can carry what was wanted."""
     num_ready = sum(one.is_ready and one.is_kept for one in target)
-    old_serves = any(one.is_ready and one.is_kept and one.revision == observed.live for one in observed.replicas)
+    old_serves = any(
+        one.is_ready and one.is_kept and one.revision == observed.live for one in observed.replicas
+    )
     enough = goal.replicas if old_serves else 1
     return goal.revision if num_ready >= enough else observed.live
 

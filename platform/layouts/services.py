@@ -63,7 +63,7 @@ def layout_revise(
                 revision=expected_revision + 1, **wanted
             )
     except IntegrityError as error:
-        raise _name_taken(wanted["name"]) from error
+        raise _name_taken(str(wanted["name"])) from error
     if moved != 1:
         sentence = _("This layout is at revision %(now)s, you started from %(yours)s; load it again.")
         raise Conflict(sentence % {"now": layout.revision, "yours": expected_revision}, code="stale_revision")

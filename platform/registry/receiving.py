@@ -34,7 +34,7 @@ class RawFileParser(BaseParser):
 
     media_type = "*/*"
 
-    def parse(
+    def parse(  # type: ignore[override]  # the file itself is the data
         self, stream: IO[bytes], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
     ) -> IO[bytes]:
         """Return the stream, unread."""
@@ -67,7 +67,7 @@ def received_file(request: Request) -> Received:
     if not query.get("filename"):
         raise Invalid(_("Name the file: ?filename=…"), fields={"filename": _("Give a name.")}, code="no_file_name")
     # The parser hands on the stream; an empty one comes as an empty form.
-    source = request.data if hasattr(request.data, "read") else request.stream
+    source: Any = request.data if hasattr(request.data, "read") else request.stream
     return Received(query["filename"], source, int(length), query.get("sha256"), query)
 
 

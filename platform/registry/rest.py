@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from django.http import FileResponse
 from drf_spectacular.types import OpenApiTypes
@@ -80,7 +80,7 @@ class ModelIn(serializers.Serializer):
     name = serializers.CharField(max_length=120)
     description = serializers.CharField(max_length=4000, required=False, allow_blank=True)
     licence = serializers.CharField(max_length=120, required=False, allow_blank=True)
-    source = serializers.CharField(max_length=500, required=False, allow_blank=True)
+    source = serializers.CharField(max_length=500, required=False, allow_blank=True)  # type: ignore[assignment]
 
 
 class AliasIn(serializers.Serializer):
@@ -134,7 +134,7 @@ class ModelViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin,
         """Change name, description, licence or source."""
         model = self.get_object()
         present = {name: getattr(model, name) for name in ("name", "description", "licence", "source")}
-        wanted = ModelIn(data={**present, **request.data})
+        wanted = ModelIn(data={**present, **cast(dict[str, Any], request.data)})
         wanted.is_valid(raise_exception=True)
         services.model_edit(caller=self.caller, model_id=model.pk, **wanted.validated_data)
         return Response(ModelOut(self.get_object()).data)

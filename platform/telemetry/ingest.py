@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import redis
 from django.conf import settings
@@ -65,7 +66,7 @@ class Ingester:
         if self.redis is None:
             self.redis = redis.Redis.from_url(settings.REDIS_URL, socket_timeout=5, socket_connect_timeout=2)
         try:
-            answer = self.redis.xread({STREAM: self.cursor}, count=BATCH, block=block_ms)
+            answer: Any = self.redis.xread({STREAM: self.cursor}, count=BATCH, block=block_ms)
             if not answer:
                 self._notice_a_new_stream(self.redis)
                 return []

@@ -37,7 +37,7 @@ class Sample:
     total: Tally
     gauges: dict[str, int]
 
-    def entry(self) -> dict[bytes | str, bytes | str | int | float]:
+    def entry(self) -> dict[Any, Any]:
         """The fields of a stream entry."""
         head = {
             "deployment": self.deployment,
@@ -78,7 +78,7 @@ class Sample:
             )
             keys = ("deployment", "version", "replica", "epoch", "seq", "t_ms")
             gauges = {name: _count(head["gauges"], name) for name in GAUGES}
-            return cls(*(_count(head, key) for key in keys), total, gauges)
+            return cls(**{key: _count(head, key) for key in keys}, total=total, gauges=gauges)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a sample: {type(error).__name__} {error}") from None
 
