@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +10,7 @@ from standalone.paths import ROOT
 from standalone.processes import IS_LINUX
 from standalone.terminal import note, step
 
-KERNELS = ROOT / "moe_core" / "kernels" / "cpu"
-KERNEL_STAMP = Path(sys.prefix) / "turnout-kernels.json"
+KERNEL_BUILDER = ROOT / "moe_core" / "kernels" / "cpu" / "build.py"
 
 
 def build_all() -> None:
@@ -53,36 +49,19 @@ def _is_stale(source: Path) -> bool:
 
 
 def build_kernels() -> None:
-    """Compile the CPU kernels when they or the machine have changed; without a compiler torch does the work."""
-    if not (KERNELS / "build.py").exists():
+    """Compile the CPU kernels unless they are there; without a compiler torch does the work."""
+    if not KERNEL_BUILDER.exists():
         return
-    digest = _kernel_digest()
-    if KERNEL_STAMP.exists() and json.loads(KERNEL_STAMP.read_text()).get("digest") == digest:
-        return
-    with step("Compiling the CPU kernels"):
-        done = subprocess.run(
-            [sys.executable, "-m", "moe_core.kernels.cpu.build"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    command = [sys.executable, "-m", "moe_core.kernels.cpu.build"]
+    with step("Looking after the CPU kernels"):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        note(
-            f"The CPU kernels could not be compiled; torch does their work, more slowly. {done.stderr.strip()[-500:]}"
-        )
-        return
-    KERNEL_STAMP.write_text(json.dumps({"digest": digest}))
+        note(f"The CPU kernels could not be compiled; torch does their work. {done.stderr.strip()[-500:]}")
 
 
-def _kernel_digest() -> str:
-    """Return a hash of the kernel sources and of the processor's abilities."""
-    digest = hashlib.sha256(platform.machine().encode())
-    for path in sorted(KERNELS.rglob("*")):
-        if path.suffix in (".py", ".cpp", ".c", ".h"):
-            digest.update(path.read_bytes())
-    digest.update(cpu_flags().encode())
-    return digest.hexdigest()
+def built_kernels() -> list[Path]:
+    """Return the compiled libraries of this environment."""
+    return sorted((Path(sys.prefix) / "lib" / "turnout").glob("*.so"))
 
 
 def cpu_flags() -> str:

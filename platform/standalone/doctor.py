@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from standalone import browser, paths
-from standalone.build import KERNEL_STAMP, KERNELS, cpu_flags
+from standalone.build import built_kernels, cpu_flags
 from standalone.errors import StandaloneError
 from standalone.instance import running_instance
 from standalone.postgres import find_postgres
@@ -98,11 +98,11 @@ def _torch() -> str:
 
 
 def _kernels() -> str:
-    if not (KERNELS / "build.py").exists():
-        return "torch (no compiled CPU kernels in this version)"
-    if not KERNEL_STAMP.exists():
-        return f"not compiled yet; compiler: {shutil.which('g++') or shutil.which('clang++') or 'none found'}"
-    return "compiled CPU kernels"
+    built = built_kernels()
+    if built:
+        return f"compiled CPU kernels ({built[-1].name})"
+    compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+    return f"torch; the CPU kernels are not compiled (compiler: {compiler or 'none found'})"
 
 
 def _postgres() -> str:
