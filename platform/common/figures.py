@@ -22,7 +22,7 @@ def is_chinese() -> bool:
 
 def number(value: float | int | None, digits: int = 0) -> str:
     """18420.4 → '18,420'; negative numbers get a true minus; None is a dash."""
-    if value is None:
+    if value is None or value == "":  # a name that a template does not find is ""
         return MISSING
     # Django cuts digits off; here they are rounded as people do it, half upwards.
     rounded = Decimal(str(abs(value))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
@@ -32,7 +32,7 @@ def number(value: float | int | None, digits: int = 0) -> str:
 
 def percent(share: float | None, digits: int = 0) -> str:
     """0.018 → '1.8 %', in Chinese '1.8%'."""
-    if share is None:
+    if share is None or share == "":
         return MISSING
     text = number(share * 100, digits)
     return f"{text}%" if is_chinese() else f"{text}\u202f%"
@@ -40,7 +40,7 @@ def percent(share: float | None, digits: int = 0) -> str:
 
 def compact_parts(value: float | int | None) -> tuple[str, str]:
     """134_515_008 → ('134.5', 'M'), in Chinese ('1.35', '亿')."""
-    if value is None:
+    if value is None or value == "":
         return MISSING, ""
     for step, unit in CHINESE_STEPS if is_chinese() else ENGLISH_STEPS:
         if abs(value) >= step:
@@ -51,7 +51,7 @@ def compact_parts(value: float | int | None) -> tuple[str, str]:
 
 def bytes_parts(size: float | int | None) -> tuple[str, str]:
     """538_070_000 → ('538', 'MB'): decimal units, three figures that count."""
-    if size is None:
+    if size is None or size == "":
         return MISSING, ""
     scaled, unit = float(size), BYTE_UNITS[0]
     for unit in BYTE_UNITS:
