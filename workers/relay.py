@@ -42,6 +42,7 @@ class Relay:
         self.framed_at = -FRAME_EVERY_S
         self.kept_at = -FRAME_EVERY_S
         self.progress = 0.0
+        self.kept_bucket: tuple[object, int] | None = None
         # The child's last word, when it has said it: result, failed or stopped.
         self.last_word: Message | None = None
 
@@ -88,8 +89,10 @@ class Relay:
 
     def _step(self, payload: Mapping[str, Any]) -> None:
         now = time.monotonic()
-        if is_kept(payload) and (now - self.kept_at >= FRAME_EVERY_S or is_last(payload)):
-            self.kept_at = self.framed_at = now
+        bucket = (payload.get("stage"), bucket_of(payload))
+        is_new = bucket != self.kept_bucket and now - self.kept_at >= FRAME_EVERY_S
+        if is_new or is_last(payload):
+            self.kept_at, self.framed_at, self.kept_bucket = now, now, bucket
             self._keep("step", payload)
         elif now - self.framed_at >= FRAME_EVERY_S:
             self.framed_at = now
@@ -127,8 +130,7 @@ def is_last(payload: Mapping[str, Any]) -> bool:
     return 0 < of <= step
 
 
-def is_kept(payload: Mapping[str, Any]) -> bool:
-    """Whether a step is one of the few that become rows."""
+def bucket_of(payload: Mapping[str, Any]) -> int:
+    """The stretch of its stage that a step lies in; one step of each stretch becomes a row."""
     step, of = _numbers(payload)
-    stride = max(1, -(-of // KEPT_STEPS_PER_STAGE))
-    return step % stride == 0 or step == 1 or is_last(payload)
+    return step // max(1, -(-of // KEPT_STEPS_PER_STAGE))
