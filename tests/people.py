@@ -36,6 +36,11 @@ class People:
 @pytest.fixture
 def people(db: None) -> People:
     """Return the three standing people."""
+    return make_people()
+
+
+def make_people() -> People:
+    """Make them, for a fixture that lives longer than a test too."""
     owner, teammate, outsider = (User.objects.create_user(name) for name in ("olga", "tim", "otto"))
     house: Team = team_create(name="House", owner=owner)
     other: Team = team_create(name="Other", owner=outsider)

@@ -5,76 +5,127 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('accounts', '0002_audit_append_only'),
-        ('deployments', '0001_initial'),
+        ("accounts", "0002_audit_append_only"),
+        ("deployments", "0001_initial"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Quota',
+            name="Quota",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('month', models.DateField()),
-                ('used', models.BigIntegerField(default=0)),
-                ('reserved', models.BigIntegerField(default=0)),
-                ('token', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='quotas', to='accounts.apitoken')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("month", models.DateField()),
+                ("used", models.BigIntegerField(default=0)),
+                ("reserved", models.BigIntegerField(default=0)),
+                (
+                    "token",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="quotas",
+                        to="accounts.apitoken",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Reservation',
+            name="Reservation",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('request_id', models.CharField(max_length=64, unique=True)),
-                ('tokens', models.PositiveIntegerField()),
-                ('expires_at', models.DateTimeField()),
-                ('quota', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='reservations', to='gateway.quota')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("request_id", models.CharField(max_length=64, unique=True)),
+                ("tokens", models.PositiveIntegerField()),
+                ("expires_at", models.DateTimeField()),
+                (
+                    "quota",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="reservations",
+                        to="gateway.quota",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Usage',
+            name="Usage",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('version_id', models.BigIntegerField()),
-                ('request_id', models.CharField(max_length=64, unique=True)),
-                ('path', models.CharField(max_length=40)),
-                ('domain', models.CharField(blank=True, max_length=12)),
-                ('prompt_tokens', models.PositiveIntegerField(default=0)),
-                ('completion_tokens', models.PositiveIntegerField(default=0)),
-                ('finish_reason', models.CharField(max_length=20)),
-                ('first_token_ms', models.FloatField(null=True)),
-                ('total_ms', models.FloatField(null=True)),
-                ('at', models.DateTimeField(auto_now_add=True)),
-                ('deployment', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='deployments.deployment')),
-                ('team', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='accounts.team')),
-                ('token', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='accounts.apitoken')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("version_id", models.BigIntegerField()),
+                ("request_id", models.CharField(max_length=64, unique=True)),
+                ("path", models.CharField(max_length=40)),
+                ("domain", models.CharField(blank=True, max_length=12)),
+                ("prompt_tokens", models.PositiveIntegerField(default=0)),
+                ("completion_tokens", models.PositiveIntegerField(default=0)),
+                ("finish_reason", models.CharField(max_length=20)),
+                ("first_token_ms", models.FloatField(null=True)),
+                ("total_ms", models.FloatField(null=True)),
+                ("at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "deployment",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to="deployments.deployment",
+                    ),
+                ),
+                (
+                    "team",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="+", to="accounts.team"
+                    ),
+                ),
+                (
+                    "token",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to="accounts.apitoken",
+                    ),
+                ),
             ],
         ),
         migrations.AddConstraint(
-            model_name='quota',
-            constraint=models.UniqueConstraint(fields=('token', 'month'), name='one_quota_per_month'),
+            model_name="quota",
+            constraint=models.UniqueConstraint(fields=("token", "month"), name="one_quota_per_month"),
         ),
         migrations.AddConstraint(
-            model_name='quota',
-            constraint=models.CheckConstraint(condition=models.Q(('used__gte', 0), ('reserved__gte', 0)), name='quota_not_negative'),
+            model_name="quota",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("used__gte", 0), ("reserved__gte", 0)), name="quota_not_negative"
+            ),
         ),
         migrations.AddIndex(
-            model_name='reservation',
-            index=models.Index(fields=['expires_at'], name='reservation_expiry'),
+            model_name="reservation",
+            index=models.Index(fields=["expires_at"], name="reservation_expiry"),
         ),
         migrations.AddIndex(
-            model_name='usage',
-            index=models.Index(fields=['team', '-at'], name='usage_by_team'),
+            model_name="usage",
+            index=models.Index(fields=["team", "-at"], name="usage_by_team"),
         ),
         migrations.AddIndex(
-            model_name='usage',
-            index=models.Index(fields=['token', '-at'], name='usage_by_token'),
+            model_name="usage",
+            index=models.Index(fields=["token", "-at"], name="usage_by_token"),
         ),
         migrations.AddIndex(
-            model_name='usage',
-            index=models.Index(fields=['deployment', '-at'], name='usage_by_deployment'),
+            model_name="usage",
+            index=models.Index(fields=["deployment", "-at"], name="usage_by_deployment"),
         ),
     ]

@@ -1,0 +1,261 @@
+"""Request bodies of /v1: closed, every number bounded. What OpenAI's clients send is taken; what we cannot do is refused
+by name, not ignored; what changes nothing (`user`, `metadata`, …) is accepted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gateway.errors import ApiError, bad_request
+from moe_core.strict_json import StrictJsonError, loads
+
+DEFAULT_MAX_TOKENS = 1024
+MAX_TEXT = 2 * 2**20
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+ModelName = Annotated[str, Field(min_length=1, max_length=80)]
+DomainCode = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
+StopText = Annotated[str, Field(min_length=1, max_length=200)]
+Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
+B = TypeVar("B", bound="Body")
+
+
+class Closed(BaseModel):
+    """Unknown fields are refused; numbers are numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TextPart(Closed):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(Closed):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=256)]
+    name: Annotated[str, Field(max_length=64)] | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: Annotated[list[Any], Field(max_length=64)] | None = None
+
+    def plain(self) -> dict[str, str]:
+        """The turn as the engine takes it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(Closed):
+    """What a stream carries beside its text."""
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class PlainFormat(Closed):
+    """The only format that is made."""
+
+    type: Literal["text"]
+
+
+class Body(Closed):
+    """What both kinds of completion have in common."""
+
+    model: ModelName
+    domain: DomainCode | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
+    top_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+    max_tokens: Tokens | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    n: Literal[1] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=64)] | None = None
+    service_tier: Annotated[str, Field(max_length=32)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=512)] | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
+    return_routed_experts: bool = False
+
+    @model_validator(mode="after")
+    def _only_what_is_done(self) -> Self:
+        for name in ("presence_penalty", "frequency_penalty"):
+            if getattr(self, name):
+                raise ValueError(f"{name} other than 0 is not supported by this server")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only allowed when stream is true")
+        return self
+
+    @property
+    def num_tokens_wanted(self) -> int:
+        """The longest answer that may come."""
+        return self.max_tokens or DEFAULT_MAX_TOKENS
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives to tell for each token; None for no log probabilities."""
+        return None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def prompt_fields(self) -> dict[str, Any]:
+        """The prompt as the engine takes it."""
+        raise NotImplementedError
+
+    def for_engine(self) -> dict[str, Any]:
+        """The request as the engine takes it; `domain`, epoch and salt are added by the caller."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        return {
+            **self.prompt_fields(),
+            "max_tokens": self.num_tokens_wanted,
+            "temperature": 1.0 if self.temperature is None else float(self.temperature),
+            "top_p": 1.0 if self.top_p is None else float(self.top_p),
+            "top_k": self.top_k or 0,
+            "seed": self.seed,
+            "stop": stop or None,
+            "logprobs": self.num_logprobs,
+            "routed_experts": self.return_routed_experts,
+        }
+
+
+class ChatBody(Body):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
+    max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: PlainFormat | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    store: Literal[False] | None = None
+    modalities: list[Literal["text"]] | None = None
+    reasoning_effort: None = None
+    verbosity: None = None
+
+    @model_validator(mode="after")
+    def _logprobs_before_top(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        return self
+
+    @property
+    def num_tokens_wanted(self) -> int:
+        """The newer name counts when both are sent."""
+        return self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_TOKENS
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """None, or 0 and more."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def prompt_fields(self) -> dict[str, Any]:
+        """The conversation."""
+        return {"messages": [message.plain() for message in self.messages]}
+
+
+class CompletionBody(Body):
+    """POST /v1/completions."""
+
+    prompt: (
+        Text
+        | Annotated[list[Annotated[int, Field(ge=0, lt=1 << 20)]], Field(min_length=1, max_length=1 << 20)]
+        | Annotated[list[Text], Field(min_length=1, max_length=1)]
+    )
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    best_of: Literal[1] | None = None
+    echo: Literal[False] | None = None
+    suffix: None = None
+
+    @property
+    def num_tokens_wanted(self) -> int:
+        """OpenAI's default for this endpoint."""
+        return self.max_tokens or 16
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """As sent."""
+        return self.logprobs
+
+    def prompt_fields(self) -> dict[str, Any]:
+        """Text, or tokens."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return {"prompt": prompt}
+        if isinstance(prompt[0], str):
+            return {"prompt": prompt[0]}
+        return {"prompt_ids": prompt}
+
+
+class TraceBody(Closed):
+    """POST /v1/turnout/trace: which experts each token of a prompt visits."""
+
+    model: ModelName
+    domain: DomainCode | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)] | None = None
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("send either prompt or messages")
+        return self
+
+    def for_engine(self) -> dict[str, Any]:
+        """The prompt as the engine takes it."""
+        if self.messages is not None:
+            return {"messages": [message.plain() for message in self.messages]}
+        return {"prompt": self.prompt}
+
+
+P = TypeVar("P", bound=Closed)
+
+
+def parsed(raw: bytes, kind: type[P]) -> P:
+    """Read a body.
+
+    Raises:
+        ApiError: 400 that names the first fault.
+    """
+    try:
+        value = loads(raw)
+    except StrictJsonError as error:
+        raise bad_request(f"The body is not JSON that is accepted here: {error}.", code=error.code) from None
+    if not isinstance(value, dict):
+        raise bad_request("The body must be a JSON object.", code="not_json")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise _fault(error) from None
+
+
+def _fault(error: ValidationError) -> ApiError:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    # Branches of a union are named after types; the client knows its own field only.
+    param = ".".join(str(step) for step in first["loc"] if not _is_branch(step)) or None
+    if first["type"] == "extra_forbidden":
+        return bad_request(
+            f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter"
+        )
+    words = first["msg"].removeprefix("Value error, ")
+    return bad_request(f"{param}: {words}" if param else words, param=param, code="invalid_value")
+
+
+def _is_branch(step: str | int) -> bool:
+    return isinstance(step, str) and ("[" in step or step in {"str", "constrained-str"})
