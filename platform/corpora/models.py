@@ -61,6 +61,11 @@ class CorpusFile(models.Model):
     def __str__(self) -> str:
         return self.upload.name
 
+    @property
+    def taken(self) -> int:
+        """Rows that are in the corpus."""
+        return int(self.counts.get("train", 0) + self.counts.get("held_out", 0))
+
 
 class RowKey(models.Model):
     """The hash of one taken row: what makes a later row a repeat, in constant memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
@@ -122,6 +123,11 @@ class Alias(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model.slug}@{self.name}"
+
+    def clean(self) -> None:
+        """An alias points at a version of its own model."""
+        if self.version_id and self.version.model_id != self.model_id:
+            raise ValidationError({"version": _("This version belongs to another model.")})
 
 
 class UploadKind(models.TextChoices):

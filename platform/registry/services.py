@@ -60,7 +60,7 @@ def model_create(
     raise Conflict(_("There are too many models of this name."))
 
 
-def model_find_or_create(*, team: Team, name: str, created_by: User | None, **facts: str) -> Model:
+def model_find_or_create(*, team: Team, name: str, created_by: User | None, **facts: Any) -> Model:
     """Return the team's model of this name (an import adds a version to it), making it when there is none."""
     found = Model.objects.filter(team=team, name=_named(name)).order_by("id").first()
     return found or model_create(team=team, name=name, created_by=created_by, **facts)
@@ -193,7 +193,8 @@ def upload_create(
             check_head=check_head,
         )  # fmt: skip
     except UnreadablePostError as error:
-        raise Invalid(_("The connection ended before the file was complete; send it again."), code="truncated") from error
+        sentence = _("The connection ended before the file was complete; send it again.")
+        raise Invalid(sentence, code="truncated") from error
     with transaction.atomic():
         upload = Upload.objects.create(
             team=caller.team, created_by=caller.user, name=shown, kind=found[0], artifact=artifact,

@@ -58,6 +58,7 @@ def test_a_body_that_is_no_file_of_ours_is_refused_in_words(writer, query, body,
     assert (reply.status_code, reply.json()["code"]) == (422, code)
 
 
+@pytest.mark.django_db(transaction=True)
 def test_a_lie_about_the_length_leaves_nothing(people, store_dir):
     environ = RequestFactory()._base_environ(
         PATH_INFO="/api/v1/uploads/", QUERY_STRING="filename=logs.jsonl", REQUEST_METHOD="POST", CONTENT_LENGTH="5000",

@@ -1,0 +1,194 @@
+"""What the pages say about models and versions: verdicts, parts, the line of descent, the report of a tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.urls import reverse
+from django.utils.functional import Promise
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from common import figures
+from moe_core.spec import ModelSpec, cost_of
+from registry.models import Model, ModelVersion, VersionState
+from registry.selectors import ancestors
+
+PARTS: dict[str, Promise] = {
+    "embedding": gettext_lazy("embedding"),
+    "attention": gettext_lazy("attention"),
+    "router": gettext_lazy("router"),
+    "experts": gettext_lazy("experts"),
+    "shared_experts": gettext_lazy("shared experts"),
+    "dense_mlp": gettext_lazy("dense feed-forward"),
+    "norms": gettext_lazy("norms"),
+    "head": gettext_lazy("output head"),
+}
+STAGES = (
+    ("before", gettext_lazy("before")),
+    ("after", gettext_lazy("after")),
+    ("control", gettext_lazy("control, misplaced map")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A page's answer: a lamp, the strong part of the sentence and the rest."""
+
+    state: str
+    strong: str
+    rest: str = ""
+
+
+def list_verdict(models: Sequence[Model]) -> Verdict:
+    """Is every model sound, and which is the newest version?"""
+    versions = [version for model in models for version in model.versions.all()]
+    damaged = [version for version in versions if version.state == VersionState.FAILED]
+    if damaged:
+        name = f"{damaged[0].model.name} {damaged[0].label}"
+        return Verdict("danger", _("The bytes of %(name)s are damaged.") % {"name": name}, _("Nothing loads it."))
+    if not models:
+        return Verdict("off", _("No model yet."), _("Import the small one that comes along, or bring your own."))
+    strong = ngettext("%(count)s model.", "%(count)s models.", len(models)) % {"count": len(models)}
+    if not versions:
+        return Verdict("caution", strong, _("None has a version yet; an import makes one."))
+    newest = max(versions, key=lambda version: version.pk)
+    words = {"name": f"{newest.model.name} {newest.label}", "ago": figures.ago(newest.created_at)}
+    return Verdict("ok", strong, _("The newest version is %(name)s, made %(ago)s.") % words)
+
+
+def version_verdict(version: ModelVersion) -> Verdict:
+    """What is it, and can it be trusted?"""
+    if version.state == VersionState.FAILED:
+        return Verdict(
+            "danger",
+            _("The bytes of this version are damaged; nothing loads it."),
+            _("Import or build it again: a version never changes."),
+        )
+    spec, facts = version_spec(version), version_facts(version)
+    words = {
+        "experts": version.num_experts,
+        "layers": spec.num_hidden_layers,
+        "moe_layers": len(spec.moe.moe_layers) if spec.moe else 0,
+        "total": figures.joined(figures.compact_parts(facts["total"])),
+        "active": figures.joined(figures.compact_parts(facts["active"])),
+        "top_k": spec.moe.top_k if spec.moe else 0,
+    }
+    if spec.moe is None:
+        strong = _("A dense model of %(layers)s layers and %(total)s parameters, each of which every token meets.")
+        return Verdict("ok", strong % words, _("Lay experts over it to make a mixture."))
+    strong = _("%(experts)s experts in %(moe_layers)s of %(layers)s layers; a token meets %(top_k)s of them.")
+    rest = _("That is %(active)s of %(total)s parameters.")
+    return Verdict("ok", strong % words, rest % words)
+
+
+def version_spec(version: ModelVersion) -> ModelSpec:
+    """The version's specification as moe_core reads it."""
+    return ModelSpec.parse(version.spec)
+
+
+def version_facts(version: ModelVersion) -> dict[str, Any]:
+    """Total and active parameters: as inspected in the files, else as the specification says."""
+    cost = cost_of(version_spec(version))
+    return {
+        "total": version.inspection.get("params_total", cost.total),
+        "active": version.inspection.get("params_active", cost.active_per_token),
+        "spec_total": cost.total,
+        "flops": cost.flops_per_token(0),
+        "kv_bytes": cost.kv_bytes_per_token,
+    }
+
+
+def parts_of(version: ModelVersion) -> list[dict[str, Any]]:
+    """Parameters and bytes by part, largest first; parts that hold nothing are left out."""
+    params: dict[str, int] = version.inspection.get("params") or {}
+    sizes: dict[str, int] = version.inspection.get("bytes") or {}
+    if not params:
+        params = {name: getattr(cost_of(version_spec(version)).params, name) for name in PARTS}
+    rows = [
+        {"name": str(PARTS.get(name, name)), "params": count, "bytes": sizes.get(name)}
+        for name, count in params.items()
+        if count
+    ]
+    return sorted(rows, key=lambda row: -row["params"])
+
+
+def descent(version: ModelVersion) -> list[dict[str, Any]]:
+    """The line from the first ancestor to this version, as stations."""
+    steps = []
+    for one in ancestors(version):
+        is_here = one.pk == version.pk
+        steps.append(
+            {
+                "title": f"{one.model.name} {one.label}",
+                "note": how_made(one),
+                "url": "" if is_here else reverse("registry:version", args=[one.pk]),
+                "state": "now" if is_here else "done",
+            }
+        )
+    return steps
+
+
+def how_made(version: ModelVersion) -> str:
+    """One phrase on where a version comes from."""
+    lineage = version.lineage
+    if lineage.get("kind") == "tune":
+        return _("tuned from %(parent)s by job %(job)s") % {
+            "parent": version.parent.label if version.parent else "—",
+            "job": lineage.get("job_id", "—"),
+        }
+    if lineage.get("kind") == "import":
+        return _("imported by job %(job)s") % {"job": lineage.get("job_id", "—")}
+    return _("registered")
+
+
+def report_rows(version: ModelVersion) -> list[dict[str, Any]]:
+    """Before, after and control of a tuning, one row each; nothing for an imported version."""
+    rows = []
+    for key, title in STAGES:
+        figures_of = version.report.get(key)
+        if isinstance(figures_of, dict):
+            rows.append({"key": key, "title": title, **figures_of})
+    return rows
+
+
+def report_domains(version: ModelVersion) -> list[dict[str, Any]]:
+    """Loss per domain before and after, and by how much it fell."""
+    before = (version.report.get("before") or {}).get("loss_by_domain") or {}
+    after = (version.report.get("after") or {}).get("loss_by_domain") or {}
+    shares = (version.report.get("after") or {}).get("mapped_share_by_domain") or {}
+    return [
+        {
+            "code": code,
+            "before": before[code],
+            "after": after[code],
+            "change": (after[code] - before[code]) / before[code] if before[code] else None,
+            "share": shares.get(code),
+        }
+        for code in before
+        if code in after
+    ]
+
+
+def report_verdict(version: ModelVersion) -> Verdict | None:
+    """Did the tuning help, and is that real?"""
+    before, after, control = (version.report.get(key) or {} for key, _title in STAGES)
+    if not before.get("loss") or not after.get("loss"):
+        return None
+    fall = 1 - after["loss"] / before["loss"]
+    words = {
+        "fall": figures.percent(fall, 1),
+        "share": figures.percent(after.get("mapped_share")),
+        "was": figures.percent(before.get("mapped_share")),
+        "control": figures.percent(control.get("mapped_share")),
+    }
+    better = fall > 0 and (after.get("mapped_share") or 0) >= (before.get("mapped_share") or 0)
+    strong = (
+        _("Held-out loss fell by %(fall)s, and %(share)s of the tokens reach their mapped experts (%(was)s before).")
+        if better
+        else _("The tuning did not help: held-out loss fell by %(fall)s, mapped share is %(share)s (%(was)s before).")
+    )
+    rest = _("With a misplaced map it is %(control)s.") if control.get("mapped_share") is not None else ""
+    return Verdict("ok" if better else "caution", strong % words, rest % words if rest else "")

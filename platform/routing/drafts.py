@@ -1,0 +1,205 @@
+"""A map while it is edited: whatever was typed, complete or not, and what is wrong with it in words."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.http import QueryDict
+from django.utils.translation import gettext as _
+
+from routing.models import CODE, NUM_COLOURS, DomainMap
+from routing.plan import MAX_DOMAINS, MAX_EXAMPLES, MapPlan
+
+MAX_DRAWN_EXPERTS = 64
+PRIORS = ("bias", "mask", "none")
+
+
+@dataclass(slots=True)
+class DraftDomain:
+    """One row as typed."""
+
+    code: str = ""
+    name_en: str = ""
+    name_zh: str = ""
+    examples: list[str] = field(default_factory=list)
+    experts: list[int] = field(default_factory=list)
+    colour: int = 1
+
+    @property
+    def title(self) -> str:
+        """What to call the row in a sentence."""
+        return self.code or self.name_en or self.name_zh or _("the new domain")
+
+
+@dataclass(slots=True)
+class Draft:
+    """The whole form as typed."""
+
+    name: str = ""
+    revision: int = 0
+    num_experts: int = 8
+    domains: list[DraftDomain] = field(default_factory=list)
+    general_experts: list[int] = field(default_factory=list)
+    label_weight: str = "0.1"
+    balance_weight: str = "0.02"
+    prior_mode: str = "bias"
+    prior_strength: str = "1.0"
+
+    @property
+    def experts(self) -> range:
+        """The columns of the matrix."""
+        return range(min(self.num_experts, MAX_DRAWN_EXPERTS))
+
+    def plan(self) -> dict[str, Any]:
+        """The draft as plain data for `checked_plan`."""
+        domains = [
+            {
+                "code": one.code, "name_en": one.name_en, "name_zh": one.name_zh, "examples": one.examples,
+                "experts": one.experts, "colour": one.colour,
+            }
+            for one in self.domains
+        ]  # fmt: skip
+        return {
+            "num_experts": self.num_experts,
+            "domains": domains,
+            "general_experts": self.general_experts,
+            "policy": {
+                "label_weight": _number(self.label_weight),
+                "balance_weight": _number(self.balance_weight),
+                "prior_mode": self.prior_mode,
+                "prior_strength": _number(self.prior_strength),
+            },
+        }
+
+
+def draft_of_plan(plan: MapPlan, *, name: str = "", revision: int = 0) -> Draft:
+    """A complete plan as a draft."""
+    domains = [
+        DraftDomain(one.code, one.name_en, one.name_zh, list(one.examples), list(one.experts), one.colour or 1)
+        for one in plan.domains
+    ]
+    policy = plan.policy
+    return Draft(
+        name, revision, plan.num_experts, domains, list(plan.general_experts), str(policy.label_weight),
+        str(policy.balance_weight), policy.prior_mode, str(policy.prior_strength),
+    )  # fmt: skip
+
+
+def draft_of_map(domain_map: DomainMap) -> Draft:
+    """A saved map as a draft."""
+    domains = [
+        DraftDomain(one.code, one.name_en, one.name_zh, list(one.examples), list(one.experts), one.colour)
+        for one in domain_map.domains.all()
+    ]
+    draft = Draft(
+        domain_map.name, domain_map.revision, domain_map.num_experts, domains, list(domain_map.general_experts)
+    )
+    for key in ("label_weight", "balance_weight", "prior_mode", "prior_strength"):
+        if key in domain_map.policy:
+            setattr(draft, key, str(domain_map.policy[key]))
+    return draft
+
+
+def draft_of_form(data: QueryDict) -> Draft:
+    """What was posted; rows come in the order of their `row` fields."""
+    draft = Draft(
+        name=data.get("name", "").strip()[:120],
+        revision=_whole(data.get("revision", ""), 0),
+        num_experts=min(1024, max(2, _whole(data.get("num_experts", ""), 8))),
+        general_experts=_experts(data.getlist("general")),
+        label_weight=data.get("label_weight", "0.1")[:20],
+        balance_weight=data.get("balance_weight", "0.02")[:20],
+        prior_mode=data.get("prior_mode", "bias") if data.get("prior_mode") in PRIORS else "bias",
+        prior_strength=data.get("prior_strength", "1.0")[:20],
+    )
+    for row in data.getlist("row")[:MAX_DOMAINS]:
+        draft.domains.append(
+            DraftDomain(
+                code=data.get(f"code-{row}", "").strip().lower()[:40],
+                name_en=data.get(f"name_en-{row}", "").strip()[:80],
+                name_zh=data.get(f"name_zh-{row}", "").strip()[:80],
+                examples=_lines(data.get(f"examples-{row}", "")),
+                experts=_experts(data.getlist(f"experts-{row}")),
+                colour=min(NUM_COLOURS, max(1, _whole(data.get(f"colour-{row}", ""), 1))),
+            )
+        )
+    return draft
+
+
+def problems_of(draft: Draft) -> list[str]:
+    """Every reason why the draft cannot be saved, in the reader's language."""
+    found: list[str] = []
+    if not draft.domains:
+        found.append(_("There is no domain yet; add one."))
+    counts = Counter(one.code for one in draft.domains if one.code)
+    for one in draft.domains:
+        words = {"domain": one.title, "code": one.code}
+        if not re.match(CODE, one.code):
+            found.append(
+                _("%(domain)s needs a code: 2 to 12 small letters, digits or hyphens, a letter first.") % words
+            )
+        elif counts[one.code] > 1:
+            found.append(_("Two domains have the code %(code)s.") % words)
+            counts[one.code] = 1
+        if not one.name_en or not one.name_zh:
+            found.append(_("%(domain)s needs a name in both languages.") % words)
+        if not one.experts:
+            found.append(_("%(domain)s has no expert of its own.") % words)
+        both = sorted(set(one.experts) & set(draft.general_experts))
+        if both:
+            words["expert"] = str(both[0])
+            found.append(_("Expert %(expert)s is general and cannot belong to %(domain)s as well.") % words)
+        beyond = [expert for expert in one.experts if expert >= draft.num_experts]
+        if beyond:
+            words |= {"expert": str(beyond[0]), "last": str(draft.num_experts - 1)}
+            found.append(_("%(domain)s names expert %(expert)s, but the last one is %(last)s.") % words)
+    if any(_number(text) is None for text in (draft.label_weight, draft.balance_weight, draft.prior_strength)):
+        found.append(_("The weights must be numbers."))
+    return found
+
+
+def remarks_of(draft: Draft) -> list[str]:
+    """What is allowed but worth a thought."""
+    found: list[str] = []
+    owners: dict[int, list[str]] = {}
+    for one in draft.domains:
+        for expert in one.experts:
+            owners.setdefault(expert, []).append(one.title)
+    for expert, titles in sorted(owners.items()):
+        if len(titles) > 1:
+            words = {"expert": expert, "domains": ", ".join(titles)}
+            found.append(_("Expert %(expert)s is shared by %(domains)s; each will blur the other.") % words)
+    if not draft.general_experts and draft.domains:
+        found.append(_("There is no general expert: requests without a domain have no home."))
+    idle = sorted(set(range(draft.num_experts)) - set(owners) - set(draft.general_experts))
+    if idle and draft.domains:
+        shown = ", ".join(map(str, idle[:8])) + ("…" if len(idle) > 8 else "")
+        found.append(_("No domain and no general use for these experts: %(experts)s.") % {"experts": shown})
+    if len(draft.domains) == 1:
+        found.append(_("With a single domain there is no control: its labels cannot be misplaced."))
+    poor = [one.title for one in draft.domains if len(one.examples) < 3]
+    if poor:
+        found.append(_("Fewer than three examples: %(domains)s.") % {"domains": ", ".join(poor)})
+    return found
+
+
+def _experts(values: list[str]) -> list[int]:
+    return sorted({int(value) for value in values if value.isdigit() and len(value) < 5 and int(value) < 1024})
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip()[:500] for line in text.splitlines() if line.strip()][:MAX_EXAMPLES]
+
+
+def _whole(text: str, default: int) -> int:
+    return int(text) if text.isdigit() and len(text) < 10 else default
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,103 @@
+"""The pages of the registry, for people."""
+
+from __future__ import annotations
+
+import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.urls import reverse
+
+from registry.models import Upload
+from registry.services import alias_set
+from tests.apps.registry.fixtures import make_version, moe_spec
+
+pytestmark = pytest.mark.django_db
+REPORT = {
+    "before": {"loss": 3.2, "loss_by_domain": {"support": 3.2}, "mapped_share": 0.24, "max_vio": 2.1, "entropy": 0.9},
+    "after": {"loss": 2.6, "loss_by_domain": {"support": 2.6}, "mapped_share": 0.85, "max_vio": 1.1, "entropy": 0.95},
+    "control": {"loss": 2.9, "loss_by_domain": {"support": 2.9}, "mapped_share": 0.2, "max_vio": 1.3, "entropy": 0.9},
+}
+
+
+@pytest.fixture
+def line(people, tmp_path):
+    """A dense version and the mixture that was tuned from it."""
+    dense = make_version(people, tmp_path, lineage={"kind": "import", "job_id": 1})
+    mixture = make_version(
+        people, tmp_path, spec=moe_spec(), parent=dense, report=REPORT, lineage={"kind": "tune", "job_id": 2}
+    )
+    alias_set(caller=people.owner, model_id=dense.model_id, name="champion", version_id=mixture.pk)
+    return dense, mixture
+
+
+def pages(line):
+    dense, mixture = line
+    return [
+        reverse("registry:list"),
+        reverse("registry:detail", args=[dense.model_id]),
+        reverse("registry:version", args=[dense.pk]),
+        reverse("registry:version", args=[mixture.pk]),
+    ]
+
+
+@pytest.mark.parametrize("language", ["en", "zh-hans"])
+def test_every_page_opens_in_both_languages_and_hides_from_outsiders(people, line, language):
+    for page in pages(line):
+        for who in ("owner", "teammate"):
+            reply = people.client(who).get(page, headers={"accept-language": language})
+            assert reply.status_code == 200, page
+        outside = people.client("outsider").get(page).status_code
+        assert outside == (200 if page == reverse("registry:list") else 404)
+    assert b"Tiny" not in people.client("outsider").get(reverse("registry:list")).content
+
+
+def test_a_version_shows_files_lineage_and_what_the_tuning_did(people, line):
+    dense, mixture = line
+    text = people.client("owner").get(reverse("registry:version", args=[mixture.pk])).content.decode()
+    for entry in mixture.files.values():
+        assert entry["sha256"] in text
+    assert reverse("registry:version", args=[dense.pk]) in text
+    assert "18.8" in text  # 1 - 2.6 / 3.2
+    assert "8 experts in 2 of 4 layers" in text
+
+
+def test_an_upload_opens_the_import(people):
+    file = SimpleUploadedFile("m.gguf", b"GGUF" + b"\0" * 40)
+    reply = people.client("owner").post(reverse("registry:upload"), {"file": file})
+    assert (reply.status_code, reply["Location"]) == (302, f"{reverse('registry:list')}?upload={Upload.objects.get().pk}")
+    refused = people.client("owner").post(
+        reverse("registry:upload"), {"file": SimpleUploadedFile("m.gguf", b"\x80\x02evil")}, headers={"accept": "application/json"}
+    )
+    assert (refused.status_code, refused.json()["code"]) == (422, "refused_format")
+
+
+def test_people_keep_aliases_notes_and_descriptions(people, line):
+    dense, _mixture = line
+    client = people.client("owner")
+    client.post(reverse("registry:alias_set", args=[dense.model_id]), {"name": "champion", "version": dense.pk})
+    assert dense.model.aliases.get().version == dense
+    client.post(reverse("registry:alias_remove", args=[dense.model_id]), {"name": "champion"})
+    assert not dense.model.aliases.exists()
+    client.post(reverse("registry:version_note", args=[dense.pk]), {"note": "as it came"})
+    client.post(reverse("registry:edit", args=[dense.model_id]), {"name": "Tiny", "licence": "MIT"})
+    dense.refresh_from_db()
+    assert (dense.note, dense.model.licence) == ("as it came", "MIT")
+    assert client.post(reverse("registry:version_verify", args=[dense.pk])).status_code == 302
+
+
+@pytest.mark.parametrize("name", ["edit", "alias_set", "alias_remove"])
+def test_a_viewer_changes_no_model(people, line, name):
+    url = reverse(f"registry:{name}", args=[line[0].model_id])
+    assert people.client("teammate").post(url, {"name": "x"}).status_code == 403
+    assert people.client("outsider").post(url, {"name": "champion", "version": line[0].pk}).status_code == 404
+
+
+def test_the_admin_shows_versions_and_changes_none(people, line):
+    user = people.owner.user
+    user.is_staff = user.is_superuser = True
+    user.save()
+    client = people.client("owner")
+    assert client.get("/admin/registry/modelversion/").status_code == 200
+    assert client.get(f"/admin/registry/modelversion/{line[0].pk}/change/").status_code == 200
+    assert client.get(f"/admin/registry/model/{line[0].model_id}/change/").status_code == 200
+    assert client.post(f"/admin/registry/modelversion/{line[0].pk}/change/", {"note": "x"}).status_code == 403
+    assert client.get("/admin/registry/artifact/").status_code == 200
