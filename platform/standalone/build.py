@@ -7,16 +7,17 @@ import sys
 from pathlib import Path
 
 from standalone.paths import ROOT
-from standalone.processes import IS_LINUX
-from standalone.terminal import note, step
+from standalone.processes import IS_LINUX, die_with_parent
+from standalone.terminal import note
 
 KERNEL_BUILDER = ROOT / "moe_core" / "kernels" / "cpu" / "build.py"
 
 
 def build_all() -> None:
-    """Make what is missing or older than its source."""
+    """Make what is missing or older than its source, and wait for it."""
+    kernels = KernelBuild()
     compile_catalogs()
-    build_kernels()
+    kernels.finish()
 
 
 def compile_catalogs() -> int:
@@ -48,15 +49,43 @@ def _is_stale(source: Path) -> bool:
     return not target.exists() or target.stat().st_mtime < source.stat().st_mtime
 
 
-def build_kernels() -> None:
-    """Compile the CPU kernels unless they are there; without a compiler torch does the work."""
-    if not KERNEL_BUILDER.exists():
-        return
-    command = [sys.executable, "-m", "moe_core.kernels.cpu.build"]
-    with step("Looking after the CPU kernels"):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        note(f"The CPU kernels could not be compiled; torch does their work. {done.stderr.strip()[-500:]}")
+class KernelBuild:
+    """Compiles the CPU kernels unless they are there, beside other work; without a compiler torch does theirs."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        self.was_built = bool(built_kernels())
+        self.process: subprocess.Popen[str] | None = None
+        if KERNEL_BUILDER.exists():
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "moe_core.kernels.cpu.build"],
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,  # short: the compiler's complaint is cut by the builder
+                text=True,
+                start_new_session=True,
+                preexec_fn=die_with_parent(),
+            )
+
+    def is_done(self) -> bool:
+        """True once it has ended; says how it went the first time that it is so."""
+        if self.process is None:
+            return True
+        if self.process.poll() is None:
+            return False
+        complaint = self.process.communicate()[1]
+        if self.process.returncode != 0:
+            note(f"The CPU kernels could not be compiled; torch does their work. {complaint.strip()[-500:]}")
+        elif not self.was_built:
+            note("CPU kernels compiled")
+        self.process = None
+        return True
+
+    def finish(self) -> None:
+        """Wait for the end."""
+        if self.process is not None:
+            self.process.wait()
+        self.is_done()
 
 
 def built_kernels() -> list[Path]:

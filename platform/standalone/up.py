@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from standalone import paths, web
-from standalone.build import build_all
+from standalone.build import KernelBuild, compile_catalogs
 from standalone.errors import ServiceFailed, StandaloneError
 from standalone.instance import Instance, InstanceLock
 from standalone.preparation import Preparation
@@ -21,6 +21,7 @@ from standalone.supervisor import Program, Supervisor
 from standalone.terminal import note, say
 
 FIRST_PAGE_PATIENCE_S = 60.0
+KERNEL_PATIENCE_S = 600.0
 DRAIN_S = 10
 ALL_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104
 
@@ -50,16 +51,21 @@ def run(_name: str, arguments: list[str]) -> int:
     supervisor.listen_to_signals()
     try:
         refuse_taken_port(chosen.bind, chosen.port)
-        build_all()
+        kernels = KernelBuild()
+        compile_catalogs()
         start_services(services)
         environment = child_environment(services, chosen)
-        token = start_programs(supervisor, services, environment, chosen)
+        web_program, *others = programs(environment, data_dir / "log", chosen)
+        token = start_web(supervisor, web_program, services, chosen)
         if not supervisor.stopping:
+            note("The first page is served; Ctrl-C stops everything")
             address = f"http://{host_in_url(chosen.bind)}:{chosen.port}/"
-            lock.publish(
-                Instance(os.getpid(), address, services.environment | {"TURNOUT_PORT": str(chosen.port)})
-            )
+            record = services.environment | {"TURNOUT_PORT": str(chosen.port)}
+            lock.publish(Instance(os.getpid(), address, record))
             say(ready_line(address, token))
+        supervisor.wait_for(kernels.is_done, KERNEL_PATIENCE_S)  # the worker's children load them
+        for program in [] if supervisor.stopping else others:
+            supervisor.start(program)
         supervisor.keep_running()
     finally:
         note("Stopping …")
@@ -70,27 +76,19 @@ def run(_name: str, arguments: list[str]) -> int:
     return 0
 
 
-def start_programs(
-    supervisor: Supervisor, services: Services, environment: Mapping[str, str], chosen: argparse.Namespace
+def start_web(
+    supervisor: Supervisor, program: Program, services: Services, chosen: argparse.Namespace
 ) -> str | None:
-    """Prepare the database, start web until it serves, then the rest; return the first admin's token if any."""
-    logs = services.data_dir / "log"
+    """Prepare the database and start web until it serves; return the first admin's token if there is none."""
     ours = services.postgres is not None
-    preparation = Preparation(services.data_dir, environment, database_is_ours=ours)
+    preparation = Preparation(services.data_dir, program.environment, database_is_ours=ours)
     formality = preparation.is_formality()
     preparation.start()
     token = None if formality else preparation.finish()
     note("Web, reconciler and worker are starting …")
-    first, *others = programs(environment, logs, chosen)
-    supervisor.start(first)
-    wait_for_first_page(supervisor, chosen, first.log_path)
-    if formality:
-        token = preparation.finish()
-    for program in others:
-        if not supervisor.stopping:
-            supervisor.start(program)
-    note("The first page is served; Ctrl-C stops everything")
-    return token
+    supervisor.start(program)
+    wait_for_first_page(supervisor, chosen, program.log_path)
+    return preparation.finish() if formality else token
 
 
 def start_services(services: Services) -> None:
