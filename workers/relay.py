@@ -83,9 +83,13 @@ class Relay:
                 self.keeper.lost.wait(DATABASE_RETRY_S)
 
     def _keep(self, kind: str, payload: Mapping[str, Any]) -> None:
-        stage = str(payload.get("stage", ""))
+        stage, told = str(payload.get("stage", "")), self._with_progress(payload)
+        self.persist(lambda: job_event(self.claim, kind, told, stage=stage, progress=self.progress))
+
+    def _with_progress(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """Add how far the whole job is; it never goes back."""
         self.progress = max(self.progress, progress_of(self.claim.job.kind, payload))
-        self.persist(lambda: job_event(self.claim, kind, payload, stage=stage, progress=self.progress))
+        return {**payload, "progress": round(self.progress, 4)}
 
     def _step(self, payload: Mapping[str, Any]) -> None:
         now = time.monotonic()
@@ -96,7 +100,7 @@ class Relay:
             self._keep("step", payload)
         elif now - self.framed_at >= FRAME_EVERY_S:
             self.framed_at = now
-            frame_publish(self.claim.job_id, "step", payload)
+            frame_publish(self.claim.job_id, "step", self._with_progress(payload))
 
     def _checkpoint(self, payload: Mapping[str, Any]) -> None:
         self.persist(

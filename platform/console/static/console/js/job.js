@@ -4,47 +4,57 @@
 //   [data-kpi="loss|tokens_per_second|max_vio|entropy|mapped_share|progress"] with [data-kpi-spark], [data-kpi-note]
 //   svg[data-curve="loss|max_vio|mapped_share|entropy"]      one chart each; data-goal draws a dotted line
 //   [data-station="STAGE"] in ol.stations                     done, now, next as the stages come
+//   [data-domain-loss="CODE"], svg[data-domain-spark="CODE"]  the loss of one domain, now and on its way
+//   #heat with #heat-at                                       expert load of the last step, every layer
 //   canvas#history with select#layer and #history-at          expert load by step, one layer
 //   #log (role="log") with input#follow                       the last lines
 //   [data-live-state]                                         how fresh all this is
 // Wire: snapshot {seq, job: {state, stage, progress, …}, events: [event…]}, then events
-//   {seq, kind: "stage"|"step"|"log"|"report"|"state", payload: {…}, at}. When the job ends, the page is fetched afresh:
-//   the verdict and the report are the server's words.
+//   {seq, kind: "stage"|"step"|"log"|"report"|"checkpoint"|"state", payload: {…}, at}. When anything but a step or a line
+//   came, the parts [data-part] of the page are fetched afresh: verdict, buttons and report are the server's words.
 import { $, $$, el, t, fmt, percent, clock } from "./boot.js";
 import { connect, showState } from "./live.js";
 import { lines, spark } from "./charts.js";
-import { loads, stops, byteColour, ratioText, ASLEEP, NONE } from "./heat.js";
+import { Heat, loads, stops, byteColour, ratioText, ASLEEP, NONE } from "./heat.js";
 
 const root = $("#job");
 const CURVES = ["loss", "max_vio", "mapped_share", "entropy", "tokens_per_second"];
 const SHOW = { loss: (v) => fmt(v, 3), max_vio: (v) => fmt(v, 2), entropy: (v) => fmt(v, 2), mapped_share: (v) => percent(v), tokens_per_second: (v) => fmt(v), progress: (v) => percent(v) };
 const KEEP = 600, LOG_LINES = 400;
-let steps = [], order = [], stage = null, dirty = false, charts = new Map(), shape = null;
+let seen = root?.dataset.state ?? null, steps = [], order = [], stage = null, dirty = false, charts = new Map(), shape = null;
 
 const clean = () => { steps = []; order = []; stage = null; $("#log")?.replaceChildren(); };
 
 function apply(event) {
   const data = event.payload ?? event;
+  if (event.seq != null && !["step", "log"].includes(event.kind)) refresh();
   if (event.kind === "step") step(data);
   else if (event.kind === "stage") enter(data.stage);
   else if (event.kind === "log") line(data, event.at);
-  else if (event.kind === "state") { if (ENDED.has(data.state)) ended(data.state); else if (data.progress != null) kpi("progress", data.progress); }
   if (data.progress != null) kpi("progress", data.progress);
   dirty = true;
 }
-const ENDED = new Set(["succeeded", "failed", "cancelled", "quarantined", "paused"]);
-let ending = false, known = null;
-function ended(state) {
-  // Only when it ended under our eyes: let the last events settle, then read the server's own words.
-  if (ending || known === null || known === state) return;
-  ending = true;
-  setTimeout(() => location.reload(), 800);
+
+// Words, buttons and tables are the server's: after a change those parts are fetched and put in place, once for many.
+let due = 0;
+function refresh() { clearTimeout(due); due = setTimeout(fetchParts, 250); }
+async function fetchParts() {
+  const reply = await fetch(location.href, { credentials: "same-origin" }).catch(() => null);
+  if (!reply?.ok) return;
+  const page = new DOMParser().parseFromString(await reply.text(), "text/html"), html = (node) => node.innerHTML.replace(/name="csrfmiddlewaretoken" value="[^"]*"/g, "");
+  for (const part of $$("[data-part]")) {
+    const fresh = page.querySelector(`[data-part="${part.dataset.part}"]`);
+    // What has not changed is left alone, so that focus and an open menu stay where they are.
+    if (fresh && html(fresh) !== html(part)) part.replaceChildren(...fresh.childNodes);
+  }
 }
 
 function step(data) {
   if (data.stage && data.stage !== stage) enter(data.stage);
   const heat = data.heat, cells = heat ? loads(heat.counts.flat(), heat.layers.length, heat.num_experts) : null;
   if (heat && (!shape || shape.layers.length !== heat.layers.length)) { shape = { layers: heat.layers, experts: heat.num_experts }; layerChoices(); }
+  // After a restart steps come again: the later run is the one that counts.
+  while (steps.length && steps.at(-1).stage === data.stage && steps.at(-1).step >= data.step) steps.pop();
   steps.push({ ...data, heat: null, cells });
   if (steps.length > KEEP) thin();
 }
@@ -80,11 +90,29 @@ function paint() {
       for (const svg of $$(`[data-kpi-spark="${key}"]`)) spark(svg, values.slice(-60));
     }
     for (const svg of $$("[data-curve]")) curve(svg);
+    byDomain();
+    board();
     for (const node of $$('[data-kpi-note="progress"]')) node.textContent = t("step {step} of {of}", { step: fmt(last.step), of: fmt(last.of) });
     history();
   }
   const log = $("#log");
   if (log && ($("#follow")?.checked ?? true)) log.scrollTop = log.scrollHeight;
+}
+
+function byDomain() {
+  for (const node of $$("[data-domain-loss]")) {
+    const code = node.dataset.domainLoss, values = steps.map((one) => one.loss_by_domain?.[code]).filter((v) => v != null);
+    if (!values.length) continue;
+    node.textContent = fmt(values.at(-1), 3);
+    for (const svg of $$(`[data-domain-spark="${CSS.escape(code)}"]`)) spark(svg, values.slice(-60));
+  }
+}
+let heat = null;
+function board() {
+  const host = $("#heat"), last = steps.findLast((one) => one.cells);
+  if (!host || !last || !shape) return;
+  heat ??= new Heat(host, { layers: shape.layers, experts: shape.experts, height: 181, onPick: ({ said }) => { const place = $("#heat-at"); if (place) place.textContent = said; } });
+  heat.show(last.cells);
 }
 
 // One line per stage, so that a new stage starts a new line and is named at its flag.
@@ -145,6 +173,8 @@ if (root?.dataset.liveUrl) {
       clean();
       const job = data.job ?? data;
       for (const event of data.events ?? []) apply(event);
+      clearTimeout(due);
+      if (job.state !== seen) { refresh(); seen = job.state; }
       if (job.stage) enter(job.stage);
       if (job.progress != null) kpi("progress", job.progress);
       if (ENDED.has(job.state)) ended(job.state);

@@ -1,0 +1,156 @@
+"""What the page of one job shows: stations, recipe, lineage, times."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from common import figures
+from jobs.choices import HELD, JobKind, JobState
+from jobs.models import Job, JobEvent
+from jobs.stages import STAGES
+
+ETA_FROM = 0.08
+
+
+def stations_of(job: Job) -> list[dict[str, Any]]:
+    """The stages as stations; the one in question is lit, or marked where it failed."""
+    keys = [stage.key for stage in stages_of(job)]
+    at = keys.index(job.stage) if job.stage in keys else -1
+    return [
+        {
+            "key": stage.key,
+            "title": stage.title,
+            "note": _note(job, stage.key),
+            "state": _state(job, place, at),
+        }
+        for place, stage in enumerate(stages_of(job))
+    ]
+
+
+def stages_of(job: Job) -> list[Any]:
+    """The stages that this job goes through."""
+    without_control = job.kind == JobKind.TUNE and not job.inputs.get("tune", {}).get("control", True)
+    return [stage for stage in STAGES[job.kind] if not (without_control and "control" in stage.key)]
+
+
+def _state(job: Job, place: int, at: int) -> str:
+    if job.state == JobState.SUCCEEDED or place < at:
+        return "done"
+    if place > at:
+        return "next"
+    return "failed" if job.state in (JobState.FAILED, JobState.QUARANTINED) else "now"
+
+
+def _note(job: Job, key: str) -> str:
+    """What a station is about, in a few words."""
+    tune = job.inputs.get("tune", {})
+    if key == "specialise":
+        experts = {expert for domain in tune["routing"]["domains"] for expert in domain["experts"]}
+        count = tune["specialise_steps"] * len(experts)
+        return ngettext("%(count)s step", "%(count)s steps", count) % {"count": figures.number(count)}
+    if key in ("route", "control"):
+        count = tune["route_steps"]
+        return ngettext("%(count)s step", "%(count)s steps", count) % {"count": figures.number(count)}
+    if key == "upcycle" and tune.get("layout"):
+        words = {"experts": tune["layout"]["num_experts"], "layers": len(tune["layout"]["moe_layers"])}
+        return _("%(experts)s experts in %(layers)s layers") % words
+    if key == "register" and job.result_version:
+        return job.result_version.label
+    return ""
+
+
+def recipe_of(job: Job) -> list[tuple[str, str]]:
+    """The essentials of what was asked, as pairs of words."""
+    if job.kind == JobKind.IMPORT:
+        return [
+            (_("Source"), job.inputs.get("source", "—")),
+            (_("Licence"), job.inputs.get("licence") or "—"),
+            *_where(job),
+        ]
+    tune = job.inputs["tune"]
+    return [
+        (_("Learning rate, experts"), f"{tune['specialise_learning_rate']:g}"),
+        (_("Learning rate, router"), f"{tune['route_learning_rate']:g}"),
+        (_("Tokens a batch"), figures.number(tune["tokens_per_batch"])),
+        (_("Window"), _("%(count)s tokens") % {"count": figures.number(tune["window_tokens"])}),
+        (_("Balance weight"), f"{tune['routing']['balance_weight']:g}"),
+        (_("Label weight"), f"{tune['routing']['label_weight']:g}"),
+        (_("Temperature"), f"{tune['routing']['temperature']:g}"),
+        (_("Precision"), tune["dtype"]),
+        (_("Seed"), str(tune["seed"])),
+        (_("Threads"), str(tune["num_threads"])),
+        *_where(job),
+    ]
+
+
+def _where(job: Job) -> list[tuple[str, str]]:
+    node = job.holder.split("/")[0] if job.holder else ""
+    rows = [(_("Runs on"), node)] if node and job.state in HELD else []
+    return [*rows, (_("Attempt"), str(job.attempts))] if job.attempts else rows
+
+
+def lineage_of(job: Job) -> dict[str, Any]:
+    """What leads into the job and what comes out of it."""
+    parents = []
+    if job.base_version is not None:
+        parents.append(
+            _node(str(job.base_version), _("base"), reverse("registry:version", args=[job.base_version_id]))
+        )
+    elif job.inputs.get("source"):
+        parents.append(_node(str(job.inputs["source"]), _("source")))
+    for key, url_name, note in (
+        ("layout", "layouts:detail", _("layout")), ("domain_map", "routing:detail", _("domains")),
+        ("corpus", "corpora:detail", _("logs")),
+    ):  # fmt: skip
+        part = job.inputs.get(key)
+        if part:
+            revision = f" r{part['revision']}" if "revision" in part else ""
+            parents.append(_node(f"{part['name']}{revision}", note, reverse(url_name, args=[part["id"]])))
+    version = job.result_version
+    child = (
+        _node(str(version), _("registered"), reverse("registry:version", args=[version.pk]))
+        if version
+        else _node(_("next version"), _("when it ends well"))
+    )
+    return {"parents": parents, "child": child, "is_made": version is not None}
+
+
+def _node(title: str, note: str, url: str = "") -> dict[str, str]:
+    return {"title": title if len(title) <= 30 else f"{title[:29]}…", "note": note, "url": url}
+
+
+def took(job: Job) -> timedelta | None:
+    """How long the job has been at it."""
+    if job.started_at is None:
+        return None
+    return (job.ended_at or timezone.now()) - job.started_at
+
+
+def time_left_s(job: Job) -> float | None:
+    """About how long it still takes, once enough is done to say."""
+    spent = took(job)
+    if spent is None or job.state != JobState.RUNNING or job.progress < ETA_FROM:
+        return None
+    return spent.total_seconds() * (1 - job.progress) / job.progress
+
+
+def latest_figures(job: Job) -> dict[str, Any]:
+    """The last step's figures, so that the page is true before its script has run."""
+    event = JobEvent.objects.filter(job=job, kind="step", payload__has_key="loss").order_by("-seq").first()
+    return dict(event.payload) if event else {}
+
+
+def log_lines(job: Job) -> list[tuple[datetime | None, str]]:
+    """The whole kept log with the end that only the row holds."""
+    kept = [
+        (event.at, str(event.payload.get("text", "")))
+        for event in JobEvent.objects.filter(job=job, kind="log").order_by("seq")
+    ]
+    texts = {text for _at, text in kept[-400:]}
+    return kept + [(None, line) for line in job.log_tail.splitlines() if line not in texts]
