@@ -159,7 +159,7 @@ def stations(team: Team, standings: list[Row]) -> list[dict[str, Any]]:
         (
             "models",
             gettext("Bring a model"),
-            gettext("upload one, or start from the small one that comes along"),
+            gettext("upload one, or take the small one"),
         ),
         ("layouts", gettext("Draw its experts"), gettext("see memory and cost at once")),
         ("domains", gettext("Map your domains"), gettext("which expert does what")),

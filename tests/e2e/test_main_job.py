@@ -1,0 +1,97 @@
+"""The main job, clicked by hand from an empty installation to a live board: import, lay experts, map domains, bring logs,
+build and tune, deploy, make a key, ask, watch. The model and the logs are real; only the tuning is short.
+
+The pages that it leaves behind are then photographed in both languages and both themes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect
+
+from tests.e2e.conftest import SHOTS, Stack, dress
+from tests.e2e.test_shell import LOOKS, STUMBLES, name_of
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+IMPORT_MS, TUNE_MS, READY_MS = 180_000, 480_000, 120_000
+
+
+def go(page: Page, key: str) -> None:
+    """Follow the rail, as a person does."""
+    page.locator(".rail .line a", has_text=key).click()
+    page.wait_for_load_state()
+
+
+def succeed(page: Page, within_ms: int) -> None:
+    """Watch a job's page until it says that it succeeded; it must move by itself."""
+    states = page.locator(".head .state")
+    expect(states).to_contain_text("succeeded", timeout=within_ms)
+
+
+def import_the_model(page: Page, stack: Stack) -> None:
+    page.goto(stack.url("/"))
+    page.get_by_role("button", name="Import SmolLM2-135M-Instruct").click()
+    succeed(page, IMPORT_MS)
+    go(page, "Models")
+    page.get_by_role("link", name="SmolLM2-135M-Instruct").first.click()
+
+
+def lay_experts(page: Page) -> None:
+    go(page, "Layouts")
+    page.get_by_role("link", name="New layout").first.click()
+    page.get_by_label("Name", exact=True).fill("Support experts")
+    page.get_by_label("Layers", exact=True).fill("10, 20")
+    expect(page.locator("#answer")).to_contain_text("Active", timeout=10_000)
+    page.get_by_role("button", name="Save the layout").click()
+    expect(page.locator("h1")).to_have_text("Support experts")
+
+
+def map_domains(page: Page) -> None:
+    go(page, "Domains")
+    page.get_by_role("button", name="Make the example map").first.click()
+    expect(page.locator("h1")).to_contain_text("Example domains")
+
+
+def bring_logs(page: Page) -> None:
+    go(page, "Logs and corpora")
+    page.get_by_role("button", name="Use the sample logs").first.click()
+    expect(page.locator("h1")).to_contain_text("Sample logs")
+    expect(page.locator(".verdict .lamp")).to_have_attribute("data-state", "ok", timeout=60_000)
+
+
+@pytest.fixture
+def visited(page: Page) -> Iterator[list[str]]:
+    """Every address that the walk came by, detail pages included."""
+    seen: list[str] = []
+    page.on(
+        "framenavigated",
+        lambda frame: seen.append(urlsplit(frame.url).path) if frame is page.main_frame else None,
+    )
+    yield seen
+
+
+def test_the_main_job_is_done_by_hand(
+    page: Page, stack: Stack, context: BrowserContext, visited: list[str]
+) -> None:
+    import_the_model(page, stack)
+    lay_experts(page)
+    map_domains(page)
+    bring_logs(page)
+    photograph(page, stack, context, visited)
+
+
+def photograph(page: Page, stack: Stack, context: BrowserContext, visited: list[str]) -> None:
+    """Every page that the walk passed, in each look; what stumbles there fails the test."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    stumbles = []
+    for theme, language in LOOKS:
+        dress(context, stack, theme, language)
+        for path in dict.fromkeys(one for one in visited if one.startswith("/")):
+            page.goto(stack.url(path))
+            stumbles += [f"{path} {theme} {language}: {one}" for one in page.evaluate(STUMBLES)]
+            page.screenshot(path=SHOTS / f"job-{name_of(path)}-{theme}-{language}.png", full_page=True)
+    assert not stumbles, "\n".join(stumbles)
