@@ -107,7 +107,7 @@ def import_gguf(path: Path | str, out_dir: Path | str, *, dtype: DtypeName = "bf
             model = _filled(file, spec, dtype)
             write_weights(directory, model, TORCH_DTYPES[dtype])
             write_json(directory / CONFIG_FILE, config_of(spec, dtype))
-            write_tokenizer(directory, file.head, file.name)
+            write_tokenizer(directory, file.head, spec, file.name)
     return spec
 
 

@@ -15,7 +15,9 @@ from moe_core.checkpoint.gguf_config import CONTROL_TOKEN, end_tokens
 from moe_core.checkpoint.gguf_header import GgufHead
 from moe_core.checkpoint.layout import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from moe_core.checkpoint.tokenizer_config import ChatFormatConfig, TokenizerConfig
+from moe_core.checkpoint.tokenizer_json import check_vocabulary
 from moe_core.errors import FormatError
+from moe_core.spec import ModelSpec
 
 USER_DEFINED_TOKEN = 4
 # Llama 3's splitter: contractions, words with one leading mark, numbers of at most three digits, marks, spaces.
@@ -25,9 +27,10 @@ _LLAMA3 = (
 )
 
 
-def write_tokenizer(directory: Path, head: GgufHead, name: str) -> None:
+def write_tokenizer(directory: Path, head: GgufHead, spec: ModelSpec, name: str) -> None:
     """Write tokenizer.json and tokenizer_config.json; FormatError for a vocabulary of another kind."""
     tokenizer = build_tokenizer(head.metadata, name)
+    check_vocabulary(tokenizer.get_vocab_size(), spec, name)
     # Through plain data, so that equal vocabularies are equal bytes.
     text = json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, separators=(",", ":"))
     (directory / TOKENIZER_FILE).write_text(text, encoding="utf-8")

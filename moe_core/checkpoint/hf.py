@@ -15,7 +15,7 @@ from moe_core.checkpoint.layout import CONFIG_FILE, MAX_CONFIG_BYTES, TOKENIZER_
 from moe_core.checkpoint.reader import WeightReader
 from moe_core.checkpoint.store import TORCH_DTYPES, DtypeName, check_slots, fill, write_weights
 from moe_core.checkpoint.tokenizer_config import ChatFormatConfig, TokenizerConfig
-from moe_core.checkpoint.tokenizer_json import MAX_TOKENIZER_BYTES, check_tokenizer_json
+from moe_core.checkpoint.tokenizer_json import MAX_TOKENIZER_BYTES, check_tokenizer_json, check_vocabulary
 from moe_core.errors import FormatError
 from moe_core.model.decoder import Decoder
 from moe_core.model.families import Slot, config_of, slots_of, spec_of
@@ -41,7 +41,7 @@ def import_hf(src_dir: Path | str, out_dir: Path | str, *, dtype: DtypeName = "b
         write_weights(directory, model, TORCH_DTYPES[dtype])
         write_json(directory / CONFIG_FILE, config_of(spec, dtype))
         if (source / TOKENIZER_FILE).exists():
-            _import_tokenizer(source, directory)
+            _import_tokenizer(source, directory, spec)
     return spec
 
 
@@ -68,13 +68,14 @@ def _ignorable(spec: ModelSpec) -> list[str]:
     return [*frequencies, "lm_head.weight"] if spec.tie_word_embeddings else frequencies
 
 
-def _import_tokenizer(source: Path, directory: Path) -> None:
+def _import_tokenizer(source: Path, directory: Path, spec: ModelSpec) -> None:
     raw = read_bytes(source / TOKENIZER_FILE, MAX_TOKENIZER_BYTES, follow_links=False)
     check_tokenizer_json(parse_json_object(raw, TOKENIZER_FILE, MAX_TOKENIZER_BYTES))
     try:
         tokenizer = RustTokenizer.from_buffer(raw)
     except Exception as error:  # tokenizers raises bare Exception for every fault
         raise FormatError(f"{TOKENIZER_FILE}: {str(error)[:200]}") from error
+    check_vocabulary(tokenizer.get_vocab_size(), spec, TOKENIZER_FILE)
     said: dict[str, Any] = {}
     if (source / TOKENIZER_CONFIG_FILE).exists():
         said = read_json_object(source / TOKENIZER_CONFIG_FILE, MAX_SOURCE_CONFIG_BYTES, follow_links=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moe_core.errors import FormatError
+from moe_core.spec import ModelSpec
 
 MAX_TOKENIZER_BYTES = 64 * 1024 * 1024
 MAX_PATTERN_CHARS = 512
@@ -25,6 +26,12 @@ def check_tokenizer_json(data: dict[str, Any]) -> None:
         raise FormatError(f"tokenizer.json: the model must be one of {', '.join(sorted(_MODELS))}")
     for slot, known in _PARTS.items():
         _check_part(slot, data.get(slot), known)
+
+
+def check_vocabulary(num_tokens: int, spec: ModelSpec, name: str) -> None:
+    """Raise FormatError when a tokenizer has tokens that the model has no embedding for."""
+    if num_tokens > spec.vocab_size:
+        raise FormatError(f"{name}: has {num_tokens} tokens, but the model embeds {spec.vocab_size}")
 
 
 def _check_part(slot: str, part: Any, known: set[str]) -> None:

@@ -7,13 +7,16 @@ One host sync a call (how many rows each expert has); everything else is queued.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn.functional import silu
+
+# Up to so many routed rows Python sorts them: a decoding step of 32 tokens with two experts each.
+FEW_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,8 @@ class Grouping:
 def group_rows(expert_ids_TK: Tensor, num_experts: int) -> Grouping:
     """Sort the routed rows by expert, tokens in their order within each expert."""
     flat_R = expert_ids_TK.reshape(-1)
+    if flat_R.shape[0] <= FEW_ROWS:
+        return _group_few_rows(flat_R, expert_ids_TK.shape[1])
     choice_R = torch.argsort(flat_R, stable=True)
     counts = torch.bincount(flat_R, minlength=num_experts).tolist()
     ends = list(accumulate(counts))
@@ -38,12 +43,47 @@ def group_rows(expert_ids_TK: Tensor, num_experts: int) -> Grouping:
     return Grouping(choice_R // expert_ids_TK.shape[1], choice_R, parts)
 
 
+def _group_few_rows(flat_R: Tensor, top_k: int) -> Grouping:
+    """The same for a decoding step, where Python is quicker than a queue of small operations."""
+    experts: list[int] = flat_R.tolist()
+    choices = sorted(range(len(experts)), key=experts.__getitem__)
+    parts, start = [], 0
+    for expert, members in groupby(choices, key=experts.__getitem__):
+        end = start + len(list(members))
+        parts.append((expert, slice(start, end)))
+        start = end
+    tokens = [choice // top_k for choice in choices]
+    token_R, choice_R = torch.tensor([tokens, choices], device=flat_R.device, dtype=torch.long)
+    return Grouping(token_R, choice_R, parts)
+
+
 def swiglu_experts_torch(
     hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor
 ) -> Tensor:
     """The torch path for any device and dtype, with gradients for hidden, both weights and routing weights."""
-    out: Tensor = GroupedSwiglu.apply(hidden_TD, gate_up_E2FD, down_EDF, expert_ids_TK, weights_TK)
-    return out
+    leaves = (hidden_TD, gate_up_E2FD, down_EDF, weights_TK)
+    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
+        out: Tensor = GroupedSwiglu.apply(*leaves[:3], expert_ids_TK, weights_TK)
+        return out
+    return _forward(hidden_TD, gate_up_E2FD, down_EDF, expert_ids_TK, weights_TK)[0]
+
+
+def _forward(
+    hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor
+) -> tuple[Tensor, Grouping, Tensor, Tensor]:
+    """Output, and what backward needs: the grouping, gate and up of each row, the weight of each row."""
+    rows = group_rows(expert_ids_TK, gate_up_E2FD.shape[0])
+    num_rows, num_ff = rows.token_R.shape[0], down_EDF.shape[2]
+    weights_R1 = weights_TK.reshape(-1)[rows.choice_R].unsqueeze(1)
+    in_RD = hidden_TD[rows.token_R]
+    gate_up_R2F = hidden_TD.new_empty(num_rows, 2 * num_ff)
+    out_RD = hidden_TD.new_empty(num_rows, hidden_TD.shape[1])
+    for expert, part in rows.parts:
+        gate_up_r2F = torch.mm(in_RD[part], gate_up_E2FD[expert].t(), out=gate_up_R2F[part])
+        gate_rF, up_rF = gate_up_r2F.split(num_ff, dim=1)
+        torch.mm(silu(gate_rF).mul_(up_rF), down_EDF[expert].t(), out=out_RD[part])
+    out_TD = _sum_choices(_wide(out_RD).mul_(weights_R1), rows, weights_TK.shape).to(hidden_TD.dtype)
+    return out_TD, rows, gate_up_R2F, weights_R1
 
 
 class GroupedSwiglu(torch.autograd.Function):
@@ -62,19 +102,12 @@ class GroupedSwiglu(torch.autograd.Function):
         expert_ids_TK: Tensor,
         weights_TK: Tensor,
     ) -> Tensor:
-        rows = group_rows(expert_ids_TK, gate_up_E2FD.shape[0])
-        num_rows, num_ff = rows.token_R.shape[0], down_EDF.shape[2]
-        weights_R1 = weights_TK.reshape(-1)[rows.choice_R].unsqueeze(1)
-        in_RD = hidden_TD[rows.token_R]
-        gate_up_R2F = hidden_TD.new_empty(num_rows, 2 * num_ff)
-        out_RD = hidden_TD.new_empty(num_rows, hidden_TD.shape[1])
-        for expert, part in rows.parts:
-            gate_up_r2F = torch.mm(in_RD[part], gate_up_E2FD[expert].t(), out=gate_up_R2F[part])
-            act_rF = silu(gate_up_r2F[:, :num_ff]).mul_(gate_up_r2F[:, num_ff:])
-            torch.mm(act_rF, down_EDF[expert].t(), out=out_RD[part])
+        out_TD, rows, gate_up_R2F, weights_R1 = _forward(
+            hidden_TD, gate_up_E2FD, down_EDF, expert_ids_TK, weights_TK
+        )
         ctx.save_for_backward(hidden_TD, gate_up_E2FD, down_EDF, weights_R1, gate_up_R2F)
         ctx.rows, ctx.shape_TK = rows, weights_TK.shape  # type: ignore[attr-defined]
-        return _sum_choices(_wide(out_RD).mul_(weights_R1), rows, weights_TK.shape).to(hidden_TD.dtype)
+        return out_TD
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

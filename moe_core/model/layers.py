@@ -48,9 +48,7 @@ class RmsNorm(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Normalise the last axis; the result has the input's dtype."""
-        wide = x_TD.float()
-        scale_T1 = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * (wide * scale_T1).to(x_TD.dtype)
+        return nn.functional.rms_norm(x_TD, self.weight.shape, self.weight, self.eps)
 
 
 def rotary_table(positions_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

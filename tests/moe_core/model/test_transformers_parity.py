@@ -6,9 +6,12 @@ The one file of these tests that imports transformers, which takes ten seconds.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from torch import Tensor
@@ -201,7 +204,16 @@ CHATS = [
 
 
 @pytest.fixture(scope="module")
-def their_tokenizer(smollm_gguf: Path) -> Any:
+def one_reading() -> Iterator[None]:
+    """transformers parses the whole file three times in slow Python; here the reference package does it once."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf, name, cache(getattr(gguf, name)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def their_tokenizer(smollm_gguf: Path, one_reading: None) -> Any:
     return transformers.AutoTokenizer.from_pretrained(smollm_gguf.parent, gguf_file=smollm_gguf.name)
 
 
@@ -219,6 +231,22 @@ def test_the_tokenizer_equals_that_of_transformers(smollm_dir: Path, their_token
 
 
 @pytest.mark.slow
+def test_a_tokenizer_that_transformers_saved_is_imported(
+    smollm_dir: Path, their_tokenizer: Any, tmp_path: Path
+) -> None:
+    narrow = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    reference("llama", **narrow, vocab_size=49152).save_pretrained(tmp_path / "src")
+    their_tokenizer.save_pretrained(tmp_path / "src")
+    import_hf(tmp_path / "src", tmp_path / "out")
+    ours, from_gguf = Tokenizer(tmp_path / "out"), Tokenizer(smollm_dir)
+    assert ours.config == from_gguf.config
+    assert ours.format_chat(CHATS[2]) == from_gguf.format_chat(CHATS[2])
+    reference("llama", **narrow, vocab_size=49151).save_pretrained(tmp_path / "src")
+    with pytest.raises(CheckpointError, match="has 49152 tokens, but the model embeds 49151"):
+        import_hf(tmp_path / "src", tmp_path / "small")
+
+
+@pytest.mark.slow
 def test_the_chat_format_equals_the_models_template(smollm_dir: Path, their_tokenizer: Any) -> None:
     ours = Tokenizer(smollm_dir)
     for chat in CHATS:
@@ -232,7 +260,7 @@ def test_the_chat_format_equals_the_models_template(smollm_dir: Path, their_toke
 @pytest.mark.slow
 @torch.no_grad()
 def test_smollm2_itself_equals_transformers(
-    smollm_dir: Path, smollm_gguf: Path, monkeypatch: pytest.MonkeyPatch
+    smollm_dir: Path, smollm_gguf: Path, one_reading: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # transformers asks whether accelerate is installed before it reads GGUF, and then does not need it.
     monkeypatch.setattr(transformers.modeling_utils, "is_accelerate_available", lambda *version: True)
