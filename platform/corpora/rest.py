@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.http import FileResponse
+from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_field
 from rest_framework import mixins, serializers, status, viewsets
@@ -13,6 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.permissions import READ_WRITE, TeamScoped
+from common.errors import NotFound
 from corpora import services
 from corpora.intake import preview_rows
 from corpora.models import Corpus, CorpusFile, Refusal
@@ -24,7 +26,8 @@ from registry.receiving import FILE_BODY, FILE_OR_JSON_PARSERS, FILE_QUERY, rece
 
 MAX_OFFSET = 50_000
 FILE_ID = OpenApiParameter("file_id", int, "path")
-SIDE = OpenApiParameter("side", str, "path", enum=["train", "held_out"])
+SIDES = ("train", "held_out")
+SIDE = OpenApiParameter("side", str, "path", enum=SIDES)
 DOMAIN = OpenApiParameter("default_domain", str, description="Domain of the rows that name none.")
 
 
@@ -109,7 +112,7 @@ class RowOut(serializers.Serializer):
 class RowsQuery(serializers.Serializer):
     """Which rows to show."""
 
-    side = serializers.ChoiceField(choices=["train", "held_out"], default="train")
+    side = serializers.ChoiceField(choices=SIDES, default="train")
     domain = serializers.CharField(max_length=12, required=False, allow_blank=True)
     offset = serializers.IntegerField(min_value=0, max_value=MAX_OFFSET, default=0)
     limit = serializers.IntegerField(min_value=1, max_value=200, default=20)
@@ -219,10 +222,12 @@ class CorpusViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin
         return Response(RowOut(rows, many=True).data)
 
     @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY}, parameters=[SIDE])
-    @action(detail=True, methods=["get"], url_path=r"download/(?P<side>train|held_out)")
+    @action(detail=True, methods=["get"], url_path=r"download/(?P<side>[a-z0-9_]{1,12})")
     def download(self, request: Request, pk: Any = None, side: str = "") -> FileResponse:
         """Download one side of the split as JSON Lines."""
         corpus = self.get_object()
+        if side not in SIDES:
+            raise NotFound(_("A corpus has the sides train and held_out."))
         return attachment(store.path_of(training_files(corpus)[side]), f"corpus-{corpus.pk}-{side}.jsonl")
 
 

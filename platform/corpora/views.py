@@ -11,7 +11,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.access import Role, role_required
 from accounts.caller import Caller
-from common.errors import Conflict, Invalid
+from common.errors import Conflict, Invalid, NotFound
 from corpora import describe, services
 from corpora.exports import refusals_csv
 from corpora.forms import CorpusForm, FileForm
@@ -173,7 +173,7 @@ def refusals_download(request: HttpRequest, pk: int, file_id: int) -> StreamingH
 def corpus_download(request: HttpRequest, pk: int, side: str) -> FileResponse:
     """One side of the split as JSON Lines."""
     if side not in SIDES:
-        raise Invalid(_("A corpus has the sides train and held_out."))
+        raise NotFound(_("A corpus has the sides train and held_out."))
     corpus = corpus_get(caller_of(request).team, pk)
     return attachment(store.path_of(training_files(corpus)[side]), f"corpus-{corpus.pk}-{side}.jsonl")
 

@@ -143,7 +143,7 @@ class ModelViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin,
         methods=["PUT"], request=AliasIn, responses=AliasOut, parameters=[OpenApiParameter("name", str, "path")]
     )
     @extend_schema(methods=["DELETE"], responses={204: None}, parameters=[OpenApiParameter("name", str, "path")])
-    @action(detail=True, methods=["put", "delete"], url_path=r"aliases/(?P<name>[a-z][a-z0-9-]{0,39})")
+    @action(detail=True, methods=["put", "delete"], url_path=r"aliases/(?P<name>[a-z0-9-]{1,40})")
     def alias(self, request: Request, pk: Any = None, name: str = "") -> Response:
         """Point an alias at a version, or take it away."""
         model = self.get_object()

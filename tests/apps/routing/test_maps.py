@@ -1,0 +1,222 @@
+"""Domain maps: every rule checked before a save, revisions kept, drafts judged in words."""
+
+from __future__ import annotations
+
+import pytest
+from django.http import QueryDict
+from django.test import Client
+from django.urls import reverse
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import Conflict, Forbidden, Invalid, NotFound
+from moe_core.spec import RoutingSpec
+from routing import services
+from routing.describe import verdict_of
+from routing.drafts import Draft, DraftDomain, draft_of_form, draft_of_map, problems_of, remarks_of
+from routing.models import DomainMap
+from routing.plan import MapPlan, checked_plan
+from routing.presets import example_plan
+from routing.selectors import map_get, routing_spec
+
+pytestmark = pytest.mark.django_db
+SUPPORT = {"code": "support", "name_en": "Support", "name_zh": "客服", "experts": [0], "examples": ["a", "b", "c"]}
+COPY = {"code": "copy", "name_en": "Copy", "name_zh": "文案", "experts": [1], "examples": ["a", "b", "c"]}
+PLAN = {"num_experts": 4, "domains": [SUPPORT, COPY], "general_experts": [2, 3]}
+
+
+@pytest.fixture
+def example(people):
+    return services.map_create_example(caller=people.owner)
+
+
+def test_the_example_is_the_missions_own(people, example):
+    spec = routing_spec(example)
+    assert spec.codes == ("support", "copy", "analysis", "contracts")
+    assert spec.general_experts == (4, 5, 6, 7)
+    assert verdict_of(draft_of_map(example)).state == "ok"
+    mine = {domain.code: domain.experts for domain in spec.domains}
+    for domain in spec.deranged(3).domains:
+        assert not set(domain.experts) & set(mine[domain.code])
+    assert services.map_create_example(caller=people.owner).name != example.name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"domains": []},
+        {"domains": [{**SUPPORT, "experts": []}]},
+        {"domains": [{**SUPPORT, "experts": [4]}]},
+        {"domains": [{**SUPPORT, "experts": [-1]}]},
+        {"domains": [{**SUPPORT, "experts": [True]}]},
+        {"domains": [{**SUPPORT, "experts": [10**9]}]},
+        {"domains": [{**SUPPORT, "code": "S"}]},
+        {"domains": [{**SUPPORT, "code": "a" * 13}]},
+        {"domains": [{**SUPPORT, "name_zh": " "}]},
+        {"domains": [SUPPORT, SUPPORT]},
+        {"domains": [SUPPORT] * 65},
+        {"general_experts": [0]},
+        {"general_experts": [4]},
+        {"num_experts": 1},
+        {"num_experts": 10**9},
+        {"policy": {"label_weight": float("nan")}},
+        {"policy": {"prior_mode": "magic"}},
+        {"surprise": 1},
+    ],
+    ids=str,
+)
+def test_a_map_that_breaks_a_rule_is_refused(people, change):
+    with pytest.raises(Invalid):
+        services.map_create(caller=people.owner, name="M", plan={**PLAN, **change})
+    assert not DomainMap.objects.exists()
+
+
+def test_a_save_replaces_the_map_and_keeps_the_revision_before(people, example):
+    changed = services.map_revise(caller=people.owner, map_id=example.pk, expected_revision=1, plan=PLAN)
+    assert (changed.revision, [domain.code for domain in changed.domains.all()]) == (2, ["support", "copy"])
+    snapshots = [row.snapshot["num_experts"] for row in changed.revisions.order_by("revision")]
+    assert snapshots == [8, 4]
+    with pytest.raises(Conflict):
+        services.map_revise(caller=people.owner, map_id=example.pk, expected_revision=1, plan=PLAN)
+    assert map_get(people.owner.team, example.pk).revision == 2
+
+
+def test_what_is_written_is_what_the_router_reads(people):
+    plan = {**PLAN, "policy": {"label_weight": 0.3, "prior_mode": "mask", "prior_strength": 4}}
+    spec = routing_spec(services.map_create(caller=people.owner, name="M", plan=plan))
+    assert isinstance(spec, RoutingSpec)
+    assert (spec.label_weight, spec.prior_mode, spec.prior_strength) == (0.3, "mask", 4.0)
+    assert spec.label_matrix(4) == ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0))
+
+
+def test_outsiders_find_nothing_and_viewers_change_nothing(people, example):
+    for act in (
+        lambda caller: services.map_revise(caller=caller, map_id=example.pk, expected_revision=1, plan=PLAN),
+        lambda caller: services.map_delete(caller=caller, map_id=example.pk),
+    ):
+        with pytest.raises(NotFound):
+            act(people.outsider)
+        with pytest.raises(Forbidden):
+            act(people.teammate)
+
+
+EXPERTS = st.lists(st.integers(0, 9), max_size=4)
+DRAFTS = st.builds(
+    Draft,
+    name=st.just("M"),
+    num_experts=st.integers(2, 8),
+    domains=st.lists(
+        st.builds(
+            DraftDomain,
+            code=st.sampled_from(["support", "copy", "Bad", ""]),
+            name_en=st.sampled_from(["A", ""]),
+            name_zh=st.just("甲"),
+            experts=EXPERTS,
+        ),
+        max_size=3,
+    ),
+    general_experts=st.lists(st.integers(0, 7), max_size=3).map(sorted),
+)
+
+
+@given(DRAFTS)
+def test_the_words_and_the_rules_agree(draft):
+    """What the page calls complete is saved, and what it complains about is refused."""
+    draft.general_experts = [expert for expert in draft.general_experts if expert < draft.num_experts]
+    try:
+        checked_plan(draft.plan())
+        is_refused = False
+    except Invalid:
+        is_refused = True
+    assert bool(problems_of(draft)) == is_refused
+
+
+def test_remarks_name_what_is_worth_a_thought():
+    shared = Draft(
+        num_experts=6, domains=[DraftDomain("aa", "A", "甲", [], [0]), DraftDomain("bb", "B", "乙", [], [0, 1])]
+    )
+    text = " ".join(remarks_of(shared))
+    assert "shared by aa, bb" in text
+    assert "no general expert" in text
+    assert "2, 3, 4, 5" in text
+
+
+def form(draft, **more):
+    data = QueryDict(mutable=True)
+    data.update({"name": draft.name or "M", "num_experts": str(draft.num_experts), "revision": str(draft.revision), **more})
+    for row, one in enumerate(draft.domains):
+        data.appendlist("row", str(row))
+        data.update({f"code-{row}": one.code, f"name_en-{row}": one.name_en, f"name_zh-{row}": one.name_zh})
+        data.update({f"colour-{row}": str(one.colour), f"examples-{row}": "\n".join(one.examples)})
+        data.setlist(f"experts-{row}", [str(expert) for expert in one.experts])
+    data.setlist("general", [str(expert) for expert in draft.general_experts])
+    return data
+
+
+def posted(client, url, data):
+    return client.post(url, data.urlencode(), content_type="application/x-www-form-urlencoded")
+
+
+def test_a_form_says_what_the_draft_said(people, example):
+    draft = draft_of_map(example)
+    assert draft_of_form(form(draft)).plan() == draft.plan()
+
+
+def test_a_person_edits_a_map_row_by_row(people, example):
+    client, page = people.client("owner"), reverse("routing:detail", args=[example.pk])
+    draft = draft_of_map(example)
+    more = posted(client, reverse("routing:check"), form(draft, op="add")).content.decode()
+    assert 'name="code-4"' in more and "hx-swap-oob" in more
+    fewer = posted(client, reverse("routing:check"), form(draft, op="remove-0")).content.decode()
+    assert 'value="support"' not in fewer
+    draft.domains[0].experts = []
+    said = posted(client, reverse("routing:check"), form(draft)).content.decode()
+    assert "support has no expert of its own." in said
+    assert posted(client, page, form(draft)).status_code == 422
+    draft.domains[0].experts = [0, 4]
+    draft.general_experts = [5, 6, 7]
+    assert posted(client, page, form(draft)).status_code == 302
+    saved = map_get(people.owner.team, example.pk)
+    assert (saved.revision, saved.domains.first().experts) == (2, [0, 4])
+    assert posted(client, page, form(draft)).status_code == 422  # the revision is stale now
+
+
+@pytest.mark.parametrize("language", ["en", "zh-hans"])
+def test_the_pages_open_for_the_team_only(people, example, language):
+    pages = [reverse("routing:list"), reverse("routing:new"), reverse("routing:detail", args=[example.pk])]
+    for page in pages:
+        for who in ("owner", "teammate"):
+            assert people.client(who).get(page, headers={"accept-language": language}).status_code == 200, page
+    assert people.client("outsider").get(pages[2]).status_code == 404
+    assert posted(people.client("outsider"), pages[2], form(draft_of_map(example))).status_code == 404
+    assert posted(people.client("teammate"), pages[2], form(draft_of_map(example))).status_code == 403
+    assert people.client("teammate").post(reverse("routing:example")).status_code == 403
+
+
+def test_programs_do_the_same_over_rest(people):
+    client = Client(headers=people.bearer("owner", "read", "write"))
+    made = client.post("/api/v1/domain-maps/", {"name": "R", **PLAN}, content_type="application/json")
+    assert made.status_code == 201, made.content
+    url = f"/api/v1/domain-maps/{made.json()['id']}/"
+    changed = client.put(
+        url, {"revision": 1, **PLAN, "general_experts": [3]}, content_type="application/json"
+    ).json()
+    assert (changed["revision"], changed["general_experts"], changed["name"]) == (2, [3], "R")
+    stale = client.put(url, {"revision": 1, **PLAN}, content_type="application/json")
+    assert (stale.status_code, stale.json()["code"]) == (409, "stale_revision")
+    bad = client.post("/api/v1/domain-maps/", {"name": "B", **PLAN, "general_experts": [0]}, content_type="application/json")
+    assert bad.status_code == 422
+    example = client.post("/api/v1/domain-maps/example/", {"num_experts": 16}, content_type="application/json").json()
+    assert len(example["general_experts"]) == 12
+    assert [one["revision"] for one in client.get(f"{url}revisions/").json()] == [2, 1]
+    stranger = Client(headers=people.bearer("outsider", "read", "write"))
+    assert stranger.get(url).status_code == 404
+    assert stranger.put(url, {"revision": 2, **PLAN}, content_type="application/json").status_code == 404
+    assert client.delete(url).status_code == 204
+
+
+def test_plans_forget_order_and_repeats_of_experts():
+    plan = MapPlan.parse({**PLAN, "domains": [{**SUPPORT, "experts": [1, 0, 1]}], "general_experts": [3, 2, 3]})
+    assert (plan.domains[0].experts, plan.general_experts) == ((0, 1), (2, 3))
+    with pytest.raises(Invalid):
+        example_plan(4)
