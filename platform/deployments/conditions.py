@@ -20,7 +20,11 @@ def conditions_of(deployment: Deployment, unplaced: int) -> list[dict[str, Any]]
         .order_by("-id")
     )
     standing = standing_of(deployment)
-    found = [_available(deployment, standing), _progress(deployment, standing), *_capacity(deployment, unplaced)]
+    found = [
+        _available(deployment, standing),
+        _progress(deployment, standing),
+        *_capacity(deployment, unplaced),
+    ]
     known = {(old["type"], old["reason"]): old["since"] for old in deployment.conditions}
     now = timezone.now().isoformat(timespec="seconds")
     return [{**one, "since": known.get((one["type"], one["reason"]), now)} for one in found]

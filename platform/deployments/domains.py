@@ -41,7 +41,8 @@ def routing_of(domains: dict[str, Any]) -> RoutingSpec:
     """Return the frozen copy as the engine reads it."""
     known = {key: value for key, value in domains.items() if key in RoutingSpec.model_fields}
     plain = [
-        {key: value for key, value in domain.items() if key != "colour"} for domain in known.pop("domains", [])
+        {key: value for key, value in domain.items() if key != "colour"}
+        for domain in known.pop("domains", [])
     ]
     return RoutingSpec.parse({**known, "domains": plain})
 

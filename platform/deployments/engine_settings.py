@@ -46,7 +46,8 @@ def settings_checked(data: dict[str, Any]) -> dict[str, Any]:
         return EngineSettings.parse(data).model_dump(exclude_none=True, mode="json")
     except SpecError as error:
         raise Invalid(
-            _("The engine settings are not valid: %(reason)s") % {"reason": error}, fields={"settings": str(error)}
+            _("The engine settings are not valid: %(reason)s") % {"reason": error},
+            fields={"settings": str(error)},
         ) from error
 
 

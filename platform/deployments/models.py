@@ -59,7 +59,9 @@ class Deployment(TeamOwned):
             models.UniqueConstraint(
                 fields=["name"], condition=Q(deleted_at=None), name="one_deployment_per_name"
             ),
-            models.CheckConstraint(condition=Q(name__regex=NAME_PATTERN), name="deployment_name_is_a_model_id"),
+            models.CheckConstraint(
+                condition=Q(name__regex=NAME_PATTERN), name="deployment_name_is_a_model_id"
+            ),
             models.CheckConstraint(
                 condition=Q(desired_replicas__lte=MAX_REPLICAS), name="deployment_replicas_bounded"
             ),

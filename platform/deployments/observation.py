@@ -111,9 +111,7 @@ def replicas_let_go(claim: Claim, *, node_name: str) -> None:
 
 def _tell(replica: Replica, kind: str, **detail: Any) -> None:
     known = {"replica": replica.pk, "node": replica.node.name, "version": str(replica.version)}
-    DeploymentEvent.objects.create(
-        deployment_id=replica.deployment_id, kind=kind, detail={**known, **detail}
-    )
+    DeploymentEvent.objects.create(deployment_id=replica.deployment_id, kind=kind, detail={**known, **detail})
 
 
 def _detail(facts: Mapping[str, Any]) -> dict[str, Any]:

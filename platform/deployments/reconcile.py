@@ -14,7 +14,19 @@ from deployments.announce import announce
 from deployments.conditions import conditions_of
 from deployments.engine_settings import need_of
 from deployments.models import Deployment, DeploymentEvent, DeploymentRevision, Node, Replica
-from deployments.plan import Action, Create, Drain, GoDark, Goal, NodeView, Observed, Plan, Promote, ReplicaView, plan
+from deployments.plan import (
+    Action,
+    Create,
+    Drain,
+    Goal,
+    GoDark,
+    NodeView,
+    Observed,
+    Plan,
+    Promote,
+    ReplicaView,
+    plan,
+)
 from deployments.selectors import free_bytes, nodes_online, starting_on
 from deployments.states import ALIVE, ReplicaState, Wanted
 
@@ -112,7 +124,9 @@ def lose_silent_replicas() -> None:
     online = nodes_online()
     if not online:
         return
-    lost = Replica.objects.filter(state__in=ALIVE).exclude(node__in=online).select_related("node", "deployment")
+    lost = (
+        Replica.objects.filter(state__in=ALIVE).exclude(node__in=online).select_related("node", "deployment")
+    )
     for replica in lost:
         never_started = replica.state == ReplicaState.PENDING and replica.heartbeat_at is None
         with transaction.atomic():
@@ -128,6 +142,6 @@ def lose_silent_replicas() -> None:
 
 
 def _revision(deployment: Deployment, number: int) -> DeploymentRevision:
-    return DeploymentRevision.objects.select_related("version__model").get(deployment=deployment, number=number)
-
-
+    return DeploymentRevision.objects.select_related("version__model").get(
+        deployment=deployment, number=number
+    )

@@ -35,7 +35,9 @@ PHASE_LAMPS = {
 def deployments_of(team: Team) -> QuerySet[Deployment]:
     """Return the team's deployments with their replicas, newest first."""
     shown = Prefetch(
-        "replicas", Replica.objects.select_related("version__model", "node").order_by("-id"), to_attr="all_replicas"
+        "replicas",
+        Replica.objects.select_related("version__model", "node").order_by("-id"),
+        to_attr="all_replicas",
     )
     return (
         Deployment.objects.filter(team=team, deleted_at=None)
@@ -109,7 +111,9 @@ def standing_of(deployment: Deployment) -> Standing:
     """Derive the phase from desired and observed state."""
     replicas = [one for one in replicas_of(deployment) if one.wanted == Wanted.RUN]
     live = [
-        one for one in replicas if one.revision == deployment.live_revision and one.state == ReplicaState.READY
+        one
+        for one in replicas
+        if one.revision == deployment.live_revision and one.state == ReplicaState.READY
     ]
     target = [one for one in replicas if one.revision == deployment.revision]
     coming = [one for one in target if one.state in COMING]
@@ -176,6 +180,11 @@ class Fit:
     def fits(self) -> bool:
         """Whether there is a node with room."""
         return bool(self.node) and self.free >= self.need.total
+
+    @property
+    def short(self) -> int:
+        """How many bytes are missing."""
+        return max(0, self.need.total - self.free)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -78,7 +78,7 @@ def deployment_update(
     caller: Caller,
     deployment_id: int,
     version_id: int | None = None,
-    domain_map_id: int | None | object = KEEP,
+    domain_map_id: int | object | None = KEEP,
     settings: dict[str, Any] | None = None,
     note: str = "",
     expected_generation: int | None = None,
@@ -106,7 +106,7 @@ def deployment_rollback(
     earlier = revision_get(deployment, revision)
     servable_version(caller, earlier.version_id)
     deployment.desired_version, deployment.settings = earlier.version, earlier.settings
-    deployment.domain_map = DomainMap.objects.filter(pk=earlier.domain_map_id, team=caller.team).first()
+    deployment.domain_map = DomainMap.objects.filter(pk=earlier.domain_map_id or 0, team=caller.team).first()
     deployment.domains = earlier.domains
     _next_revision(deployment, caller, rolled_back_to=revision)
     _changed(deployment, caller, "rolled_back", to=revision, version=str(earlier.version))
@@ -178,7 +178,9 @@ def checked_name(name: str) -> str:
         raise Invalid(
             _("%(name)s cannot be a deployment's name.") % {"name": name[:80] or "—"},
             fields={
-                "name": _("Use 1 to 60 of a–z, 0–9, dot, hyphen and underscore, with a letter or digit at both ends.")
+                "name": _(
+                    "Use 1 to 60 of a–z, 0–9, dot, hyphen and underscore, with a letter or digit at both ends."
+                )
             },
         )
     return name
@@ -206,17 +208,17 @@ def _locked(caller: Caller, deployment_id: int, expected_generation: int | None)
     return deployment
 
 
-def _map_wanted(caller: Caller, deployment: Deployment, wanted: int | None | object) -> DomainMap | None:
+def _map_wanted(caller: Caller, deployment: Deployment, wanted: int | object | None) -> DomainMap | None:
     if wanted is KEEP:
         return deployment.domain_map
     return map_get(caller.team, wanted) if isinstance(wanted, int) else None
 
 
-def _next_revision(deployment: Deployment, caller: Caller, *, note: str = "", rolled_back_to: int | None = None) -> None:
+def _next_revision(
+    deployment: Deployment, caller: Caller, *, note: str = "", rolled_back_to: int | None = None
+) -> None:
     deployment.revision += 1
-    _next_generation(
-        deployment, "revision", "desired_version", "domain_map", "domains", "settings"
-    )
+    _next_generation(deployment, "revision", "desired_version", "domain_map", "domains", "settings")
     _remember_revision(deployment, caller, note=note, rolled_back_to=rolled_back_to)
 
 

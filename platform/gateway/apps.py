@@ -9,3 +9,7 @@ class GatewayConfig(AppConfig):
     """Django's handle on this app."""
 
     name = "gateway"
+
+    def ready(self) -> None:
+        """Import what registers itself."""
+        from gateway import quota  # noqa: F401

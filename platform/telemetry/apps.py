@@ -12,4 +12,4 @@ class TelemetryConfig(AppConfig):
 
     def ready(self) -> None:
         """Import what registers itself."""
-        from telemetry import ingest  # noqa: F401
+        from telemetry import ingest, retention  # noqa: F401

@@ -172,7 +172,7 @@ class BoardWriter:
             if time.monotonic() - at < GAUGE_LIFE_S
         }
         self.gauges[deployment_id] = fresh
-        sums = {name: 0 for name in ("running", "waiting", "kv_used", "kv_total")}
+        sums = dict.fromkeys(("running", "waiting", "kv_used", "kv_total"), 0)
         for _at, gauges in fresh.values():
             for name in sums:
                 sums[name] += gauges[name]

@@ -6,147 +6,348 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('accounts', '0002_audit_append_only'),
-        ('registry', '0002_versions_are_immutable'),
-        ('routing', '0001_initial'),
+        ("accounts", "0002_audit_append_only"),
+        ("registry", "0002_versions_are_immutable"),
+        ("routing", "0001_initial"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Node',
+            name="Node",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=63, unique=True)),
-                ('heartbeat_at', models.DateTimeField(null=True)),
-                ('capacity', models.JSONField(default=dict)),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("name", models.CharField(max_length=63, unique=True)),
+                ("heartbeat_at", models.DateTimeField(null=True)),
+                ("capacity", models.JSONField(default=dict)),
             ],
         ),
         migrations.CreateModel(
-            name='Deployment',
+            name="Deployment",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('updated_at', models.DateTimeField(auto_now=True)),
-                ('name', models.CharField(max_length=60, verbose_name='name')),
-                ('desired_replicas', models.PositiveSmallIntegerField(default=1, verbose_name='replicas')),
-                ('domains', models.JSONField(blank=True, default=dict)),
-                ('settings', models.JSONField(blank=True, default=dict)),
-                ('revision', models.PositiveIntegerField(default=1)),
-                ('generation', models.PositiveBigIntegerField(default=1)),
-                ('observed_generation', models.PositiveBigIntegerField(default=0)),
-                ('live_revision', models.PositiveIntegerField(blank=True, null=True)),
-                ('conditions', models.JSONField(blank=True, default=list)),
-                ('deleted_at', models.DateTimeField(blank=True, null=True)),
-                ('created_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('desired_version', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='registry.modelversion')),
-                ('domain_map', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='routing.domainmap')),
-                ('live_version', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='registry.modelversion')),
-                ('team', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='accounts.team')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("updated_at", models.DateTimeField(auto_now=True)),
+                ("name", models.CharField(max_length=60, verbose_name="name")),
+                ("desired_replicas", models.PositiveSmallIntegerField(default=1, verbose_name="replicas")),
+                ("domains", models.JSONField(blank=True, default=dict)),
+                ("settings", models.JSONField(blank=True, default=dict)),
+                ("revision", models.PositiveIntegerField(default=1)),
+                ("generation", models.PositiveBigIntegerField(default=1)),
+                ("observed_generation", models.PositiveBigIntegerField(default=0)),
+                ("live_revision", models.PositiveIntegerField(blank=True, null=True)),
+                ("conditions", models.JSONField(blank=True, default=list)),
+                ("deleted_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "created_by",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "desired_version",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="registry.modelversion",
+                    ),
+                ),
+                (
+                    "domain_map",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to="routing.domainmap",
+                    ),
+                ),
+                (
+                    "live_version",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="registry.modelversion",
+                    ),
+                ),
+                (
+                    "team",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="+", to="accounts.team"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='DeploymentEvent',
+            name="DeploymentEvent",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('at', models.DateTimeField(auto_now_add=True)),
-                ('kind', models.CharField(max_length=40)),
-                ('detail', models.JSONField(blank=True, default=dict)),
-                ('actor', models.CharField(blank=True, max_length=200)),
-                ('deployment', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='events', to='deployments.deployment')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("at", models.DateTimeField(auto_now_add=True)),
+                ("kind", models.CharField(max_length=40)),
+                ("detail", models.JSONField(blank=True, default=dict)),
+                ("actor", models.CharField(blank=True, max_length=200)),
+                (
+                    "deployment",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="events",
+                        to="deployments.deployment",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='DeploymentRevision',
+            name="DeploymentRevision",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('number', models.PositiveIntegerField()),
-                ('domains', models.JSONField(blank=True, default=dict)),
-                ('settings', models.JSONField(blank=True, default=dict)),
-                ('note', models.CharField(blank=True, max_length=200)),
-                ('rolled_back_to', models.PositiveIntegerField(blank=True, null=True)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('created_by', models.ForeignKey(db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('deployment', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='revisions', to='deployments.deployment')),
-                ('domain_map', models.ForeignKey(db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='routing.domainmap')),
-                ('version', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='registry.modelversion')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("number", models.PositiveIntegerField()),
+                ("domains", models.JSONField(blank=True, default=dict)),
+                ("settings", models.JSONField(blank=True, default=dict)),
+                ("note", models.CharField(blank=True, max_length=200)),
+                ("rolled_back_to", models.PositiveIntegerField(blank=True, null=True)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "created_by",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "deployment",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="revisions",
+                        to="deployments.deployment",
+                    ),
+                ),
+                (
+                    "domain_map",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="routing.domainmap",
+                    ),
+                ),
+                (
+                    "version",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="registry.modelversion",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Replica',
+            name="Replica",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('updated_at', models.DateTimeField(auto_now=True)),
-                ('revision', models.PositiveIntegerField()),
-                ('wanted', models.CharField(choices=[('run', 'run'), ('drain', 'drain and stop')], default='run', max_length=8)),
-                ('state', models.CharField(choices=[('pending', 'Waiting for its node'), ('starting', 'Starting'), ('loading', 'Loading weights'), ('warming', 'Warming up'), ('ready', 'Ready'), ('draining', 'Draining'), ('stopped', 'Stopped'), ('failed', 'Failed')], default='pending', max_length=10)),
-                ('epoch', models.PositiveBigIntegerField(default=0)),
-                ('address', models.CharField(blank=True, max_length=200)),
-                ('pid', models.PositiveIntegerField(blank=True, null=True)),
-                ('restarts', models.PositiveIntegerField(default=0)),
-                ('error', models.CharField(blank=True, max_length=60)),
-                ('error_detail', models.CharField(blank=True, max_length=500)),
-                ('heartbeat_at', models.DateTimeField(blank=True, null=True)),
-                ('ready_at', models.DateTimeField(blank=True, null=True)),
-                ('stopped_at', models.DateTimeField(blank=True, null=True)),
-                ('timings', models.JSONField(blank=True, default=dict)),
-                ('stats', models.JSONField(blank=True, default=dict)),
-                ('deployment', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='replicas', to='deployments.deployment')),
-                ('node', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='replicas', to='deployments.node')),
-                ('version', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='registry.modelversion')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("updated_at", models.DateTimeField(auto_now=True)),
+                ("revision", models.PositiveIntegerField()),
+                (
+                    "wanted",
+                    models.CharField(
+                        choices=[("run", "run"), ("drain", "drain and stop")], default="run", max_length=8
+                    ),
+                ),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("pending", "Waiting for its node"),
+                            ("starting", "Starting"),
+                            ("loading", "Loading weights"),
+                            ("warming", "Warming up"),
+                            ("ready", "Ready"),
+                            ("draining", "Draining"),
+                            ("stopped", "Stopped"),
+                            ("failed", "Failed"),
+                        ],
+                        default="pending",
+                        max_length=10,
+                    ),
+                ),
+                ("epoch", models.PositiveBigIntegerField(default=0)),
+                ("address", models.CharField(blank=True, max_length=200)),
+                ("pid", models.PositiveIntegerField(blank=True, null=True)),
+                ("restarts", models.PositiveIntegerField(default=0)),
+                ("error", models.CharField(blank=True, max_length=60)),
+                ("error_detail", models.CharField(blank=True, max_length=500)),
+                ("heartbeat_at", models.DateTimeField(blank=True, null=True)),
+                ("ready_at", models.DateTimeField(blank=True, null=True)),
+                ("stopped_at", models.DateTimeField(blank=True, null=True)),
+                ("timings", models.JSONField(blank=True, default=dict)),
+                ("stats", models.JSONField(blank=True, default=dict)),
+                (
+                    "deployment",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="replicas",
+                        to="deployments.deployment",
+                    ),
+                ),
+                (
+                    "node",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="replicas",
+                        to="deployments.node",
+                    ),
+                ),
+                (
+                    "version",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="registry.modelversion",
+                    ),
+                ),
             ],
         ),
         migrations.AddConstraint(
-            model_name='deployment',
-            constraint=models.UniqueConstraint(condition=models.Q(('deleted_at', None)), fields=('name',), name='one_deployment_per_name'),
+            model_name="deployment",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("deleted_at", None)), fields=("name",), name="one_deployment_per_name"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='deployment',
-            constraint=models.CheckConstraint(condition=models.Q(('name__regex', '^[a-z0-9]([a-z0-9._-]{0,58}[a-z0-9])?$')), name='deployment_name_is_a_model_id'),
+            model_name="deployment",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("name__regex", "^[a-z0-9]([a-z0-9._-]{0,58}[a-z0-9])?$")),
+                name="deployment_name_is_a_model_id",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='deployment',
-            constraint=models.CheckConstraint(condition=models.Q(('desired_replicas__lte', 8)), name='deployment_replicas_bounded'),
+            model_name="deployment",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("desired_replicas__lte", 8)), name="deployment_replicas_bounded"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='deployment',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('live_revision', None), ('live_version', None)), models.Q(('live_revision__isnull', False), ('live_version__isnull', False)), _connector='OR'), name='deployment_live_row_is_whole'),
+            model_name="deployment",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("live_revision", None), ("live_version", None)),
+                    models.Q(("live_revision__isnull", False), ("live_version__isnull", False)),
+                    _connector="OR",
+                ),
+                name="deployment_live_row_is_whole",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='deployment',
-            constraint=models.CheckConstraint(condition=models.Q(('observed_generation__lte', models.F('generation'))), name='deployment_observes_the_past'),
+            model_name="deployment",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("observed_generation__lte", models.F("generation"))),
+                name="deployment_observes_the_past",
+            ),
         ),
         migrations.AddIndex(
-            model_name='deploymentevent',
-            index=models.Index(fields=['deployment', '-id'], name='deployment_timeline'),
+            model_name="deploymentevent",
+            index=models.Index(fields=["deployment", "-id"], name="deployment_timeline"),
         ),
         migrations.AddConstraint(
-            model_name='deploymentrevision',
-            constraint=models.UniqueConstraint(fields=('deployment', 'number'), name='one_revision_per_number'),
+            model_name="deploymentrevision",
+            constraint=models.UniqueConstraint(
+                fields=("deployment", "number"), name="one_revision_per_number"
+            ),
         ),
         migrations.AddIndex(
-            model_name='replica',
-            index=models.Index(condition=models.Q(('state__in', ['pending', 'starting', 'loading', 'warming', 'ready', 'draining'])), fields=['deployment', 'state'], name='replica_alive'),
+            model_name="replica",
+            index=models.Index(
+                condition=models.Q(
+                    ("state__in", ["pending", "starting", "loading", "warming", "ready", "draining"])
+                ),
+                fields=["deployment", "state"],
+                name="replica_alive",
+            ),
         ),
         migrations.AddIndex(
-            model_name='replica',
-            index=models.Index(condition=models.Q(('state__in', ['pending', 'starting', 'loading', 'warming', 'ready', 'draining'])), fields=['node'], name='replica_of_node'),
+            model_name="replica",
+            index=models.Index(
+                condition=models.Q(
+                    ("state__in", ["pending", "starting", "loading", "warming", "ready", "draining"])
+                ),
+                fields=["node"],
+                name="replica_of_node",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='replica',
-            constraint=models.CheckConstraint(condition=models.Q(('state__in', ['pending', 'starting', 'loading', 'warming', 'ready', 'draining', 'stopped', 'failed'])), name='replica_state_known'),
+            model_name="replica",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    (
+                        "state__in",
+                        [
+                            "pending",
+                            "starting",
+                            "loading",
+                            "warming",
+                            "ready",
+                            "draining",
+                            "stopped",
+                            "failed",
+                        ],
+                    )
+                ),
+                name="replica_state_known",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='replica',
-            constraint=models.CheckConstraint(condition=models.Q(('wanted__in', ['run', 'drain'])), name='replica_wanted_known'),
+            model_name="replica",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("wanted__in", ["run", "drain"])), name="replica_wanted_known"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='replica',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('state', 'ready'), _negated=True), models.Q(('address', ''), _negated=True), _connector='OR'), name='replica_ready_has_address'),
+            model_name="replica",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("state", "ready"), _negated=True),
+                    models.Q(("address", ""), _negated=True),
+                    _connector="OR",
+                ),
+                name="replica_ready_has_address",
+            ),
         ),
     ]

@@ -4,15 +4,14 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('deployments', '0002_revisions_append_only'),
+        ("deployments", "0002_revisions_append_only"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='deployment',
-            name='frames',
+            model_name="deployment",
+            name="frames",
             field=models.PositiveBigIntegerField(default=0),
         ),
     ]

@@ -5,86 +5,138 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('deployments', '0001_initial'),
-        ('registry', '0002_versions_are_immutable'),
+        ("deployments", "0001_initial"),
+        ("registry", "0002_versions_are_immutable"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Board',
+            name="Board",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('phases', models.JSONField(default=list)),
-                ('domains', models.JSONField(default=list)),
-                ('layers', models.JSONField(default=list)),
-                ('num_experts', models.PositiveIntegerField(default=0)),
-                ('counts', models.BinaryField(default=bytes)),
-                ('prompt_tokens', models.BigIntegerField(default=0)),
-                ('output_tokens', models.BigIntegerField(default=0)),
-                ('reused_tokens', models.BigIntegerField(default=0)),
-                ('first_token', models.BinaryField(default=bytes)),
-                ('inter_token', models.BinaryField(default=bytes)),
-                ('seq', models.BigIntegerField(default=0)),
-                ('at', models.DateTimeField(null=True)),
-                ('gauges', models.JSONField(default=dict)),
-                ('deployment', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, related_name='board', to='deployments.deployment')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("phases", models.JSONField(default=list)),
+                ("domains", models.JSONField(default=list)),
+                ("layers", models.JSONField(default=list)),
+                ("num_experts", models.PositiveIntegerField(default=0)),
+                ("counts", models.BinaryField(default=bytes)),
+                ("prompt_tokens", models.BigIntegerField(default=0)),
+                ("output_tokens", models.BigIntegerField(default=0)),
+                ("reused_tokens", models.BigIntegerField(default=0)),
+                ("first_token", models.BinaryField(default=bytes)),
+                ("inter_token", models.BinaryField(default=bytes)),
+                ("seq", models.BigIntegerField(default=0)),
+                ("at", models.DateTimeField(null=True)),
+                ("gauges", models.JSONField(default=dict)),
+                (
+                    "deployment",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="board",
+                        to="deployments.deployment",
+                    ),
+                ),
             ],
             options={
-                'abstract': False,
+                "abstract": False,
             },
         ),
         migrations.CreateModel(
-            name='EngineCounter',
+            name="EngineCounter",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('phases', models.JSONField(default=list)),
-                ('domains', models.JSONField(default=list)),
-                ('layers', models.JSONField(default=list)),
-                ('num_experts', models.PositiveIntegerField(default=0)),
-                ('counts', models.BinaryField(default=bytes)),
-                ('prompt_tokens', models.BigIntegerField(default=0)),
-                ('output_tokens', models.BigIntegerField(default=0)),
-                ('reused_tokens', models.BigIntegerField(default=0)),
-                ('first_token', models.BinaryField(default=bytes)),
-                ('inter_token', models.BinaryField(default=bytes)),
-                ('epoch', models.PositiveBigIntegerField()),
-                ('seq', models.BigIntegerField(default=0)),
-                ('at', models.DateTimeField(auto_now=True)),
-                ('replica', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='deployments.replica')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("phases", models.JSONField(default=list)),
+                ("domains", models.JSONField(default=list)),
+                ("layers", models.JSONField(default=list)),
+                ("num_experts", models.PositiveIntegerField(default=0)),
+                ("counts", models.BinaryField(default=bytes)),
+                ("prompt_tokens", models.BigIntegerField(default=0)),
+                ("output_tokens", models.BigIntegerField(default=0)),
+                ("reused_tokens", models.BigIntegerField(default=0)),
+                ("first_token", models.BinaryField(default=bytes)),
+                ("inter_token", models.BinaryField(default=bytes)),
+                ("epoch", models.PositiveBigIntegerField()),
+                ("seq", models.BigIntegerField(default=0)),
+                ("at", models.DateTimeField(auto_now=True)),
+                (
+                    "replica",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="+",
+                        to="deployments.replica",
+                    ),
+                ),
             ],
             options={
-                'constraints': [models.UniqueConstraint(fields=('replica', 'epoch'), name='one_counter_per_engine')],
+                "constraints": [
+                    models.UniqueConstraint(fields=("replica", "epoch"), name="one_counter_per_engine")
+                ],
             },
         ),
         migrations.CreateModel(
-            name='Rollup',
+            name="Rollup",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('phases', models.JSONField(default=list)),
-                ('domains', models.JSONField(default=list)),
-                ('layers', models.JSONField(default=list)),
-                ('num_experts', models.PositiveIntegerField(default=0)),
-                ('counts', models.BinaryField(default=bytes)),
-                ('prompt_tokens', models.BigIntegerField(default=0)),
-                ('output_tokens', models.BigIntegerField(default=0)),
-                ('reused_tokens', models.BigIntegerField(default=0)),
-                ('first_token', models.BinaryField(default=bytes)),
-                ('inter_token', models.BinaryField(default=bytes)),
-                ('resolution_s', models.PositiveSmallIntegerField()),
-                ('start_s', models.BigIntegerField(help_text='Seconds since 1970, a multiple of the resolution.')),
-                ('running', models.PositiveIntegerField(default=0)),
-                ('waiting', models.PositiveIntegerField(default=0)),
-                ('kv_share', models.FloatField(default=0.0)),
-                ('deployment', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='deployments.deployment')),
-                ('version', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='registry.modelversion')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("phases", models.JSONField(default=list)),
+                ("domains", models.JSONField(default=list)),
+                ("layers", models.JSONField(default=list)),
+                ("num_experts", models.PositiveIntegerField(default=0)),
+                ("counts", models.BinaryField(default=bytes)),
+                ("prompt_tokens", models.BigIntegerField(default=0)),
+                ("output_tokens", models.BigIntegerField(default=0)),
+                ("reused_tokens", models.BigIntegerField(default=0)),
+                ("first_token", models.BinaryField(default=bytes)),
+                ("inter_token", models.BinaryField(default=bytes)),
+                ("resolution_s", models.PositiveSmallIntegerField()),
+                (
+                    "start_s",
+                    models.BigIntegerField(help_text="Seconds since 1970, a multiple of the resolution."),
+                ),
+                ("running", models.PositiveIntegerField(default=0)),
+                ("waiting", models.PositiveIntegerField(default=0)),
+                ("kv_share", models.FloatField(default=0.0)),
+                (
+                    "deployment",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="+",
+                        to="deployments.deployment",
+                    ),
+                ),
+                (
+                    "version",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="+",
+                        to="registry.modelversion",
+                    ),
+                ),
             ],
             options={
-                'indexes': [models.Index(fields=['resolution_s', 'start_s'], name='rollup_retention')],
-                'constraints': [models.UniqueConstraint(fields=('deployment', 'resolution_s', 'start_s', 'version'), name='one_rollup_per_bucket')],
+                "indexes": [models.Index(fields=["resolution_s", "start_s"], name="rollup_retention")],
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("deployment", "resolution_s", "start_s", "version"),
+                        name="one_rollup_per_bucket",
+                    )
+                ],
             },
         ),
     ]

@@ -1,0 +1,58 @@
+"""What the live board says, and its verdicts: one set of sentences for the server and for the browser."""
+
+from __future__ import annotations
+
+from django.utils.translation import gettext_noop as _
+
+QUIET = _("No token came in the last minute.")
+QUIET_REST = _("Send a request, and the experts light up.")
+NOTHING_SERVES = _("Nothing is deployed, so there is nothing to watch.")
+DENSE = _("This version has no experts: there is no routing to watch.")
+HOT = _("Layer {layer}, expert {expert} carries {ratio}× its fair share.")
+HOT_ASLEEP = _("Layer {layer}, expert {expert} carries {ratio}× its fair share; {count} experts are asleep.")
+LEVEL = _("The load is level: no expert carries more than {ratio}× its fair share.")
+LEVEL_ASLEEP = _("No expert carries more than {ratio}× its fair share, but {count} are asleep.")
+DOMAIN = _("{name} keeps {share} of its tokens at its own experts.")
+DOMAIN_QUIET = _("No token of {name} came in the last minute.")
+
+WORDS: tuple[str, ...] = (
+    QUIET,
+    QUIET_REST,
+    DENSE,
+    HOT,
+    HOT_ASLEEP,
+    LEVEL,
+    LEVEL_ASLEEP,
+    DOMAIN,
+    DOMAIN_QUIET,
+    _("none named"),
+    _("{layers} layers × {experts} experts"),
+    _("{count} waiting"),
+    _("median {value} ms"),
+    _("prompt {value} /s"),
+    _("{used} of {total} tokens"),
+    _("{count} prompt tokens"),
+    _("mean of the layers"),
+    _("worst: L{layer} at {value}"),
+    _("Load"),
+    _("{ratio}× its fair share"),
+    _("Tokens routed here"),
+    _("Of its layer"),
+    _("Mostly from"),
+    _("Reading prompts"),
+    _("Writing answers"),
+    _("No expert is over 2×."),
+    _("Every expert got tokens."),
+    _("and {count} more"),
+    _("no token in the last minute"),
+    _("no token in this window"),
+    _("Domain"),
+    _("Tokens"),
+    _("At home"),
+    _("its own expert"),
+    _("now"),
+    _("{minutes} min ago"),
+    _("tokens/s"),
+    _("Fair share of this layer: {value} tokens"),
+    _("All domains"),
+)
