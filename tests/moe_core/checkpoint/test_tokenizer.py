@@ -60,6 +60,21 @@ def shared(directory: Path) -> Tokenizer:
     return _SHARED[directory]
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("x   12", ["x", "   ", "1", "2"]),
+        ("v2.13", ["v", "2", ".", "1", "3"]),
+        ("   x", ["  ", " x"]),
+        ("的12是", ["的", "1", "2", "是"]),
+    ],
+)
+def test_digits_stand_alone_and_spaces_before_them_stay_together(
+    tokenizer: Tokenizer, text: str, tokens: list[str]
+) -> None:
+    assert [tokenizer.token_text(token) for token in tokenizer.encode(text)] == tokens
+
+
 def test_a_stream_never_shows_half_a_character(tokenizer: Tokenizer) -> None:
     stream = tokenizer.stream()
     pieces = [stream.step(token) for token in tokenizer.encode("👩‍👩‍👧 的 é")]

@@ -223,8 +223,8 @@ def test_the_tokenizer_equals_that_of_transformers(smollm_dir: Path, their_token
     texts = [*CORPUS, Path(json.__file__).read_text(), *(part for text in CORPUS for part in text.split(" "))]
     for text in texts:
         ids = their_tokenizer.encode(text, add_special_tokens=False)
-        # transformers leaves out the model's rule that digits are split off first, so runs of spaces before a
-        # digit differ there; the next test holds that rule against the one the model was trained with.
+        # transformers leaves out the rule that digits are split off first, which this file names and the model
+        # was trained with: the tokenizer's own tests hold it. It shows where several spaces precede a digit.
         if "  1" not in text:
             assert ours.encode(text) == ids
         assert ours.decode(ids) == their_tokenizer.decode(ids, skip_special_tokens=True)

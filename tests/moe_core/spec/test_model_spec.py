@@ -24,15 +24,11 @@ def test_a_specification_survives_json(spec: ModelSpec) -> None:
         ({"eos_token_ids": (97,)}, "outside the vocabulary"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
-        ({"hidden_size": "48 "}, ""),
         ({"auto_map": {}}, "auto_map"),
         ({"family": "mixtral"}, "must have a moe part"),
     ],
 )
 def test_it_names_what_is_wrong(change: dict[str, object], complaint: str) -> None:
-    if change == {"hidden_size": "48 "}:
-        assert tiny_llama(**change).hidden_size == 48
-        return
     with pytest.raises(SpecError, match=complaint):
         tiny_llama(**change)
 
