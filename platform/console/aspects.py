@@ -42,7 +42,7 @@ def worst(lamps: list[str]) -> str:
 
 def _jobs(team: Team) -> Aspect | None:
     url, count = navigation.address("jobs:list"), counts.open_jobs(team)
-    if url is None:
+    if url is None or not count:
         return None
     text = ngettext("%(count)s job running", "%(count)s jobs running", count) % {"count": count}
-    return {"lamp": "busy" if count else "off", "text": text, "url": url}
+    return {"lamp": "busy", "text": text, "url": url}

@@ -135,7 +135,7 @@ def test_a_missing_value_breaks_the_line_instead_of_falling_to_zero(console: Pag
       const { path } = await import("/static/console/js/charts.js");
       return path([[0, 1], [1, 2], [2, NaN], [3, null], [4, 5]]);
     }""")
-    assert found == "M0.0 1.0L1.0 2.0M4.0 5.0"
+    assert found == "M0.0 1.0L1.0 2.0M4.0 5.0h0"
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (2.1, 2.7), (0, 20_000), (0, 0), (-0.5, 0.25), (3.2, 3.2)])

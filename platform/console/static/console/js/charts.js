@@ -16,11 +16,14 @@ export function s(tag, attributes = {}, ...children) {
 const gap = (value) => value == null || !Number.isFinite(value);
 // A missing value breaks the line: it is never drawn as zero or bridged.
 export function path(points) {
-  let pen = false, text = "";
-  for (const [x, y] of points) {
-    if (gap(y)) { pen = false; continue; }
-    text += `${pen ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`; pen = true;
-  }
+  let text = "";
+  points.forEach(([x, y], i) => {
+    if (gap(y)) return;
+    const alone = gap(points[i - 1]?.[1]);
+    text += `${alone ? "M" : "L"}${x.toFixed(1)} ${y.toFixed(1)}`;
+    // A point between two gaps still shows: a line of no length with round ends.
+    if (alone && gap(points[i + 1]?.[1])) text += "h0";
+  });
   return text;
 }
 
@@ -69,10 +72,15 @@ export function lines(host, options) {
       parts.push(s("path", { class: kind, d: path(points) }));
       if (drawn.length === 1) parts.push(s("circle", { class: `dot ${kind}`, cx: drawn[0][0], cy: drawn[0][1], r: 2 }));
     }
-    for (const [k, { at, label }] of marks.entries()) {
-      const next = marks[k + 1], tight = next && (next.at - at) * width < [...label].reduce((sum, c) => sum + (c > "\u2e80" ? 13 : 7), 16);
-      const px = left + at * (width - left), right = at > 0.72;
-      parts.push(s("line", { class: "mark", x1: px, x2: px, y1: 5, y2: bottom }), s("path", { class: "flag", d: `M${px - 3.5} 2h7l-3.5 6z` }), s("text", { x: px + (right ? -7 : 7), y: 10, "text-anchor": right ? "end" : "start" }, tight ? "" : label));
+    // A label stands where there is room: right of its flag, else left of it, else only the flag stands.
+    const taken = [];
+    for (const { at, label } of marks) {
+      const px = left + at * (width - left), w = [...label].reduce((sum, c) => sum + (c > "\u2e80" ? 12 : 6.2), 0);
+      const free = (from) => from >= left && from + w <= width && taken.every(([a, b]) => from > b + 8 || from + w < a - 8);
+      const from = [px + 7, px - 7 - w].find(free);
+      parts.push(s("line", { class: "mark", x1: px, x2: px, y1: 5, y2: bottom }), s("path", { class: "flag", d: `M${px - 3.5} 2h7l-3.5 6z` }, s("title", {}, label)));
+      taken.push([px - 4, px + 4]);
+      if (from != null) { taken.push([from, from + w]); parts.push(s("text", { x: from > px ? px + 7 : px - 7, y: 10, "text-anchor": from > px ? "start" : "end" }, label)); }
     }
     labels.forEach((label, i) => parts.push(s("text", { x: left + (i / Math.max(1, labels.length - 1)) * (width - left), y: height - 2, "text-anchor": i === 0 ? "start" : i === labels.length - 1 ? "end" : "middle" }, label)));
     host.setAttribute("class", "chart"); host.setAttribute("height", height); host.setAttribute("viewBox", `0 0 ${width} ${height}`);

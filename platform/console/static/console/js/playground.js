@@ -47,7 +47,7 @@ async function ask() {
     delta(piece, chunk, timing) {
       if (!text) { answer.meta.replaceChildren(state("busy", t("answering"))); figure("first", fmt(timing.firstMs), "ms"); }
       text += piece; answer.words.append(piece);
-      if (performance.now() - showAt > 250) { showAt = performance.now(); figure("output", fmt(timing.tokens)); said.scrollTop = said.scrollHeight; }
+      if (performance.now() - showAt > 250) { showAt = performance.now(); figure("output", fmt(timing.tokens)); said.parentElement.scrollTop = said.parentElement.scrollHeight; }
     },
     usage(usage) { figure("prompt", fmt(usage.prompt_tokens)); figure("output", fmt(usage.completion_tokens)); },
     done(reason, timing) {
