@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from moe_core.engine.block_pool import BLOCK_TOKENS, NULL_BLOCK
 from moe_core.engine.kv_cache import PagedKVCache
 from moe_core.engine.scheduler import Chunk
+from moe_core.kernels.cpu import attention as native
 
 NEG_INF = float("-inf")
 
@@ -26,6 +27,8 @@ class _Rows:
 
     num_rows: int
     blocks_BM: Tensor
+    # How many keys each row has, its own token included.
+    lengths_B: Tensor
     # (B, 1, 1, S): 0 where a key is the row's own, -inf on padding.
     mask: Tensor
 
@@ -72,6 +75,9 @@ class StepAttention:
         return out_THd
 
     def _attend_rows(self, layer: int, rows: _Rows, q_BHd: Tensor) -> Tensor:
+        keys, values = self._cache.blocks(layer)
+        if native.supports(q_BHd, keys):
+            return native.attend_rows(q_BHd, keys, values, rows.blocks_BM, rows.lengths_B)
         num_rows, num_heads, head_dim = q_BHd.shape
         k_SGd, v_SGd = self._cache.gather(layer, rows.blocks_BM.view(-1))
         k = k_SGd.view(num_rows, -1, *k_SGd.shape[1:]).transpose(1, 2)
@@ -116,7 +122,7 @@ def _plan_rows(rows: Sequence[Chunk], dtype: torch.dtype) -> _Rows:
     ends_B1 = torch.tensor([[row.end] for row in rows])
     hidden_BS = torch.arange(num_blocks * BLOCK_TOKENS)[None] >= ends_B1
     mask_BS = torch.zeros(hidden_BS.shape, dtype=dtype).masked_fill_(hidden_BS, NEG_INF)
-    return _Rows(len(rows), torch.tensor(table, dtype=torch.int64), mask_BS[:, None, None])
+    return _Rows(len(rows), torch.tensor(table, dtype=torch.int64), ends_B1.view(-1), mask_BS[:, None, None])
 
 
 def _plan_span(chunk: Chunk, start: int, dtype: torch.dtype) -> _Span:

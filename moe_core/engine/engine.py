@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterable
 from itertools import count
 
-import torch
-
 from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from moe_core.engine.detokenizer import Detokenizer, TextStream
 from moe_core.engine.events import Delta, Done, Event, Failed, Started
@@ -41,7 +39,11 @@ class Engine:
             max_waiting=spec.max_waiting,
         )
         self.runner = ModelRunner(
-            model, self.routing, num_blocks=self.pool.num_blocks, max_batch_tokens=spec.max_batch_tokens
+            model,
+            self.routing,
+            num_blocks=self.pool.num_blocks,
+            max_batch_tokens=spec.max_batch_tokens,
+            num_threads=spec.num_threads,
         )
         self.stats = EngineStats(self.runner.counts, self.routing.codes)
         self.max_tokens = min(model.spec.max_position_embeddings, (self.pool.num_blocks - 1) * BLOCK_TOKENS)
@@ -227,8 +229,3 @@ def _timing_ms(sequence: Sequence) -> dict[str, float | None]:
         "first_token_ms": since_arrival(sequence.first_token_at),
         "total_ms": since_arrival(time.monotonic()),
     }
-
-
-def use_threads(num_threads: int) -> None:
-    """Set torch's intra-op threads for this process."""
-    torch.set_num_threads(num_threads)

@@ -33,6 +33,10 @@ class PagedKVCache:
         self._k_slots[layer].index_copy_(0, slots_T, k_TGd)
         self._v_slots[layer].index_copy_(0, slots_T, v_TGd)
 
+    def blocks(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All keys and all values of a layer, (N, P, G, d) each, for kernels that read blocks in place."""
+        return self._k_NPGd[layer], self._v_NPGd[layer]
+
     def gather(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Copies of the blocks numbered by a flat int64 `blocks`: two (len(blocks) · P, G, d) tensors."""
         k = self._k_NPGd[layer].index_select(0, blocks)

@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 from moe_core.checkpoint.store import load
 from moe_core.checkpoint.tokenizer import Tokenizer
-from moe_core.engine.engine import Engine, use_threads
+from moe_core.engine.engine import Engine
 from moe_core.engine.events import Delta, Done, Failed
 from moe_core.engine.loop import EngineState
 from moe_core.engine.sequence import SamplingParams
 from moe_core.engine.text import TextCodec
 from moe_core.errors import EngineError
+from moe_core.kernels.cpu.attach import attach
 from moe_core.spec import ServeSpec
 
 logger = logging.getLogger(__name__)
@@ -27,10 +28,11 @@ def build_engine(spec: ServeSpec, tell: Callable[[EngineState], None]) -> tuple[
         SpecError: when domains name experts that the model has not.
         EngineError: when the model does not answer.
     """
-    use_threads(spec.num_threads)
     model = load(spec.model_dir, spec.dtype, expected_hashes=spec.files or None)
     codec = Tokenizer(spec.model_dir)
-    engine = Engine(spec, model.eval(), end_tokens=codec.eos_ids)
+    kernels = attach(model.eval(), spec.num_threads)
+    logger.info("decode kernels: %s, threads: %d", kernels, spec.num_threads)
+    engine = Engine(spec, model, end_tokens=codec.eos_ids)
     tell(EngineState.WARMING)
     warm_up(engine, codec)
     return engine, codec

@@ -14,6 +14,7 @@ from moe_core.engine.attention import StepAttention
 from moe_core.engine.kv_cache import PagedKVCache
 from moe_core.engine.routing_counts import RoutingCounts
 from moe_core.engine.scheduler import Chunk
+from moe_core.kernels.cpu.linear import MAX_TOKENS, linear
 from moe_core.model.context import DomainPrior, RoutingContext
 from moe_core.model.decoder import Decoder
 from moe_core.spec import RoutingSpec
@@ -23,10 +24,17 @@ class ModelRunner:
     """The model, its cache, the domain prior and the routing counts."""
 
     def __init__(
-        self, model: Decoder, routing: RoutingSpec, *, num_blocks: int, max_batch_tokens: int
+        self,
+        model: Decoder,
+        routing: RoutingSpec,
+        *,
+        num_blocks: int,
+        max_batch_tokens: int,
+        num_threads: int,
     ) -> None:
         moe = model.spec.moe
         self.model = model
+        self.num_threads = num_threads
         self.cache = PagedKVCache(model.spec, num_blocks, model.dtype)
         self.counts = None if moe is None else RoutingCounts(moe, len(routing.domains), max_batch_tokens)
         self.prior: DomainPrior | None = None
@@ -40,6 +48,9 @@ class ModelRunner:
         """Logits (B, V) of the chunks that want a sample, in the order of `chunks`; single tokens must come first."""
         ids = [chunk.sequence.token_ids[place] for chunk in chunks for place in range(chunk.start, chunk.end)]
         positions = [place for chunk in chunks for place in range(chunk.start, chunk.end)]
+        # For few tokens a barrier costs more than it saves, and on a busy machine a scheduler's quantum; the decode
+        # kernels have threads of their own that nobody waits for.
+        torch.set_num_threads(1 if len(ids) <= MAX_TOKENS else self.num_threads)
         hidden_TD = self.model.hidden(
             torch.tensor(ids),
             torch.tensor(positions),
@@ -48,7 +59,7 @@ class ModelRunner:
         )
         if self.counts is not None:
             self.counts.end_of_step(chunks, counted=counted)
-        return self.model.logits(hidden_TD[_sampled_rows(chunks)])
+        return linear(hidden_TD[_sampled_rows(chunks)], self.model.head_weight_VD)
 
     def routing_context(self, chunks: Chunks[Chunk]) -> RoutingContext | None:
         """What the routers see and tell in this step; None for a dense model."""

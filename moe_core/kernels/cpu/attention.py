@@ -13,7 +13,9 @@ from torch import Tensor
 from moe_core.kernels.cpu.library import library
 
 
-def attend_rows(q_BHd: Tensor, k_NPGd: Tensor, v_NPGd: Tensor, tables_BM: Tensor, lengths_B: Tensor) -> Tensor:
+def attend_rows(
+    q_BHd: Tensor, k_NPGd: Tensor, v_NPGd: Tensor, tables_BM: Tensor, lengths_B: Tensor
+) -> Tensor:
     """(B, H, d): each row attends to the first `lengths_B` tokens of its blocks; padding is never read.
 
     `q_BHd` may be a slice along heads; tables and lengths are int64. The caller has asked `supports`.

@@ -20,7 +20,15 @@ from moe_core.errors import MoeCoreError
 
 SOURCES = Path(__file__).parent / "src"
 # No -ffast-math: NaN must stay NaN. Without errno and traps, exp and the rounding in loops can still be vectorised.
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-pthread",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+)
 X86_SETS = {
     "generic": (),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
@@ -36,8 +44,14 @@ class CompilerError(MoeCoreError):
 
 def library_path() -> Path:
     """Where the library for these sources on this architecture lies, whether it is there or not."""
-    digest = hashlib.sha256(" ".join((platform.machine(), *FLAGS)).encode())
-    for source in sorted([*SOURCES.iterdir(), Path(__file__)]):
+    flags = [
+        platform.machine(),
+        *FLAGS,
+        *WIDE_VECTORS,
+        *(f for name, sets in X86_SETS.items() for f in (name, *sets)),
+    ]
+    digest = hashlib.sha256(" ".join(flags).encode())
+    for source in sorted(SOURCES.iterdir()):
         digest.update(source.read_bytes())
     return _library_folder() / f"decode-{digest.hexdigest()[:16]}.so"
 
@@ -55,7 +69,16 @@ def build() -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         commands = [
-            [compiler, *FLAGS, *flags, f"-DTURNOUT_ISA={name}", "-c", str(SOURCES / "ops.cpp"), "-o", f"{name}.o"]
+            [
+                compiler,
+                *FLAGS,
+                *flags,
+                f"-DTURNOUT_ISA={name}",
+                "-c",
+                str(SOURCES / "ops.cpp"),
+                "-o",
+                f"{name}.o",
+            ]
             for name, flags in _instruction_sets().items()
         ]
         commands.append([compiler, *FLAGS, "-c", str(SOURCES / "abi.cpp"), "-o", "abi.o"])
@@ -81,14 +104,14 @@ def _compiler() -> str:
 
 
 def _run_together(commands: Sequence[Sequence[str]], folder: str) -> None:
-    running = [
+    running: list[subprocess.Popen[str]] = [
         subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         for command in commands
     ]
     complaints = [process.communicate()[1] for process in running]
     for process, complaint in zip(running, complaints, strict=True):
         if process.returncode != 0:
-            raise CompilerError(f"{' '.join(map(str, process.args))}\n{complaint.strip()[-2000:]}")
+            raise CompilerError(f"{process.args}\n{complaint.strip()[-2000:]}")
 
 
 def _library_folder() -> Path:

@@ -25,7 +25,9 @@ class Library:
         library = ctypes.CDLL(str(path))
         abi = library.turnout_abi()
         if abi != ABI:
-            raise OSError(f"{path.name} has ABI {abi}, wanted is {ABI}: run python -m moe_core.kernels.cpu.build")
+            raise OSError(
+                f"{path.name} has ABI {abi}, wanted is {ABI}: run python -m moe_core.kernels.cpu.build"
+            )
         library.turnout_isa.restype = ctypes.c_char_p
         self._library = library
         self.linear = library.turnout_linear

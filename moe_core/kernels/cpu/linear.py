@@ -23,7 +23,13 @@ def linear(x_TK: Tensor, weight_OK: Tensor) -> Tensor:
     num_tokens, num_columns = x_TK.shape
     out_TO = x_TK.new_empty(num_tokens, weight_OK.shape[0])
     native.linear(
-        weight_OK.data_ptr(), x_TK.data_ptr(), out_TO.data_ptr(), 0, num_tokens, weight_OK.shape[0], num_columns
+        weight_OK.data_ptr(),
+        x_TK.data_ptr(),
+        out_TO.data_ptr(),
+        0,
+        num_tokens,
+        weight_OK.shape[0],
+        num_columns,
     )
     return out_TO
 

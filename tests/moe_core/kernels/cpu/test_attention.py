@@ -1,0 +1,68 @@
+"""Paged decode attention against float64: lengths that end anywhere in a block, and NaN wherever it must not look."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moe_core.kernels.cpu.attention import attend_rows, supports
+from tests.moe_core.kernels.cpu.conftest import assert_close, poisoned
+
+BLOCK = 16
+
+
+def paged(lengths: list[int], num_kv: int, head_dim: int):
+    """Keys and values in shuffled blocks; every slot that no row owns is NaN. Also each row's own, in order."""
+    num_blocks = sum(-(-length // BLOCK) for length in lengths) + 1
+    keys = torch.full((num_blocks, BLOCK, num_kv, head_dim), float("nan"), dtype=torch.bfloat16)
+    values = keys.clone()
+    free = (torch.randperm(num_blocks - 1, generator=torch.Generator().manual_seed(4)) + 1).tolist()
+    widest = max(-(-length // BLOCK) for length in lengths)
+    tables = torch.zeros(len(lengths), widest, dtype=torch.int64)
+    own = []
+    for row, length in enumerate(lengths):
+        k, v = poisoned(length, num_kv, head_dim, seed=row), poisoned(length, num_kv, head_dim, seed=row + 50)
+        own.append((k, v))
+        for index in range(-(-length // BLOCK)):
+            block = tables[row, index] = free.pop()
+            part = slice(index * BLOCK, min(length, (index + 1) * BLOCK))
+            keys[block, : part.stop - part.start] = k[part]
+            values[block, : part.stop - part.start] = v[part]
+    return keys, values, tables, own
+
+
+def truth(q_HD: torch.Tensor, k_SGd: torch.Tensor, v_SGd: torch.Tensor) -> torch.Tensor:
+    repeat = q_HD.shape[0] // k_SGd.shape[1]
+    k, v = (x.double().repeat_interleave(repeat, 1) for x in (k_SGd, v_SGd))
+    scores = torch.einsum("hd,shd->hs", q_HD.double(), k) * q_HD.shape[1] ** -0.5
+    return torch.einsum("hs,shd->hd", torch.softmax(scores, -1), v)
+
+
+@pytest.mark.parametrize(
+    ("heads", "num_kv", "head_dim"), [(9, 3, 64), (4, 4, 8), (10, 2, 24), (1, 1, 2), (7, 1, 33)]
+)
+def test_it_equals_float64_up_to_rounding(kernels, heads: int, num_kv: int, head_dim: int) -> None:
+    lengths = [1, 15, 16, 17, 200]
+    keys, values, tables, own = paged(lengths, num_kv, head_dim)
+    # A slice of query and key heads side by side, as the decoder hands them over.
+    q_BHd = poisoned(len(lengths), heads + num_kv, head_dim, seed=99)[:, :heads]
+    assert supports(q_BHd, keys)
+    found = attend_rows(q_BHd, keys, values, tables, torch.tensor(lengths))
+    for row, (k, v) in enumerate(own):
+        assert_close(found[row], truth(q_BHd[row], k, v), 200)
+
+
+def test_scores_that_differ_wildly_do_not_overflow(kernels) -> None:
+    keys, values, tables, own = paged([40], 1, 8)
+    q_BHd = poisoned(1, 2, 8, scale=300.0)
+    found = attend_rows(q_BHd, keys, values, tables, torch.tensor([40]))
+    assert_close(found[0], truth(q_BHd[0], *own[0]), 200)
+
+
+def test_one_rows_nan_is_not_anothers(kernels) -> None:
+    keys, values, tables, own = paged([20, 30], 2, 8)
+    keys[tables[0, 0], 3] = float("nan")
+    q_BHd = poisoned(2, 4, 8)
+    found = attend_rows(q_BHd, keys, values, tables, torch.tensor([20, 30]))
+    assert found[0].isnan().all()
+    assert_close(found[1], truth(q_BHd[1], *own[1]), 200)
