@@ -8,14 +8,13 @@ from typing import Any
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext
 
-from common.figures import bytes_parts, joined
+from common.figures import bytes_parts, joined, number
 from deployments.models import DeploymentEvent
 
 CONDITIONS: Mapping[str, str] = {
     "stopped": gettext_noop("It is stopped: no replica is wanted."),
     "nothing_ready": gettext_noop("No replica is ready, so requests are refused."),
     "silent": gettext_noop("Nothing was heard of %(node)s lately; whether it answers is unknown."),
-    "serving": gettext_noop("%(version)s answers on all %(wanted)s replicas that are wanted."),
     "serving_short": gettext_noop(
         "%(version)s answers on %(ready)s of the %(wanted)s replicas that are wanted."
     ),
@@ -81,6 +80,13 @@ def condition_sentence(condition: Mapping[str, Any]) -> str:
     if reason == "adding":
         count = int(detail["count"])
         return ngettext("%(count)s replica is starting.", "%(count)s replicas are starting.", count) % detail
+    if reason == "serving":
+        sentence = ngettext(
+            "%(version)s answers on the %(wanted)s replica that is wanted.",
+            "%(version)s answers on all %(wanted)s replicas that are wanted.",
+            int(detail["wanted"]),
+        )
+        return sentence % detail
     if reason == "failed":
         detail["why"] = error_words(detail.get("error", ""), detail.get("detail", ""))
     for name in ("need", "free"):
@@ -93,7 +99,7 @@ def event_sentence(event: DeploymentEvent) -> str:
     """What a line of the timeline says."""
     detail = {"why": "", "seconds": "—", **event.detail}
     if "ready_seconds" in detail:
-        detail["seconds"] = detail["ready_seconds"]
+        detail["seconds"] = number(detail["ready_seconds"], 1)
     if "error" in detail:
         detail["why"] = error_words(detail["error"], detail.get("error_detail", ""))
     return _filled(EVENTS.get(event.kind, event.kind), detail)

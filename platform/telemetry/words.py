@@ -47,12 +47,9 @@ WORDS: tuple[str, ...] = (
     _("no token in the last minute"),
     _("no token in this window"),
     _("Domain"),
-    _("Tokens"),
+    _("Assignments"),
     _("At home"),
     _("its own expert"),
     _("now"),
     _("{minutes} min ago"),
-    _("tokens/s"),
-    _("Fair share of this layer: {value} tokens"),
-    _("All domains"),
 )
