@@ -95,7 +95,8 @@ class Relay:
         now = time.monotonic()
         bucket = (payload.get("stage"), bucket_of(payload))
         is_new = bucket != self.kept_bucket and now - self.kept_at >= FRAME_EVERY_S
-        if is_new or is_last(payload):
+        # Preparation without figures is for those who watch now, not for the record.
+        if "loss" in payload and (is_new or is_last(payload)):
             self.kept_at, self.framed_at, self.kept_bucket = now, now, bucket
             self._keep("step", payload)
         elif now - self.framed_at >= FRAME_EVERY_S:

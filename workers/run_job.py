@@ -145,7 +145,7 @@ def succeed(claim: JobClaim, relay: Relay, word: Message, folder: Path) -> None:
 def stop(claim: JobClaim, keeper: Keeper, relay: Relay) -> None:
     """The child stopped because it was asked to."""
     if keeper.giving_back:
-        relay.persist(lambda: execution.job_give_back(claim, reason=GIVEN_BACK))
+        relay.persist(lambda: execution.job_give_back(claim))
     else:
         relay.persist(lambda: execution.job_stopped(claim, log_tail=relay.log_tail()))
     log.info("job %s: stopped (%s)", claim.job_id, keeper.asked)
@@ -169,5 +169,3 @@ def crashed(claim: JobClaim, relay: Relay, reason: str) -> None:
     except StaleLease as error:
         log.warning("job %s: %s", claim.job_id, error)
 
-
-GIVEN_BACK = "The worker was told to stop; the job goes on from its last checkpoint."

@@ -18,6 +18,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Now
+from django.utils.translation import gettext_noop
 
 from common.leases import Claim, lease_claim, lease_guarded, lease_release, lease_renew
 from common.loops import wake
@@ -29,6 +30,7 @@ from registry.models import ModelVersion
 
 Wanted = Literal["cancel", "pause"]
 FIRST_BACKOFF_S = 1.0
+GIVEN_BACK = gettext_noop("The worker was told to stop; the job goes on from its last checkpoint.")
 MAX_LOG_TAIL = 20_000
 
 
@@ -151,7 +153,7 @@ def job_crashed(claim: JobClaim, *, reason: str, log_tail: str = "") -> None:
         _let_go(claim)
 
 
-def job_give_back(claim: JobClaim, *, reason: str) -> None:
+def job_give_back(claim: JobClaim, *, reason: str = GIVEN_BACK) -> None:
     """Return a job to the queue because this worker ends; the attempt does not count."""
     with lease_guarded(claim.lease):
         job = Job.objects.select_for_update().get(pk=claim.job_id)

@@ -25,13 +25,7 @@ def list_verdict(team: Team) -> Verdict:
         )
     running = jobs.filter(state__in=HELD).count()
     waiting = jobs.filter(state=JobState.QUEUED).count()
-    rest = " ".join(
-        (
-            ngettext("%(count)s job is at work.", "%(count)s jobs are at work.", running)
-            % {"count": running},
-            ngettext("%(count)s job waits.", "%(count)s jobs wait.", waiting) % {"count": waiting},
-        )
-    )
+    rest = _at_work(running, waiting)
     bad = jobs.filter(state__in=[JobState.FAILED, JobState.QUARANTINED], ended_at__gt=timezone.now() - RECENT)
     failed = bad.order_by("-ended_at").first()
     if failed is not None:
@@ -39,3 +33,15 @@ def list_verdict(team: Team) -> Verdict:
     if running or waiting:
         return Verdict("busy" if running else "caution", rest)
     return Verdict("ok", _("Nothing is at work, and nothing waits."))
+
+
+def _at_work(running: int, waiting: int) -> str:
+    """How many jobs are at work, and how many wait when any does."""
+    sentences = [
+        ngettext("%(count)s job is at work.", "%(count)s jobs are at work.", running) % {"count": running}
+    ]
+    if waiting:
+        sentences.append(
+            ngettext("%(count)s job waits.", "%(count)s jobs wait.", waiting) % {"count": waiting}
+        )
+    return " ".join(sentences)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.urls import reverse
@@ -125,19 +125,19 @@ def _node(title: str, note: str, url: str = "") -> dict[str, str]:
     return {"title": title if len(title) <= 30 else f"{title[:29]}…", "note": note, "url": url}
 
 
-def took(job: Job) -> timedelta | None:
+def took_s(job: Job) -> float | None:
     """How long the job has been at it."""
     if job.started_at is None:
         return None
-    return (job.ended_at or timezone.now()) - job.started_at
+    return ((job.ended_at or timezone.now()) - job.started_at).total_seconds()
 
 
 def time_left_s(job: Job) -> float | None:
     """About how long it still takes, once enough is done to say."""
-    spent = took(job)
+    spent = took_s(job)
     if spent is None or job.state != JobState.RUNNING or job.progress < ETA_FROM:
         return None
-    return spent.total_seconds() * (1 - job.progress) / job.progress
+    return spent * (1 - job.progress) / job.progress
 
 
 def latest_figures(job: Job) -> dict[str, Any]:

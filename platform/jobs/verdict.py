@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -23,13 +25,13 @@ class Verdict:
     rest: str = ""
 
 
-def verdict_of(job: Job, report: Report) -> Verdict:
-    """Answer the page's question as far as it can be answered now."""
+def verdict_of(job: Job, report: Report, latest: Mapping[str, Any]) -> Verdict:
+    """Answer the page's question as far as it can be answered now; `latest` are the figures of the last step."""
     match job.state:
         case JobState.QUEUED:
             return _waiting(job)
         case JobState.RUNNING | JobState.PAUSING | JobState.CANCELLING:
-            return _working(job, report)
+            return _working(job, report, latest)
         case JobState.PAUSED:
             return Verdict("caution", _("Paused."), _("Resume it: it goes on from its last checkpoint."))
         case JobState.CANCELLED:
@@ -52,21 +54,27 @@ def _waiting(job: Job) -> Verdict:
     return Verdict("off", _("Waiting for a worker."), _("It starts as soon as one has room."))
 
 
-def _working(job: Job, report: Report) -> Verdict:
+def _working(job: Job, report: Report, latest: Mapping[str, Any]) -> Verdict:
     if job.state == JobState.PAUSING:
         return Verdict("busy", _("Pausing after this step."), _("A checkpoint is made first."))
     if job.state == JobState.CANCELLING:
         return Verdict("busy", _("Cancelling after this step."), _("Nothing will be registered."))
     if job.kind == JobKind.TUNE and report.loss_change is not None:
         return _so_far(report)
-    words = {"stage": stage_title(job), "loss": figures.number(report.figure(BEFORE, "loss"), 3)}
-    strong = _("At work: %(stage)s.") % words
-    if report.figure(BEFORE, "loss") is not None:
-        return Verdict(
-            "busy",
-            strong,
-            _("Held-out loss before tuning is %(loss)s; what comes after is measured later.") % words,
+    strong = _("At work: %(stage)s.") % {"stage": stage_title(job)}
+    words = {
+        "loss": figures.number(report.figure(BEFORE, "loss"), 3),
+        "before": figures.percent(report.figure(BEFORE, "mapped_share")),
+        "now": figures.percent(latest.get("mapped_share")),
+    }
+    if job.stage == "route" and latest.get("stage") == "route" and latest.get("mapped_share") is not None:
+        rest = _(
+            "%(now)s of the tokens of the last batch reached their own experts, against %(before)s before tuning."
         )
+        return Verdict("busy", strong, rest % words)
+    if report.figure(BEFORE, "loss") is not None:
+        rest = _("Held-out loss before tuning is %(loss)s; what comes after is measured later.")
+        return Verdict("busy", strong, rest % words)
     return Verdict("busy", strong)
 
 

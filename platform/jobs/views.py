@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, pgettext_lazy
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.access import Role, role_required
@@ -29,7 +29,7 @@ from jobs.verdict import stage_title, verdict_of
 
 PER_PAGE = 25
 FILTERS: dict[str, tuple[Promise, tuple[JobState, ...]]] = {
-    "open": (gettext_lazy("Open"), OPEN),
+    "open": (pgettext_lazy("jobs", "Open"), OPEN),
     "ended": (gettext_lazy("Ended"), ENDED),
 }
 ACTIONS: dict[str, tuple[Callable[..., Job], Promise]] = {
@@ -56,7 +56,7 @@ def job_list(request: HttpRequest) -> HttpResponse:
     page = Paginator(_filtered(jobs, chosen), PER_PAGE).get_page(request.GET.get("page"))
     context = {
         "page": page,
-        "rows": [{"job": job, "stage": stage_title(job), "took": pages.took(job)} for job in page],
+        "rows": [{"job": job, "stage": stage_title(job), "took_s": pages.took_s(job)} for job in page],
         "filters": [("", _("All"), chosen not in FILTERS), *_filter_links(chosen)],
         "verdict": list_verdict(caller.team),
         "is_moving": any(not job.has_ended for job in page),
@@ -83,17 +83,17 @@ def job_detail(request: HttpRequest, pk: int) -> HttpResponse:
 
 def job_context(job: Job) -> dict[str, Any]:
     """Everything that the page of a job shows."""
-    report, left = report_of(job), pages.time_left_s(job)
+    report, left, latest = report_of(job), pages.time_left_s(job), pages.latest_figures(job)
     return {
         "job": job,
         "report": report,
-        "verdict": verdict_of(job, report),
+        "verdict": verdict_of(job, report, latest),
         "stations": pages.stations_of(job),
         "stage_title": stage_title(job),
-        "latest": pages.latest_figures(job),
+        "latest": latest,
         "recipe": pages.recipe_of(job),
         "lineage": pages.lineage_of(job),
-        "took": pages.took(job),
+        "took_s": pages.took_s(job),
         "time_left_s": left,
         "domains": [
             {

@@ -51,6 +51,8 @@ async function fetchParts() {
 
 function step(data) {
   if (data.stage && data.stage !== stage) enter(data.stage);
+  // Preparation has steps, but nothing to draw.
+  if (!("loss" in data)) { note(data); return; }
   const heat = data.heat, cells = heat ? loads(heat.counts.flat(), heat.layers.length, heat.num_experts) : null;
   if (heat && (!shape || shape.layers.length !== heat.layers.length)) { shape = { layers: heat.layers, experts: heat.num_experts }; layerChoices(); }
   // After a restart steps come again: the later run is the one that counts.
@@ -68,6 +70,7 @@ function enter(name) {
   if (at < 0) return;
   all.forEach((node, i) => { node.classList.toggle("done", i < at); if (i === at) node.setAttribute("aria-current", "step"); else node.removeAttribute("aria-current"); });
 }
+function note(one) { for (const node of $$('[data-kpi-note="progress"]')) node.textContent = t("step {step} of {of}", { step: fmt(one.step), of: fmt(one.of) }); }
 function kpi(key, value) { for (const node of $$(`[data-kpi="${key}"]`)) node.textContent = SHOW[key](value); for (const bar of $$(`progress[data-progress]`)) if (key === "progress") bar.value = value; }
 
 function line({ level = "info", text = "" }, at) {
@@ -92,7 +95,7 @@ function paint() {
     for (const svg of $$("[data-curve]")) curve(svg);
     byDomain();
     board();
-    for (const node of $$('[data-kpi-note="progress"]')) node.textContent = t("step {step} of {of}", { step: fmt(last.step), of: fmt(last.of) });
+    note(last);
     history();
   }
   const log = $("#log");
@@ -111,7 +114,7 @@ let heat = null;
 function board() {
   const host = $("#heat"), last = steps.findLast((one) => one.cells);
   if (!host || !last || !shape) return;
-  heat ??= new Heat(host, { layers: shape.layers, experts: shape.experts, height: 181, onPick: ({ said }) => { const place = $("#heat-at"); if (place) place.textContent = said; } });
+  heat ??= new Heat(host, { layers: shape.layers, experts: shape.experts, height: 181, onPick: ({ layer, expert, byte, said }) => { const place = $("#heat-at"); if (said && place) place.textContent = t("Layer {layer}, expert {expert}: {ratio} times the fair share", { layer, expert, ratio: ratioText(byte) }); } });
   heat.show(last.cells);
 }
 
@@ -177,8 +180,6 @@ if (root?.dataset.liveUrl) {
       if (job.state !== seen) { refresh(); seen = job.state; }
       if (job.stage) enter(job.stage);
       if (job.progress != null) kpi("progress", job.progress);
-      if (ENDED.has(job.state)) ended(job.state);
-      known ??= job.state;
       dirty = true; paint();
     },
     event: apply,
