@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from decimal import ROUND_HALF_UP, Decimal
 
-from django.utils import formats, timezone
+from django.utils import timezone
 from django.utils.translation import get_language, gettext, ngettext
 
 MISSING = "—"
@@ -20,27 +20,27 @@ def is_chinese() -> bool:
     return (get_language() or "en").startswith("zh")
 
 
-def number(value: float | int | None, digits: int = 0) -> str:
+def number(value: float | str | None, digits: int = 0) -> str:
     """18420.4 → '18,420'; negative numbers get a true minus; None is a dash."""
-    if value is None or value == "":  # a name that a template does not find is ""
+    if value is None or isinstance(value, str):  # a name that a template does not find is ""
         return MISSING
-    # Django cuts digits off; here they are rounded as people do it, half upwards.
+    # Django cuts digits off, and groups Chinese ones by none: both languages group by three here, rounded half upwards.
     rounded = Decimal(str(abs(value))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
-    text = formats.number_format(rounded, decimal_pos=digits, use_l10n=True, force_grouping=True)
+    text = f"{rounded:,.{digits}f}"
     return f"{MINUS}{text}" if value < 0 and any(mark in "123456789" for mark in text) else text
 
 
-def percent(share: float | None, digits: int = 0) -> str:
+def percent(share: float | str | None, digits: int = 0) -> str:
     """0.018 → '1.8 %', in Chinese '1.8%'."""
-    if share is None or share == "":
+    if share is None or isinstance(share, str):
         return MISSING
     text = number(share * 100, digits)
     return f"{text}%" if is_chinese() else f"{text}\u202f%"
 
 
-def compact_parts(value: float | int | None) -> tuple[str, str]:
+def compact_parts(value: float | str | None) -> tuple[str, str]:
     """134_515_008 → ('134.5', 'M'), in Chinese ('1.35', '亿')."""
-    if value is None or value == "":
+    if value is None or isinstance(value, str):
         return MISSING, ""
     for step, unit in CHINESE_STEPS if is_chinese() else ENGLISH_STEPS:
         if abs(value) >= step:
@@ -49,9 +49,9 @@ def compact_parts(value: float | int | None) -> tuple[str, str]:
     return number(value, 0 if float(value).is_integer() else 1), ""
 
 
-def bytes_parts(size: float | int | None) -> tuple[str, str]:
+def bytes_parts(size: float | str | None) -> tuple[str, str]:
     """538_070_000 → ('538', 'MB'): decimal units, three figures that count."""
-    if size is None or size == "":
+    if size is None or isinstance(size, str):
         return MISSING, ""
     scaled, unit = float(size), BYTE_UNITS[0]
     for unit in BYTE_UNITS:
