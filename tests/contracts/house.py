@@ -47,7 +47,13 @@ def furnish(owner: Caller) -> list[Row]:
     corpus = Corpus.objects.create(**ours, name="Logs")
     file = CorpusFile.objects.create(id=NUMBER, corpus=corpus, upload=upload)
     job = Job.objects.create(
-        **ours, kind="import", name="import atlas", state="failed", error="no space", ended_at=timezone.now()
+        **ours,
+        kind="import",
+        name="import atlas",
+        state="failed",
+        error="no space",
+        ended_at=timezone.now(),
+        last_seq=1,
     )
     JobEvent.objects.create(
         job=job, seq=1, kind="log", payload={"level": "info", "text": "began"}, at=timezone.now()
