@@ -15,7 +15,7 @@ WORDS: tuple[str, ...] = (
     _("{count} h ago"),
     _("{count} d ago"),
     _("live, {seconds} s behind"),
-    _("live"),
+    _("following live"),
     _("connecting"),
     _("connection lost, trying again in {seconds} s"),
     _("silent since {time}: what is shown may be out of date"),

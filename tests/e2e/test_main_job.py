@@ -6,6 +6,7 @@ The pages that it leaves behind are then photographed in both languages and both
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -84,6 +85,70 @@ def build_and_tune(page: Page) -> None:
     expect(page.locator(".title")).to_contain_text("v2")
 
 
+def deploy(page: Page) -> None:
+    go(page, "Deployments")
+    page.get_by_role("link", name="Deploy a version").first.click()
+    page.locator("#id_name").fill("support-prod")
+    expect(page.locator("main")).to_contain_text("It fits", timeout=10_000)
+    page.get_by_role("button", name="Deploy", exact=True).click()
+    expect(page.locator(".verdict")).to_contain_text("answers on 1 replica", timeout=READY_MS)
+
+
+def make_a_key(page: Page, stack: Stack) -> None:
+    """A key made by hand lets a program in; without it the same address refuses."""
+    go(page, "Gateway and keys")
+    go(page, "API tokens")
+    page.get_by_role("button", name="New token").first.click()
+    page.locator("#id_name").fill("website")
+    page.get_by_role("button", name="Make the token").click()
+    secret = page.locator(".secret code").inner_text()
+    ask = page.context.browser.new_context().request  # type: ignore[union-attr]
+    models = ask.get(stack.url("/v1/models"), headers={"Authorization": f"Bearer {secret}"}).json()
+    assert [one["id"] for one in models["data"]] == ["support-prod"]
+    assert ask.get(stack.url("/v1/models")).status == 401
+
+
+def ask(page: Page) -> None:
+    """An answer streams in, with its figures; the trace says where the tokens went."""
+    go(page, "Playground")
+    page.locator("#domain").select_option("support")
+    page.locator("#max_tokens").fill("24")
+    page.locator("#prompt").fill("How do I change the password of my account?")
+    page.keyboard.press("Enter")
+    answer = page.locator(".turn.assistant")
+    expect(answer.locator(".meta")).to_contain_text(
+        re.compile("ended by itself|cut at the limit"), timeout=60_000
+    )
+    assert len(answer.locator(".words").inner_text().split()) > 3
+    for figure in ("first", "pace", "prompt", "output"):
+        assert re.search(r"\d", page.locator(f'[data-figure="{figure}"]').inner_text()), figure
+    page.get_by_role("button", name="Trace the prompt").click()
+    expect(page.locator("#xray .route circle.lamp1").first).to_be_visible(timeout=20_000)
+    expect(page.locator("#xray")).to_contain_text("goes to the experts of its domain")
+
+
+def watch(page: Page, stack: Stack) -> None:
+    """The board moves while requests run, and is never more than a second behind."""
+    go(page, "Live")
+    expect(page.locator("[data-live-state]")).to_contain_text("behind", timeout=20_000)
+    page.evaluate(
+        """async () => {
+        const { streamChat } = await import("/static/console/js/stream.js");
+        const body = { model: "support-prod", messages: [{ role: "user", content: "Count to ten." }], max_tokens: 64 };
+        window.asked = streamChat("/v1/chat/completions", body, {});
+    }"""
+    )
+    expect(page.locator('[data-kpi="running"]')).to_have_text("1", timeout=20_000)
+    behind = re.search(r"([\d.]+) s behind", page.locator("[data-live-state]").inner_text())
+    assert behind is not None and float(behind.group(1)) <= 1.0
+    page.get_by_role("button", name="Show as table").click()
+    expect(page.locator("#heat-table tbody tr")).to_have_count(2)
+    page.locator("#heat").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#cell-id")).to_contain_text("L")
+    page.evaluate("window.asked.finished")
+
+
 @pytest.fixture
 def visited(page: Page) -> Iterator[list[str]]:
     """Every address that the walk came by, detail pages included."""
@@ -103,6 +168,10 @@ def test_the_main_job_is_done_by_hand(
     map_domains(page)
     bring_logs(page)
     build_and_tune(page)
+    deploy(page)
+    make_a_key(page, stack)
+    ask(page)
+    watch(page, stack)
     photograph(page, stack, context, visited)
 
 

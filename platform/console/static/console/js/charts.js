@@ -70,7 +70,7 @@ export function lines(host, options) {
       if (!drawn.length) continue;
       if (area) parts.push(s("path", { class: "area", d: `${path(drawn)}L${drawn.at(-1)[0].toFixed(1)} ${bottom}L${drawn[0][0].toFixed(1)} ${bottom}Z` }));
       parts.push(s("path", { class: kind, d: path(points) }));
-      if (drawn.length === 1) parts.push(s("circle", { class: `dot ${kind}`, cx: drawn[0][0], cy: drawn[0][1], r: 2 }));
+      points.forEach(([px, py], i) => { if (!gap(py) && gap(points[i - 1]?.[1]) && gap(points[i + 1]?.[1])) parts.push(s("circle", { class: `dot ${kind}`, cx: px, cy: py, r: 2.2 })); });
     }
     // A label stands where there is room: right of its flag, else left of it, else only the flag stands.
     const taken = [];

@@ -72,7 +72,7 @@ export function connect(path, handlers, { quietAfter = 12000 } = {}) {
 
 const LAMPS = { live: "ok", connecting: "unknown", lost: "caution", silent: "unknown", refused: "danger", paused: "off" };
 export function stateWords({ kind, since, retryIn }, behind) {
-  if (kind === "live") return behind == null ? t("live") : t("live, {seconds} s behind", { seconds: behind.toFixed(1) });
+  if (kind === "live") return behind == null ? t("following live") : t("live, {seconds} s behind", { seconds: behind.toFixed(1) });
   if (kind === "connecting") return t("connecting");
   if (kind === "lost") return t("connection lost, trying again in {seconds} s", { seconds: retryIn });
   if (kind === "silent") return t("silent since {time}: what is shown may be out of date", { time: clock(since) });
@@ -85,7 +85,7 @@ export function showState(now, behind) {
   const words = stateWords(now, behind), key = now.kind + words;
   if (key === last || (last.startsWith(now.kind) && Date.now() - lastAt < 1000)) return;
   last = key; lastAt = Date.now();
-  for (const node of $$("[data-live-state]")) node.replaceChildren(lamp(LAMPS[now.kind]), el("span", {}, words));
+  for (const node of $$("[data-live-state]")) { node.classList.add("state", "small"); node.replaceChildren(lamp(LAMPS[now.kind]), el("span", {}, words)); }
 }
 
 // base64 of little-endian uint32 counts → Uint32Array.
