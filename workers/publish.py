@@ -80,6 +80,7 @@ def lineage_of(job: Job, result: dict[str, Any]) -> dict[str, Any]:
         "layout_revision": layout["revision"] if layout else None,
         "map_id": domain_map["id"],
         "map_revision": domain_map["revision"],
+        "colours": domain_map.get("colours") or {},
         "corpus_id": corpus["id"],
         "hashes": {"train": corpus["train"], "held_out": corpus["held_out"]},
         "tune": job.inputs["tune"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from django.utils.translation import gettext as _
@@ -10,20 +9,12 @@ from django.utils.translation import ngettext
 
 from accounts.models import Team
 from common import figures
+from common.verdict import Verdict
 from corpora.models import Corpus, CorpusFile, FileState, Refusal
 from corpora.reasons import REASONS, reason
 from routing.models import Domain
 
 FEW_HELD_OUT = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A page's answer: a lamp, the strong part of the sentence and the rest."""
-
-    state: str
-    strong: str
-    rest: str = ""
 
 
 def corpus_verdict(corpus: Corpus) -> Verdict:
@@ -36,8 +27,10 @@ def corpus_verdict(corpus: Corpus) -> Verdict:
         return Verdict("busy", _("A file is being read."), _("The figures follow when it has been."))
     failed = [file for file in files if file.state == FileState.FAILED]
     if failed:
-        words = {"name": failed[0].upload.name, "why": failed[0].error}
-        return Verdict("danger", _("%(name)s could not be read.") % words, failed[0].error)
+        strong = _("%(name)s could not be read; the other files are in.") if counts.get("train") else (
+            _("%(name)s could not be read.")
+        )  # fmt: skip
+        return Verdict("danger", strong % {"name": failed[0].upload.name}, failed[0].error)
     taken = counts.get("train", 0) + counts.get("held_out", 0)
     if not taken:
         return Verdict("danger", _("No row was taken."), _("The report of each file says why."))

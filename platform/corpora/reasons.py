@@ -11,7 +11,7 @@ REASONS: dict[str, Promise] = {
     "not_utf8": _("The row is not UTF-8 text."),
     "too_deep": _("The JSON is nested too deeply."),
     "not_json": _("The row is not JSON: %(detail)s."),
-    "duplicate_key": _("A key appears twice: %(detail)s."),
+    "duplicate_key": _("A key is repeated: %(detail)s."),
     "not_finite": _("A number is not finite."),
     "bad_text": _("The text holds a character that no log needs: %(detail)s."),
     "not_object": _("The row is JSON, but not an object."),

@@ -72,7 +72,8 @@ def row_from_json(raw: bytes, default_domain: str | None) -> Row:
     try:
         data = loads(raw, max_bytes=MAX_ROW_BYTES)
     except StrictJsonError as error:
-        raise Refused(error.code, str(error)) from None
+        # The sentence of the reason says "not JSON" itself.
+        raise Refused(error.code, str(error).removeprefix("not JSON: ")) from None
     if not isinstance(data, dict):
         raise Refused("not_object")
     if "messages" not in data:

@@ -111,7 +111,7 @@ def file_upload(request: HttpRequest, pk: int) -> HttpResponse:
     """Take a file of logs and read it."""
     form = FileForm(request.POST, request.FILES)
     if not form.is_valid():
-        raise Invalid(" ".join(error for errors in form.errors.values() for error in errors))
+        raise Invalid(" ".join(str(error) for errors in form.errors.values() for error in errors))
     sent = form.cleaned_data["file"]
     file = services.file_add(
         caller=caller_of(request), corpus_id=pk, name=sent.name, source=sent.file, expected_bytes=sent.size,

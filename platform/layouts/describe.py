@@ -9,9 +9,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from common import figures
+from common.verdict import Verdict
 from layouts.costing import preview
 from layouts.diagram import Diagram, diagram
 from layouts.forms import layers_text
+from layouts.models import Layout
 from registry.models import ModelVersion
 
 
@@ -29,9 +31,7 @@ class Line:
 class Answer:
     """Everything the editor shows about what is typed."""
 
-    state: str
-    strong: str
-    rest: str
+    verdict: Verdict
     lines: list[Line]
     memory: list[dict[str, Any]]
     parts: list[dict[str, Any]]
@@ -56,9 +56,7 @@ def answer_of(base: ModelVersion, spec: Any) -> Answer:
     strong = _("%(total)s parameters, %(times)s times the dense model; a token meets %(active)s of them.") % words
     rest = _("It needs %(bf16)s at bf16 and %(work)s times the work per token.") % words
     return Answer(
-        state=grave[0]["state"] if grave else "ok",
-        strong=strong,
-        rest=rest,
+        verdict=Verdict(grave[0]["state"] if grave else "ok", strong, rest),
         lines=_lines(dense, mixture),
         memory=_memory(dense, mixture),
         parts=_parts(mixture),
@@ -67,6 +65,22 @@ def answer_of(base: ModelVersion, spec: Any) -> Answer:
         family=costs["family"],
         costs=costs,
     )
+
+
+def list_verdict(newest: Layout | None, has_base: bool) -> Verdict:
+    """What has been laid out, or what to do first."""
+    if newest is not None:
+        words = {"name": newest.name, "summary": summary(newest.spec)}
+        return Verdict("ok", _("The newest layout is %(name)s.") % words, _("It has %(summary)s.") % words)
+    if not has_base:
+        return Verdict("off", _("There is no dense model to lay experts over."), _("Import one first."))
+    rest = _("A layout says where a dense model gets experts, and what that costs.")
+    return Verdict("off", _("No layout yet."), rest)
+
+
+def problem_verdict(problem: str) -> Verdict:
+    """Why there is no price."""
+    return Verdict("danger", _("This layout cannot be built."), problem)
 
 
 def _lines(dense: dict[str, Any], mixture: dict[str, Any]) -> list[Line]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_DRAWN = 16
-LEFT, RIGHT = 390.0, 716.0
-RAIL_X = 470.0
+LEFT, RIGHT = 412.0, 712.0
+RAIL_X = (LEFT + RIGHT) / 2
+SHARED_X = 356.0
 EXPERT_Y = 78.0
 FORK_Y, MERGE_Y = 138.0, 20.0
 
@@ -42,7 +43,7 @@ def diagram(shape: dict[str, Any]) -> Diagram:
     for index in range(drawn):
         x = LEFT + index * gap if drawn > 1 else RAIL_X
         stations.append(Station(x, str(index), index in lit, _route(x)))
-    shared = Station(338.0, "S", True, _route(338.0)) if shape["num_shared_experts"] else None
+    shared = Station(SHARED_X, "S", True, _route(SHARED_X)) if shape["num_shared_experts"] else None
     return Diagram(shape, stations, shared, shape["num_experts"] - drawn)
 
 

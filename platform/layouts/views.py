@@ -38,6 +38,7 @@ def layout_list(request: HttpRequest) -> HttpResponse:
     rows = [(layout, describe.summary(layout.spec), _answer(layout)) for layout in layouts_of(team)[:MAX_SHOWN]]
     context = {
         "rows": rows,
+        "verdict": describe.list_verdict(rows[0][0] if rows else None, bool(bases)),
         "bases": bases,
         "import_form": ImportForm(bases=bases),
         "can_write": caller_of(request).role.covers(Role.EDITOR),
@@ -167,12 +168,17 @@ def _answered(request: HttpRequest, form: LayoutForm) -> dict[str, Any]:
     wrong = [(name, errors) for name, errors in form.errors.items() if name not in ("name", "__all__")]
     if wrong:
         name, errors = wrong[0]
-        return {"answer": None, "problem": f"{form.fields[name].label}: {' '.join(map(str, errors))}"}
+        return _unanswered(f"{form.fields[name].label}: {' '.join(map(str, errors))}")
     try:
         base = version_get(caller_of(request).team, form.cleaned_data["base_version"])
-        return {"answer": describe.answer_of(base, form.spec()), "problem": ""}
+        answer = describe.answer_of(base, form.spec())
     except DomainError as error:
-        return {"answer": None, "problem": error.message}
+        return _unanswered(error.message)
+    return {"answer": answer, "verdict": answer.verdict, "problem": ""}
+
+
+def _unanswered(problem: str) -> dict[str, Any]:
+    return {"answer": None, "verdict": describe.problem_verdict(problem), "problem": problem}
 
 
 def _bases(form: LayoutForm) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from django.urls import reverse
@@ -12,6 +11,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from common import figures
+from common.verdict import Verdict
 from moe_core.spec import ModelSpec, cost_of
 from registry.models import Model, ModelVersion, VersionState
 from registry.selectors import ancestors
@@ -31,15 +31,6 @@ STAGES = (
     ("after", gettext_lazy("after")),
     ("control", gettext_lazy("control, misplaced map")),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A page's answer: a lamp, the strong part of the sentence and the rest."""
-
-    state: str
-    strong: str
-    rest: str = ""
 
 
 def list_verdict(models: Sequence[Model]) -> Verdict:
@@ -158,6 +149,7 @@ def report_domains(version: ModelVersion) -> list[dict[str, Any]]:
     """Loss per domain before and after, and by how much it fell."""
     before = (version.report.get("before") or {}).get("loss_by_domain") or {}
     after = (version.report.get("after") or {}).get("loss_by_domain") or {}
+    colours: dict[str, int] = version.lineage.get("colours") or {}
     shares = (version.report.get("after") or {}).get("mapped_share_by_domain") or {}
     return [
         {
@@ -166,6 +158,7 @@ def report_domains(version: ModelVersion) -> list[dict[str, Any]]:
             "after": after[code],
             "change": (after[code] - before[code]) / before[code] if before[code] else None,
             "share": shares.get(code),
+            "colour": colours.get(code, 0),
         }
         for code in before
         if code in after

@@ -7,39 +7,38 @@ from dataclasses import dataclass
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from common.figures import is_chinese
+from common.verdict import Verdict
 from routing.drafts import Draft, problems_of, remarks_of
+from routing.models import DomainMap
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class MapVerdict(Verdict):
     """The page's answer, then everything else there is to say."""
 
-    state: str
-    strong: str
-    rest: str
-    problems: list[str]
-    remarks: list[str]
+    problems: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
-def verdict_of(draft: Draft) -> Verdict:
+def verdict_of(draft: Draft) -> MapVerdict:
     """Can the map be used, and does each domain have a home of its own?"""
-    problems, remarks = problems_of(draft), remarks_of(draft)
+    problems, remarks = tuple(problems_of(draft)), tuple(remarks_of(draft))
     if problems:
         more = len(problems) - 1
         rest = ngettext("One more thing is missing.", "%(count)s more things are missing.", more) % {"count": more}
-        return Verdict("danger", problems[0], rest if more else "", problems, remarks)
+        return MapVerdict("danger", problems[0], rest if more else "", problems, remarks)
     own = ngettext(
         "%(count)s domain has experts of its own;", "%(count)s domains have experts of their own;", len(draft.domains)
     ) % {"count": len(draft.domains)}
     general = len(draft.general_experts)
     if not general:
-        return Verdict("caution", _("Every expert belongs to a domain."), remarks[0], problems, remarks)
+        return MapVerdict("caution", _("Every expert belongs to a domain."), remarks[0], problems, remarks)
     rest = ngettext(
         "%(count)s general expert takes the rest.", "%(count)s general experts take the rest.", general
     ) % {"count": general}
-    shared = [text for text in remarks if text]
-    state = "caution" if len(shared) and _is_shared(draft) else "ok"
-    return Verdict(state, f"{own} {rest}" if not _is_chinese() else f"{own}{rest}", "", problems, remarks)
+    gap = "" if is_chinese() else " "
+    return MapVerdict("caution" if _is_shared(draft) else "ok", f"{own}{gap}{rest}", "", problems, remarks)
 
 
 def _is_shared(draft: Draft) -> bool:
@@ -48,7 +47,10 @@ def _is_shared(draft: Draft) -> bool:
     return len(every) != len(set(every))
 
 
-def _is_chinese() -> bool:
-    from common.figures import is_chinese
-
-    return is_chinese()
+def list_verdict(maps: list[tuple[DomainMap, MapVerdict]]) -> Verdict:
+    """Is there a map that can be used?"""
+    if not maps:
+        return Verdict("off", _("No domain is mapped yet."), _("A map gives each business domain experts of its own."))
+    newest, verdict = maps[0]
+    strong = _("%(name)s: %(sentence)s") % {"name": newest.name, "sentence": verdict.strong}
+    return Verdict(verdict.state, strong, verdict.rest)

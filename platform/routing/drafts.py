@@ -10,6 +10,7 @@ from typing import Any
 from django.http import QueryDict
 from django.utils.translation import gettext as _
 
+from common.figures import is_chinese
 from routing.models import CODE, NUM_COLOURS, DomainMap
 from routing.plan import MAX_DOMAINS, MAX_EXAMPLES, MapPlan
 
@@ -30,8 +31,9 @@ class DraftDomain:
 
     @property
     def title(self) -> str:
-        """What to call the row in a sentence."""
-        return self.code or self.name_en or self.name_zh or _("the new domain")
+        """What to call the row: its name in the reader's language, as far as it has one."""
+        names = (self.name_zh, self.name_en) if is_chinese() else (self.name_en, self.name_zh)
+        return names[0] or names[1] or self.code or _("the new domain")
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from accounts.access import Role, role_required
 from accounts.caller import Caller
 from common.errors import DomainError, Forbidden
 from routing import services
-from routing.describe import verdict_of
+from routing.describe import list_verdict, verdict_of
 from routing.drafts import Draft, DraftDomain, draft_of_form, draft_of_map
 from routing.models import NUM_COLOURS, DomainMap
 from routing.selectors import map_get, maps_of
@@ -33,7 +33,7 @@ def map_list(request: HttpRequest) -> HttpResponse:
     """Every map of the team."""
     caller = caller_of(request)
     rows = [(one, verdict_of(draft_of_map(one))) for one in maps_of(caller.team)[:MAX_SHOWN]]
-    context = {"rows": rows, "can_write": caller.role.covers(Role.EDITOR)}
+    context = {"rows": rows, "verdict": list_verdict(rows), "can_write": caller.role.covers(Role.EDITOR)}
     return render(request, "routing/list.html", context)
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 
 import pytest
+
 from corpora.samples import DOMAINS, Dialogue, SampleError, build
 from corpora.samples.builder import selected
 from corpora.samples.dialogue import cut_at_sentence, unwrapped, without_repeats

@@ -136,7 +136,7 @@ def test_remarks_name_what_is_worth_a_thought():
         num_experts=6, domains=[DraftDomain("aa", "A", "甲", [], [0]), DraftDomain("bb", "B", "乙", [], [0, 1])]
     )
     text = " ".join(remarks_of(shared))
-    assert "shared by aa, bb" in text
+    assert "shared by A, B" in text
     assert "no general expert" in text
     assert "2, 3, 4, 5" in text
 
@@ -171,7 +171,7 @@ def test_a_person_edits_a_map_row_by_row(people, example):
     assert 'value="support"' not in fewer
     draft.domains[0].experts = []
     said = posted(client, reverse("routing:check"), form(draft)).content.decode()
-    assert "support has no expert of its own." in said
+    assert "Support replies has no expert of its own." in said
     assert posted(client, page, form(draft)).status_code == 422
     draft.domains[0].experts = [0, 4]
     draft.general_experts = [5, 6, 7]

@@ -21,7 +21,7 @@ function mirror(row) {
   for (const chip of [$(`tr[data-row="${row}"] .domain`), $(`#domain-${row}-title .domain`)]) {
     if (!chip) continue;
     chip.dataset.colour = colour;
-    $("i", chip).textContent = code.slice(0, 2).toUpperCase();
+    $("i", chip).textContent = code.slice(0, 3).toUpperCase();
     chip.lastChild.textContent = name;
   }
   const line = $(`tr[data-row="${row}"]`);
