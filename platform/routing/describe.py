@@ -24,6 +24,9 @@ class MapVerdict(Verdict):
 def verdict_of(draft: Draft) -> MapVerdict:
     """Can the map be used, and does each domain have a home of its own?"""
     problems, remarks = tuple(problems_of(draft)), tuple(remarks_of(draft))
+    if draft.is_blank:
+        strong = _("Name the first domain, and light the experts that shall be its own.")
+        return MapVerdict("off", strong, "", problems)
     if problems:
         more = len(problems) - 1
         rest = ngettext("One more thing is missing.", "%(count)s more things are missing.", more) % {"count": more}

@@ -33,7 +33,7 @@ class DraftDomain:
     def title(self) -> str:
         """What to call the row: its name in the reader's language, as far as it has one."""
         names = (self.name_zh, self.name_en) if is_chinese() else (self.name_en, self.name_zh)
-        return names[0] or names[1] or self.code or _("the new domain")
+        return names[0] or names[1] or self.code or _("New domain")
 
 
 @dataclass(slots=True)
@@ -49,6 +49,11 @@ class Draft:
     balance_weight: str = "0.02"
     prior_mode: str = "bias"
     prior_strength: str = "1.0"
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nobody has written anything yet."""
+        return not any(one.code or one.name_en or one.name_zh or one.experts for one in self.domains)
 
     @property
     def experts(self) -> range:
