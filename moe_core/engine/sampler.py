@@ -16,8 +16,8 @@ from moe_core.engine.sequence import SamplingParams, Sequence
 
 # Below this the division would overflow before it changed the choice.
 MIN_TEMPERATURE = 1e-5
-# Nucleus sampling looks at this many candidates first, and sorts the whole vocabulary only when they fall short.
-NUCLEUS_CANDIDATES = 512
+# Nucleus sampling looks at so many candidates first, and sorts the whole vocabulary only when they fall short.
+NUCLEUS_CANDIDATES = (512, 8192)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +83,11 @@ def _candidates(scores_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tenso
         scores, ids = scores_V.topk(min(params.top_k, num_tokens))
         return ids, torch.softmax(scores, -1)
     total = torch.logsumexp(scores_V, -1)
-    scores, ids = scores_V.topk(min(NUCLEUS_CANDIDATES, num_tokens))
-    probs = torch.exp(scores - total)
-    if float(probs.sum()) >= params.top_p:
-        return ids, probs
+    for num_candidates in NUCLEUS_CANDIDATES:
+        scores, ids = scores_V.topk(min(num_candidates, num_tokens))
+        probs = torch.exp(scores - total)
+        if float(probs.sum()) >= params.top_p:
+            return ids, probs
     scores, ids = scores_V.sort(descending=True, stable=True)
     return ids, torch.exp(scores - total)
 

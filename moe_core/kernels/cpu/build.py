@@ -111,7 +111,7 @@ def _run_together(commands: Sequence[Sequence[str]], folder: str) -> None:
     complaints = [process.communicate()[1] for process in running]
     for process, complaint in zip(running, complaints, strict=True):
         if process.returncode != 0:
-            raise CompilerError(f"{process.args}\n{complaint.strip()[-2000:]}")
+            raise CompilerError(f"{process.args!r}\n{complaint.strip()[-2000:]}")
 
 
 def _library_folder() -> Path:

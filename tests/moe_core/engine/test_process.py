@@ -65,7 +65,7 @@ async def test_sigterm_lets_the_open_answers_end_and_takes_no_new_ones(hashed_di
     async with engine_process(tmp_path, *hashed_dir, drain_s=60) as process, session_for(tmp_path) as session:
         await state_line(process, "ready")
         assert (tmp_path / "e.sock").stat().st_mode & 0o077 == 0
-        body = {"prompt": "go on", "max_tokens": 600, "ignore_eos": True}
+        body = {"prompt": "go on", "max_tokens": 300, "ignore_eos": True}
         async with session.post("http://engine/generate", json=body) as response:
             await response.content.readline()
             process.send_signal(signal.SIGTERM)
@@ -75,7 +75,7 @@ async def test_sigterm_lets_the_open_answers_end_and_takes_no_new_ones(hashed_di
                 assert (await refused.json())["error"]["code"] == "draining"
             last = [json.loads(line) async for line in response.content][-1]
         assert last["type"] == "done"
-        assert last["usage"]["completion_tokens"] == 600
+        assert last["usage"]["completion_tokens"] == 300
         assert await asyncio.wait_for(process.wait(), 30) == 0
     assert not (tmp_path / "e.sock").exists()
 

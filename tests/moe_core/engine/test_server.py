@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import random
 
 import aiohttp
@@ -215,3 +216,25 @@ async def test_bad_requests_do_not_disturb_a_running_answer(engine) -> None:
             num_refused += 1
     assert task.result()[-1]["usage"]["completion_tokens"] == 200
     assert num_refused > 0
+
+
+async def test_an_engine_that_breaks_tells_its_readers_and_its_parent(engine) -> None:
+    def break_down(inner) -> None:
+        def broken(chunks):
+            raise ZeroDivisionError("a bug at 0x7f00")
+
+        inner.runner.run = broken
+
+    waiting = asyncio.create_task(engine.generate(prompt="hello", max_tokens=1500, ignore_eos=True))
+    async with engine.session.post(
+        "http://engine/generate", json={"prompt": "x", "max_tokens": 1500}
+    ) as response:
+        await response.content.readline()
+        await engine.service.on_engine(break_down)
+        last = [json.loads(line) async for line in response.content][-1]
+    assert (last["type"], last["code"]) == ("error", "engine_failure")
+    assert "0x7f" not in last["message"]
+    assert (await waiting)[-1]["code"] == "engine_failure"
+    await asyncio.wait_for(engine.service.failed.wait(), 10)
+    status, value = await engine.post("/generate", {"prompt": "more"})
+    assert (status, value["error"]["code"]) == (503, "not_ready")
