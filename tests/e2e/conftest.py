@@ -30,6 +30,8 @@ QUIET = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 START_PATIENCE_S = 180
+# What htmx writes when one leaves a page while a preview is on its way.
+HARMLESS = ("htmx:sendAbort", "htmx:afterRequest")
 PASSWORD = "northwind-lamps-2026"
 
 
@@ -150,7 +152,7 @@ class Watcher:
         page.on("response", self.answered)
 
     def heard(self, message: ConsoleMessage) -> None:
-        if message.type == "error" and not any(words in message.text for words in self.expected):
+        if message.type == "error" and not any(words in message.text for words in (*HARMLESS, *self.expected)):
             self.complaints.append(f"{message.text[:300]} ({message.location.get('url', '')})")
 
     def answered(self, response: object) -> None:

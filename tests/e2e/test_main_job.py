@@ -44,8 +44,8 @@ def import_the_model(page: Page, stack: Stack) -> None:
 def lay_experts(page: Page) -> None:
     go(page, "Layouts")
     page.get_by_role("link", name="New layout").first.click()
-    page.get_by_label("Name", exact=True).fill("Support experts")
-    page.get_by_label("Layers", exact=True).fill("10, 20")
+    page.locator("#id_name").fill("Support experts")
+    page.get_by_role("textbox", name="Layers with experts").fill("10, 20")
     expect(page.locator("#answer")).to_contain_text("Active", timeout=10_000)
     page.get_by_role("button", name="Save the layout").click()
     expect(page.locator("h1")).to_have_text("Support experts")
@@ -59,7 +59,7 @@ def map_domains(page: Page) -> None:
 
 def bring_logs(page: Page) -> None:
     go(page, "Logs and corpora")
-    page.get_by_role("button", name="Use the sample logs").first.click()
+    page.get_by_role("button", name="Use the sample logs").first.click(timeout=120_000)
     expect(page.locator("h1")).to_contain_text("Sample logs")
     expect(page.locator(".verdict .lamp")).to_have_attribute("data-state", "ok", timeout=60_000)
 
