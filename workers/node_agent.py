@@ -157,26 +157,31 @@ class NodeAgent(threading.Thread):
     def _end(self) -> None:
         """Let running answers end, then the engines, then the lease."""
         for served in self.served.values():
-            if served.engine is not None:
-                served.engine.terminate()
+            served.end_soon()
         deadline = time.monotonic() + STOP_PATIENCE_S
+        while time.monotonic() < deadline and any(served.is_running for served in self.served.values()):
+            self._keep_lease_quietly()
+            time.sleep(TICK_S)
         for served in self.served.values():
-            if served.engine is None:
-                continue
-            try:
-                served.engine.process.wait(max(0.1, deadline - time.monotonic()))
-            except Exception:
-                log.warning("engine of replica %s did not end in time", served.row.pk)
-            if served.pump is not None:
-                served.pump.finish()
-            served.kill()
+            served.end()
         if self.claim is None:
             return
+        self._keep_lease_quietly()
         try:
             replicas_let_go(self.claim, node_name=self.node)
             lease_release(self.claim)
         except (StaleLease, DatabaseError, InterfaceError) as error:
             log.warning("the agent of %s could not say good-bye: %s", self.node, error)
+
+    def _keep_lease_quietly(self) -> None:
+        """What the last engines still tell must not find the lease run out."""
+        if self.claim is None or time.monotonic() < self._renew_at:
+            return
+        self._renew_at = time.monotonic() + self.claim.ttl_s / 3
+        try:
+            lease_renew(self.claim)
+        except (StaleLease, DatabaseError, InterfaceError) as error:
+            log.warning("the lease of %s was not prolonged: %s", self.node, error)
 
 
 class Bell(threading.Thread):

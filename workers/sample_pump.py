@@ -58,6 +58,10 @@ class SamplePump(threading.Thread):
         if self._stream is not None:
             self._stream.close()
 
+    def end_with_engine(self) -> None:
+        """When the engine closes the stream, do not open it again."""
+        self._ending.set()
+
     def finish(self) -> None:
         """The engine has ended: read what it still said, send it, and end."""
         self._ending.set()

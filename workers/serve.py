@@ -69,6 +69,24 @@ class Served:
         kept = ("running", "waiting", "kv_used", "kv_total", "rss_bytes")
         return self.row.pk, self.engine.epoch, {key: self.health.get(key, 0) for key in kept}
 
+    @property
+    def is_running(self) -> bool:
+        """Whether there is an engine process."""
+        return self.engine is not None and self.engine.exit_status() is None
+
+    def end_soon(self) -> None:
+        """The worker ends: let the engine finish its answers, and hear its last words."""
+        if self.engine is not None:
+            self.engine.terminate()
+        if self.pump is not None:
+            self.pump.end_with_engine()
+
+    def end(self) -> None:
+        """The worker's patience is over."""
+        if self.pump is not None:
+            self.pump.finish()
+        self.kill()
+
     def kill(self) -> None:
         """End everything at once, writing nothing."""
         if self.pump is not None:
@@ -135,6 +153,8 @@ class Served:
             # The row first: the gateway must stop choosing it before it stops answering.
             self._write(claim, ReplicaState.DRAINING)
         engine.terminate()
+        if self.pump is not None:
+            self.pump.end_with_engine()
         if engine.is_overdue():
             engine.kill()
 

@@ -16,6 +16,8 @@ Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 MAX_BODY_BYTES = 4 * 2**20
+# A refused body is read to its end up to here: a client that is still sending would lose the answer.
+MAX_DISCARDED_BYTES = 32 * 2**20
 BODY_TIMEOUT_S = 30.0
 # A reader that takes nothing for so long is gone.
 WRITE_TIMEOUT_S = 30.0
@@ -63,7 +65,7 @@ class Call:
             ClientGone: when it breaks off.
         """
         announced = self.header(b"content-length")
-        if announced and (not announced.isdigit() or int(announced) > MAX_BODY_BYTES):
+        if announced and (not announced.isdigit() or int(announced) > MAX_DISCARDED_BYTES):
             raise _too_large()
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -72,17 +74,21 @@ class Call:
             raise ApiError(408, "The body did not arrive in time.", code="request_timeout") from None
 
     async def _read_body(self) -> bytes:
-        parts, size, more = [], 0, True
-        while more:
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more and size <= MAX_DISCARDED_BYTES:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             part = message.get("body", b"")
             size += len(part)
             if size > MAX_BODY_BYTES:
-                raise _too_large()
-            parts.append(part)
+                parts.clear()
+            else:
+                parts.append(part)
             more = message.get("more_body", False)
+        if size > MAX_BODY_BYTES:
+            raise _too_large()
         return b"".join(parts)
 
     async def gone(self) -> None:

@@ -47,7 +47,7 @@ WORDS: tuple[str, ...] = (
     _("no token in the last minute"),
     _("no token in this window"),
     _("Domain"),
-    _("Assignments"),
+    _("Routed"),
     _("At home"),
     _("its own expert"),
     _("now"),

@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from django.conf import settings
+from django.db import close_old_connections, connection
+
 from deployments.models import Deployment, Replica
 from deployments.reconcile import reconcile_all
 from deployments.states import ReplicaState
-from django.conf import settings
-from django.db import close_old_connections, connection
+from moe_core.model.decoder import Decoder
 from registry.models import ModelVersion
 from registry.services import model_find_or_create, version_create
 from telemetry.ingest import Ingester
-
-from moe_core.model.decoder import Decoder
 from tests.moe_core.engine.model_dirs import tiny_model, tiny_spec, write_model_dir
 from workers.node_agent import NodeAgent
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from deployments.plan import Create, Drain, GoDark, Goal, NodeView, Observed, Plan, Promote, ReplicaView, plan
-from deployments.states import ReplicaState, Wanted
 from hypothesis import given
 from hypothesis import strategies as st
+
+from deployments.plan import Create, Drain, Goal, GoDark, NodeView, Observed, Plan, Promote, ReplicaView, plan
+from deployments.states import ReplicaState, Wanted
 
 GB = 10**9
 NODES = (NodeView("node-1", 64 * GB), NodeView("node-2", 64 * GB))
@@ -50,7 +51,8 @@ def applied(observed: Observed, decided: Plan) -> Observed:
             rows.append(ReplicaView(number, action.revision, ReplicaState.PENDING, Wanted.RUN, action.node))
         elif isinstance(action, Drain):
             rows = [
-                dataclasses.replace(one, wanted=Wanted.DRAIN) if one.id == action.replica else one for one in rows
+                dataclasses.replace(one, wanted=Wanted.DRAIN) if one.id == action.replica else one
+                for one in rows
             ]
         elif isinstance(action, Promote):
             live = action.revision

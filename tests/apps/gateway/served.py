@@ -22,11 +22,12 @@ from django.test import override_settings
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from deployments.models import Deployment
-from deployments.services import deployment_create
+from deployments.services import deployment_create, deployment_update
 from moe_core.model.decoder import Decoder
 from routing.services import map_create
 from standalone import web
 from tests.apps.deployments.stack import SETTINGS, ready_replicas, real_version, serving_stack, until
+from tests.moe_core.engine.model_dirs import tiny_model
 from tests.people import People, make_people
 from workers.node_agent import NodeAgent
 
@@ -75,7 +76,13 @@ class Instance:
         return self.people.bearer(who, *(scopes or ("infer",)))["authorization"].removeprefix("Bearer ")
 
     def ask(
-        self, method: str, path: str, body: Any = None, *, key: str = "", headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        key: str = "",
+        headers: Mapping[str, str] | None = None,
     ) -> tuple[int, dict[str, str], Any]:
         """One request by the standard library: status, headers, JSON."""
         link = http.client.HTTPConnection("127.0.0.1", self.web.port, timeout=60)
@@ -92,7 +99,9 @@ class Instance:
         finally:
             link.close()
 
-    def serve(self, name: str, *, who: str = "owner", model: Decoder | None = None, domains: bool = True) -> Deployment:
+    def serve(
+        self, name: str, *, who: str = "owner", model: Decoder | None = None, domains: bool = True
+    ) -> Deployment:
         """Deploy a tiny model and wait until it answers."""
         caller = getattr(self.people, who)
         version = real_version(self.people, self.folder, model=model, name=name, who=who)
@@ -107,6 +116,13 @@ class Instance:
         until(lambda: Deployment.objects.get(pk=deployment.pk).live_revision and ready_replicas(deployment))
         self.deployments[name] = deployment
         return deployment
+
+    def update(self, name: str) -> None:
+        """Want another version of a model that is served."""
+        version = real_version(self.people, self.folder, model=tiny_model(9), name=name)
+        deployment_update(
+            caller=self.people.owner, deployment_id=self.deployments[name].pk, version_id=version.pk
+        )
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
@@ -163,5 +179,8 @@ def running_instance(folder: Path) -> Iterator[Instance]:
             with serving_stack(Overrides(), folder) as agent:
                 yield Instance(make_people(), running, agent, folder)
         finally:
-            print(*(f"== {log.name}\n{log.read_text()[-4000:]}" for log in folder.glob("*.log")), file=sys.stderr)
+            print(
+                *(f"== {log.name}\n{log.read_text()[-4000:]}" for log in folder.glob("*.log")),
+                file=sys.stderr,
+            )
             call_command("flush", interactive=False, verbosity=0, inhibit_post_migrate=True)

@@ -100,7 +100,7 @@ function showCell() {
 function showFlow() {
   const experts = picture.num_experts, scale = stops("seq"), dark = document.documentElement.dataset.theme === "dark" || (document.documentElement.dataset.theme === "auto" && matchMedia("(prefers-color-scheme: dark)").matches);
   if (!experts) { $("#flow").replaceChildren(); return; }
-  const heads = [t("Domain"), ...Array.from({ length: experts }, (_, e) => `E${e}`), t("At home"), t("Assignments")];
+  const heads = [t("Domain"), ...Array.from({ length: experts }, (_, e) => `E${e}`), t("At home"), t("Routed")];
   const codes = [...domains.map(({ code }) => code), ""].filter((code) => code || picture.domains.includes(""));
   const body = codes.map((code) => {
     const found = shares(picture, view.phase, code), own = new Set(known[code]?.experts ?? []);

@@ -45,9 +45,16 @@ def test_a_chat_is_answered_at_once(client):
 
 
 def test_a_stream_says_the_same_as_the_whole_and_ends_with_its_usage(client):
-    asked = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 24, "temperature": 0}
+    asked = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 24,
+        "temperature": 0,
+    }
     whole = client.chat.completions.create(**asked)
-    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    chunks = list(
+        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    )
     assert chunks[0].choices[0].delta.role == "assistant"
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
@@ -77,7 +84,9 @@ def test_a_request_names_its_domain_in_the_body_or_in_a_header(client, served):
     assert "support, copy" in refusal.value.message
     rows = Usage.objects.filter(domain__in=("support", "copy"), deployment=served.deployments[MODEL])
     until(lambda: rows.count() == 2)
-    assert all(row.completion_tokens == 3 and row.prompt_tokens > 0 and row.first_token_ms > 0 for row in rows)
+    assert all(
+        row.completion_tokens == 3 and row.prompt_tokens > 0 and row.first_token_ms > 0 for row in rows
+    )
 
 
 def test_log_probabilities_come_in_the_shape_that_the_client_reads(client):
@@ -110,7 +119,9 @@ def test_errors_arrive_as_the_exceptions_of_the_client(client, served):
     )
     with pytest.raises(openai.PermissionDeniedError):
         reader.models.list()
-    outsider = openai.OpenAI(base_url=f"{served.web.address}/v1", api_key=served.key("outsider"), max_retries=0)
+    outsider = openai.OpenAI(
+        base_url=f"{served.web.address}/v1", api_key=served.key("outsider"), max_retries=0
+    )
     assert outsider.models.list().data == []
     with pytest.raises(openai.NotFoundError):
         outsider.completions.create(model=MODEL, prompt="x")
