@@ -21,6 +21,8 @@ WORDS: tuple[str, ...] = (
     _("silent since {time}: what is shown may be out of date"),
     _("you have no access to this"),
     _("paused by you"),
+    _("Pause"),
+    _("Resume"),
     _("Layer"),
     _("Highest"),
     _("Lowest"),

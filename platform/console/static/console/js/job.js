@@ -31,6 +31,7 @@ function apply(event) {
   if (event.kind === "step") step(data);
   else if (event.kind === "stage") enter(data.stage);
   else if (event.kind === "log") line(data, event.at);
+  else if (event.kind === "state" && event.seq != null) seen = data.state;
   if (data.progress != null) kpi("progress", data.progress);
   dirty = true;
 }
@@ -63,9 +64,12 @@ function step(data) {
 // Older points give way evenly, so that the whole run stays in view.
 function thin() { const recent = steps.slice(-KEEP / 4); steps = [...steps.slice(0, -KEEP / 4).filter((_, i) => i % 2 === 0), ...recent]; }
 
+const ENDED = ["succeeded", "failed", "cancelled", "quarantined"];
 function enter(name) {
   if (!name) return;
   stage = name;
+  // How a job ended is shown by the server's stations.
+  if (ENDED.includes(seen)) return;
   const all = $$("[data-station]", root.closest("main")), at = all.findIndex((node) => node.dataset.station === name);
   if (at < 0) return;
   all.forEach((node, i) => { node.classList.toggle("done", i < at); if (i === at) node.setAttribute("aria-current", "step"); else node.removeAttribute("aria-current"); });
@@ -81,13 +85,16 @@ function line({ level = "info", text = "" }, at) {
   while (log.childNodes.length > 2 * LOG_LINES) log.firstChild.remove();
 }
 
+// The control is a yardstick: it is drawn as a curve, but its figures must not pass for those of the model.
+const isOwn = (one) => !/control/.test(one.stage ?? "");
+
 function paint() {
   if (!dirty || document.hidden) return;
   dirty = false;
-  const last = steps.at(-1);
+  const last = steps.at(-1), own = steps.filter(isOwn);
   if (last) {
     for (const key of CURVES) {
-      const values = steps.map((one) => one[key]).filter((v) => v != null);
+      const values = own.map((one) => one[key]).filter((v) => v != null);
       if (!values.length) continue;
       kpi(key, values.at(-1));
       for (const svg of $$(`[data-kpi-spark="${key}"]`)) spark(svg, values.slice(-60));
@@ -104,7 +111,7 @@ function paint() {
 
 function byDomain() {
   for (const node of $$("[data-domain-loss]")) {
-    const code = node.dataset.domainLoss, values = steps.map((one) => one.loss_by_domain?.[code]).filter((v) => v != null);
+    const code = node.dataset.domainLoss, values = steps.filter(isOwn).map((one) => one.loss_by_domain?.[code]).filter((v) => v != null);
     if (!values.length) continue;
     node.textContent = fmt(values.at(-1), 3);
     for (const svg of $$(`[data-domain-spark="${CSS.escape(code)}"]`)) spark(svg, values.slice(-60));
@@ -112,7 +119,7 @@ function byDomain() {
 }
 let heat = null;
 function board() {
-  const host = $("#heat"), last = steps.findLast((one) => one.cells);
+  const host = $("#heat"), last = steps.findLast((one) => one.cells && isOwn(one));
   if (!host || !last || !shape) return;
   heat ??= new Heat(host, { layers: shape.layers, experts: shape.experts, height: 181, onPick: ({ layer, expert, byte, said }) => { const place = $("#heat-at"); if (said && place) place.textContent = t("Layer {layer}, expert {expert}: {ratio} times the fair share", { layer, expert, ratio: ratioText(byte) }); } });
   heat.show(last.cells);
@@ -140,7 +147,7 @@ function layerChoices() {
   pick.replaceChildren(...shape.layers.map((layer, i) => el("option", { value: i, selected: i === Math.floor(shape.layers.length / 2) }, `L${layer}`)));
 }
 function history() {
-  const canvas = $("#history"), shown = steps.filter((one) => one.cells);
+  const canvas = $("#history"), shown = steps.filter((one) => one.cells && isOwn(one));
   if (!canvas || !shape || !shown.length) return;
   const layer = Number($("#layer")?.value ?? 0), { experts } = shape, scale = stops("heat"), style = getComputedStyle(document.documentElement), ink = (name) => style.getPropertyValue(name).trim();
   const box = canvas.getBoundingClientRect(), ratio = devicePixelRatio || 1, ctx = canvas.getContext("2d");
