@@ -237,7 +237,7 @@ def deployment_action(request: HttpRequest, pk: int, action: str) -> HttpRespons
         raise NotFound(_("There is no such action."))
     act, words = ACTIONS[action]
     act(caller=caller_of(request), deployment_id=pk)
-    messages.success(request, words)
+    messages.success(request, str(words))
     return redirect("deployments:detail", pk)
 
 

@@ -37,7 +37,7 @@ def keys_of(team: Team) -> list[KeyUse]:
     """Return the team's keys that may infer, newest first, with their last day and their month."""
     tokens = ApiToken.objects.filter(team=team, scopes__contains=["infer"]).select_related("created_by")
     spent = Sum("prompt_tokens", default=0) + Sum("completion_tokens", default=0)
-    recent = {
+    recent: dict[int, Any] = {
         row["token_id"]: row
         for row in Usage.objects.filter(team=team, at__gte=timezone.now() - RECENT)
         .values("token_id")

@@ -49,7 +49,7 @@ def _waiting(job: Job) -> Verdict:
     if job.attempts:
         words = {"attempt": job.attempts + 1, "of": MAX_ATTEMPTS, "reason": last_reason(job)}
         return Verdict(
-            "caution", _("Waiting for attempt %(attempt)s of %(of)s.") % words, _(words["reason"]) if words["reason"] else ""
+            "caution", _("Waiting for attempt %(attempt)s of %(of)s.") % words, _(str(words["reason"])) if words["reason"] else ""
         )  # fmt: skip
     return Verdict("off", _("Waiting for a worker."), _("It starts as soon as one has room."))
 

@@ -131,7 +131,7 @@ def job_action(request: HttpRequest, pk: int, action: str) -> HttpResponse:
         raise NotFound(_("There is no such action."))
     act, words = ACTIONS[action]
     job = act(caller=caller_of(request), job_id=pk)
-    messages.success(request, words)
+    messages.success(request, str(words))
     return redirect("jobs:detail", job.pk)
 
 

@@ -2,7 +2,7 @@
 
 Addresses that the environment gives already are used instead. With xdist the workers share the controller's
 PostgreSQL (pytest-django gives each its own database) and each has its own Valkey. A run that names only
-`tests/moe_core` starts nothing: that library knows no services.
+`tests/moe_core` or `tests/e2e` starts nothing: the library knows no services, the browser meets a whole instance.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 from standalone.services import throwaway_services
 
-NEEDS_NO_SERVICES = ("tests/moe_core",)
+NEEDS_NO_SERVICES = ("tests/moe_core", "tests/e2e")
 MARK = "TURNOUT_TEST_SERVICES"
 _open = ExitStack()
 

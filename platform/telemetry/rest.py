@@ -29,7 +29,7 @@ def _percentiles(name: str) -> Any:
     return inline_serializer(name, {**fields, "count": _whole()})
 
 
-POINT = {
+POINT: dict[str, serializers.Field] = {
     "t_s": _whole(),
     "output_per_s": _share(),
     "prompt_per_s": _share(),
@@ -37,7 +37,7 @@ POINT = {
     "running": _whole(),
     "waiting": _whole(),
 }
-CELL = {"layer": _whole(), "expert": _whole()}
+CELL: dict[str, serializers.Field] = {"layer": _whole(), "expert": _whole()}
 RoutingOut = inline_serializer(
     "Routing",
     {

@@ -272,7 +272,7 @@ def compact_tag(value: float | None) -> SafeString:
 
 
 @register.simple_tag(name="number")
-def number_tag(value: float | None, digits: int = 0, unit: str = "") -> SafeString:
+def number_tag(value: float | str | None, digits: int = 0, unit: str = "") -> SafeString:
     """A number with its unit set small."""
     return _with_unit((figures.number(value, digits), unit if value not in (None, "") else ""))
 
