@@ -43,7 +43,10 @@ def remembered(
     """Answer from memory, or do it once and remember."""
     secret = request.headers.get("Authorization", "") or request.COOKIES.get("sessionid", "")
     caller = hashlib.sha256(secret.encode()).hexdigest()
-    body_hash = hashlib.sha256(request.path.encode() + b"\0" + request.body).hexdigest()
+    # A file is streamed to the store and must not be read here; its address and length stand for it.
+    is_json = request.content_type == "application/json"
+    body = request.body if is_json else request.headers.get("Content-Length", "").encode()
+    body_hash = hashlib.sha256(request.get_full_path().encode() + b"\0" + body).hexdigest()
     IdempotentReply.objects.filter(created_at__lt=Now() - KEPT).delete()
     try:
         with transaction.atomic():

@@ -126,7 +126,7 @@ def version_note_set(*, caller: Caller, version_id: int, note: str) -> ModelVers
     """Set the remark of a version, the one thing about it that people may change."""
     caller.must_be(Role.EDITOR)
     version = version_get(caller.team, version_id)
-    ModelVersion.objects.filter(pk=version.pk).update(note=note.strip()[:400])
+    ModelVersion.objects.filter(pk=version.pk).update(note=note.replace("\0", "").strip()[:400])
     audit_record(caller=caller, action="version.noted", target=version)
     return version_get(caller.team, version_id)
 
@@ -163,7 +163,7 @@ def alias_remove(*, caller: Caller, model_id: int, name: str) -> None:
     """Take a name away; the version stays."""
     caller.must_be(Role.EDITOR)
     model = model_get(caller.team, model_id)
-    if Alias.objects.filter(model=model, name=name).delete()[0]:
+    if ALIAS.fullmatch(name) and Alias.objects.filter(model=model, name=name).delete()[0]:
         audit_record(caller=caller, action="alias.removed", target=f"{model.slug}@{name}")
 
 

@@ -113,7 +113,7 @@ def draft_of_map(domain_map: DomainMap) -> Draft:
 def draft_of_form(data: QueryDict) -> Draft:
     """What was posted; rows come in the order of their `row` fields."""
     draft = Draft(
-        name=data.get("name", "").strip()[:120],
+        name=_text(data, "name", 120),
         revision=_whole(data.get("revision", ""), 0),
         num_experts=min(1024, max(2, _whole(data.get("num_experts", ""), 8))),
         general_experts=_experts(data.getlist("general")),
@@ -125,9 +125,9 @@ def draft_of_form(data: QueryDict) -> Draft:
     for row in data.getlist("row")[:MAX_DOMAINS]:
         draft.domains.append(
             DraftDomain(
-                code=data.get(f"code-{row}", "").strip().lower()[:40],
-                name_en=data.get(f"name_en-{row}", "").strip()[:80],
-                name_zh=data.get(f"name_zh-{row}", "").strip()[:80],
+                code=_text(data, f"code-{row}", 40).lower(),
+                name_en=_text(data, f"name_en-{row}", 80),
+                name_zh=_text(data, f"name_zh-{row}", 80),
                 examples=_lines(data.get(f"examples-{row}", "")),
                 experts=_experts(data.getlist(f"experts-{row}")),
                 colour=min(NUM_COLOURS, max(1, _whole(data.get(f"colour-{row}", ""), 1))),
@@ -193,12 +193,17 @@ def remarks_of(draft: Draft) -> list[str]:
     return found
 
 
+def _text(data: QueryDict, key: str, length: int) -> str:
+    """A line of text as it can be stored: PostgreSQL takes no NUL."""
+    return data.get(key, "").replace("\0", "").strip()[:length]
+
+
 def _experts(values: list[str]) -> list[int]:
     return sorted({int(value) for value in values if value.isdigit() and len(value) < 5 and int(value) < 1024})
 
 
 def _lines(text: str) -> list[str]:
-    return [line.strip()[:500] for line in text.splitlines() if line.strip()][:MAX_EXAMPLES]
+    return [line.strip()[:500] for line in text.replace("\0", "").splitlines() if line.strip()][:MAX_EXAMPLES]
 
 
 def _whole(text: str, default: int) -> int:

@@ -77,7 +77,8 @@ def test_people_keep_aliases_notes_and_descriptions(people, line):
     assert dense.model.aliases.get().version == dense
     client.post(reverse("registry:alias_remove", args=[dense.model_id]), {"name": "champion"})
     assert not dense.model.aliases.exists()
-    client.post(reverse("registry:version_note", args=[dense.pk]), {"note": "as it came"})
+    client.post(reverse("registry:version_note", args=[dense.pk]), {"note": "as it \0came"})
+    client.post(reverse("registry:alias_remove", args=[dense.model_id]), {"name": "\0"})
     client.post(reverse("registry:edit", args=[dense.model_id]), {"name": "Tiny", "licence": "MIT"})
     dense.refresh_from_db()
     assert (dense.note, dense.model.licence) == ("as it came", "MIT")

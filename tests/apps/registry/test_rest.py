@@ -120,7 +120,8 @@ def test_an_outsider_finds_nothing_and_a_viewer_changes_nothing(people, tmp_path
         f"/api/v1/versions/{version.pk}/files/config.json/",
         f"/api/v1/uploads/{upload.pk}/",
     ):
-        assert writer.get(path).status_code == 200, path
+        with writer.get(path) as seen:
+            assert seen.status_code == 200, path
         assert stranger.get(path).status_code == 404, path
     assert stranger.post(f"/api/v1/versions/{version.pk}/verify/").status_code == 404
     assert stranger.delete(f"/api/v1/uploads/{upload.pk}/").status_code == 404
@@ -130,3 +131,15 @@ def test_an_outsider_finds_nothing_and_a_viewer_changes_nothing(people, tmp_path
     assert viewer.get(f"/api/v1/versions/{version.pk}/").status_code == 200
     assert viewer.post(f"/api/v1/versions/{version.pk}/verify/").status_code == 403
     assert viewer.delete(f"/api/v1/uploads/{upload.pk}/").status_code == 403
+
+
+def test_an_idempotency_key_does_not_make_the_server_read_a_file_twice(writer, people):
+    url = "/api/v1/uploads/?filename=logs.jsonl"
+    body = LOGS * 120_000  # more than Django would hold in memory
+    headers = {"idempotency-key": "once"}
+    first, again = (
+        writer.post(url, body, content_type="application/octet-stream", headers=headers) for _ in range(2)
+    )
+    assert first.status_code == 201, first.content
+    assert again.headers["Idempotent-Replay"] == "true"
+    assert Upload.objects.count() == 1

@@ -162,6 +162,14 @@ def test_a_form_says_what_the_draft_said(people, example):
     assert draft_of_form(form(draft)).plan() == draft.plan()
 
 
+def test_what_postgresql_cannot_store_is_left_out(people, example):
+    draft = draft_of_map(example)
+    data = form(draft)
+    data["name_en-0"], data["examples-0"], data["name"] = "A\0B", "x\0\ny", "M\0"
+    assert posted(people.client("owner"), reverse("routing:detail", args=[example.pk]), data).status_code == 302
+    assert map_get(people.owner.team, example.pk).domains.first().name_en == "AB"
+
+
 def test_a_person_edits_a_map_row_by_row(people, example):
     client, page = people.client("owner"), reverse("routing:detail", args=[example.pk])
     draft = draft_of_map(example)
