@@ -48,9 +48,9 @@ def verdict_of(job: Job, report: Report, latest: Mapping[str, Any]) -> Verdict:
 def _waiting(job: Job) -> Verdict:
     if job.attempts:
         words = {"attempt": job.attempts + 1, "of": MAX_ATTEMPTS, "reason": last_reason(job)}
-        return Verdict(
-            "caution", _("Waiting for attempt %(attempt)s of %(of)s.") % words, _(str(words["reason"])) if words["reason"] else ""
-        )  # fmt: skip
+        reason = str(words["reason"] or "")
+        sentence = _("Waiting for attempt %(attempt)s of %(of)s.") % words
+        return Verdict("caution", sentence, _(reason) if reason else "")
     return Verdict("off", _("Waiting for a worker."), _("It starts as soon as one has room."))
 
 
