@@ -14,14 +14,17 @@ django.setup()
 
 from celery.signals import worker_ready, worker_shutting_down
 from django.conf import settings
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from config.celery import app
 from workers import folders, run_job, tasks  # noqa: F401 - the tasks register themselves
 from workers.node_agent import NodeAgentStep
 
 app.steps["worker"].add(NodeAgentStep)
-app.conf.task_queues = [Queue("jobs"), Queue(f"node.{settings.NODE_NAME}")]
+# Each with a key of its own: queues that share one would both get every message.
+app.conf.task_queues = [
+    Queue(name, Exchange(name), routing_key=name) for name in ("jobs", f"node.{settings.NODE_NAME}")
+]
 
 
 @worker_ready.connect

@@ -11,8 +11,9 @@ from accounts.models import Team
 from common.errors import DomainError
 from corpora.selectors import corpora_of
 from jobs.builtin import CATALOGUE
-from jobs.specs import TuneOptions, default_threads
+from jobs.specs import default_threads
 from layouts.selectors import layouts_of
+from moe_core.spec import TuneSpec
 from registry.models import VersionState
 from registry.selectors import uploads_of, versions_of
 from routing.selectors import maps_of
@@ -74,7 +75,7 @@ class ImportForm(forms.Form):
 
 
 def _default(name: str) -> Any:
-    return TuneOptions.model_fields[name].default
+    return TuneSpec.model_fields[name].default
 
 
 class TuneForm(forms.Form):

@@ -17,7 +17,15 @@ from corpora.selectors import corpus_get, training_files
 from jobs.builtin import builtin_get
 from jobs.choices import JobKind
 from jobs.folders import folder_checked
-from jobs.specs import BuiltinSource, FolderSource, ImportRequest, TuneRequest, UploadSource, spec_parse
+from jobs.specs import (
+    BuiltinSource,
+    FolderSource,
+    ImportRequest,
+    TuneRequest,
+    UploadSource,
+    default_threads,
+    spec_parse,
+)
 from layouts.selectors import layout_get
 from moe_core.errors import SpecError
 from moe_core.spec import LayoutSpec, ModelSpec, RoutingSpec, TuneSpec
@@ -133,19 +141,16 @@ def _tune_spec(
     request: TuneRequest, version: ModelVersion, layout: LayoutSpec | None, routing: RoutingSpec
 ) -> TuneSpec:
     """Put the parts together and see that they fit one another."""
+    tune = _tune_options(request, layout, routing)
+    if not routing.domains:
+        reason = _("The domain map has no domains; add at least one.")
+        raise Invalid(reason, fields={"domain_map": reason})
     try:
         base = ModelSpec.parse(version.spec)
         mixture = layout.applied_to(base) if layout else base
         if mixture.moe is None:
             raise SpecError("the model has no experts")
         routing.check_fits(mixture.moe.num_experts)
-        tune = TuneSpec.parse(
-            {
-                **request.tune.model_dump(),
-                "layout": layout.model_dump() if layout else None,
-                "routing": routing.model_dump(),
-            }
-        )
         if tune.control:
             routing.deranged(tune.seed)
     except SpecError as error:
@@ -153,10 +158,18 @@ def _tune_spec(
             _("These parts do not fit together: %(reason)s") % {"reason": str(error)},
             fields={"tune": str(error)},
         ) from error
-    if not routing.domains:
-        reason = _("The domain map has no domains; add at least one.")
-        raise Invalid(reason, fields={"domain_map": reason})
     return tune
+
+
+def _tune_options(request: TuneRequest, layout: LayoutSpec | None, routing: RoutingSpec) -> TuneSpec:
+    """Sizes and rates as asked for, the rest as TuneSpec has it."""
+    named = {"layout", "routing"} & request.tune.keys()
+    if named:
+        reason = _("Layout and routing are named by their rows, not here.")
+        raise Invalid(reason, fields={f"tune.{name}": reason for name in named})
+    options = {"num_threads": default_threads(), **request.tune}
+    parts = {"layout": layout.model_dump() if layout else None, "routing": routing.model_dump()}
+    return spec_parse(TuneSpec, {**options, **parts}, prefix="tune.")
 
 
 def source_path(inputs: dict[str, Any]) -> Path:

@@ -10,7 +10,6 @@ from pydantic import BaseModel, Field, ValidationError
 
 from common.errors import Invalid
 from moe_core.spec.base import Spec
-from moe_core.spec.train import Rate, Seed, Steps
 
 RowId = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Name = Annotated[str, Field(min_length=1, max_length=120)]
@@ -52,24 +51,6 @@ def default_threads() -> int:
     return min(MAX_DEFAULT_THREADS, os.cpu_count() or 1)
 
 
-class TuneOptions(Spec):
-    """Sizes and rates of a tuning run; moe_core.spec.TuneSpec says what each means."""
-
-    window_tokens: Annotated[int, Field(ge=8, le=8192)] = 128
-    tokens_per_batch: Annotated[int, Field(ge=8, le=1 << 20)] = 512
-    specialise_steps: Steps = 32
-    route_steps: Steps = 12
-    specialise_learning_rate: Rate = 2e-4
-    route_learning_rate: Rate = 2e-2
-    held_out_windows: Annotated[int, Field(ge=1, le=10_000)] = 12
-    control: bool = True
-    upcycle_noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    seed: Seed = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    checkpoint_every_steps: Annotated[int, Field(ge=1, le=100_000)] = 4
-    num_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=default_threads)
-
-
 class TuneRequest(Spec):
     """Lay experts over a version and tune them and their router on logs. A mixture needs no layout."""
 
@@ -77,16 +58,17 @@ class TuneRequest(Spec):
     layout: RowId | None = None
     domain_map: RowId
     corpus: RowId
-    tune: TuneOptions = Field(default_factory=TuneOptions)
+    # Fields of moe_core.spec.TuneSpec, but for layout and routing, which the rows above give.
+    tune: dict[str, Any] = Field(default_factory=dict)
 
 
-def spec_parse(schema: type[T], data: Any) -> T:
+def spec_parse(schema: type[T], data: Any, *, prefix: str = "") -> T:
     """Validate plain data, or raise Invalid with a message for each field."""
     try:
         return schema.model_validate(data)
     except ValidationError as error:
         fields = {
-            ".".join(str(step) for step in item["loc"]) or "spec": item["msg"]
+            prefix + ".".join(str(step) for step in item["loc"]) or "spec": item["msg"]
             for item in error.errors(include_url=False, include_input=False, include_context=False)[:20]
         }
         raise Invalid(_("The job's specification has fields that are not valid."), fields=fields) from error
