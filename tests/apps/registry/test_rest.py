@@ -120,8 +120,9 @@ def test_an_outsider_finds_nothing_and_a_viewer_changes_nothing(people, tmp_path
         f"/api/v1/versions/{version.pk}/files/config.json/",
         f"/api/v1/uploads/{upload.pk}/",
     ):
-        with writer.get(path) as seen:
-            assert seen.status_code == 200, path
+        mine = writer.get(path)
+        mine.close()
+        assert mine.status_code == 200, path
         assert stranger.get(path).status_code == 404, path
     assert stranger.post(f"/api/v1/versions/{version.pk}/verify/").status_code == 404
     assert stranger.delete(f"/api/v1/uploads/{upload.pk}/").status_code == 404
