@@ -14,7 +14,7 @@ from moe_core.engine.attention import StepAttention
 from moe_core.engine.kv_cache import PagedKVCache
 from moe_core.engine.routing_counts import RoutingCounts
 from moe_core.engine.scheduler import Chunk
-from moe_core.kernels.cpu.linear import MAX_TOKENS, linear
+from moe_core.kernels.cpu.linear import MAX_TOKENS, linear_to_float
 from moe_core.model.context import DomainPrior, RoutingContext
 from moe_core.model.decoder import Decoder
 from moe_core.spec import RoutingSpec
@@ -45,7 +45,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, chunks: Chunks[Chunk], *, counted: bool = True) -> Tensor:
-        """Logits (B, V) of the chunks that want a sample, in the order of `chunks`; single tokens must come first."""
+        """Float32 logits (B, V) of the chunks that want a sample, in their order; single tokens must come first."""
         ids = [chunk.sequence.token_ids[place] for chunk in chunks for place in range(chunk.start, chunk.end)]
         positions = [place for chunk in chunks for place in range(chunk.start, chunk.end)]
         # For few tokens a barrier costs more than it saves, and on a busy machine a scheduler's quantum; the decode
@@ -59,7 +59,7 @@ class ModelRunner:
         )
         if self.counts is not None:
             self.counts.end_of_step(chunks, counted=counted)
-        return linear(hidden_TD[_sampled_rows(chunks)], self.model.head_weight_VD)
+        return linear_to_float(hidden_TD[_sampled_rows(chunks)], self.model.head_weight_VD)
 
     def routing_context(self, chunks: Chunks[Chunk]) -> RoutingContext | None:
         """What the routers see and tell in this step; None for a dense model."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.library import Library, library
 
 # Above this torch's blocked product is faster: it reads the weights once for all tokens, in cache-sized tiles.
 MAX_TOKENS = 16
@@ -20,18 +20,34 @@ def linear(x_TK: Tensor, weight_OK: Tensor) -> Tensor:
     native = library()
     if native is None or not supports(x_TK, weight_OK):
         return torch_linear(x_TK, weight_OK)
-    num_tokens, num_columns = x_TK.shape
-    out_TO = x_TK.new_empty(num_tokens, weight_OK.shape[0])
+    out_TO = x_TK.new_empty(x_TK.shape[0], weight_OK.shape[0])
+    _run(native, x_TK, weight_OK, out_TO)
+    return out_TO
+
+
+def linear_to_float(x_TK: Tensor, weight_OK: Tensor) -> Tensor:
+    """x · weightᵀ in float32, for logits: rounded to bfloat16, neighbours at the top would often tie."""
+    native = library()
+    if native is None or not supports(x_TK[:MAX_TOKENS], weight_OK):
+        return torch_linear(x_TK, weight_OK).float()
+    out_TO = torch.empty(x_TK.shape[0], weight_OK.shape[0])
+    for x_tK, out_tO in zip(x_TK.split(MAX_TOKENS), out_TO.split(MAX_TOKENS), strict=True):
+        _run(native, x_tK, weight_OK, out_tO)
+    return out_TO
+
+
+def _run(native: Library, x_TK: Tensor, weight_OK: Tensor, out_TO: Tensor) -> None:
+    num_rows, num_columns = weight_OK.shape
+    is_float = int(out_TO.dtype is torch.float32)
     native.linear(
         weight_OK.data_ptr(),
         x_TK.data_ptr(),
         out_TO.data_ptr(),
-        0,
-        num_tokens,
-        weight_OK.shape[0],
+        is_float,
+        x_TK.shape[0],
+        num_rows,
         num_columns,
     )
-    return out_TO
 
 
 def supports(x_TK: Tensor, weight_OK: Tensor) -> bool:

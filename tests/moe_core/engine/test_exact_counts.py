@@ -104,6 +104,18 @@ async def test_the_windows_of_the_sample_stream_sum_to_the_totals(known_dir, tmp
     assert sum(len(sample["first_token_ms"]) for sample in samples) == 25
 
 
+async def test_the_last_cumulative_sample_of_a_draining_engine_is_the_total(known_dir, tmp_path) -> None:
+    expected = Expected()
+    options = {"domains": DOMAINS, "prior_mode": "none"}
+    async with running_engine(known_dir, tmp_path, **options) as client, asyncio.timeout(60):
+        async with client.session.get("http://engine/samples?cumulative=1") as stream:
+            await many_requests(client, expected)
+            client.service.closing.set()
+            last = [json.loads(line) async for line in stream.content][-1]
+    assert np.array_equal(decoded(last["counts"], "<i8"), expected.counts_PNLE.sum(0))
+    assert np.array_equal(decoded(last["counts_decode"], "<i8"), expected.counts_PNLE[1])
+
+
 async def test_an_idle_engine_still_sends_a_sample_a_second(known_dir, tmp_path) -> None:
     async with (
         running_engine(known_dir, tmp_path) as client,

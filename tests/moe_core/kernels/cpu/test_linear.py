@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_core.kernels.cpu.linear import MAX_TOKENS, linear, supports
+from moe_core.kernels.cpu.linear import MAX_TOKENS, linear, linear_to_float, supports
 from tests.moe_core.kernels.cpu.conftest import assert_close, poisoned
 
 
@@ -17,6 +17,16 @@ def test_it_equals_float64_up_to_rounding(kernels, num_tokens: int, rows: int, c
     x_TK, weight_OK = poisoned(num_tokens, columns), poisoned(rows, columns, seed=1)
     assert supports(x_TK, weight_OK)
     assert_close(linear(x_TK, weight_OK), x_TK.double() @ weight_OK.double().T, columns)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 16, 17, 40])
+def test_logits_keep_what_bfloat16_would_round_away(kernels, num_tokens: int) -> None:
+    x_TK, weight_OK = poisoned(num_tokens, 100), poisoned(50, 100, seed=1)
+    truth = x_TK.double() @ weight_OK.double().T
+    found = linear_to_float(x_TK, weight_OK)
+    assert found.dtype is torch.float32
+    assert (found - truth).abs().max() < 1e-4
+    assert (found.bfloat16().double() - truth).abs().max() > 1e-3
 
 
 def test_the_threads_do_not_change_a_bit(kernels) -> None:
