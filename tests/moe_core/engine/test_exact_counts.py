@@ -107,11 +107,14 @@ async def test_the_windows_of_the_sample_stream_sum_to_the_totals(known_dir, tmp
 async def test_the_last_cumulative_sample_of_a_draining_engine_is_the_total(known_dir, tmp_path) -> None:
     expected = Expected()
     options = {"domains": DOMAINS, "prior_mode": "none"}
-    async with running_engine(known_dir, tmp_path, **options) as client, asyncio.timeout(60):
-        async with client.session.get("http://engine/samples?cumulative=1") as stream:
-            await many_requests(client, expected)
-            client.service.closing.set()
-            last = [json.loads(line) async for line in stream.content][-1]
+    async with (
+        running_engine(known_dir, tmp_path, **options) as client,
+        client.session.get("http://engine/samples?cumulative=1") as stream,
+        asyncio.timeout(60),
+    ):
+        await many_requests(client, expected)
+        client.service.closing.set()
+        last = [json.loads(line) async for line in stream.content][-1]
     assert np.array_equal(decoded(last["counts"], "<i8"), expected.counts_PNLE.sum(0))
     assert np.array_equal(decoded(last["counts_decode"], "<i8"), expected.counts_PNLE[1])
 
