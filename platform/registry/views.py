@@ -58,7 +58,9 @@ def model_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "newest": _newest(model),
         "verdict": describe.version_verdict(versions[0]) if versions else None,
         "form": ModelForm(initial={name: getattr(model, name) for name in ModelForm.base_fields}),
-        "alias_form": AliasForm(choices=[(version.pk, version.label) for version in versions]),
+        "alias_form": AliasForm(
+            choices=[(version.pk, version.label) for version in versions], auto_id="alias_%s"
+        ),
         "can_write": caller_of(request).role.covers(Role.EDITOR),
     }
     return render(request, "registry/detail.html", context)

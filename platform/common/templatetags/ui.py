@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import importlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ LAMPS: Mapping[str, str] = {
     **dict.fromkeys(("unknown", "silent"), "unknown"),
 }  # fmt: skip
 DOMAIN_COLOURS = 5
+SENTENCE_GAP = re.compile(r"([。！？；：，])(</b>)?\s+")
 
 
 def lamp_of(state: str) -> str:
@@ -68,7 +70,9 @@ def state_of(thing: Any, reason: str = "") -> SafeString:
 def verdict(
     content: SafeString, state: str, more_url: str = "", more: str = "", id: str = "verdict"
 ) -> SafeString:
-    """The page's answer in one sentence, with one lamp."""
+    """The page's answer in one sentence, with one lamp. Chinese sentences follow one another without a space."""
+    if figures.is_chinese():
+        content = mark_safe(SENTENCE_GAP.sub(r"\1\2", content))
     return _render("verdict.html", content=content, state=lamp_of(state), more_url=more_url, more=more, id=id)
 
 

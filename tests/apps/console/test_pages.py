@@ -50,7 +50,9 @@ def test_the_overview_says_the_worst_fact_first_and_whether_users_feel_it(people
 def test_a_job_of_last_week_worries_nobody(people: People) -> None:
     Model.objects.create(team=people.owner.team, name="Tiny", slug="tiny")
     old = timezone.now() - timedelta(days=7)
-    Job.objects.create(team=people.owner.team, kind="import", name="old", state="failed", error="x", ended_at=old)
+    Job.objects.create(
+        team=people.owner.team, kind="import", name="old", state="failed", error="x", ended_at=old
+    )
     assert not picture_of(people.owner.team).worries
 
 

@@ -7,6 +7,7 @@ from django import forms
 from django.core.paginator import Paginator
 from django.template import Context, Template
 from django.test import RequestFactory
+from django.utils.translation import override
 
 from common.templatetags.ui import LAMPS, lamp_of
 
@@ -79,3 +80,10 @@ def test_the_pager_keeps_the_other_parts_of_the_address() -> None:
 def test_a_line_of_one_value_is_not_drawn() -> None:
     assert shown("{% sparkline values %}", values=[1]) == ""
     assert "<path" in shown("{% sparkline values %}", values=[1, 2])
+
+
+def test_chinese_sentences_of_a_verdict_follow_without_a_space() -> None:
+    source = "{% verdict 'ok' %}<b>{{ first }}</b> {{ rest }}{% endverdict %}"
+    with override("zh-hans"):
+        assert "<b>尚无内容。</b>下面即全程。" in shown(source, first="尚无内容。", rest="下面即全程。")
+    assert "<b>Nothing.</b> Begin." in shown(source, first="Nothing.", rest="Begin.")
