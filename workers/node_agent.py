@@ -20,7 +20,7 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections, connection
 
 from common.errors import StaleLease
-from common.leases import Claim, lease_release, lease_renew
+from common.leases import Claim, lease_release
 from common.loops import CHANNEL
 from deployments.observation import (
     bell_of,
@@ -30,6 +30,7 @@ from deployments.observation import (
     replicas_let_go,
     replicas_on,
 )
+from workers.node_lease import NodeLease
 from workers.serve import Served
 
 log = logging.getLogger(__name__)
@@ -49,10 +50,10 @@ class NodeAgent(threading.Thread):
         self.node = name
         self.holder = f"{socket.gethostname()}/{os.getpid()}"
         self.served: dict[int, Served] = {}
-        self.claim: Claim | None = None
+        self.lease: NodeLease | None = None
         self.stopping = threading.Event()
         self.bell = threading.Event()
-        self._look_at = self._beat_at = self._renew_at = 0.0
+        self._look_at = self._beat_at = self._claim_at = 0.0
 
     def run(self) -> None:
         """Turn until stopped, then end the engines in order."""
@@ -75,8 +76,9 @@ class NodeAgent(threading.Thread):
         try:
             self.turn()
         except StaleLease as error:
-            if self.claim is not None and not self._still_ours():
-                self._give_up(str(error))
+            # Of the node: its lease tells. Of one replica: the rows tell.
+            log.info("the agent of %s looks again: %s", self.node, error)
+            self._look_at = 0.0
         except (DatabaseError, InterfaceError) as error:
             log.warning("the agent of %s waits for the database: %s", self.node, error)
             connection.close()
@@ -87,47 +89,44 @@ class NodeAgent(threading.Thread):
         finally:
             close_old_connections()
 
+    @property
+    def claim(self) -> Claim | None:
+        """The right to this node, while it is ours."""
+        return self.lease.claim if self.lease is not None else None
+
     def turn(self) -> None:
-        """One round: keep the lease, read the rows, look after each replica, report."""
+        """One round: hold the lease, read the rows, look after each replica, report."""
         now = time.monotonic()
+        rung = self.bell.is_set()
+        self.bell.clear()
         self._hold_lease(now)
-        if self.claim is None:
+        claim = self.claim
+        if claim is None:
             return
-        if self.bell.is_set() or now >= self._look_at:
-            self.bell.clear()
+        if rung or now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
             self._read_rows()
         for served in list(self.served.values()):
-            served.look(self.claim)
+            served.look(claim)
             if served.is_over:
                 del self.served[served.row.pk]
         if now >= self._beat_at:
             self._beat_at = now + BEAT_EVERY_S
-            self._report(self.claim)
+            self._report(claim)
 
     def _hold_lease(self, now: float) -> None:
-        if self.claim is None:
-            if now < self._renew_at:
-                return
-            self.claim = node_claim(name=self.node, holder=self.holder)
-            self._renew_at = now + 0.5
-            if self.claim is not None:
-                log.info("this worker keeps the engines of %s (epoch %s)", self.node, self.claim.epoch)
-                self._report(self.claim)
-        elif now >= self._renew_at:
-            self._renew_at = now + self.claim.ttl_s / 3
-            lease_renew(self.claim)
-
-    def _still_ours(self) -> bool:
-        """A StaleLease may speak of one replica or of the whole node."""
-        if self.claim is None:
-            return False
-        try:
-            lease_renew(self.claim)
-        except StaleLease:
-            return False
-        self._look_at = 0.0
-        return True
+        if self.lease is not None and self.lease.lost.is_set():
+            self._give_up()
+        if self.lease is not None or now < self._claim_at:
+            return
+        self._claim_at = now + 0.5
+        claim = node_claim(name=self.node, holder=self.holder)
+        if claim is None:
+            return
+        log.info("this worker keeps the engines of %s (epoch %s)", self.node, claim.epoch)
+        self.lease = NodeLease(self.node, claim)
+        self.lease.start()
+        self._report(claim)
 
     def _read_rows(self) -> None:
         rows = {row.pk: row for row in replicas_on(self.node)}
@@ -146,13 +145,12 @@ class NodeAgent(threading.Thread):
         if beats:
             replicas_beat(claim, beats)
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self) -> None:
         """Another agent has the node: nothing of ours may go on."""
-        log.error("the agent of %s is given up: %s", self.node, reason)
         for served in self.served.values():
             served.kill()
         self.served.clear()
-        self.claim = None
+        self.lease = None
 
     def _end(self) -> None:
         """Let running answers end, then the engines, then the lease."""
@@ -160,28 +158,17 @@ class NodeAgent(threading.Thread):
             served.end_soon()
         deadline = time.monotonic() + STOP_PATIENCE_S
         while time.monotonic() < deadline and any(served.is_running for served in self.served.values()):
-            self._keep_lease_quietly()
             time.sleep(TICK_S)
         for served in self.served.values():
             served.end()
-        if self.claim is None:
+        if self.lease is None:
             return
-        self._keep_lease_quietly()
+        self.lease.stop()
         try:
-            replicas_let_go(self.claim, node_name=self.node)
-            lease_release(self.claim)
+            replicas_let_go(self.lease.claim, node_name=self.node)
+            lease_release(self.lease.claim)
         except (StaleLease, DatabaseError, InterfaceError) as error:
             log.warning("the agent of %s could not say good-bye: %s", self.node, error)
-
-    def _keep_lease_quietly(self) -> None:
-        """What the last engines still tell must not find the lease run out."""
-        if self.claim is None or time.monotonic() < self._renew_at:
-            return
-        self._renew_at = time.monotonic() + self.claim.ttl_s / 3
-        try:
-            lease_renew(self.claim)
-        except (StaleLease, DatabaseError, InterfaceError) as error:
-            log.warning("the lease of %s was not prolonged: %s", self.node, error)
 
 
 class Bell(threading.Thread):
