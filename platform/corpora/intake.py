@@ -17,7 +17,7 @@ from django.db import connection
 from common.leases import Claim, lease_guarded, lease_renew
 from corpora.lines import Line, utf8_lines
 from corpora.models import CorpusFile, FileState, Refusal, RowKey
-from corpora.rows import Refused, Row, row_from_json
+from corpora.rows import Refused, Row, is_held_out, row_from_json
 from corpora.tables import table_rows
 from registry import store
 from registry.models import UploadKind
@@ -28,6 +28,7 @@ MAX_ROWS = 2_000_000
 MAX_REFUSALS_KEPT = 10_000
 MAX_DOMAINS = 64
 NO_DOMAIN = ""
+KEY_BYTES = 16
 CLAIM_KEYS = """
 INSERT INTO corpora_rowkey (corpus_id, file_id, digest)
 SELECT %s, %s, unnest(%s::bytea[]) ON CONFLICT (corpus_id, digest) DO NOTHING RETURNING digest
@@ -153,19 +154,20 @@ def _take(
     file: CorpusFile, claim: Claim, batch: list[Read], tally: Tally, train: IO[bytes], held_out: IO[bytes]
 ) -> None:
     """Claim the rows' hashes; what was claimed before, here or in another file, is a repeat."""
-    rows: dict[bytes, Row] = {}
+    rows: dict[bytes, tuple[Row, bytes]] = {}
     for read in batch:
         if isinstance(read.outcome, Row):
-            digest = read.outcome.digest[:16]
-            tally.duplicates += digest in rows
-            rows.setdefault(digest, read.outcome)
+            digest = read.outcome.digest()
+            key = digest[:KEY_BYTES]
+            tally.duplicates += key in rows
+            rows.setdefault(key, (read.outcome, digest))
     _refuse(file, claim, [read for read in batch if isinstance(read.outcome, Refused)], tally)
     fresh = _claimed(file, claim, list(rows))
     tally.duplicates += len(rows) - len(fresh)
-    for digest, row in rows.items():
-        if digest not in fresh:
+    for key, (row, digest) in rows.items():
+        if key not in fresh:
             continue
-        counter, sink = (tally.held_out, held_out) if row.is_held_out else (tally.train, train)
+        counter, sink = (tally.held_out, held_out) if is_held_out(digest) else (tally.train, train)
         counter[row.domain or NO_DOMAIN] += 1
         tally.characters += sum(len(message["content"]) for message in row.messages)
         sink.write(row.as_line())

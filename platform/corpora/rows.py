@@ -17,7 +17,6 @@ MAX_MESSAGES = 1000
 HELD_OUT_PERCENT = 15
 DOMAIN = re.compile(r"[a-z][a-z0-9_-]{1,11}")
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-SPACE = re.compile(r"\s+")
 # Control characters that no log needs; PostgreSQL refuses NUL, terminals obey the rest.
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ufffd]")
 
@@ -45,16 +44,10 @@ class Row:
     messages: tuple[Message, ...]
     domain: str | None
 
-    @property
     def digest(self) -> bytes:
         """SHA-256 of the normalised text: equal for rows that differ only in case, width or white space."""
         text = "\x1f".join(f"{message['role']}\x1e{normalised(message['content'])}" for message in self.messages)
         return hashlib.sha256(text.encode()).digest()
-
-    @property
-    def is_held_out(self) -> bool:
-        """The side of the split, by hash, so that a row never changes sides when files are added."""
-        return int.from_bytes(self.digest, "big") % 100 < HELD_OUT_PERCENT
 
     def as_line(self) -> bytes:
         """The row as training reads it: one JSON object and a newline."""
@@ -62,9 +55,17 @@ class Row:
         return json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
+def is_held_out(digest: bytes) -> bool:
+    """The side of the split, by the hash alone, so that a row never changes sides when files are added."""
+    return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
+
+
 def normalised(text: str) -> str:
     """Text without the differences that do not count."""
-    return SPACE.sub(" ", unicodedata.normalize("NFKC", text)).strip().casefold()
+    # Most text is in this form already, and asking is far cheaper than converting.
+    if not unicodedata.is_normalized("NFKC", text):
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(text.split()).casefold()
 
 
 def row_from_json(raw: bytes, default_domain: str | None) -> Row:

@@ -28,7 +28,7 @@ from registry.services import upload_create
 
 KINDS = (UploadKind.JSONL, UploadKind.CSV)
 # What is larger is read by the reconciler, so that no page waits for it.
-READ_AT_ONCE_BYTES = 32 << 20
+READ_AT_ONCE_BYTES = 16 << 20
 MAX_FILES = 200
 LEASE_TTL_S = 30
 
