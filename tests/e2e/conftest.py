@@ -152,7 +152,9 @@ class Watcher:
         page.on("response", self.answered)
 
     def heard(self, message: ConsoleMessage) -> None:
-        if message.type == "error" and not any(words in message.text for words in (*HARMLESS, *self.expected)):
+        if message.type == "error" and not any(
+            words in message.text for words in (*HARMLESS, *self.expected)
+        ):
             self.complaints.append(f"{message.text[:300]} ({message.location.get('url', '')})")
 
     def answered(self, response: object) -> None:

@@ -139,8 +139,13 @@ def watch(page: Page, stack: Stack) -> None:
     }"""
     )
     expect(page.locator('[data-kpi="running"]')).to_have_text("1", timeout=20_000)
-    behind = re.search(r"([\d.]+) s behind", page.locator("[data-live-state]").inner_text())
-    assert behind is not None and float(behind.group(1)) <= 1.0
+    page.wait_for_function(
+        """() => {
+        const words = document.querySelector("[data-live-state]").textContent;
+        return parseFloat(words.match(/([0-9.]+) s behind/)?.[1] ?? "9") <= 1.0;
+    }""",
+        timeout=20_000,
+    )
     page.get_by_role("button", name="Show as table").click()
     expect(page.locator("#heat-table tbody tr")).to_have_count(2)
     page.locator("#heat").focus()

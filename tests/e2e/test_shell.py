@@ -99,15 +99,15 @@ def test_the_language_switch_comes_back_to_the_same_page(page: Page, stack: Stac
 def test_a_token_is_shown_once_and_can_be_revoked(page: Page, stack: Stack) -> None:
     page.goto(stack.url("/tokens/"))
     page.get_by_role("button", name="New token").first.click()
-    page.get_by_label("Name", exact=True).fill("website")
+    page.get_by_label("Name", exact=True).fill("nightly build")
     page.get_by_role("button", name="Make the token").click()
     secret = page.locator(".secret code").inner_text()
     assert len(secret) > 30
     page.goto(stack.url("/tokens/"))
     assert secret not in page.content()
-    page.get_by_role("row", name="website").get_by_role("button", name="Revoke…").click()
+    page.get_by_role("row", name="nightly build").get_by_role("button", name="Revoke…").click()
     page.get_by_role("button", name="Revoke the token").click()
-    expect(page.get_by_role("row", name="website")).to_contain_text("revoked")
+    expect(page.get_by_role("row", name="nightly build")).to_contain_text("revoked")
     expect(page.locator(".toast")).to_contain_text("revoked")
 
 
