@@ -19,6 +19,7 @@ from standalone.errors import StandaloneError
 from standalone.instance import running_instance
 from standalone.postgres import find_postgres
 from standalone.processes import IS_LINUX, needs_user_namespace
+from standalone.quarters import LENT_USER, user_namespaces_allowed
 from standalone.terminal import say
 from standalone.valkey import find_valkey
 
@@ -60,9 +61,14 @@ def _system() -> str:
 
 
 def _user() -> str:
-    if needs_user_namespace():
-        return "root; PostgreSQL runs in a user namespace"
-    return f"uid {os.geteuid()}"
+    if not needs_user_namespace():
+        return f"uid {os.geteuid()}"
+    where = (
+        "in a user namespace"
+        if user_namespaces_allowed()
+        else f"as {LENT_USER} (user namespaces are forbidden)"
+    )
+    return f"root; PostgreSQL runs {where}"
 
 
 def _processor() -> str:

@@ -10,9 +10,11 @@ import signal
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from standalone import processes
 from standalone.errors import ServiceFailed, ServiceNotFound
+from standalone.quarters import Quarters, quarters_for, reachable_programs
 
 MINIMUM_MAJOR = 15
 USER = "turnout"
@@ -80,11 +82,23 @@ class PostgresServer:
     throwaway: bool = False
     program: PostgresProgram = field(default_factory=find_postgres)
     process: subprocess.Popen[bytes] | None = None
+    quarters: Quarters = field(init=False)
+    bin_dir: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Decide as whom and where it runs."""
+        self.quarters = quarters_for(self.data_dir, self.run_dir)
+        self.data_dir = self.quarters.data_dir
+        self.bin_dir = reachable_programs(self.program.bin_dir, self.quarters)
 
     @property
     def url(self) -> str:
         """Return the libpq address of the database."""
-        return f"postgresql://{USER}@/{DATABASE}?host={self.run_dir}"
+        return self.url_of(DATABASE)
+
+    def url_of(self, database: str) -> str:
+        """Return the libpq address of one database of this cluster."""
+        return f"postgresql://{USER}@/{database}?host={self.quarters.socket_dir}"
 
     def start(self) -> None:
         """Make the cluster when there is none, start it, and wait until it answers."""
@@ -93,7 +107,8 @@ class PostgresServer:
             self._initdb()
         self._refuse_other_major()
         options = COMMON_OPTIONS | (THROWAWAY_OPTIONS if self.throwaway else {})
-        command = [str(self.program.bin_dir / "postgres"), "-D", str(self.data_dir), "-k", str(self.run_dir)]
+        sockets = str(self.quarters.socket_dir)
+        command = [str(self.bin_dir / "postgres"), "-D", str(self.data_dir), "-k", sockets]
         for name, value in options.items():
             command += ["-c", f"{name}={value}"]
         with self.log_path.open("ab") as log:
@@ -113,9 +128,10 @@ class PostgresServer:
 
     def _initdb(self) -> None:
         """Make a cluster whose collation depends on no system library."""
-        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.quarters.lent_uid is None:
+            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         command = [
-            str(self.program.bin_dir / "initdb"), "-D", str(self.data_dir), "-U", USER, "-A", "trust",
+            str(self.bin_dir / "initdb"), "-D", str(self.data_dir), "-U", USER, "-A", "trust",
             "--encoding=UTF8", "--no-sync", "--no-instructions",
         ]  # fmt: skip
         modern = int(self.program.version().split(".")[0]) >= 17
@@ -123,10 +139,9 @@ class PostgresServer:
         with self.log_path.open("ab") as log:
             status = self._popen(command, log.fileno()).wait()
         if status != 0:
-            shutil.rmtree(self.data_dir, ignore_errors=True)
-            raise ServiceFailed(
-                f"initdb failed ({status}). Its log ends:\n{processes.tail(self.log_path)}{_root_hint()}"
-            )
+            for entry in self.data_dir.iterdir():
+                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
+            raise ServiceFailed(f"initdb failed ({status}). Its log ends:\n{processes.tail(self.log_path)}")
 
     def _popen(self, command: list[str], output: int) -> subprocess.Popen[bytes]:
         """Run a PostgreSQL program with our guards and without our secrets."""
@@ -135,12 +150,10 @@ class PostgresServer:
             for name in ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
             if name in os.environ
         }
-        prepare = processes.die_with_parent(
-            signal.SIGINT, as_root_in_user_namespace=processes.needs_user_namespace()
-        )
+        confined: dict[str, Any] = self.quarters.popen_arguments(signal.SIGINT)
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=keep | {"LC_ALL": "C"},
-            start_new_session=True, preexec_fn=prepare,
+            cwd="/", start_new_session=True, **confined,
         )  # fmt: skip
 
     def _answers(self) -> bool:
@@ -157,9 +170,7 @@ class PostgresServer:
         import psycopg
         from psycopg import sql
 
-        with psycopg.connect(
-            f"postgresql://{USER}@/postgres?host={self.run_dir}", autocommit=True
-        ) as connection:
+        with psycopg.connect(self.url_of("postgres"), autocommit=True) as connection:
             if (
                 connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
                 is None
@@ -175,13 +186,3 @@ class PostgresServer:
                 f"{self.data_dir} was made by PostgreSQL {made_by}, and {have} is installed. "
                 f"Run {self.program.bin_dir}/pg_upgrade with the old programs, or move the folder away to start empty."
             )
-
-
-def _root_hint() -> str:
-    """Say what to do where user namespaces are forbidden."""
-    if not processes.needs_user_namespace():
-        return ""
-    return (
-        "\nPostgreSQL does not run as root, and this machine may forbid user namespaces. "
-        "Run Turnout as an ordinary user, or set DATABASE_URL."
-    )

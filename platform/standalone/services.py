@@ -85,5 +85,7 @@ def throwaway_services(given: Mapping[str, str] | None = None) -> Iterator[Servi
         yield services
     finally:
         services.stop()
+        if services.postgres:
+            shutil.rmtree(services.postgres.data_dir, ignore_errors=True)
         shutil.rmtree(path, ignore_errors=True)
         lock.close()
