@@ -13,13 +13,6 @@ from standalone.terminal import note
 KERNEL_BUILDER = ROOT / "moe_core" / "kernels" / "cpu" / "build.py"
 
 
-def build_all() -> None:
-    """Make what is missing or older than its source, and wait for it."""
-    kernels = KernelBuild()
-    compile_catalogs()
-    kernels.finish()
-
-
 def compile_catalogs() -> int:
     """Compile each `django.po` whose `.mo` is missing or older; return how many."""
     stale = [
