@@ -28,6 +28,8 @@ class Cell:
 
 def ratios_LE(load_LE: NDArray[np.int64]) -> NDArray[np.float64]:
     """Load over fair share; NaN in layers that no token reached."""
+    if load_LE.size == 0:
+        return np.zeros((0, 0))
     fair_L1 = load_LE.mean(-1, keepdims=True, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(fair_L1 > 0, load_LE / fair_L1, np.nan)

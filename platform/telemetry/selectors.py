@@ -10,8 +10,10 @@ from django.utils.translation import gettext as _
 
 from common.errors import Invalid
 from deployments.models import Deployment
+from registry.models import ModelVersion
 from telemetry import balance, latency
 from telemetry.boards import Window, picture, shown_version, window_from_rows
+from telemetry.cube import Cube, Shape
 from telemetry.models import Board, Rollup
 from telemetry.retention import KEPT_S
 from telemetry.tally import Tally
@@ -124,12 +126,24 @@ def _point(row: Rollup, tally: Tally, resolution_s: int) -> dict[str, Any]:
     }
 
 
+def shape_of_version(deployment: Deployment, version_id: int | None) -> Shape:
+    """Return the axes of a version's counts, as its specification says; a dense one has none."""
+    version = ModelVersion.objects.filter(pk=version_id or deployment.desired_version_id).first()
+    moe = version.spec.get("moe") if version else None
+    if not moe:
+        return Shape()
+    codes = ("", *(domain["code"] for domain in deployment.domains.get("domains", ())))
+    return Shape(codes, tuple(moe["moe_layers"]), int(moe["num_experts"]))
+
+
 def board_snapshot(deployment: Deployment) -> dict[str, Any]:
     """Return what the board shows now, in the shape of a frame."""
     now = time.time()
     board = Board.objects.filter(deployment=deployment).first()
     version = version_shown(deployment)
     window = window_from_rows(deployment.pk, version, int(now)) if version else Window()
+    # A quiet board has its shape all the same: every lamp is there, and none is lit.
+    window.add(int(now), Tally(Cube.empty(shape_of_version(deployment, version))))
     return {
         "seq": board.seq if board else 0,
         "t_ms": int(now * 1000),

@@ -24,7 +24,7 @@ from telemetry.ingest import Ingester
 from tests.moe_core.engine.model_dirs import tiny_model, tiny_spec, write_model_dir
 from workers.node_agent import NodeAgent
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 SETTINGS = {"dtype": "float32", "num_threads": 1, "kv_tokens": 4096}
 
 

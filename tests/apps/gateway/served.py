@@ -21,6 +21,7 @@ from django.db import connection
 from django.test import override_settings
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from common import live
 from deployments.models import Deployment
 from deployments.services import deployment_create, deployment_update
 from moe_core.model.decoder import Decoder
@@ -99,8 +100,12 @@ class Instance:
         finally:
             link.close()
 
+    def cookie(self, who: str = "owner") -> str:
+        """The session of a signed-in browser."""
+        return f"sessionid={self.people.client(who).cookies['sessionid'].value}"
+
     def serve(
-        self, name: str, *, who: str = "owner", model: Decoder | None = None, domains: bool = True
+        self, name: str, *, who: str = "owner", model: Decoder | None = None, domains: bool = True, **more: Any
     ) -> Deployment:
         """Deploy a tiny model and wait until it answers."""
         caller = getattr(self.people, who)
@@ -111,7 +116,7 @@ class Instance:
             name=name,
             version_id=version.pk,
             domain_map_id=domain_map.pk if domain_map else None,
-            settings=SETTINGS,
+            settings=SETTINGS | more,
         )
         until(lambda: Deployment.objects.get(pk=deployment.pk).live_revision and ready_replicas(deployment))
         self.deployments[name] = deployment
@@ -146,12 +151,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def web_process(folder: Path, *, drain_s: int = 5) -> Iterator[Web]:
-    """Run uvicorn with the flags of production."""
+def web_process(folder: Path, *, drain_s: int = 5, **more: str) -> Iterator[Web]:
+    """Run uvicorn with the flags of production; `more` goes into its environment."""
     port = free_port()
     with (folder / f"web-{secrets.token_hex(3)}.log").open("ab") as log:
         process = subprocess.Popen(
-            web.command("127.0.0.1", port, drain_s), cwd=ROOT, env=environment(folder), stdout=log, stderr=log
+            web.command("127.0.0.1", port, drain_s), cwd=ROOT, env=environment(folder, **more), stdout=log, stderr=log
         )
     try:
         until(lambda: listens(port) or process.poll() is not None)
@@ -172,9 +177,14 @@ def listens(port: int) -> bool:
 
 
 @contextmanager
-def running_instance(folder: Path) -> Iterator[Instance]:
+def running_instance(folder: Path, *, redis_url: str = "") -> Iterator[Instance]:
     """People, a web process and a serving stack, on a database that is emptied afterwards."""
-    with override_settings(STORE_DIR=folder / "store"), web_process(folder) as running:
+    redis_url = redis_url or settings.REDIS_URL
+    live._publisher.cache_clear()
+    with (
+        override_settings(STORE_DIR=folder / "store", REDIS_URL=redis_url),
+        web_process(folder, REDIS_URL=redis_url) as running,
+    ):
         try:
             with serving_stack(Overrides(), folder) as agent:
                 yield Instance(make_people(), running, agent, folder)
@@ -183,4 +193,5 @@ def running_instance(folder: Path) -> Iterator[Instance]:
                 *(f"== {log.name}\n{log.read_text()[-4000:]}" for log in folder.glob("*.log")),
                 file=sys.stderr,
             )
+            live._publisher.cache_clear()
             call_command("flush", interactive=False, verbosity=0, inhibit_post_migrate=True)
