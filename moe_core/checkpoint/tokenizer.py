@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import AddedToken
@@ -72,16 +72,20 @@ class Tokenizer:
         """The prompt of a conversation, ready for the assistant's answer."""
         return self.chat_tokens(messages, add_generation_prompt=add_generation_prompt).ids
 
-    def chat_tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> ChatTokens:
+    def chat_tokens(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, default_system: bool = True
+    ) -> ChatTokens:
         """A conversation as ids with the mask of what the assistant is trained to say.
 
+        Without `default_system` no system prompt is put before a conversation that has none.
         Raises SpecError when the messages are not a conversation or the model has no chat format.
         """
         if self.chat_format is None:
             raise SpecError("this model has no chat format; send a prompt instead of messages")
+        chat = self.chat_format if default_system else replace(self.chat_format, default_system=None)
         ids: list[int] = []
         learnt: list[bool] = []
-        for piece in pieces_of(self.chat_format, parse_messages(messages), add_generation_prompt):
+        for piece in pieces_of(chat, parse_messages(messages), add_generation_prompt):
             piece_ids, starts = self._piece(piece)
             ids += piece_ids
             learnt += [piece.learnt_from is not None and start >= piece.learnt_from for start in starts]

@@ -34,7 +34,7 @@ class ChatTokens(Protocol):
 class ChatTokenizer(Protocol):
     """The one thing that windows need of a tokenizer."""
 
-    def chat_tokens(self, messages: Sequence[dict[str, str]]) -> ChatTokens: ...
+    def chat_tokens(self, messages: Sequence[dict[str, str]], *, default_system: bool) -> ChatTokens: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,8 @@ def windows_of(
     for conversation in conversations:
         domain = codes.index(conversation.domain) if conversation.domain in codes else -1
         ids, learnt = streams.setdefault(domain, ([], []))
-        tokens = tokenizer.chat_tokens(conversation.messages)
+        # The logs as they are: a system prompt that the format would add is the same in every domain.
+        tokens = tokenizer.chat_tokens(conversation.messages, default_system=False)
         ids.extend(tokens.ids)
         learnt.extend(tokens.learnt)
     cuts = [
