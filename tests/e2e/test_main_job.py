@@ -6,12 +6,14 @@ The pages that it leaves behind are then photographed in both languages and both
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from tests.e2e.conftest import SHOTS, Stack, dress
 from tests.e2e.test_shell import LOOKS, STUMBLES, name_of
@@ -180,6 +182,15 @@ def test_the_main_job_is_done_by_hand(
     photograph(page, stack, context, visited)
 
 
+def settle(page: Page) -> None:
+    """Let a live page get its first frame, where it has one; a picture of dashes shows nothing."""
+    live = (
+        "() => [...document.querySelectorAll('[data-kpi]')].every((node) => node.textContent.trim() !== '—')"
+    )
+    with contextlib.suppress(PlaywrightTimeout):
+        page.wait_for_function(live, timeout=3_000)
+
+
 def photograph(page: Page, stack: Stack, context: BrowserContext, visited: list[str]) -> None:
     """Every page that the walk passed, in each look; what stumbles there fails the test."""
     SHOTS.mkdir(parents=True, exist_ok=True)
@@ -189,5 +200,6 @@ def photograph(page: Page, stack: Stack, context: BrowserContext, visited: list[
         for path in dict.fromkeys(one for one in visited if one.startswith("/")):
             page.goto(stack.url(path))
             stumbles += [f"{path} {theme} {language}: {one}" for one in page.evaluate(STUMBLES)]
+            settle(page)
             page.screenshot(path=SHOTS / f"job-{name_of(path)}-{theme}-{language}.png", full_page=True)
     assert not stumbles, "\n".join(stumbles)
