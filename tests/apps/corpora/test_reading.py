@@ -191,3 +191,8 @@ def test_no_cell_of_an_export_is_a_formula(text):
 def test_lines_keep_their_numbers():
     assert [line.number for line in split_lines([b"a\n\nb"])] == [1, 2, 3]
     assert next(split_lines([b"x"])) == Line(1, b"x")
+
+
+def test_every_reason_is_documented(settings):
+    page = (settings.ROOT / "docs/reference/logs.md").read_text("utf-8")
+    assert [code for code in REASONS if f"`{code}`" not in page] == []
