@@ -18,7 +18,8 @@ from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from tests.e2e.conftest import SHOTS, Stack, dress
 from tests.e2e.test_shell import LOOKS, STUMBLES, name_of
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+# The suite's five minutes a test are for hangs; this walk imports, tunes and serves a real model.
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 IMPORT_MS, TUNE_MS, READY_MS = 180_000, 480_000, 120_000
 
