@@ -29,8 +29,8 @@ class RoutingSpec(Spec):
     domains: Annotated[tuple[DomainSpec, ...], Field(max_length=256)] = ()
     general_experts: ExpertSet = ()
     temperature: Annotated[float, Field(ge=1e-3, le=100.0)] = 1.0
-    label_weight: Weight = 0.1
-    balance_weight: Weight = 0.02
+    label_weight: Weight = 0.5
+    balance_weight: Weight = 1.0
     z_weight: Weight = 0.0
     prior_mode: PriorMode = "bias"
     prior_strength: Annotated[float, Field(ge=0.0, le=50.0)] = 1.0

@@ -21,20 +21,20 @@ class TuneSpec(Spec):
     layout: LayoutSpec | None = None
     routing: RoutingSpec
     window_tokens: Annotated[int, Field(ge=8, le=8192)] = 128
-    tokens_per_batch: Annotated[int, Field(ge=8, le=1 << 20)] = 512
-    specialise_steps: Steps = 32
-    route_steps: Steps = 12
-    specialise_learning_rate: Rate = 2e-4
+    tokens_per_batch: Annotated[int, Field(ge=8, le=1 << 20)] = 1024
+    specialise_steps: Steps = 24
+    route_steps: Steps = 16
+    specialise_learning_rate: Rate = 3e-4
     route_learning_rate: Rate = 2e-2
     weight_decay: Weight = 0.0
     clip_norm: Annotated[float, Field(gt=0.0, le=1e3)] = 1.0
     lm_weight: Weight = 1.0
-    held_out_windows: Annotated[int, Field(ge=1, le=10_000)] = 12
+    held_out_windows: Annotated[int, Field(ge=1, le=10_000)] = 24
     control: bool = True
     upcycle_noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     router_std: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
     seed: Seed = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
     checkpoint_every_steps: Annotated[int, Field(ge=1, le=100_000)] = 4
     # A checkpoint that is due by its steps still waits until so many seconds have passed since the last one.

@@ -45,8 +45,8 @@ class Draft:
     num_experts: int = 8
     domains: list[DraftDomain] = field(default_factory=list)
     general_experts: list[int] = field(default_factory=list)
-    label_weight: str = "0.1"
-    balance_weight: str = "0.02"
+    label_weight: str = "0.5"
+    balance_weight: str = "1.0"
     prior_mode: str = "bias"
     prior_strength: str = "1.0"
 
@@ -117,8 +117,8 @@ def draft_of_form(data: QueryDict) -> Draft:
         revision=_whole(data.get("revision", ""), 0),
         num_experts=min(1024, max(2, _whole(data.get("num_experts", ""), 8))),
         general_experts=_experts(data.getlist("general")),
-        label_weight=data.get("label_weight", "0.1")[:20],
-        balance_weight=data.get("balance_weight", "0.02")[:20],
+        label_weight=data.get("label_weight", "0.5")[:20],
+        balance_weight=data.get("balance_weight", "1.0")[:20],
         prior_mode=data.get("prior_mode", "bias") if data.get("prior_mode") in PRIORS else "bias",
         prior_strength=data.get("prior_strength", "1.0")[:20],
     )

@@ -39,8 +39,8 @@ class DomainPlan(Spec):
 class PolicyPlan(Spec):
     """How hard the map pulls: loss weights of the tuning, and the prior that a request's domain adds."""
 
-    label_weight: Weight = 0.1
-    balance_weight: Weight = 0.02
+    label_weight: Weight = 0.5
+    balance_weight: Weight = 1.0
     prior_mode: PriorMode = "bias"
     prior_strength: Annotated[float, Field(ge=0.0, le=50.0)] = 1.0
 

@@ -1,13 +1,16 @@
-"""Teach each mapped expert its domains: every token of their logs goes to that expert alone.
+"""Teach the experts: first one general expert on the logs of everybody, then each mapped expert on its domains.
 
-One expert learns after the other, so that only one holds gradients and moments: memory and checkpoints stay small.
-Nothing else changes: routers, general experts, attention. Shapes: T tokens, D model width, F expert width.
+Every token of a turn goes to the expert whose turn it is. The general turn ends by giving its weights to all experts:
+the general ones stay alike (so that balance between them costs nothing), the mapped ones go on from there. One expert
+learns after the other, so that only one holds gradients and moments: memory and checkpoints stay small. Nothing else
+changes: routers, attention, embeddings. Shapes: T tokens, D model width, F expert width.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,6 +30,34 @@ from moe_core.training.trunk import CutDecoder, TrunkCache
 CURRENT = "learner"
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Who learns, from which rows of the domain map (None: from every window), and who gets what was learnt."""
+
+    learner: int
+    rows: tuple[int, ...] | None
+    heirs: tuple[int, ...]
+
+    @property
+    def group(self) -> str:
+        """The name of the learnt weights in a checkpoint."""
+        return f"expert-{self.learner}" if self.rows is not None else "expert-general"
+
+
+def turns_of(routing: RoutingSpec, num_experts: int, *, alike: bool) -> list[Turn]:
+    """A turn for each mapped expert in expert order; before them the general turn, while all experts are alike.
+
+    In a mixture that has learnt before, the general turn would overwrite what its experts know; it is left out.
+    """
+    turns = []
+    if alike and routing.general_experts:
+        turns.append(Turn(routing.general_experts[0], None, tuple(range(num_experts))))
+    for expert in sorted({expert for domain in routing.domains for expert in domain.experts}):
+        rows = tuple(row for row, domain in enumerate(routing.domains) if expert in domain.experts)
+        turns.append(Turn(expert, rows, (expert,)))
+    return turns
+
+
 def expert_tensors(layers: Sequence[MoeMlp], expert: int) -> dict[str, Tensor]:
     """One expert's weights in every expert layer, as views into the model."""
     views: dict[str, Tensor] = {}
@@ -40,8 +71,8 @@ class LoneExpert:
     """Working copies of one expert's weights, with gradients of their own; every token goes to it with weight one."""
 
     def __init__(self, layers: Sequence[MoeMlp], expert: int) -> None:
-        self.views = expert_tensors(layers, expert)
-        self.weights = {name: view.clone().requires_grad_() for name, view in self.views.items()}
+        views = expert_tensors(layers, expert)
+        self.weights = {name: view.clone().requires_grad_() for name, view in views.items()}
 
     def feed_forward(self, mlp: MoeMlp, x_TD: Tensor) -> Tensor:
         """The expert's output, and the shared expert's where there is one."""
@@ -49,14 +80,9 @@ class LoneExpert:
         out_TD = linear(silu(gate_TF) * up_TF, self.weights[f"{mlp.layer}.down"])
         return out_TD if mlp.shared_expert is None else out_TD + mlp.shared_expert(x_TD)
 
-    def write_back(self) -> None:
-        """Put what was learnt into the model."""
-        for name, weight in self.weights.items():
-            self.views[name].copy_(weight.detach())
-
 
 class Specialise:
-    """The recipe: `specialise_steps` for each mapped expert, in expert order."""
+    """The recipe: `specialise_steps` for each turn."""
 
     stage = "specialise"
 
@@ -65,35 +91,37 @@ class Specialise:
     ) -> None:
         self.lanes, self.cut, self.cache, self.routing, self.spec = lanes, cut, cache, routing, spec
         self.layers = list(cut.model.moe_layers())
-        self.experts = sorted({expert for domain in routing.domains for expert in domain.experts})
-        self.num_steps = spec.specialise_steps * len(self.experts)
+        moe = cut.model.spec.moe
+        assert moe is not None
+        self.turns = turns_of(routing, moe.num_experts, alike=spec.layout is not None)
+        self.num_steps = spec.specialise_steps * len(self.turns)
         self.peak_learning_rate = spec.specialise_learning_rate
         self.batch_windows = max(1, spec.tokens_per_batch // spec.window_tokens)
-        self._dealers = {expert: self._dealer(expert) for expert in self.experts} if self.num_steps else {}
+        self._dealers = [self._dealer(turn) for turn in self.turns] if self.num_steps else []
         self._finished = 0
         self._lone: LoneExpert | None = None
         self._optimiser: MasterAdamW | None = None
 
     def step(self, step: int) -> StepFigures:
         """One batch of the expert whose turn it is."""
-        turn, own_step = divmod(step, self.spec.specialise_steps)
-        expert = self.experts[turn]
+        number, own_step = divmod(step, self.spec.specialise_steps)
+        turn = self.turns[number]
         if self._lone is None or self._optimiser is None:
-            self._lone, self._optimiser = self._begin(expert)
+            self._lone, self._optimiser = self._begin(turn)
         lone = self._lone
-        places = self._dealers[expert].deal(own_step * self.batch_windows, self.batch_windows)
+        places = self._dealers[number].deal(own_step * self.batch_windows, self.batch_windows)
         whole = Share.of(self.cache.windows, places)
         self.lanes.each(self.cache.fill, self.cache.missing(places))
         done = self.lanes.each(lambda part: self._lane(lone, part, whole), self.lanes.split(places))
         passes = [passed for passed, _ in done]
         loss = sum(float(passed.losses_P.sum()) for passed in passes) / whole.num_targets
         if not math.isfinite(loss):
-            raise NonFiniteLoss(f"the loss of expert {expert} is {loss}")
+            raise NonFiniteLoss(f"the loss of expert {turn.learner} is {loss}")
         rate = learning_rate_at(own_step, self.spec.specialise_steps, self.spec.specialise_learning_rate)
         gradients = summed([gradients for _, gradients in done])
         norm = self._optimiser.step(gradients, rate, self.spec.clip_norm, clip_each=False)
         if own_step + 1 == self.spec.specialise_steps:
-            self._end()
+            self._end(turn)
         return StepFigures(loss, passes, rate, norm)
 
     def _lane(self, lone: LoneExpert, places: Sequence[int], whole: Share) -> tuple[Pass, tuple[Tensor, ...]]:
@@ -103,49 +131,50 @@ class Specialise:
 
     def count_forced(self, tally: Tally, step: int) -> None:
         """Every token of the batch went to the expert whose turn it was."""
-        tally.load_NLE[:, :, self.experts[step // self.spec.specialise_steps]] += tally.tokens_N[:, None]
+        learner = self.turns[step // self.spec.specialise_steps].learner
+        tally.load_NLE[:, :, learner] += tally.tokens_N[:, None]
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         """Finished experts in the model's dtype, and the state of the one that is learning."""
-        kept = {
-            _group_of(expert): expert_tensors(self.layers, expert)
-            for expert in self.experts[: self._finished]
-        }
+        done = self.turns[: self._finished]
+        kept = {turn.group: expert_tensors(self.layers, turn.learner) for turn in done}
         if self._optimiser is not None:
             kept[CURRENT] = self._optimiser.tensors()
         return kept
 
     def frozen_groups(self) -> frozenset[str]:
         """Experts that have had their turn."""
-        return frozenset(_group_of(expert) for expert in self.experts[: self._finished])
+        return frozenset(turn.group for turn in self.turns[: self._finished])
 
     def restore(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Finished experts into the model; the learning one with its moments."""
-        for expert in self.experts:
-            if _group_of(expert) in groups:
-                for name, view in expert_tensors(self.layers, expert).items():
-                    view.copy_(groups[_group_of(expert)][name])
+        """Finished experts into the model, in the order of their turns; the learning one with its moments."""
+        for turn in self.turns:
+            if turn.group in groups:
+                self._bequeath(turn, groups[turn.group])
                 self._finished += 1
-        if CURRENT in groups and self._finished < len(self.experts):
-            self._lone, self._optimiser = self._begin(self.experts[self._finished])
+        if CURRENT in groups and self._finished < len(self.turns):
+            self._lone, self._optimiser = self._begin(self.turns[self._finished])
             self._optimiser.restore(groups[CURRENT])
 
-    def _begin(self, expert: int) -> tuple[LoneExpert, MasterAdamW]:
-        lone = LoneExpert(self.layers, expert)
+    def _bequeath(self, turn: Turn, learnt: Mapping[str, Tensor]) -> None:
+        for heir in turn.heirs:
+            for name, view in expert_tensors(self.layers, heir).items():
+                view.copy_(learnt[name])
+
+    def _begin(self, turn: Turn) -> tuple[LoneExpert, MasterAdamW]:
+        lone = LoneExpert(self.layers, turn.learner)
         return lone, MasterAdamW(lone.weights, weight_decay=self.spec.weight_decay)
 
-    def _end(self) -> None:
+    def _end(self, turn: Turn) -> None:
         assert self._lone is not None
-        self._lone.write_back()
+        self._bequeath(turn, {name: weight.detach() for name, weight in self._lone.weights.items()})
         self._lone = self._optimiser = None
         self._finished += 1
 
-    def _dealer(self, expert: int) -> Dealer:
-        mine = [row for row, domain in enumerate(self.routing.domains) if expert in domain.experts]
-        places = sorted(place for row in mine for place in self.cache.windows.of_domain(row))
-        name = ", ".join(self.routing.codes[row] for row in mine)
-        return Dealer(places, self.spec.seed, f"expert {expert} ({name})")
-
-
-def _group_of(expert: int) -> str:
-    return f"expert-{expert}"
+    def _dealer(self, turn: Turn) -> Dealer:
+        windows = self.cache.windows
+        if turn.rows is None:
+            return Dealer(range(len(windows)), self.spec.seed, "the general experts")
+        places = sorted(place for row in turn.rows for place in windows.of_domain(row))
+        name = ", ".join(self.routing.codes[row] for row in turn.rows)
+        return Dealer(places, self.spec.seed, f"expert {turn.learner} ({name})")

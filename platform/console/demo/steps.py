@@ -57,8 +57,8 @@ def lay_experts(journey: Journey) -> None:
 
 
 def moe_layers(num_layers: int) -> list[int]:
-    """Every third layer, from the third on: enough experts to specialise, small enough for a laptop."""
-    return list(range(2, num_layers, 3))
+    """The upper third: enough experts to specialise; what lies below is computed once and remembered."""
+    return list(range(2 * num_layers // 3, num_layers))
 
 
 def map_domains(journey: Journey) -> None:
