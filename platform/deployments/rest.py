@@ -196,7 +196,7 @@ class DeploymentDetail(DeploymentOut):
         ]
 
 
-class RevisionOut(serializers.ModelSerializer):
+class DeploymentRevisionOut(serializers.ModelSerializer):
     """What was wanted at one time."""
 
     version = serializers.IntegerField(source="version_id", read_only=True)
@@ -214,7 +214,7 @@ class RevisionOut(serializers.ModelSerializer):
         read_only_fields = fields
 
 
-class EventOut(serializers.ModelSerializer):
+class DeploymentEventOut(serializers.ModelSerializer):
     """One line of the timeline."""
 
     message = serializers.SerializerMethodField()
@@ -313,18 +313,18 @@ class DeploymentViewSet(
         wanted = _read(RollbackIn, request)
         return _accepted(services.deployment_rollback(caller=self.caller, deployment_id=int(pk), **wanted))
 
-    @extend_schema(responses=RevisionOut(many=True), filters=False)
+    @extend_schema(responses=DeploymentRevisionOut(many=True), filters=False)
     @action(detail=True, methods=["get"], pagination_class=None)
     def revisions(self, request: Request, pk: str) -> Response:
         """What was wanted over time, newest first."""
         found = revisions_of(deployment_get(self.caller.team, int(pk)))[:200]
-        return Response(RevisionOut(found, many=True).data)
+        return Response(DeploymentRevisionOut(found, many=True).data)
 
-    @extend_schema(responses=EventOut(many=True), filters=False)
+    @extend_schema(responses=DeploymentEventOut(many=True), filters=False)
     @action(detail=True, methods=["get"], pagination_class=None)
     def events(self, request: Request, pk: str) -> Response:
         """The timeline, newest first."""
-        return Response(EventOut(events_of(deployment_get(self.caller.team, int(pk)), 200), many=True).data)
+        return Response(DeploymentEventOut(events_of(deployment_get(self.caller.team, int(pk)), 200), many=True).data)
 
 
 class FitViewSet(TeamScoped, viewsets.ViewSet):

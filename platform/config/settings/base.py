@@ -197,6 +197,13 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": r"/api/v1",
     "COMPONENT_SPLIT_REQUEST": True,
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    # Each of these is called "state" where it stands.
+    "ENUM_NAME_OVERRIDES": {
+        "VersionStateEnum": "registry.models.VersionState",
+        "FileStateEnum": "corpora.models.FileState",
+        "JobStateEnum": "jobs.choices.JobState",
+        "ReplicaStateEnum": "deployments.states.ReplicaState",
+    },
 }
 
 # --- Workers -----------------------------------------------------------------------------------------
