@@ -41,7 +41,8 @@ class Relay:
         self.logged = 0
         self.framed_at = -FRAME_EVERY_S
         self.kept_at = -FRAME_EVERY_S
-        self.progress = 0.0
+        # What goes on from a checkpoint goes on from there; what begins anew begins at nothing.
+        self.progress = claim.job.progress if claim.job.checkpoints.exists() else 0.0
         self.kept_bucket: tuple[object, int] | None = None
         # The child's last word, when it has said it: result, failed or stopped.
         self.last_word: Message | None = None

@@ -35,10 +35,10 @@ def job_face(job: Job) -> dict[str, Any]:
 
 
 def drawn_events(job: Job) -> list[JobEvent]:
-    """Stages and reports, an even choice of the steps that count, the last lines of the log; in order."""
+    """Stages and reports, an even choice of the steps that count, the last of what the log shows; in order."""
     events = list(JobEvent.objects.filter(job=job, seq__lte=job.last_seq).order_by("seq"))
     steps = counting_steps([event for event in events if event.kind == "step" and "loss" in event.payload])
-    lines = [event for event in events if event.kind == "log"][-DRAWN_LINES:]
+    lines = [event for event in events if event.kind in ("log", "checkpoint", "state")][-DRAWN_LINES:]
     rest = [event for event in events if event.kind in ("stage", "report")]
     return sorted([*rest, *evenly(steps, DRAWN_STEPS), *lines], key=lambda event: event.seq)
 

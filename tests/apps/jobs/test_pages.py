@@ -7,7 +7,8 @@ import pytest
 from jobs import execution
 from jobs.models import Job
 from jobs.services import job_submit
-from registry.services import Upload, UploadKind
+from moe_core.spec import TuneSpec
+from registry.models import Upload, UploadKind
 from tests.apps.jobs.fixtures import tune_request
 from tests.apps.jobs.test_report import AFTER, BEFORE, CONTROL
 
@@ -175,7 +176,7 @@ def test_the_tuning_form_offers_the_teams_parts_and_starts_a_job(people, tmp_pat
     assert reply.status_code == 302, reply.context["form"].errors
     job = Job.objects.get()
     assert job.inputs["tune"]["route_steps"] == 3
-    assert job.inputs["tune"]["specialise_steps"] == 32
+    assert job.inputs["tune"]["specialise_steps"] == TuneSpec.model_fields["specialise_steps"].default
 
 
 def test_a_tuning_form_with_parts_that_do_not_fit_says_so_beside_the_field(people, tmp_path) -> None:

@@ -21,7 +21,7 @@ const root = $("#job");
 const CURVES = ["loss", "max_vio", "mapped_share", "entropy", "tokens_per_second"];
 const SHOW = { loss: (v) => fmt(v, 3), max_vio: (v) => fmt(v, 2), entropy: (v) => fmt(v, 2), mapped_share: (v) => percent(v), tokens_per_second: (v) => fmt(v), progress: (v) => percent(v) };
 const KEEP = 600, LOG_LINES = 400;
-let seen = root?.dataset.state ?? null, steps = [], order = [], stage = null, dirty = false, charts = new Map(), shape = null;
+let seen = null, steps = [], order = [], stage = null, dirty = false, charts = new Map(), shape = null;
 
 const clean = () => { steps = []; order = []; stage = null; $("#log")?.replaceChildren(); };
 
@@ -31,18 +31,30 @@ function apply(event) {
   if (event.kind === "step") step(data);
   else if (event.kind === "stage") enter(data.stage);
   else if (event.kind === "log") line(data, event.at);
-  else if (event.kind === "state" && event.seq != null) seen = data.state;
+  else if (event.kind === "checkpoint") line({ text: t("checkpoint after step {step} of “{stage}”, sha256 {hash}…", { step: fmt(data.step), stage: stageName(data.stage), hash: (data.sha256 ?? "").slice(0, 8) }) }, event.at);
+  else if (event.kind === "state") told(data, event.at);
   if (data.progress != null) kpi("progress", data.progress);
   dirty = true;
 }
 
+// `seen` is the state as of the last event, `shown` the one that the server's parts were made for.
+let shown = root?.dataset.state ?? null;
+function told(data, at) {
+  seen = data.state;
+  line({ text: [t("state: {state}", { state: data.state }), data.attempt ? t("attempt {attempt}", { attempt: data.attempt }) : "", data.reason ?? ""].filter(Boolean).join(" · ") }, at);
+}
+
 // Words, buttons and tables are the server's: after a change those parts are fetched and put in place, once for many.
-let due = 0;
+let due = 0, turn = 0;
 function refresh() { clearTimeout(due); due = setTimeout(fetchParts, 250); }
 async function fetchParts() {
+  const mine = ++turn;
   const reply = await fetch(location.href, { credentials: "same-origin" }).catch(() => null);
   if (!reply?.ok) return;
-  const page = new DOMParser().parseFromString(await reply.text(), "text/html"), html = (node) => node.innerHTML.replace(/name="csrfmiddlewaretoken" value="[^"]*"/g, "");
+  const text = await reply.text();
+  // A slow answer must not undo a later one.
+  if (mine !== turn) return;
+  const page = new DOMParser().parseFromString(text, "text/html"), html = (node) => node.innerHTML.replace(/name="csrfmiddlewaretoken" value="[^"]*"/g, "");
   for (const part of $$("[data-part]")) {
     const fresh = page.querySelector(`[data-part="${part.dataset.part}"]`);
     // What has not changed is left alone, so that focus and an open menu stay where they are.
@@ -181,15 +193,17 @@ if (root?.dataset.liveUrl) {
   connect(root.dataset.liveUrl, {
     snapshot(data) {
       clean();
+      seen = null;
       const job = data.job ?? data;
       for (const event of data.events ?? []) apply(event);
       clearTimeout(due);
-      if (job.state !== seen) { refresh(); seen = job.state; }
+      seen = job.state;
+      if (job.state !== shown) { refresh(); shown = job.state; }
       if (job.stage) enter(job.stage);
       if (job.progress != null) kpi("progress", job.progress);
       dirty = true; paint();
     },
-    event: apply,
+    event(one) { apply(one); if (one.kind === "state") shown = one.payload.state; },
     state: showState,
   });
   // Four paints a second at most; what changes faster cannot be read.
