@@ -27,10 +27,11 @@ def corpus_verdict(corpus: Corpus) -> Verdict:
         return Verdict("busy", _("A file is being read."), _("The figures follow when it has been."))
     failed = [file for file in files if file.state == FileState.FAILED]
     if failed:
-        strong = _("%(name)s could not be read; the other files are in.") if counts.get("train") else (
-            _("%(name)s could not be read.")
-        )  # fmt: skip
-        return Verdict("danger", strong % {"name": failed[0].upload.name}, failed[0].error)
+        words = {"name": failed[0].upload.name}
+        if counts.get("train"):
+            strong = _("%(name)s could not be read; the other files are in.") % words
+            return Verdict("caution", strong, failed[0].error)
+        return Verdict("danger", _("%(name)s could not be read.") % words, failed[0].error)
     taken = counts.get("train", 0) + counts.get("held_out", 0)
     if not taken:
         return Verdict("danger", _("No row was taken."), _("The report of each file says why."))
