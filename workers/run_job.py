@@ -14,9 +14,14 @@ from typing import Any
 
 from django.conf import settings
 from django.db import close_old_connections, connection
+from django.db.models import Q
+from django.db.models.functions import Now
+from kombu.exceptions import OperationalError
 
 from common.errors import Conflict, DomainError, StaleLease
 from jobs import execution
+from jobs.choices import JobState
+from jobs.dispatch import ring
 from jobs.execution import JobClaim
 from jobs.models import Job
 from moe_core.errors import MoeCoreError
@@ -51,8 +56,23 @@ def run(job_id: int) -> None:
                 return
             log.info("job %s: claimed, epoch %s, attempt %s", job_id, claim.epoch, claim.job.attempts)
             see_through(claim)
+        ring_for_next()
     finally:
         connection.close()
+
+
+def ring_for_next() -> None:
+    """There is room again: ring for the job that waits longest, sooner than the reconciler would."""
+    due = Q(not_before=None) | Q(not_before__lte=Now())
+    waiting = (
+        Job.objects.filter(due, state=JobState.QUEUED).order_by("id").values_list("id", flat=True).first()
+    )
+    if waiting is None or stopping.is_set():
+        return
+    try:
+        ring(waiting)
+    except OperationalError as error:
+        log.warning("job %s could not be rung for now: %s", waiting, error)
 
 
 @contextmanager
@@ -168,4 +188,3 @@ def crashed(claim: JobClaim, relay: Relay, reason: str) -> None:
         relay.persist(lambda: execution.job_crashed(claim, reason=reason, log_tail=relay.log_tail()))
     except StaleLease as error:
         log.warning("job %s: %s", claim.job_id, error)
-

@@ -200,6 +200,26 @@ def test_a_second_heavy_job_waits_for_the_machine(submit, people, tmp_path) -> N
     assert end(job).state == "queued"
 
 
+def test_a_job_that_waited_for_room_is_rung_for_as_soon_as_there_is_some(submit, monkeypatch) -> None:
+    first, second = submit("steps:2"), submit("steps:2")
+    rung = []
+    monkeypatch.setattr(run_job, "ring", rung.append)
+    run_job.run(first.pk)
+    assert rung == [second.pk]
+
+
+def test_a_broker_that_does_not_answer_does_not_harm_a_job_that_is_done(submit, monkeypatch) -> None:
+    from kombu.exceptions import OperationalError
+
+    def silent(_job_id: int) -> None:
+        raise OperationalError
+
+    first, _second = submit("steps:2"), submit("steps:2")
+    monkeypatch.setattr(run_job, "ring", silent)
+    run_job.run(first.pk)
+    assert end(first).state == "succeeded"
+
+
 def test_a_disk_without_space_is_a_reason_not_a_riddle(submit, monkeypatch) -> None:
     job = submit("steps:2")
 
