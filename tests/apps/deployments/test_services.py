@@ -117,7 +117,7 @@ def test_replicas_are_bounded(people, version, replicas):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "chosen",
     [{"dtype": "int2"}, {"kv_tokens": 10**12}, {"max_sequences": 64, "max_batch_tokens": 8}, {"x": 1}],
 )
 def test_engine_settings_are_closed_and_bounded(people, version, chosen):
