@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from standalone.paths import ROOT
 from standalone.processes import IS_LINUX, die_with_parent
 from standalone.terminal import note
 
+NICENESS = 10
 KERNEL_BUILDER = ROOT / "moe_core" / "kernels" / "cpu" / "build.py"
 
 
@@ -57,7 +61,7 @@ class KernelBuild:
                 stderr=subprocess.PIPE,  # short: the compiler's complaint is cut by the builder
                 text=True,
                 start_new_session=True,
-                preexec_fn=die_with_parent(),
+                preexec_fn=partial(_politely, die_with_parent()),
             )
 
     def is_done(self) -> bool:
@@ -79,6 +83,12 @@ class KernelBuild:
         if self.process is not None:
             self.process.wait()
         self.is_done()
+
+
+def _politely(guard: Callable[[], None]) -> None:
+    """End with our parent, and let whatever else starts go first: nobody waits for the compiler yet."""
+    guard()
+    os.nice(NICENESS)
 
 
 def built_kernels() -> list[Path]:

@@ -116,12 +116,12 @@ class Environment:
         if not uv.exists():
             lock = str(self.requirements / "lock.txt")
             command = [str(self.python), "-m", "pip", "install", "--quiet", "uv", "-c", lock]
-            subprocess.run(command, check=False)
+            subprocess.run(command, env=self.uv_variables(), check=False)
         return uv if uv.exists() else None
 
     def uv_variables(self) -> dict[str, str]:
-        """Return the environment with pip's settings said in uv's words too."""
-        variables = dict(os.environ)
+        """Return the installers' environment: pip's settings, said in uv's words too."""
+        variables = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", **os.environ}
         for theirs, ours in UV_FROM_PIP.items():
             if ours in variables:
                 variables.setdefault(theirs, variables[ours])
