@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+
 from deployments.models import Deployment, DeploymentEvent, Replica
 from deployments.selectors import deployment_get, standing_of
 from deployments.services import deployment_create, deployment_delete, deployment_scale, deployment_update
 from deployments.states import Phase, ReplicaState
 from registry.store import path_of
-
 from tests.apps.deployments.stack import SETTINGS, ready_replicas, real_version, serving_stack, until
 from tests.moe_core.engine.model_dirs import tiny_model
 from workers.engine_http import get_json

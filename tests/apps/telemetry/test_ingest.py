@@ -48,10 +48,16 @@ def summed(resolution_s: int) -> np.ndarray:
 def test_an_entry_of_the_stream_is_read_back_as_it_was_written(replica):
     before = sample(replica, 3, counts(1), tokens=7, first_ms=(12.5, 80.0))
     fields = {
-        name.encode(): value.encode() if isinstance(value, str) else value for name, value in before.entry().items()
+        name.encode(): value.encode() if isinstance(value, str) else value
+        for name, value in before.entry().items()
     }
     after = Sample.of_entry(fields)
-    assert (after.replica, after.seq, after.t_ms, after.gauges) == (before.replica, 3, before.t_ms, before.gauges)
+    assert (after.replica, after.seq, after.t_ms, after.gauges) == (
+        before.replica,
+        3,
+        before.t_ms,
+        before.gauges,
+    )
     assert (after.total.cube.counts_PNLE == before.total.cube.counts_PNLE).all()
     assert (after.total.first_token == before.total.first_token).all()
     assert after.total.output_tokens == 7
@@ -81,7 +87,10 @@ def test_totals_become_differences_in_each_resolution(replica, ingester):
     first, second = counts(1), counts(1) + counts(2)
     ingester.write([sample(replica, 1, first, t_s=NOW_S, tokens=10)])
     ingester.write([sample(replica, 2, second, t_s=NOW_S + 1, tokens=25)])
-    assert [row.output_tokens for row in Rollup.objects.filter(resolution_s=1).order_by("start_s")] == [10, 15]
+    assert [row.output_tokens for row in Rollup.objects.filter(resolution_s=1).order_by("start_s")] == [
+        10,
+        15,
+    ]
     for resolution in (1, 10, 60):
         assert (summed(resolution) == second).all()
 
@@ -193,7 +202,9 @@ def test_a_stream_that_began_anew_with_lower_ids_is_noticed(replica, ingester):
 
 def test_the_frame_the_snapshot_and_the_api_say_the_same(replica, ingester, monkeypatch):
     published: list[tuple[str, Any]] = []
-    monkeypatch.setattr("telemetry.ingest.publish", lambda topic, frame: published.append((topic, json.loads(frame))))
+    monkeypatch.setattr(
+        "telemetry.ingest.publish", lambda topic, frame: published.append((topic, json.loads(frame)))
+    )
     now = time.time()
     total = counts(1) + counts(2)
     ingester.write([sample(replica, 1, counts(1), t_s=now - 2, tokens=10, first_ms=(50.0,))])
@@ -235,4 +246,3 @@ def test_idle_seconds_write_no_rows(replica, ingester):
     ingester.write([quiet])
     assert not Rollup.objects.exists()
     assert Board.objects.get().seq == 1
-

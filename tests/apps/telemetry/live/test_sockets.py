@@ -90,7 +90,9 @@ async def test_two_hundred_sockets_all_hear_every_frame(instance, deployment):
         await asyncio.sleep(0.5)
     assert await asyncio.wait_for(asyncio.gather(*watchers), 60) == [[1, 2, 3, 4]] * NUM_SOCKETS
     lags.sort()
-    print(f"200 sockets × 2/s: lag p50 {lags[len(lags) // 2] * 1000:.0f} ms, p95 {lags[len(lags) * 95 // 100] * 1000:.0f} ms")
+    print(
+        f"200 sockets × 2/s: lag p50 {lags[len(lags) // 2] * 1000:.0f} ms, p95 {lags[len(lags) * 95 // 100] * 1000:.0f} ms"
+    )
     assert lags[len(lags) // 2] < 1.0
 
 
