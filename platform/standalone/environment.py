@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ from standalone.terminal import note, step
 
 STAMP = "turnout-installed.json"
 PATH_FILE = "turnout-source.pth"
+PIP_WITH_PYTHON_OPTION = (22, 3)
 # uv does not read pip's variables; the same mirror, certificates and wheel folder should serve both.
 UV_FROM_PIP = {
     "UV_FIND_LINKS": "PIP_FIND_LINKS",
@@ -76,14 +79,14 @@ class Environment:
         if self.is_usable():
             return
         missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
-        if missing:
+        if missing and (missing[0] == "venv" or not base_pip_serves()):
             version = f"{sys.version_info.major}.{sys.version_info.minor}"
             raise StandaloneError(
                 f"Python's module {missing[0]!r} is missing, so .venv cannot be made. "
                 f"Install it (on Debian and Ubuntu: apt install python{version}-venv) and run this again."
             )
         with step(f"Making {self.folder} with Python {sys.version.split()[0]}"):
-            self._run([sys.executable, "-m", "venv", "--clear", str(self.folder)])
+            self._run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(self.folder)])
 
     def is_usable(self) -> bool:
         """True when the environment's Python starts (it does not after its base Python was removed)."""
@@ -108,14 +111,24 @@ class Environment:
             if subprocess.run(command, env=self.uv_variables(), check=False).returncode == 0:
                 return
             note("uv could not do it; trying pip (slower)")
-        self._run([str(self.python), "-m", "pip", "install", "--quiet", *arguments])
+        self._run([*self._pip(), "install", "--quiet", *arguments])
+
+    def _pip(self) -> list[str]:
+        """Return a pip that installs into the environment: ours, else the base Python's, else a new one of ours."""
+        ours = [str(self.python), "-m", "pip"]
+        if next(self.folder.glob("lib/python3.*/site-packages/pip"), None) is not None:
+            return ours
+        if base_pip_serves():
+            return [sys.executable, "-m", "pip", "--python", str(self.python)]
+        self._run([str(self.python), "-m", "ensurepip", "--default-pip"])
+        return ours
 
     def _uv(self) -> Path | None:
         """Return uv inside the environment, installing it there first."""
         uv = self.folder / "bin" / "uv"
         if not uv.exists():
             lock = str(self.requirements / "lock.txt")
-            command = [str(self.python), "-m", "pip", "install", "--quiet", "uv", "-c", lock]
+            command = [*self._pip(), "install", "--quiet", "uv", "-c", lock]
             subprocess.run(command, env=self.uv_variables(), check=False)
         return uv if uv.exists() else None
 
@@ -162,3 +175,12 @@ class Environment:
         status = subprocess.run(command, check=False).returncode
         if status != 0:
             raise StandaloneError(f"this command failed with status {status}: {' '.join(command)}")
+
+
+def base_pip_serves() -> bool:
+    """True when the Python that runs us has a pip that can install into another environment."""
+    try:
+        version = importlib.metadata.version("pip")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= PIP_WITH_PYTHON_OPTION

@@ -77,3 +77,27 @@ def test_the_line_in_which_pytest_sums_itself_up_is_repeated(tmp_path, capsys):
 
 def test_commands_are_shown_as_one_would_type_them():
     assert checks.shown([f"{sys.prefix}/bin/python", "-m", "not browser"]) == "python -m 'not browser'"
+
+
+@pytest.mark.parametrize(("always", "state"), [(False, "passed"), (True, "failed")])
+def test_what_fails_once_is_tried_once_more_and_named(tmp_path, always, state, capfd):
+    flag = tmp_path / "been-here"
+    (tmp_path / "test_flaky.py").write_text(
+        "from pathlib import Path\n\n"
+        f"def test_it():\n    flag = Path({str(flag)!r})\n    seen = flag.exists()\n    flag.touch()\n"
+        f"    assert seen and not {always}\n\n"
+        "def test_that():\n    pass\n"
+    )
+    isolated = [
+        "-o",
+        f"cache_dir={tmp_path / 'cache'}",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        str(tmp_path),
+        "-p",
+        "no:django",
+    ]
+    outcome = run_stage(Stage("flaky", "flaky", [*PYTEST, *isolated, str(tmp_path / "test_flaky.py")]))
+    assert outcome.state == state
+    assert "ONCE MORE: 1 " in outcome.said

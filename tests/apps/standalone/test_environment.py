@@ -87,6 +87,7 @@ def test_a_missing_venv_module_is_named_with_the_way_out(checkout, monkeypatch):
     monkeypatch.setattr(
         module.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else real(name)
     )
+    monkeypatch.setattr(module, "base_pip_serves", lambda: False)
     with pytest.raises(StandaloneError, match=r"'ensurepip' is missing.*apt install python3\.\d+-venv"):
         Environment(checkout).prepare(dev=False, model=False)
 
@@ -105,7 +106,22 @@ def test_pip_takes_over_when_uv_cannot_be_had(checkout, monkeypatch):
     monkeypatch.setattr(Environment, "_uv", lambda self: None)
     monkeypatch.setattr(Environment, "_run", lambda self, command: ran.append(command))
     Environment(checkout)._install(["-r", "x.in"])
-    assert ran[0][1:] == ["-m", "pip", "install", "--quiet", "-r", "x.in"]
+    assert ran[-1][-4:] == ["install", "--quiet", "-r", "x.in"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base_serves", [True, False], ids=["the-base-has-pip", "pip-must-be-made"])
+def test_a_real_environment_is_made_with_a_pip_that_installs_into_it(checkout, monkeypatch, base_serves):
+    if base_serves and not module.base_pip_serves():
+        pytest.skip("the Python under these tests has no pip of its own")
+    monkeypatch.setattr(module, "base_pip_serves", lambda: base_serves)
+    environment = Environment(checkout)
+    environment._make_folder()
+    said = subprocess.run(
+        [*environment._pip(), "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    assert said.startswith("pip ")
+    assert environment.is_usable()
 
 
 def test_the_front_door_knows_its_commands_before_anything_is_installed(tmp_path):
