@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from django.utils.translation import gettext_noop as _
 
+from jobs.execution import GIVEN_BACK
+from jobs.reconcile import LOST
+
 WORDS: tuple[str, ...] = (
     _("checkpoint after step {step} of “{stage}”, sha256 {hash}…"),
     _("state: {state}"),
     _("attempt {attempt}"),
+    _("queued"),
+    _("running"),
+    _("pausing"),
+    _("paused"),
+    _("cancelling"),
+    _("cancelled"),
+    _("succeeded"),
+    _("failed"),
+    _("quarantined"),
+    GIVEN_BACK,
+    LOST,
 )

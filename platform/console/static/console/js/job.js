@@ -21,7 +21,7 @@ const root = $("#job");
 const CURVES = ["loss", "max_vio", "mapped_share", "entropy", "tokens_per_second"];
 const SHOW = { loss: (v) => fmt(v, 3), max_vio: (v) => fmt(v, 2), entropy: (v) => fmt(v, 2), mapped_share: (v) => percent(v), tokens_per_second: (v) => fmt(v), progress: (v) => percent(v) };
 const KEEP = 600, LOG_LINES = 400;
-let seen = null, steps = [], order = [], stage = null, dirty = false, charts = new Map(), shape = null;
+let steps = [], order = [], stage = null, dirty = false, charts = new Map(), shape = null;
 
 const clean = () => { steps = []; order = []; stage = null; $("#log")?.replaceChildren(); };
 
@@ -37,11 +37,12 @@ function apply(event) {
   dirty = true;
 }
 
-// `seen` is the state as of the last event, `shown` the one that the server's parts were made for.
-let shown = root?.dataset.state ?? null;
+// `shown` is the state that the server's parts were made for; `over` says that the stations are theirs alone.
+let shown = root?.dataset.state ?? null, over = false;
+const ENDED = ["succeeded", "failed", "cancelled", "quarantined"];
 function told(data, at) {
-  seen = data.state;
-  line({ text: [t("state: {state}", { state: data.state }), data.attempt ? t("attempt {attempt}", { attempt: data.attempt }) : "", data.reason ?? ""].filter(Boolean).join(" · ") }, at);
+  const attempt = data.attempt ? t("attempt {attempt}", { attempt: data.attempt }) : "";
+  line({ text: [t("state: {state}", { state: t(data.state) }), attempt, data.reason ? t(data.reason) : ""].filter(Boolean).join(" · ") }, at);
 }
 
 // Words, buttons and tables are the server's: after a change those parts are fetched and put in place, once for many.
@@ -76,12 +77,10 @@ function step(data) {
 // Older points give way evenly, so that the whole run stays in view.
 function thin() { const recent = steps.slice(-KEEP / 4); steps = [...steps.slice(0, -KEEP / 4).filter((_, i) => i % 2 === 0), ...recent]; }
 
-const ENDED = ["succeeded", "failed", "cancelled", "quarantined"];
 function enter(name) {
   if (!name) return;
   stage = name;
-  // How a job ended is shown by the server's stations.
-  if (ENDED.includes(seen)) return;
+  if (over) return;
   const all = $$("[data-station]", root.closest("main")), at = all.findIndex((node) => node.dataset.station === name);
   if (at < 0) return;
   all.forEach((node, i) => { node.classList.toggle("done", i < at); if (i === at) node.setAttribute("aria-current", "step"); else node.removeAttribute("aria-current"); });
@@ -193,17 +192,19 @@ if (root?.dataset.liveUrl) {
   connect(root.dataset.liveUrl, {
     snapshot(data) {
       clean();
-      seen = null;
       const job = data.job ?? data;
+      over = ENDED.includes(job.state);
       for (const event of data.events ?? []) apply(event);
       clearTimeout(due);
-      seen = job.state;
       if (job.state !== shown) { refresh(); shown = job.state; }
       if (job.stage) enter(job.stage);
       if (job.progress != null) kpi("progress", job.progress);
       dirty = true; paint();
     },
-    event(one) { apply(one); if (one.kind === "state") shown = one.payload.state; },
+    event(one) {
+      if (one.kind === "state") { shown = one.payload.state; over = ENDED.includes(shown); }
+      apply(one);
+    },
     state: showState,
   });
   // Four paints a second at most; what changes faster cannot be read.
