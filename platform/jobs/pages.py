@@ -53,7 +53,8 @@ def _note(job: Job, key: str) -> str:
     tune = job.inputs.get("tune", {})
     if key == "specialise":
         experts = {expert for domain in tune["routing"]["domains"] for expert in domain["experts"]}
-        count = tune["specialise_steps"] * len(experts)
+        general = bool(tune.get("layout") and tune["routing"].get("general_experts"))  # one turn for all of them
+        count = tune["specialise_steps"] * (len(experts) + general)
         return ngettext("%(count)s step", "%(count)s steps", count) % {"count": figures.number(count)}
     if key in ("route", "control"):
         count = tune["route_steps"]
