@@ -33,3 +33,8 @@ def instance(
     folder = tmp_path_factory.mktemp("i")
     with django_db_blocker.unblock(), running_instance(folder, redis_url=valkey.url) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def store_dir() -> None:
+    """Replaces the store of each test: the instance has one for all of them."""
