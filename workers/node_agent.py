@@ -18,6 +18,7 @@ import psycopg
 from celery import bootsteps
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections, connection
+from psycopg import sql
 
 from common.errors import StaleLease
 from common.leases import Claim, lease_release
@@ -191,7 +192,7 @@ class Bell(threading.Thread):
         known = connection.get_connection_params()
         parameters = {key: known[key] for key in LIBPQ_WORDS if key in known}
         with psycopg.connect(**parameters, autocommit=True) as listener:
-            listener.execute(f"LISTEN {CHANNEL}")
+            listener.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
             while not self.stopping.is_set():
                 for notice in listener.notifies(timeout=1, stop_after=1):
                     if notice.payload == self.word:

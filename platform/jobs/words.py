@@ -7,10 +7,8 @@ from django.utils.translation import gettext_noop as _
 from jobs.execution import GIVEN_BACK
 from jobs.reconcile import LOST
 
-WORDS: tuple[str, ...] = (
-    _("checkpoint after step {step} of “{stage}”, sha256 {hash}…"),
-    _("state: {state}"),
-    _("attempt {attempt}"),
+# Not written in the JavaScript: they come with the events and are looked up as they are.
+FROM_EVENTS = (
     _("queued"),
     _("running"),
     _("pausing"),
@@ -22,4 +20,10 @@ WORDS: tuple[str, ...] = (
     _("quarantined"),
     GIVEN_BACK,
     LOST,
+)
+WORDS: tuple[str, ...] = (
+    _("checkpoint after step {step} of “{stage}”, sha256 {hash}…"),
+    _("state: {state}"),
+    _("attempt {attempt}"),
+    *FROM_EVENTS,
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments.engine_settings import need_of
 from deployments.models import Deployment, DeploymentEvent, Replica
 from deployments.selectors import deployment_get, standing_of
 from deployments.services import deployment_create, deployment_delete, deployment_scale, deployment_update
@@ -45,6 +46,8 @@ def test_a_deployment_is_served_killed_served_again_and_deleted(agent, people, t
     health = get_json(Path(replica.address), "/health", 2)
     assert (health["state"], health["epoch"]) == ("ready", replica.epoch)
     assert replica.timings["load_seconds"] > 0
+    need = need_of(replica.version.spec, deployment.settings).total
+    assert 0.4 * need < health["rss_bytes"] < 1.2 * need, "the estimate of the form is not what an engine takes"
 
     load_seconds = replica.timings["ready_seconds"]
     killed_at = time.monotonic()

@@ -256,3 +256,16 @@ def test_a_version_is_switched_under_load_without_a_failed_request(served):
     assert {last for _status, last in statuses} == {"[DONE]"}
     assert all(len(found) == 1 for found in versions), "a stream mixed two versions"
     assert len(set.union(*versions)) == 2
+
+
+def test_more_than_the_engine_takes_is_refused_at_once_and_the_rest_is_answered(served):
+    served.serve("narrow", max_sequences=1, max_waiting=1, max_batch_tokens=64)
+    key, _token = limit(served, max_concurrent=50)
+    ask = LONG | {"model": "narrow", "max_tokens": 200}
+    with ThreadPoolExecutor(10) as pool:
+        replies = list(pool.map(lambda _n: served.ask("POST", CHAT, ask, key=key), range(10)))
+    refused = [reply for reply in replies if reply[0] == 429]
+    assert refused
+    assert {reply[2]["error"]["code"] for reply in refused} <= {"engine_busy", "queue_timeout"}
+    assert all(int(reply[1]["retry-after"]) >= 1 for reply in refused)
+    assert {reply[0] for reply in replies} == {200, 429}
