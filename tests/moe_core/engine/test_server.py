@@ -225,16 +225,19 @@ async def test_an_engine_that_breaks_tells_its_readers_and_its_parent(engine) ->
 
         inner.runner.run = broken
 
-    waiting = asyncio.create_task(engine.generate(prompt="hello", max_tokens=1500, ignore_eos=True))
-    async with engine.session.post(
-        "http://engine/generate", json={"prompt": "x", "max_tokens": 1500}
-    ) as response:
-        await response.content.readline()
+    def answering(prompt: str):
+        body = {"prompt": prompt, "max_tokens": 1500, "ignore_eos": True}
+        return engine.session.post("http://engine/generate", json=body)
+
+    async with answering("hello") as first, answering("x") as second:
+        # Both have left the queue: one that has not is refused with a plain 503 instead.
+        for response in (first, second):
+            await response.content.readline()
         await engine.service.on_engine(break_down)
-        last = [json.loads(line) async for line in response.content][-1]
-    assert (last["type"], last["code"]) == ("error", "engine_failure")
-    assert "0x7f" not in last["message"]
-    assert (await waiting)[-1]["code"] == "engine_failure"
+        for response in (first, second):
+            last = [json.loads(line) async for line in response.content][-1]
+            assert (last["type"], last["code"]) == ("error", "engine_failure")
+            assert "0x7f" not in last["message"]
     await asyncio.wait_for(engine.service.failed.wait(), 10)
     status, value = await engine.post("/generate", {"prompt": "more"})
     assert (status, value["error"]["code"]) == (503, "not_ready")
