@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from moe_core.engine.block_pool import BLOCK_TOKENS, NULL_BLOCK
 from moe_core.engine.kv_cache import PagedKVCache
 from moe_core.engine.scheduler import Chunk
 from moe_core.kernels.cpu import attention as native
+from moe_core.kernels.precision import attention
 
 NEG_INF = float("-inf")
 
@@ -84,19 +84,19 @@ class StepAttention:
         v = v_SGd.view(num_rows, -1, *v_SGd.shape[1:]).transpose(1, 2)
         # The Q query heads of one key-value head stand in for query positions: nothing is repeated.
         q_BGQd = q_BHd.view(num_rows, k.shape[1], -1, head_dim)
-        out_BGQd = scaled_dot_product_attention(q_BGQd, k, v, attn_mask=rows.mask)
+        out_BGQd = attention(q_BGQd, k, v, attn_mask=rows.mask)
         return out_BGQd.reshape(num_rows, num_heads, head_dim)
 
     def _attend_span(self, layer: int, span: _Span, q_CHd: Tensor, k_CGd: Tensor, v_CGd: Tensor) -> Tensor:
         num_queries = q_CHd.shape[1] // k_CGd.shape[1]
         if span.blocks_M is None or span.mask is None:
             k, v = _repeat_heads(k_CGd, num_queries), _repeat_heads(v_CGd, num_queries)
-            out = scaled_dot_product_attention(q_CHd.transpose(0, 1)[None], k, v, is_causal=True)
+            out = attention(q_CHd.transpose(0, 1)[None], k, v, is_causal=True)
         else:
             k_SGd, v_SGd = self._cache.gather(layer, span.blocks_M)
             length = span.mask.shape[1]
             k, v = _repeat_heads(k_SGd[:length], num_queries), _repeat_heads(v_SGd[:length], num_queries)
-            out = scaled_dot_product_attention(q_CHd.transpose(0, 1)[None], k, v, attn_mask=span.mask)
+            out = attention(q_CHd.transpose(0, 1)[None], k, v, attn_mask=span.mask)
         return out[0].transpose(0, 1)
 
 

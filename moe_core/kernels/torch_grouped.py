@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn.functional import silu
 
+from moe_core.kernels.precision import widens
+
 # Up to so many routed rows Python sorts them: a decoding step of 32 tokens with two experts each.
 FEW_ROWS = 64
 
@@ -65,23 +67,33 @@ def swiglu_experts_torch(
     if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
         out: Tensor = GroupedSwiglu.apply(*leaves[:3], expert_ids_TK, weights_TK)
         return out
-    return _forward(hidden_TD, gate_up_E2FD, down_EDF, expert_ids_TK, weights_TK)[0]
+    return _forward(hidden_TD, gate_up_E2FD, down_EDF, expert_ids_TK, weights_TK, widen=widens(hidden_TD))[0]
 
 
 def _forward(
-    hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor
+    hidden_TD: Tensor,
+    gate_up_E2FD: Tensor,
+    down_EDF: Tensor,
+    expert_ids_TK: Tensor,
+    weights_TK: Tensor,
+    *,
+    widen: bool = False,
 ) -> tuple[Tensor, Grouping, Tensor, Tensor]:
-    """Output, and what backward needs: the grouping, gate and up of each row, the weight of each row."""
+    """Output, and what backward needs: the grouping, gate and up of each row, the weight of each row.
+
+    `widen` computes the products in float32, one expert's weights at a time.
+    """
+    dtype = torch.float32 if widen else hidden_TD.dtype
     rows = group_rows(expert_ids_TK, gate_up_E2FD.shape[0])
     num_rows, num_ff = rows.token_R.shape[0], down_EDF.shape[2]
     weights_R1 = weights_TK.reshape(-1)[rows.choice_R].unsqueeze(1)
-    in_RD = hidden_TD[rows.token_R]
-    gate_up_R2F = hidden_TD.new_empty(num_rows, 2 * num_ff)
-    out_RD = hidden_TD.new_empty(num_rows, hidden_TD.shape[1])
+    in_RD = hidden_TD.to(dtype)[rows.token_R]
+    gate_up_R2F = in_RD.new_empty(num_rows, 2 * num_ff)
+    out_RD = torch.empty_like(in_RD)
     for expert, part in rows.parts:
-        gate_up_r2F = torch.mm(in_RD[part], gate_up_E2FD[expert].t(), out=gate_up_R2F[part])
+        gate_up_r2F = torch.mm(in_RD[part], gate_up_E2FD[expert].to(dtype).t(), out=gate_up_R2F[part])
         gate_rF, up_rF = gate_up_r2F.split(num_ff, dim=1)
-        torch.mm(silu(gate_rF).mul_(up_rF), down_EDF[expert].t(), out=out_RD[part])
+        torch.mm(silu(gate_rF).mul_(up_rF), down_EDF[expert].to(dtype).t(), out=out_RD[part])
     out_TD = _sum_choices(_wide(out_RD).mul_(weights_R1), rows, weights_TK.shape).to(hidden_TD.dtype)
     return out_TD, rows, gate_up_R2F, weights_R1
 

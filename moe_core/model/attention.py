@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from moe_core.errors import PromptTooLong
+from moe_core.kernels.precision import attention
 from moe_core.spec import ModelSpec
 
 
@@ -25,7 +25,7 @@ class DenseCausal:
         q, k, v = (
             x.view(self.batch, self.sequence, *x.shape[1:]).transpose(1, 2) for x in (q_THd, k_TGd, v_TGd)
         )
-        out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        out = attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         return out.transpose(1, 2).reshape(q_THd.shape)
 
 
@@ -47,7 +47,7 @@ class GrowingSequence:
             raise PromptTooLong(f"{end} tokens do not fit a cache of {self.capacity}")
         keys, values = self.buffer_L2GCd[layer]
         keys[:, start:end], values[:, start:end] = k_TGd.transpose(0, 1), v_TGd.transpose(0, 1)
-        out_HTd = scaled_dot_product_attention(
+        out_HTd = attention(
             q_THd.transpose(0, 1)[None],
             keys[None, :, :end],
             values[None, :, :end],

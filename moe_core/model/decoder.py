@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from moe_core.kernels.precision import product
 from moe_core.model.attention import DenseCausal, GrowingSequence
 from moe_core.model.context import AttentionContext, RoutingContext
 from moe_core.model.layers import DenseMlp, Embedding, Linear, MoeMlp, RmsNorm, rotary_table, rotate
@@ -111,7 +112,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Logits over the vocabulary, (T, V), in the dtype of the weights."""
-        return nn.functional.linear(hidden_TD, self.head_weight_VD)
+        return product(hidden_TD, self.head_weight_VD)
 
     def forward(self, input_ids_BS: Tensor, routing: RoutingContext | None = None) -> Tensor:
         """Logits (B, S, V) with dense causal attention; routers see T = B·S tokens."""

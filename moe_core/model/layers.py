@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.experts import GroupedExperts
+from moe_core.kernels.precision import product
 from moe_core.model.context import RoutingContext
 from moe_core.routers import route
 from moe_core.spec import ModelSpec
@@ -23,7 +24,7 @@ class Linear(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """x · weightᵀ."""
-        return nn.functional.linear(x_TD, self.weight)
+        return product(x_TD, self.weight)
 
 
 class Embedding(nn.Module):

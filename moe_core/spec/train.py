@@ -34,7 +34,8 @@ class TuneSpec(Spec):
     upcycle_noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     router_std: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
     seed: Seed = 0
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    # "auto" is the quicker of the two on the machine that trains.
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
     checkpoint_every_steps: Annotated[int, Field(ge=1, le=100_000)] = 4
     # A checkpoint that is due by its steps still waits until so many seconds have passed since the last one.

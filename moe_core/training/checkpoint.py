@@ -44,18 +44,23 @@ class Saved:
     groups: dict[str, dict[str, Tensor]]
 
 
-def environment(num_lanes: int) -> dict[str, Any]:
+def environment(num_lanes: int, dtype: str) -> dict[str, Any]:
     """What must be the same for a resumed run to give the same bits."""
-    return {"torch": torch.__version__, "lanes": num_lanes, "threads_per_lane": torch.get_num_threads()}
+    return {
+        "torch": torch.__version__,
+        "lanes": num_lanes,
+        "threads_per_lane": torch.get_num_threads(),
+        "dtype": dtype,
+    }
 
 
 class CheckpointStore:
     """The checkpoints of one run, oldest first; `config_hash` ties them to the run's inputs and settings."""
 
-    def __init__(self, directory: Path, config_hash: str, num_lanes: int = 1) -> None:
+    def __init__(self, directory: Path, config_hash: str, num_lanes: int = 1, dtype: str = "float32") -> None:
         self.directory = Path(directory)
         self.config_hash = config_hash
-        self.num_lanes = num_lanes
+        self.environment = environment(num_lanes, dtype)
         self._last: tuple[Path, dict[str, Any]] | None = None
 
     def save(self, saved: Saved, frozen: frozenset[str] = frozenset()) -> tuple[Path, str]:
@@ -126,7 +131,7 @@ class CheckpointStore:
             "facts": saved.facts,
             "files": files,
             "config_hash": self.config_hash,
-            "environment": environment(self.num_lanes),
+            "environment": self.environment,
             "python_random": [version, list(numbers), gauss],
         }
 
@@ -147,9 +152,9 @@ class CheckpointStore:
             raise CheckpointError(
                 f"{path}: belongs to a run with other settings or inputs; resume with those, or start a new job"
             )
-        if manifest["environment"] != environment(self.num_lanes):
+        if manifest["environment"] != self.environment:
             notes.append(
-                f"{path.name} was made with {manifest['environment']}, this process has {environment(self.num_lanes)}: "
+                f"{path.name} was made with {manifest['environment']}, this process has {self.environment}: "
                 "results may differ in their last digits"
             )
         groups = {name: _read_group(path / f"{name}.safetensors") for name in manifest["files"]}

@@ -13,8 +13,9 @@ from moe_core.checkpoint.files import read_json_object
 from moe_core.checkpoint.inspect import inspect_dir
 from moe_core.checkpoint.layout import CONFIG_FILE
 from moe_core.checkpoint.store import save
+from moe_core.kernels.precision import training_dtype
 from moe_core.spec import RoutingSpec, TuneSpec
-from moe_core.training.checkpoint import CheckpointStore, environment
+from moe_core.training.checkpoint import CheckpointStore
 from moe_core.training.job import JobIO, finite_or_null
 from moe_core.training.lanes import Lanes
 from moe_core.training.loop import Groups, Saver, run_steps
@@ -54,7 +55,9 @@ class Tuning:
         self.stages = [stage for stage in STAGES if spec.control or "control" not in stage]
         self.progress = Progress(io, self.stages)
         self.config_hash = config_hash(spec, io.inputs)
-        store = CheckpointStore(io.checkpoint_dir, self.config_hash, lanes.num_lanes)
+        store = CheckpointStore(
+            io.checkpoint_dir, self.config_hash, lanes.num_lanes, training_dtype(spec.dtype)
+        )
         self.saver = Saver(store, self.progress, spec)
         # Figures of finished stages; they travel in the checkpoints.
         self.facts: dict[str, Any] = {"seconds": {}}
@@ -177,7 +180,7 @@ class Tuning:
             "tuning": tuning,
             "lineage": {
                 "config_hash": self.config_hash,
-                "environment": environment(self.lanes.num_lanes),
+                "environment": self.saver.store.environment,
                 "train_windows": len(self.bench.train.windows),
                 "held_out_windows": len(self.bench.held_out.windows),
                 "window_tokens": self.spec.window_tokens,

@@ -16,6 +16,7 @@ from moe_core.checkpoint.store import load
 from moe_core.checkpoint.tokenizer import Tokenizer
 from moe_core.checkpoint.upcycle import upcycle
 from moe_core.errors import SpecError, TrainingError
+from moe_core.kernels.precision import training_dtype
 from moe_core.model.decoder import Decoder
 from moe_core.spec import TuneSpec
 from moe_core.training.data import Windows, read_conversations, spread, windows_of
@@ -67,7 +68,7 @@ def build(spec: TuneSpec, inputs: Mapping[str, Path]) -> Workbench:
 
 def _mixture(spec: TuneSpec, directory: Path) -> Decoder:
     """The dense model with experts laid over it, or the mixture that it is."""
-    model = load(directory, spec.dtype)
+    model = load(directory, training_dtype(spec.dtype))
     if spec.layout is not None:
         model = upcycle(model, spec.layout, spec.seed, noise=spec.upcycle_noise, router_std=spec.router_std)
     if model.spec.moe is None:

@@ -134,7 +134,12 @@ class TuneForm(forms.Form):
         initial=_default("checkpoint_every_steps"),
     )
     dtype = forms.ChoiceField(
-        label=_("Precision"), choices=[("float32", "float32"), ("bfloat16", "bfloat16")]
+        label=_("Precision"),
+        choices=[
+            ("auto", _("the quicker on this machine")),
+            ("float32", "float32"),
+            ("bfloat16", "bfloat16"),
+        ],
     )
     num_threads = forms.IntegerField(label=_("Threads"), min_value=1, max_value=256, initial=default_threads)
     seed = forms.IntegerField(label=_("Seed"), min_value=0, max_value=2**31 - 1, initial=0)

@@ -53,7 +53,9 @@ def _note(job: Job, key: str) -> str:
     tune = job.inputs.get("tune", {})
     if key == "specialise":
         experts = {expert for domain in tune["routing"]["domains"] for expert in domain["experts"]}
-        general = bool(tune.get("layout") and tune["routing"].get("general_experts"))  # one turn for all of them
+        general = bool(
+            tune.get("layout") and tune["routing"].get("general_experts")
+        )  # one turn for all of them
         count = tune["specialise_steps"] * (len(experts) + general)
         return ngettext("%(count)s step", "%(count)s steps", count) % {"count": figures.number(count)}
     if key in ("route", "control"):
@@ -84,7 +86,7 @@ def recipe_of(job: Job) -> list[tuple[str, str]]:
         (_("Balance weight"), f"{tune['routing']['balance_weight']:g}"),
         (_("Label weight"), f"{tune['routing']['label_weight']:g}"),
         (_("Temperature"), f"{tune['routing']['temperature']:g}"),
-        (_("Precision"), tune["dtype"]),
+        (_("Precision"), _("the quicker on this machine") if tune["dtype"] == "auto" else tune["dtype"]),
         (_("Seed"), str(tune["seed"])),
         (_("Threads"), str(tune["num_threads"])),
         *_where(job),

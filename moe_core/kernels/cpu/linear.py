@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear as torch_linear
 
 from moe_core.kernels.cpu.library import Library, library
+from moe_core.kernels.precision import product, widens
 
 # Above this torch's blocked product is faster: it reads the weights once for all tokens, in cache-sized tiles.
 MAX_TOKENS = 16
@@ -19,7 +19,7 @@ def linear(x_TK: Tensor, weight_OK: Tensor) -> Tensor:
     """x · weightᵀ in the dtype of the input, by the compiled kernel where it applies, else by torch."""
     native = library()
     if native is None or not supports(x_TK, weight_OK):
-        return torch_linear(x_TK, weight_OK)
+        return product(x_TK, weight_OK)
     out_TO = x_TK.new_empty(x_TK.shape[0], weight_OK.shape[0])
     _run(native, x_TK, weight_OK, out_TO)
     return out_TO
@@ -29,7 +29,9 @@ def linear_to_float(x_TK: Tensor, weight_OK: Tensor) -> Tensor:
     """x · weightᵀ in float32, for logits: rounded to bfloat16, neighbours at the top would often tie."""
     native = library()
     if native is None or not supports(x_TK[:MAX_TOKENS], weight_OK):
-        return torch_linear(x_TK, weight_OK).float()
+        if widens(x_TK):
+            return x_TK.float() @ weight_OK.float().t()
+        return product(x_TK, weight_OK).float()
     out_TO = torch.empty(x_TK.shape[0], weight_OK.shape[0])
     for x_tK, out_tO in zip(x_TK.split(MAX_TOKENS), out_TO.split(MAX_TOKENS), strict=True):
         _run(native, x_tK, weight_OK, out_tO)
