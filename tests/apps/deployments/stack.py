@@ -21,7 +21,7 @@ from moe_core.model.decoder import Decoder
 from registry.models import ModelVersion
 from registry.services import model_find_or_create, version_create
 from telemetry.ingest import Ingester
-from tests.moe_core.engine.model_dirs import tiny_model, tiny_spec, write_model_dir
+from tests.moe_core.engine.model_dirs import tiny_model, write_model_dir
 from workers.node_agent import NodeAgent
 
 PATIENCE_S = 120.0
@@ -44,11 +44,12 @@ def real_version(
     """Register a tiny model that can really be served."""
     caller = getattr(people, who)
     directory = Path(tempfile.mkdtemp(dir=folder))
-    write_model_dir(directory, model or tiny_model())
+    model = model or tiny_model()
+    write_model_dir(directory, model)
     return version_create(
         caller_team=caller.team,
         model=model_find_or_create(team=caller.team, name=name, created_by=caller.user),
-        spec=tiny_spec(),
+        spec=model.spec,
         inspection={},
         directory=directory,
         created_by=caller.user,

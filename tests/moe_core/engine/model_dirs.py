@@ -37,9 +37,9 @@ def tiny_spec(**changes: object) -> ModelSpec:
     return ModelSpec.parse(fields | changes)
 
 
-def tiny_model(seed: int = 3) -> Decoder:
+def tiny_model(seed: int = 3, **changes: object) -> Decoder:
     """Random weights, large enough that routing matters."""
-    return random_decoder(tiny_spec(), seed=seed, std=0.3)
+    return random_decoder(tiny_spec(**changes), seed=seed, std=0.3)
 
 
 def write_model_dir(path: Path, model: Decoder) -> dict[str, str]:
