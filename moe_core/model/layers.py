@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from moe_core.errors import SpecError
 from moe_core.experts import GroupedExperts
 from moe_core.kernels.precision import product
 from moe_core.model.context import RoutingContext
@@ -95,6 +96,8 @@ class MoeMlp(nn.Module):
         super().__init__()
         moe = spec.moe
         assert moe is not None
+        if moe.gate.kind != "softmax_topk" or moe.gate.order != "before" or moe.capacity is not None:
+            raise SpecError(f"this decoder cannot run the gate {moe.gate!r} with capacity {moe.capacity!r} yet")
         self.layer = layer
         self.moe_index = moe.moe_layers.index(layer)
         self.moe = moe

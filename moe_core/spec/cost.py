@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from moe_core.spec.model import ModelSpec
+from moe_core.spec.model import ModelSpec, MoeSpec
 
 Precision = Literal["fp32", "bf16", "int8", "int4"]
 
@@ -95,13 +95,18 @@ def _params(spec: ModelSpec) -> ParamCounts:
     return ParamCounts(
         embedding=spec.vocab_size * width,
         attention=spec.num_hidden_layers * width * heads * spec.head_dim,
-        router=num_moe * moe.num_experts * width if moe else 0,
+        router=num_moe * _gate(spec, moe) if moe else 0,
         experts=num_moe * moe.num_experts * _mlp(width, moe.moe_intermediate_size) if moe else 0,
         shared_experts=num_moe * _mlp(width, shared),
         dense_mlp=num_dense * _mlp(width, spec.intermediate_size),
         norms=(2 * spec.num_hidden_layers + 1) * width,
         head=0 if spec.tie_word_embeddings else spec.vocab_size * width,
     )
+
+
+def _gate(spec: ModelSpec, moe: MoeSpec) -> int:
+    tensors = moe.gate_tensors(spec.hidden_size, spec.vocab_size)
+    return sum(tensor.numel for tensor in tensors)
 
 
 def _mlp(width: int, intermediate: int) -> int:

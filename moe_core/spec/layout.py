@@ -8,7 +8,10 @@ from pydantic import Field, model_validator
 
 from moe_core.errors import SpecError
 from moe_core.spec.base import LayerIndex, Spec
-from moe_core.spec.model import ModelSpec, MoeSpec, Width, fits_mixtral
+from moe_core.spec.capacity import CapacitySpec
+from moe_core.spec.gate import GateSpec, SoftmaxTopk
+from moe_core.spec.model import ModelSpec, MoeSpec, Width, check_gate, fits_mixtral
+from moe_core.spec.temperature import TemperatureSpec
 
 
 class LayoutSpec(Spec):
@@ -21,11 +24,15 @@ class LayoutSpec(Spec):
     moe_intermediate_size: Width | None = None
     shared_intermediate_size: Width | None = None
     norm_topk_prob: bool = True
+    temperature_schedule: TemperatureSpec | None = None
+    gate: GateSpec = SoftmaxTopk()
+    capacity: CapacitySpec | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k ({self.top_k}) must not exceed num_experts ({self.num_experts})")
+        check_gate(self.gate, self.capacity, self.num_experts, self.top_k)
         if list(self.moe_layers) != sorted(set(self.moe_layers)):
             raise ValueError("moe_layers must be ascending and without repeats")
         if self.shared_intermediate_size is not None and not self.num_shared_experts:
@@ -49,6 +56,9 @@ class LayoutSpec(Spec):
             num_shared_experts=self.num_shared_experts,
             shared_intermediate_size=self._shared_width(dense),
             norm_topk_prob=self.norm_topk_prob,
+            temperature_schedule=self.temperature_schedule,
+            gate=self.gate,
+            capacity=self.capacity,
         )
         mixture = ModelSpec.parse({**dense.model_dump(), "family": "turnout_moe", "moe": moe.model_dump()})
         return mixture.model_copy(update={"family": "mixtral"}) if fits_mixtral(mixture) else mixture

@@ -7,6 +7,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from moe_core.spec.base import LayerIndex, Spec
+from moe_core.spec.capacity import CapacitySpec
+from moe_core.spec.gate import Base, ExpertChoice, Gate, GateSpec, Soft, SoftmaxTopk
+from moe_core.spec.gate_tensors import GateTensor, gate_tensors
+from moe_core.spec.temperature import TemperatureSpec
 
 Family = Literal["llama", "mixtral", "turnout_moe"]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 20)]
@@ -24,11 +28,19 @@ class MoeSpec(Spec):
     shared_intermediate_size: Width | None = None
     norm_topk_prob: bool = True
     temperature: Annotated[float, Field(ge=1e-3, le=100.0)] = 1.0
+    # Instead of `temperature`, where it moves while the gate learns.
+    temperature_schedule: TemperatureSpec | None = None
+    gate: GateSpec = SoftmaxTopk()
+    # None: no expert is ever full.
+    capacity: CapacitySpec | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k ({self.top_k}) must not exceed num_experts ({self.num_experts})")
+        check_gate(self.gate, self.capacity, self.num_experts, self.top_k)
+        if self.temperature_schedule is not None and self.temperature != 1.0:
+            raise ValueError("give temperature or temperature_schedule, not both")
         if list(self.moe_layers) != sorted(set(self.moe_layers)):
             raise ValueError("moe_layers must be ascending and without repeats")
         if self.num_shared_experts and self.shared_intermediate_size is None:
@@ -36,6 +48,39 @@ class MoeSpec(Spec):
         if not self.num_shared_experts and self.shared_intermediate_size is not None:
             raise ValueError("shared_intermediate_size must be null when num_shared_experts is 0")
         return self
+
+    @property
+    def num_places(self) -> int:
+        """The most experts that one token may have: the width of every table of choices."""
+        return self.gate.num_places(self.num_experts, self.top_k)
+
+    @property
+    def weights_sum_to_one(self) -> bool:
+        """Whether the weights of a token's experts always sum to one (as long as no expert is full)."""
+        return self.gate.sums_to_one(self.norm_topk_prob)
+
+    def temperature_at(self, step: int | None = None) -> float:
+        """What divides the logits: at a step of training, or (None) where training stands."""
+        schedule = self.temperature_schedule
+        if schedule is None:
+            return self.temperature
+        return schedule.now if step is None else schedule.at(step)
+
+    def gate_tensors(self, hidden_size: int, vocab_size: int) -> tuple[GateTensor, ...]:
+        """The tensors of one layer's gate."""
+        sizes = {"num_experts": self.num_experts, "top_k": self.top_k}
+        return gate_tensors(
+            self.gate, self.capacity, **sizes, hidden_size=hidden_size, vocab_size=vocab_size
+        )
+
+
+def check_gate(gate: Gate, capacity: CapacitySpec | None, num_experts: int, top_k: int) -> None:
+    """Raise ValueError when a gate cannot serve so many experts, or limits loads already by itself."""
+    complaint = gate.complaint(num_experts, top_k)
+    if complaint is not None:
+        raise ValueError(complaint)
+    if capacity is not None and isinstance(gate, Soft | ExpertChoice | Base):
+        raise ValueError(f"gate {type(gate).__name__!r} fills its experts evenly by itself; capacity must be null")
 
 
 class ModelSpec(Spec):
@@ -84,7 +129,7 @@ class ModelSpec(Spec):
         if self.family == "mixtral" and not fits_mixtral(self):
             raise ValueError(
                 "family 'mixtral' has experts of the full width in every layer, no shared expert, "
-                "renormalised top-k and temperature 1; use family 'turnout_moe'"
+                "renormalised softmax top-k without capacity and temperature 1; use family 'turnout_moe'"
             )
 
     def is_moe_layer(self, layer: int) -> bool:
@@ -102,4 +147,7 @@ def fits_mixtral(spec: ModelSpec) -> bool:
         and moe.moe_intermediate_size == spec.intermediate_size
         and moe.norm_topk_prob
         and moe.temperature == 1.0
+        and moe.temperature_schedule is None
+        and moe.gate == SoftmaxTopk()
+        and moe.capacity is None
     )

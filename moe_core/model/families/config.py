@@ -6,7 +6,8 @@ from typing import Any
 
 from moe_core.errors import FormatError, SpecError
 from moe_core.model.families import schemas
-from moe_core.spec import ModelSpec
+from moe_core.spec import ModelSpec, MoeSpec
+from moe_core.spec.gate import SoftmaxTopk
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -67,7 +68,20 @@ def _moe_keys(spec: ModelSpec) -> dict[str, Any]:
         "shared_intermediate_size": moe.shared_intermediate_size,
         "norm_topk_prob": moe.norm_topk_prob,
         "router_temperature": moe.temperature,
+        **_gate_keys(moe),
     }
+
+
+def _gate_keys(moe: MoeSpec) -> dict[str, Any]:
+    """How tokens find experts, where it is not plain softmax top-k: older readers know only that."""
+    keys: dict[str, Any] = {}
+    if moe.temperature_schedule is not None:
+        keys["router_temperature_schedule"] = moe.temperature_schedule.model_dump()
+    if moe.gate != SoftmaxTopk():
+        keys["router_gate"] = moe.gate.model_dump()
+    if moe.capacity is not None:
+        keys["router_capacity"] = moe.capacity.model_dump()
+    return keys
 
 
 def _one_or_many(ids: tuple[int, ...]) -> int | list[int] | None:

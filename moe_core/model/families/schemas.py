@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from moe_core.spec import ModelSpec, MoeSpec
+from moe_core.spec import CapacitySpec, GateSpec, ModelSpec, MoeSpec, TemperatureSpec
 from moe_core.spec.base import Spec
+from moe_core.spec.gate import SoftmaxTopk
 
 Ids = int | list[int] | None
 
@@ -161,6 +162,9 @@ class TurnoutMoeConfig(DecoderConfig):
     shared_intermediate_size: int | None = None
     norm_topk_prob: bool = True
     router_temperature: float = 1.0
+    router_temperature_schedule: TemperatureSpec | None = None
+    router_gate: GateSpec = SoftmaxTopk()
+    router_capacity: CapacitySpec | None = None
 
     def moe_part(self) -> MoeSpec:
         """The expert part as written."""
@@ -174,6 +178,9 @@ class TurnoutMoeConfig(DecoderConfig):
                 "shared_intermediate_size": self.shared_intermediate_size,
                 "norm_topk_prob": self.norm_topk_prob,
                 "temperature": self.router_temperature,
+                "temperature_schedule": self.router_temperature_schedule,
+                "gate": self.router_gate,
+                "capacity": self.router_capacity,
             }
         )
 

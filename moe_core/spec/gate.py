@@ -1,0 +1,246 @@
+"""Gates: how the tokens of an expert layer find their experts, one small specification for each way.
+
+What all gates share is said once, in MoeSpec: `top_k` is the number of places of a token (for gates that choose a varying
+number of experts it is the most they may choose), `norm_topk_prob` says whether the weights of the chosen are made to sum
+to one, `temperature` divides the logits. E experts, K top_k.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from moe_core.spec.base import Spec
+
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Factor = Annotated[float, Field(gt=0.0, le=1e3)]
+
+
+class Gate(Spec):
+    """What every gate can say about itself."""
+
+    # The choice of a token hangs on the other tokens of its batch: not for serving one token after the other.
+    sees_the_batch: ClassVar[bool] = False
+
+    def complaint(self, num_experts: int, top_k: int) -> str | None:
+        """Why the gate cannot send a token to `top_k` of `num_experts`; None when it can."""
+        return None
+
+    def num_places(self, num_experts: int, top_k: int) -> int:
+        """The most experts that one token may have."""
+        return top_k
+
+    def sums_to_one(self, norm_topk_prob: bool) -> bool:
+        """Whether the weights of every token sum to one."""
+        return norm_topk_prob
+
+
+class LinearGate(Gate):
+    """A gate whose logits are one map of the hidden state."""
+
+    # A bias on the logits (gpt-oss); it counts for choice and weight.
+    logit_bias: bool = False
+    # A bias for each expert that counts for the choice only: the lever of loss-free balancing, stored with the model.
+    selection_bias: bool = False
+
+
+class SoftmaxTopk(LinearGate):
+    """The k best of a softmax (Mixtral, Qwen3-MoE, OLMoE), or a softmax of the k best (gpt-oss).
+
+    "after" gives the values of "before" with `norm_topk_prob`; it is there to say what a family does.
+    """
+
+    kind: Literal["softmax_topk"] = "softmax_topk"
+    order: Literal["before", "after"] = "before"
+
+    def sums_to_one(self, norm_topk_prob: bool) -> bool:
+        """A softmax of the chosen does."""
+        return norm_topk_prob or self.order == "after"
+
+
+class SigmoidGroups(LinearGate):
+    """Scores of each expert by itself, the k best of the best groups (DeepSeek-V3; one group: any sigmoid gate)."""
+
+    kind: Literal["sigmoid_groups"] = "sigmoid_groups"
+    selection_bias: bool = True
+    num_groups: Annotated[int, Field(ge=1, le=1024)] = 1
+    topk_group: Annotated[int, Field(ge=1, le=1024)] = 1
+    routed_scaling_factor: Factor = 1.0
+    scores: Literal["sigmoid", "softmax", "sqrtsoftplus"] = "sigmoid"
+    # What a group is worth: its two best experts (V3) or its best one (V2).
+    group_score: Literal["two_best", "best"] = "two_best"
+
+    def complaint(self, num_experts: int, top_k: int) -> str | None:
+        """Groups are of equal size, and the chosen ones hold k experts."""
+        size = num_experts // self.num_groups
+        if num_experts % self.num_groups:
+            return f"num_experts ({num_experts}) must be divisible by num_groups ({self.num_groups})"
+        if self.topk_group > self.num_groups:
+            return f"topk_group ({self.topk_group}) must not exceed num_groups ({self.num_groups})"
+        if top_k > self.topk_group * size:
+            return f"top_k ({top_k}) must not exceed the {self.topk_group * size} experts of {self.topk_group} groups"
+        return None
+
+    def sums_to_one(self, norm_topk_prob: bool) -> bool:
+        """Not when the weights are scaled."""
+        return norm_topk_prob and self.routed_scaling_factor == 1.0
+
+
+class Sparsemax(LinearGate):
+    """The projection of the logits on the simplex: as many experts as have a share, at most top_k."""
+
+    kind: Literal["sparsemax"] = "sparsemax"
+
+
+class TopP(LinearGate):
+    """The fewest experts whose probabilities reach `p` together, at least one, at most top_k."""
+
+    kind: Literal["top_p"] = "top_p"
+    p: Share = 0.7
+
+
+class Switch(LinearGate):
+    """The best expert, weighed by its probability (Switch Transformers); jitter multiplies inputs while training."""
+
+    kind: Literal["switch"] = "switch"
+    jitter: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    def complaint(self, num_experts: int, top_k: int) -> str | None:
+        """One expert a token."""
+        return None if top_k == 1 else f"gate 'switch' sends a token to one expert; top_k is {top_k}"
+
+    def sums_to_one(self, norm_topk_prob: bool) -> bool:
+        """The weight is the probability: a weight of one would give the gate no gradient."""
+        return False
+
+
+class GshardTop2(LinearGate):
+    """The best expert and a second one, which is kept with probability min(1, 2 · its weight) while training."""
+
+    kind: Literal["gshard_top2"] = "gshard_top2"
+    random_second: bool = True
+
+    def complaint(self, num_experts: int, top_k: int) -> str | None:
+        """Two experts a token."""
+        return None if top_k == 2 else f"gate 'gshard_top2' sends a token to two experts; top_k is {top_k}"
+
+
+class NoisyTopk(LinearGate):
+    """Logits with learnt noise while training (Shazeer 2017); without noise when serving."""
+
+    kind: Literal["noisy_topk"] = "noisy_topk"
+    noise_floor: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-2
+
+
+class Sinkhorn(LinearGate):
+    """While training the choice is made on scores that Sinkhorn's iterations have evened out; weights stay the gate's."""
+
+    kind: Literal["sinkhorn"] = "sinkhorn"
+    num_iterations: Annotated[int, Field(ge=1, le=1000)] = 20
+
+
+class Quantile(LinearGate):
+    """While training each expert's threshold is moved to the quantile of the batch that gives it its fair share."""
+
+    kind: Literal["quantile"] = "quantile"
+    selection_bias: bool = True
+    num_iterations: Annotated[int, Field(ge=1, le=1000)] = 10
+
+
+class ExpertChoice(LinearGate):
+    """Every expert picks its tokens: ⌈capacity_factor · T · K / E⌉ of them."""
+
+    kind: Literal["expert_choice"] = "expert_choice"
+    sees_the_batch: ClassVar[bool] = True
+    capacity_factor: Factor = 1.0
+
+    def num_places(self, num_experts: int, top_k: int) -> int:
+        """All experts may pick the same token."""
+        return num_experts
+
+    def sums_to_one(self, norm_topk_prob: bool) -> bool:
+        """A token that nobody picks has no weight at all."""
+        return False
+
+
+class Base(LinearGate):
+    """Equal loads by assignment while training, the best expert when serving; one expert a token (BASE layers).
+
+    "semantic" starts the centroids from clusters of token embeddings.
+    """
+
+    kind: Literal["base"] = "base"
+    centroids: Literal["learned", "semantic"] = "learned"
+    epsilon: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-4
+
+    def complaint(self, num_experts: int, top_k: int) -> str | None:
+        """One expert a token."""
+        return None if top_k == 1 else f"gate 'base' sends a token to one expert; top_k is {top_k}"
+
+    def sums_to_one(self, norm_topk_prob: bool) -> bool:
+        """The weight is a sigmoid of the score."""
+        return False
+
+
+class Soft(Gate):
+    """Soft MoE: every slot of an expert is a mixture of tokens, every token a mixture of slots."""
+
+    kind: Literal["soft"] = "soft"
+    sees_the_batch: ClassVar[bool] = True
+    slots_per_expert: Annotated[int, Field(ge=1, le=1 << 16)] = 1
+    # Unit length for tokens and slots, with one learnt scale: without it wide models saturate (Puigcerver, section 2.3).
+    normalise: bool = True
+
+
+class Hash(Gate):
+    """A table from token to experts: nothing is learnt about where to go."""
+
+    kind: Literal["hash"] = "hash"
+    choice: Literal["balanced", "random", "clustered"] = "random"
+    # Equal weights, or the softmax of a learnt gate over the table's experts.
+    weights: Literal["equal", "learned"] = "equal"
+    seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
+
+    def sums_to_one(self, norm_topk_prob: bool) -> bool:
+        """Both kinds of weights do."""
+        return True
+
+
+class Hierarchical(Gate):
+    """Domain, then group, then expert: the product of three softmaxes, and the k best of all. Equal, contiguous parts."""
+
+    kind: Literal["hierarchical"] = "hierarchical"
+    selection_bias: bool = False
+    num_domains: Annotated[int, Field(ge=1, le=1024)] = 1
+    groups_per_domain: Annotated[int, Field(ge=1, le=1024)] = 1
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of all domains."""
+        return self.num_domains * self.groups_per_domain
+
+    def complaint(self, num_experts: int, top_k: int) -> str | None:
+        """Groups are of equal size."""
+        if num_experts % self.num_groups:
+            return f"num_experts ({num_experts}) must be divisible by the {self.num_groups} groups of all domains"
+        return None
+
+
+GateSpec = Annotated[
+    SoftmaxTopk
+    | SigmoidGroups
+    | Sparsemax
+    | TopP
+    | Switch
+    | GshardTop2
+    | NoisyTopk
+    | Sinkhorn
+    | Quantile
+    | ExpertChoice
+    | Base
+    | Soft
+    | Hash
+    | Hierarchical,
+    Field(discriminator="kind"),
+]
