@@ -15,7 +15,7 @@ from moe_core.model.context import RoutingContext
 from moe_core.routers import Routing
 from moe_core.training.data import Windows
 from moe_core.training.losses import frozen_head_losses
-from moe_core.training.metrics import Tally
+from moe_core.training.tally import Tally
 from moe_core.training.trunk import CutDecoder, FeedForward, TrunkCache
 
 

@@ -12,9 +12,9 @@ from moe_core.errors import NonFiniteLoss
 from moe_core.spec import ModelSpec, RoutingSpec, TuneSpec
 from moe_core.training.checkpoint import CheckpointStore, Saved
 from moe_core.training.job import Paused
-from moe_core.training.metrics import Tally
 from moe_core.training.progress import Progress
 from moe_core.training.recipes.learner import Learner, StepFigures
+from moe_core.training.tally import Tally
 
 Groups = dict[str, dict[str, Tensor]]
 

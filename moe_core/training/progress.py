@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from moe_core.errors import Cancelled
+from moe_core.operations.metrics import load_entropy, max_violation
 from moe_core.training.job import JobIO, Paused, finite_or_null
-from moe_core.training.metrics import Tally, load_entropy, max_violation
+from moe_core.training.tally import Tally
 
 MIN_SECONDS_BETWEEN_STEPS = 0.25
 

@@ -19,11 +19,11 @@ from moe_core.training.checkpoint import CheckpointStore
 from moe_core.training.job import JobIO, finite_or_null
 from moe_core.training.lanes import Lanes
 from moe_core.training.loop import Groups, Saver, run_steps
-from moe_core.training.metrics import Tally
 from moe_core.training.progress import Progress
 from moe_core.training.recipes.evaluate import evaluate
 from moe_core.training.recipes.specialise import Specialise
 from moe_core.training.recipes.tune_router import TuneRouter
+from moe_core.training.tally import Tally
 from moe_core.training.trunk import TrunkCache
 from moe_core.training.workbench import MODEL, build, config_hash
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from moe_core.checkpoint.hashes import hashes_of, sha256_of
 from moe_core.checkpoint.store import load
 from moe_core.checkpoint.tokenizer import Tokenizer
-from moe_core.checkpoint.upcycle import upcycle
 from moe_core.errors import SpecError, TrainingError
 from moe_core.kernels.precision import training_dtype
 from moe_core.model.decoder import Decoder
+from moe_core.operations import upcycle
 from moe_core.spec import TuneSpec
+from moe_core.spec.operations import UpcycleSpec
 from moe_core.training.data import Windows, read_conversations, spread, windows_of
 from moe_core.training.recipes.evaluate import held_out_places
 from moe_core.training.trunk import CutDecoder, TrunkCache
@@ -70,7 +71,10 @@ def _mixture(spec: TuneSpec, directory: Path) -> Decoder:
     """The dense model with experts laid over it, or the mixture that it is."""
     model = load(directory, training_dtype(spec.dtype))
     if spec.layout is not None:
-        model = upcycle(model, spec.layout, spec.seed, noise=spec.upcycle_noise, router_std=spec.router_std)
+        laid = UpcycleSpec(
+            layout=spec.layout, noise=spec.upcycle_noise, router_std=spec.router_std, seed=spec.seed
+        )
+        model, _ = upcycle(model, laid)
     if model.spec.moe is None:
         raise SpecError("the model is dense; name a layout to lay over it")
     spec.routing.check_fits(model.spec.moe.num_experts)

@@ -10,7 +10,7 @@ from moe_core.spec import RoutingSpec
 from moe_core.training.data import Windows, spread
 from moe_core.training.forward import Pass, forward
 from moe_core.training.lanes import Lanes
-from moe_core.training.metrics import Tally
+from moe_core.training.tally import Tally
 from moe_core.training.trunk import CutDecoder, TrunkCache
 
 BATCH_WINDOWS = 8

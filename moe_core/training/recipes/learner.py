@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from moe_core.training.forward import Pass
-from moe_core.training.metrics import Tally
+from moe_core.training.tally import Tally
 
 
 @dataclass(slots=True)

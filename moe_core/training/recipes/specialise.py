@@ -22,9 +22,9 @@ from moe_core.spec import RoutingSpec, TuneSpec
 from moe_core.training.data import Dealer
 from moe_core.training.forward import Pass, Share, forward
 from moe_core.training.lanes import Lanes, summed
-from moe_core.training.metrics import Tally
 from moe_core.training.optimiser import MasterAdamW, learning_rate_at
 from moe_core.training.recipes.learner import StepFigures
+from moe_core.training.tally import Tally
 from moe_core.training.trunk import CutDecoder, TrunkCache
 
 CURRENT = "learner"

@@ -38,7 +38,7 @@ def test_layers_without_tokens_are_left_out():
 
 def test_the_figures_are_those_of_the_training_side():
     torch = pytest.importorskip("torch")
-    from moe_core.training.metrics import load_entropy, max_violation
+    from moe_core.operations.metrics import load_entropy, max_violation
 
     load = np.random.default_rng(3).integers(0, 90, (6, 8))
     assert balance.max_violation(load) == pytest.approx(max_violation(torch.tensor(load)))

@@ -132,13 +132,13 @@ def test_transformers_loads_what_we_save(spec: Any, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_transformers_loads_an_upcycled_model(tmp_path: Path) -> None:
-    from moe_core.checkpoint.upcycle import upcycle
     from moe_core.model.init import random_decoder
+    from moe_core.operations import upcycle
+    from moe_core.spec.operations import UpcycleSpec
 
     dense = random_decoder(tiny_llama(), 3, STD)
-    mixture = upcycle(
-        dense, LayoutSpec(moe_layers=(0, 1, 2), num_experts=4), seed=1, noise=0.1, router_std=0.5
-    )
+    laid = LayoutSpec(moe_layers=(0, 1, 2), num_experts=4)
+    mixture, _ = upcycle(dense, UpcycleSpec(layout=laid, noise=0.1, router_std=0.5, seed=1))
     moe_core.save(mixture, tmp_path / "m")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
     assert relative(mixture(IDS), theirs(IDS).logits) < TOLERANCE

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from moe_core.checkpoint.upcycle import keeps_function, plan_upcycle, upcycle
 from moe_core.errors import SpecError
 from moe_core.model import Decoder
 from moe_core.model.init import random_decoder
+from moe_core.operations.upcycle import keeps_function, plan_upcycle
+from moe_core.operations.upcycle import upcycle as upcycle_with
 from moe_core.spec import LayoutSpec
+from moe_core.spec.operations import UpcycleSpec
 from tests.moe_core.tiny import STD, tiny_llama, tiny_mixtral
 
 IDS = torch.arange(1, 25).view(2, 12)
@@ -47,6 +49,10 @@ def dense() -> Decoder:
 
 def layout(fields: dict[str, Any]) -> LayoutSpec:
     return LayoutSpec.parse({"moe_layers": ALL, "num_experts": 4, "top_k": 2, **fields})
+
+
+def upcycle(dense: Decoder, laid: LayoutSpec, seed: int, **options: Any) -> Decoder:
+    return upcycle_with(dense, UpcycleSpec(layout=laid, seed=seed, **options))[0]
 
 
 @torch.no_grad()
@@ -122,9 +128,64 @@ def test_sixteen_bit_models_upcycle_to_sixteen_bits_with_exact_halves() -> None:
     assert moe.router.weight.dtype == torch.float32
     assert moe.shared_expert is not None
     halves = moe.shared_expert.down_proj.weight + moe.experts.down_EDF[0]
-    assert torch.equal(halves, dense.layers[0].mlp.down_proj.weight)
+    assert torch.equal(halves, dict(dense.named_parameters())["layers.0.mlp.down_proj.weight"])
 
 
 def test_a_mixture_cannot_be_upcycled_again() -> None:
     with pytest.raises(SpecError, match="already a mixture"):
         upcycle(random_decoder(tiny_mixtral(), 1), layout({}), 1)
+
+
+CUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "two slices": (2, {"num_experts": 8, "top_k": 4}),
+    "four slices": (4, {"num_experts": 16, "top_k": 8}),
+    "one copy": (4, {"num_experts": 4, "top_k": 4}),
+    "k equals E": (2, {"num_experts": 6, "top_k": 6}),
+}
+
+
+@pytest.mark.parametrize("case", CUTS)
+def test_copies_cut_into_slices_keep_the_function(dense: Decoder, case: str) -> None:
+    granularity, fields = CUTS[case]
+    laid = layout(fields)
+    mixture, report = upcycle_with(dense, UpcycleSpec(layout=laid, granularity=granularity, router_std=0.5))
+    assert report == {
+        "kind": "upcycle",
+        "keeps_function": True,
+        "granularity": granularity,
+        "scale": granularity,
+    }
+    assert mixture.spec.moe is not None
+    assert mixture.spec.moe.moe_intermediate_size == 64 // granularity
+    assert distance(dense, mixture) < 2e-6
+
+
+def test_slices_whose_gates_are_their_own_do_not_keep_it(dense: Decoder) -> None:
+    mixture = upcycle(dense, layout({"num_experts": 8, "top_k": 4}), 3, granularity=2, router_std=0.5)
+    with torch.no_grad():
+        for moe in mixture.moe_layers():
+            moe.router.weight.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(moe.layer))
+    assert distance(dense, mixture) > 1e-2
+
+
+@pytest.mark.parametrize(("copies", "granularity", "top_k"), [(4, 2, 4), (8, 4, 8), (8, 1, 2)])
+def test_slices_are_scaled_as_megatron_scales_them(
+    dense: Decoder, copies: int, granularity: int, top_k: int
+) -> None:
+    fields = {"num_experts": copies * granularity, "top_k": top_k}
+    spec = UpcycleSpec(
+        layout=layout({**fields, "norm_topk_prob": False}), granularity=granularity, router_std=0.0
+    )
+    mixture, report = upcycle_with(dense, spec)
+    # Softmax before top-k: expansion · granularity² / topk; after it: granularity.
+    assert report["scale"] == pytest.approx(copies * granularity**2 / top_k)
+    assert distance(dense, mixture) < 2e-6
+    renormalised = UpcycleSpec(layout=layout(fields), granularity=granularity)
+    assert upcycle_with(dense, renormalised)[1]["scale"] == granularity
+
+
+def test_a_width_that_cannot_be_cut_is_refused(dense: Decoder) -> None:
+    with pytest.raises(SpecError, match=r"intermediate_size \(64\) must be divisible by granularity \(3\)"):
+        upcycle(dense, layout({"num_experts": 6, "top_k": 3}), 1, granularity=3)
+    with pytest.raises(ValueError, match=r"top_k \(3\) must be divisible by granularity \(2\)"):
+        UpcycleSpec(layout=layout({"num_experts": 6, "top_k": 3}), granularity=2)

@@ -10,20 +10,29 @@ output. With F the dense width, W the experts' and S the shared expert's:
 * shared expert, S < F <= S + W: the shared expert has the first S neurons, every routed one the rest. Kept.
 * otherwise the experts have different slices, scaled up so that uniform routing is right on average: not kept.
 
+With granularity g each copy is cut into g slices (experts c·g to c·g + g - 1 are copy c) that share one router row, so
+that the top k hold whole copies: kept, with each slice scaled by g.
+
 Source: Komatsuzaki et al. 2022, "Sparse Upcycling"; He et al. 2024, "Upcycling Large Language Models into Mixture of
-Experts" (the scaling of slices). Without renormalisation experts are scaled by E / K: right for a uniform router only.
+Experts", arXiv 2410.07524 (virtual groups, the scale of slices: g renormalised, E·g / K with E slices otherwise). There
+the scale is spread over the three matrices by its cube root, which is exact only where the activation is linear; here
+it is all on the way back. Without renormalisation experts are scaled by E / K: right for a uniform router only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from moe_core.errors import SpecError
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.layers import DenseMlp, MoeMlp
+from moe_core.operations.parts import rebuilt
 from moe_core.spec import LayoutSpec, ModelSpec
+from moe_core.spec.operations import UpcycleSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +53,7 @@ class UpcyclePlan:
     keeps_function: bool
 
 
-def plan_upcycle(dense: ModelSpec, layout: LayoutSpec) -> UpcyclePlan:
+def plan_upcycle(dense: ModelSpec, layout: LayoutSpec, granularity: int = 1) -> UpcyclePlan:
     """Who starts with which neurons; raises SpecError when the layout does not fit the model."""
     moe = layout.applied_to(dense).moe
     assert moe is not None
@@ -55,6 +64,9 @@ def plan_upcycle(dense: ModelSpec, layout: LayoutSpec) -> UpcyclePlan:
     )
     gain = 1.0 if moe.norm_topk_prob else moe.num_experts / moe.top_k
     exact = moe.norm_topk_prob
+    if granularity > 1:
+        cut = tuple(NeuronShare(place * inner, inner, gain * granularity) for place in range(granularity))
+        return UpcyclePlan(None, cut * (moe.num_experts // granularity), exact)
     if shared >= full:
         part = 0.5 if inner >= full else 0.0
         routed = NeuronShare(0, min(inner, full), part * gain)
@@ -77,39 +89,45 @@ def _slices(start: int, left: int, inner: int, num_experts: int, gain: float) ->
     )
 
 
-def keeps_function(dense: ModelSpec, layout: LayoutSpec) -> bool:
+def keeps_function(dense: ModelSpec, layout: LayoutSpec, granularity: int = 1) -> bool:
     """True when upcycling without noise leaves the model's outputs as they are."""
-    return plan_upcycle(dense, layout).keeps_function
+    return plan_upcycle(dense, cut_layout(dense, layout, granularity), granularity).keeps_function
+
+
+def cut_layout(dense: ModelSpec, layout: LayoutSpec, granularity: int) -> LayoutSpec:
+    """The layout with the width of a slice; SpecError when the dense width cannot be cut so."""
+    if granularity == 1:
+        return layout
+    if dense.intermediate_size % granularity:
+        raise SpecError(
+            f"intermediate_size ({dense.intermediate_size}) must be divisible by granularity ({granularity})"
+        )
+    return LayoutSpec.parse(
+        {**layout.model_dump(), "moe_intermediate_size": dense.intermediate_size // granularity}
+    )
 
 
 @torch.no_grad()
-def upcycle(
-    dense: Decoder, layout: LayoutSpec, seed: int, *, noise: float = 0.0, router_std: float = 0.02
-) -> Decoder:
-    """A mixture made of a dense decoder, which is left as it is.
+def upcycle(dense: Decoder, spec: UpcycleSpec) -> tuple[Decoder, dict[str, Any]]:
+    """A mixture made of a dense decoder, which is left as it is, and what it has become.
 
-    `router_std` is the standard deviation of the random routers; `noise` is that of the noise on routed experts,
-    relative to each matrix's own, to tell twins apart. With noise 0 and a plan that keeps the function, outputs
-    equal the dense model's to rounding. Equal seeds give equal models. Raises SpecError for a layout that does not
-    fit.
+    With noise 0 and a plan that keeps the function, outputs equal the dense model's to rounding. Equal seeds give equal
+    models. Raises SpecError for a layout that does not fit.
     """
-    plan = plan_upcycle(dense.spec, layout)
-    model = Decoder(layout.applied_to(dense.spec), dense.dtype)
-    _copy_trunk(dense, model)
-    generator = torch.Generator().manual_seed(seed)
+    layout = cut_layout(dense.spec, spec.layout, spec.granularity)
+    plan = plan_upcycle(dense.spec, layout, spec.granularity)
+    model = rebuilt(dense, layout.applied_to(dense.spec))
+    generator = torch.Generator().manual_seed(spec.seed)
     for moe in model.moe_layers():
         block = dense.layers[moe.layer]
         assert isinstance(block, Block) and isinstance(block.mlp, DenseMlp)
-        moe.router.weight.normal_(0.0, router_std, generator=generator)
-        _fill_layer(moe, block.mlp, plan, noise, generator)
-    return model
-
-
-def _copy_trunk(dense: Decoder, model: Decoder) -> None:
-    source = dict(dense.named_parameters())
-    for name, parameter in model.named_parameters():
-        if name in source and parameter.shape == source[name].shape:
-            parameter.copy_(source[name])
+        copies = moe.router.weight[:: spec.granularity]
+        drawn = torch.empty_like(copies).normal_(0.0, spec.router_std, generator=generator)
+        moe.router.weight.copy_(drawn.repeat_interleave(spec.granularity, dim=0))
+        _fill_layer(moe, block.mlp, plan, spec.noise, generator)
+    kept = plan.keeps_function and spec.noise == 0.0
+    scale = plan.routed[0].scale
+    return model, {"kind": spec.kind, "keeps_function": kept, "granularity": spec.granularity, "scale": scale}
 
 
 def _fill_layer(

@@ -1,4 +1,4 @@
-"""What is measured on routing and loss, defined once: every figure is taken per layer and then averaged.
+"""Exact counts of a run's routed tokens and sums of its losses; the figures are those of `operations.metrics`.
 
 Shapes: T tokens, L expert layers, E experts, K top_k, N domains (the last row of a table is "no domain").
 """
@@ -12,38 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_core.operations.metrics import dead_experts, load_entropy, max_violation
 from moe_core.routers import Routing
 from moe_core.spec import ModelSpec, RoutingSpec
-
-DEAD_SHARE = 0.01
-
-
-def max_violation(load_LE: Tensor) -> float:
-    """MaxVio: the busiest expert's load over the mean load, minus one; 0 is perfect balance. Mean over layers."""
-    load_LE = load_LE.double()
-    mean_L = load_LE.mean(-1)
-    used_L = mean_L > 0
-    if not used_L.any():
-        return 0.0
-    return float((load_LE.max(-1).values[used_L] / mean_L[used_L] - 1.0).mean())
-
-
-def load_entropy(load_LE: Tensor) -> float:
-    """Entropy of the load over log E, mean over layers: 1 where all carry the same, 0 where one carries all."""
-    load_LE = load_LE.double()
-    total_L1 = load_LE.sum(-1, keepdim=True)
-    used_L = total_L1[:, 0] > 0
-    if not used_L.any() or load_LE.shape[1] < 2:
-        return 1.0
-    share_LE = load_LE[used_L] / total_L1[used_L]
-    entropy_L = -(torch.xlogy(share_LE, share_LE)).sum(-1)
-    return float((entropy_L / math.log(load_LE.shape[1])).mean())
-
-
-def dead_experts(load_LE: Tensor) -> int:
-    """How many experts of all layers carry less than one hundredth of the fair share."""
-    fair_L1 = load_LE.double().mean(-1, keepdim=True)
-    return int((load_LE.double() < DEAD_SHARE * fair_L1).sum())
 
 
 def mapped_hits(expert_ids_TK: Tensor, labels_NE: Tensor, domain_T: Tensor) -> Tensor:

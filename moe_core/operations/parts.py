@@ -1,0 +1,93 @@
+"""Taking a mixture apart and putting another together: what every operation on experts has in common.
+
+Shapes: L expert layers, E experts, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_core.errors import SpecError
+from moe_core.model.decoder import Decoder
+from moe_core.model.layers import MoeMlp
+from moe_core.spec import ModelSpec, MoeSpec
+from moe_core.spec.model import fits_mixtral
+from moe_core.spec.operations import Chosen
+
+# The modules of an expert layer whose tensors may have one row (or block) for each expert.
+PER_EXPERT = ("router.", "experts.")
+
+
+def moe_part(model: Decoder) -> MoeSpec:
+    """The expert part of a mixture; SpecError for a dense model."""
+    if model.spec.moe is None:
+        raise SpecError(
+            f"the model is dense ({model.spec.family}); make it a mixture first (upcycle, compose)"
+        )
+    return model.spec.moe
+
+
+def spec_with(spec: ModelSpec, **changes: Any) -> ModelSpec:
+    """The model with another expert part: of its own family where that can say so, else of Turnout's."""
+    assert spec.moe is not None
+    changed = {**spec.model_dump(), "moe": {**spec.moe.model_dump(), **changes}}
+    if spec.family == "mixtral":
+        parsed = ModelSpec.parse({**changed, "family": "turnout_moe"})
+        return parsed.model_copy(update={"family": "mixtral"}) if fits_mixtral(parsed) else parsed
+    return ModelSpec.parse(changed)
+
+
+@torch.no_grad()
+def rebuilt(model: Decoder, spec: ModelSpec) -> Decoder:
+    """A new decoder with every tensor of `model` that has the same name and shape; the rest is for the caller."""
+    new = Decoder(spec, model.dtype).to(model.embed_tokens.weight.device)
+    source = tensors_of(model)
+    for name, tensor in tensors_of(new).items():
+        if name in source and source[name].shape == tensor.shape:
+            tensor.copy_(source[name])
+    return new
+
+
+def tensors_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, sharing memory."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+@torch.no_grad()
+def with_experts(model: Decoder, source_LE: Sequence[Sequence[int]], spec: ModelSpec) -> Decoder:
+    """A new decoder whose expert j of the i-th expert layer is a copy of expert `source_LE[i][j]`, with its gate."""
+    new = rebuilt(model, spec)
+    for old, fresh, sources in zip(model.moe_layers(), new.moe_layers(), source_LE, strict=True):
+        index = torch.tensor(sources, device=old.router.weight.device)
+        before = per_expert(old)
+        for name, tensor in per_expert(fresh).items():
+            tensor.copy_(before[name][index])
+    return new
+
+
+def per_expert(layer: MoeMlp) -> dict[str, Tensor]:
+    """The tensors of a layer that have one entry for each expert along their first axis."""
+    return {
+        name: tensor
+        for name, tensor in tensors_of(layer).items()
+        if name.startswith(PER_EXPERT) and tensor.ndim and tensor.shape[0] == layer.moe.num_experts
+    }
+
+
+def chosen_of(model: Decoder, chosen: Chosen) -> list[int]:
+    """One expert number for each expert layer; SpecError when a number or the count does not fit."""
+    moe = moe_part(model)
+    num_layers = len(moe.moe_layers)
+    each = [chosen] * num_layers if isinstance(chosen, int) else list(chosen)
+    if len(each) != num_layers:
+        raise SpecError(
+            f"{len(each)} experts are named for {num_layers} expert layers; name one for each, or one for all"
+        )
+    for expert in each:
+        if not 0 <= expert < moe.num_experts:
+            raise SpecError(f"expert {expert} is outside the {moe.num_experts} experts of a layer")
+    return each

@@ -1,0 +1,15 @@
+"""How expert weights are packed in few bits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from moe_core.spec.base import Spec
+
+
+class ExpertQuantSpec(Spec):
+    """Groups of `group_size` weights along a row share a float16 scale, and a zero point when asymmetric."""
+
+    bits: Literal[4, 8] = 4
+    group_size: Literal[32, 64, 128] = 128
+    symmetric: bool = True
