@@ -9,10 +9,13 @@ from typing import Any
 from moe_core.checkpoint.files import read_json_object
 from moe_core.checkpoint.layout import MAX_CONFIG_BYTES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from moe_core.checkpoint.reader import WeightReader
+from moe_core.checkpoint.safetensors_header import TensorInfo
 from moe_core.checkpoint.store import check_slots, read_spec
 from moe_core.checkpoint.tokenizer_config import TokenizerConfig
-from moe_core.model.families import slots_of
-from moe_core.spec import cost_of
+from moe_core.model.families import Slot, slots_of
+from moe_core.spec import ModelSpec, cost_of
+
+BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 
 
 def inspect_dir(path: Path | str) -> dict[str, Any]:
@@ -30,10 +33,10 @@ def inspect_dir(path: Path | str) -> dict[str, Any]:
         check_slots(slots, reader)
         for slot in slots:
             info = reader.info(slot.tensor)
-            size = {"F32": 4, "BF16": 2, "F16": 2}[info.dtype]
-            params[slot.part] += info.num_bytes // size
             num_bytes[slot.part] += info.num_bytes
-            dtypes[info.dtype] += info.num_bytes // size
+            dtype, count = _weights_in(slot, info, spec)
+            params[slot.part] += count
+            dtypes[dtype] += count
     cost = cost_of(spec)
     return {
         "family": spec.family,
@@ -48,6 +51,17 @@ def inspect_dir(path: Path | str) -> dict[str, Any]:
         "files": {file.name: file.stat().st_size for file in sorted(directory.iterdir()) if file.is_file()},
         **_tokenizer_facts(directory),
     }
+
+
+def _weights_in(slot: Slot, info: TensorInfo, spec: ModelSpec) -> tuple[str, int]:
+    """How the weights of a tensor are stored and how many they are; scales and zero points are no weights."""
+    if slot.dtype is None:
+        return info.dtype, info.num_bytes // BYTES[info.dtype]
+    assert spec.moe is not None and spec.moe.quantisation is not None
+    if not slot.tensor.endswith(".codes"):
+        return info.dtype, 0
+    width = spec.moe.moe_intermediate_size if ".w2." in slot.tensor else spec.hidden_size
+    return f"INT{spec.moe.quantisation.bits}", info.shape[0] * width
 
 
 def _tokenizer_facts(directory: Path) -> dict[str, Any]:

@@ -76,5 +76,6 @@ def check_tensor(slot: Slot, info: TensorInfo) -> None:
         raise FormatError(
             f"{slot.tensor}: has shape {list(info.shape)}; config.json demands {list(slot.shape)}"
         )
-    if info.dtype not in WEIGHT_DTYPES:
-        raise FormatError(f"{slot.tensor}: has dtype {info.dtype}; weights are {', '.join(WEIGHT_DTYPES)}")
+    allowed = WEIGHT_DTYPES if slot.dtype is None else (slot.dtype,)
+    if info.dtype not in allowed:
+        raise FormatError(f"{slot.tensor}: has dtype {info.dtype}; it must be {' or '.join(allowed)}")

@@ -78,7 +78,7 @@ def check_slots(slots: Iterable[Slot], reader: WeightReader, ignorable: Iterable
 @torch.no_grad()
 def fill(model: Decoder, slots: Iterable[Slot], reader: WeightReader) -> Decoder:
     """Read every slot into the decoder's parameters."""
-    parameters = dict(model.named_parameters())
+    parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for slot in slots:
         reader.read_into(slot.tensor, slot.of(parameters[slot.parameter].data))
     return model
@@ -111,7 +111,7 @@ def write_weights(directory: Path, model: Decoder, dtype: torch.dtype) -> None:
     shards: dict[str, list[Slot]] = defaultdict(list)
     for slot in slots_of(model.spec):
         shards[shard_of(slot)].append(slot)
-    parameters = dict(model.named_parameters())
+    parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     file_of: dict[str, str] = {}
     total = 0
     for name, slots in shards.items():
@@ -127,6 +127,9 @@ def _converted(
 ) -> Iterator[tuple[str, Tensor]]:
     for slot in slots:
         tensor = slot.of(parameters[slot.parameter].detach())
+        if slot.dtype is not None:
+            yield slot.tensor, tensor
+            continue
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise CheckpointError(
                 f"{slot.tensor}: has dtype {tensor.dtype}; save float32, bfloat16 or float16"

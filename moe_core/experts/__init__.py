@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from moe_core.experts.grouped import GroupedExperts
+from moe_core.experts.packed import PackedExperts
 
-__all__ = ["GroupedExperts"]
+__all__ = ["GroupedExperts", "PackedExperts"]

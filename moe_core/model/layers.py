@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.errors import SpecError
-from moe_core.experts import GroupedExperts
+from moe_core.experts import GroupedExperts, PackedExperts
 from moe_core.kernels.precision import product
 from moe_core.model.context import RoutingContext
 from moe_core.routers import route
+from moe_core.routers.twins import twin_bias
 from moe_core.spec import ModelSpec
 
 
@@ -102,7 +103,12 @@ class MoeMlp(nn.Module):
         self.moe_index = moe.moe_layers.index(layer)
         self.moe = moe
         self.router = Router(moe.num_experts, spec.hidden_size)
-        self.experts = GroupedExperts(moe.num_experts, spec.hidden_size, moe.moe_intermediate_size, dtype)
+        sizes = (moe.num_experts, spec.hidden_size, moe.moe_intermediate_size)
+        self.experts: GroupedExperts | PackedExperts = (
+            GroupedExperts(*sizes, dtype)
+            if moe.quantisation is None
+            else PackedExperts(*sizes, moe.quantisation)
+        )
         shared = moe.shared_intermediate_size
         self.shared_expert = DenseMlp(spec.hidden_size, shared, dtype) if shared else None
 
@@ -115,7 +121,7 @@ class MoeMlp(nn.Module):
             top_k=self.moe.top_k,
             norm_topk_prob=self.moe.norm_topk_prob,
             temperature=self.moe.temperature,
-            bias_TE=context.bias_for(self.moe_index),
+            bias_TE=self._bias(x_TD, context.bias_for(self.moe_index)),
             selection_bias_E=context.selection_bias_for(self.moe_index),
             forced_TK=context.forced_TK,
         )
@@ -123,3 +129,11 @@ class MoeMlp(nn.Module):
             context.observe(self.layer, routing)
         out_TD: Tensor = self.experts(x_TD, routing)
         return out_TD if self.shared_expert is None else out_TD + self.shared_expert(x_TD)
+
+    def _bias(self, x_TD: Tensor, prior_TE: Tensor | None) -> Tensor | None:
+        """The domain prior, and -inf for the twins that a token does not see."""
+        twins = self.moe.twins
+        if twins is None:
+            return prior_TE
+        logits_TE = None if twins.hold is None else x_TD.float() @ self.router.weight.t()
+        return twin_bias(twins, x_TD, logits_TE, prior_TE)

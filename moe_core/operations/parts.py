@@ -22,13 +22,19 @@ from moe_core.spec.operations import Chosen
 PER_EXPERT = ("router.", "experts.")
 
 
-def moe_part(model: Decoder) -> MoeSpec:
-    """The expert part of a mixture; SpecError for a dense model."""
-    if model.spec.moe is None:
+def moe_part(model: Decoder, *, packed: bool = True) -> MoeSpec:
+    """The expert part of a mixture; SpecError for a dense model, and for packed experts where `packed` is False."""
+    moe = model.spec.moe
+    if moe is None:
         raise SpecError(
             f"the model is dense ({model.spec.family}); make it a mixture first (upcycle, compose)"
         )
-    return model.spec.moe
+    if moe.quantisation is not None and not packed:
+        raise SpecError(
+            f"the experts are packed in {moe.quantisation.bits} bits and cannot be changed; "
+            "start from the model before it was quantised, and quantise last"
+        )
+    return moe
 
 
 def spec_with(spec: ModelSpec, **changes: Any) -> ModelSpec:

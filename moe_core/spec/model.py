@@ -10,7 +10,9 @@ from moe_core.spec.base import LayerIndex, Spec
 from moe_core.spec.capacity import CapacitySpec
 from moe_core.spec.gate import Base, ExpertChoice, Gate, GateSpec, Soft, SoftmaxTopk
 from moe_core.spec.gate_tensors import GateTensor, gate_tensors
+from moe_core.spec.quantisation import ExpertQuantSpec
 from moe_core.spec.temperature import TemperatureSpec
+from moe_core.spec.twins import TwinsSpec
 
 Family = Literal["llama", "mixtral", "turnout_moe"]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 20)]
@@ -33,12 +35,19 @@ class MoeSpec(Spec):
     gate: GateSpec = SoftmaxTopk()
     # None: no expert is ever full.
     capacity: CapacitySpec | None = None
+    # Experts of which each token sees one; None: every token sees all.
+    twins: TwinsSpec | None = None
+    # None: experts lie in the dtype of the model.
+    quantisation: ExpertQuantSpec | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k ({self.top_k}) must not exceed num_experts ({self.num_experts})")
         check_gate(self.gate, self.capacity, self.num_experts, self.top_k)
+        complaint = self.twins.complaint(self.num_experts, self.top_k) if self.twins else None
+        if complaint:
+            raise ValueError(complaint)
         if self.temperature_schedule is not None and self.temperature != 1.0:
             raise ValueError("give temperature or temperature_schedule, not both")
         if list(self.moe_layers) != sorted(set(self.moe_layers)):
@@ -150,4 +159,6 @@ def fits_mixtral(spec: ModelSpec) -> bool:
         and moe.temperature_schedule is None
         and moe.gate == SoftmaxTopk()
         and moe.capacity is None
+        and moe.twins is None
+        and moe.quantisation is None
     )

@@ -81,6 +81,10 @@ def _gate_keys(moe: MoeSpec) -> dict[str, Any]:
         keys["router_gate"] = moe.gate.model_dump()
     if moe.capacity is not None:
         keys["router_capacity"] = moe.capacity.model_dump()
+    if moe.twins is not None:
+        keys["router_twins"] = moe.twins.model_dump()
+    if moe.quantisation is not None:
+        keys["expert_quantisation"] = moe.quantisation.model_dump()
     return keys
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from moe_core.kernels.packing import code_bytes, num_groups
 from moe_core.model.families.slots import Part, Slot
 from moe_core.spec import ModelSpec
 
@@ -61,7 +62,7 @@ def moe_slots(spec: ModelSpec, layer: int) -> Iterator[Slot]:
     width, inner = spec.hidden_size, moe.moe_intermediate_size
     router = (moe.num_experts, width)
     yield Slot(f"{there}.gate.weight", f"{here}.router.weight", router, "router", layer=layer)
-    for expert in range(moe.num_experts):
+    for expert in range(moe.num_experts if moe.quantisation is None else 0):
         for name, parameter, shape, rows in (
             ("w1", "gate_up_E2FD", (inner, width), (0, inner)),
             ("w3", "gate_up_E2FD", (inner, width), (inner, 2 * inner)),
@@ -69,9 +70,32 @@ def moe_slots(spec: ModelSpec, layer: int) -> Iterator[Slot]:
         ):
             tensor = f"{there}.experts.{expert}.{name}.weight"
             yield Slot(tensor, f"{here}.experts.{parameter}", shape, "experts", expert, rows, layer)
+    yield from packed_expert_slots(spec, layer)
     if moe.shared_intermediate_size:
         names = (f"model.layers.{layer}.mlp.shared_expert", f"{here}.shared_expert")
         yield from _mlp_slots(*names, width, moe.shared_intermediate_size, layer, "shared_experts")
+
+
+def packed_expert_slots(spec: ModelSpec, layer: int) -> Iterator[Slot]:
+    """Codes, scales and zero points of one layer's quantised experts; nothing where they are not quantised."""
+    moe = spec.moe
+    assert moe is not None
+    if moe.quantisation is None:
+        return
+    there, here = f"model.layers.{layer}.block_sparse_moe.experts", f"layers.{layer}.mlp.experts"
+    kinds = [("codes", "U8", code_bytes), ("scales", "F16", num_groups)]
+    kinds += [] if moe.quantisation.symmetric else [("zeros", "U8", num_groups)]
+    inner, width = moe.moe_intermediate_size, spec.hidden_size
+    for expert in range(moe.num_experts):
+        for name, matrix, num_rows, length, rows in (
+            ("w1", "gate_up", inner, width, (0, inner)),
+            ("w3", "gate_up", inner, width, (inner, 2 * inner)),
+            ("w2", "down", width, inner, None),
+        ):
+            for kind, dtype, columns in kinds:
+                shape = (num_rows, columns(length, moe.quantisation))
+                names = (f"{there}.{expert}.{name}.{kind}", f"{here}.{matrix}_{kind}")
+                yield Slot(*names, shape, "experts", expert, rows, layer, dtype)
 
 
 def fused_moe_slots(spec: ModelSpec, layer: int) -> Iterator[Slot]:

@@ -13,6 +13,8 @@ from pydantic import Field, field_validator, model_validator
 from moe_core.spec import CapacitySpec, GateSpec, ModelSpec, MoeSpec, TemperatureSpec
 from moe_core.spec.base import Spec
 from moe_core.spec.gate import SoftmaxTopk
+from moe_core.spec.quantisation import ExpertQuantSpec
+from moe_core.spec.twins import TwinsSpec
 
 Ids = int | list[int] | None
 
@@ -165,6 +167,8 @@ class TurnoutMoeConfig(DecoderConfig):
     router_temperature_schedule: TemperatureSpec | None = None
     router_gate: GateSpec = SoftmaxTopk()
     router_capacity: CapacitySpec | None = None
+    router_twins: TwinsSpec | None = None
+    expert_quantisation: ExpertQuantSpec | None = None
 
     def moe_part(self) -> MoeSpec:
         """The expert part as written."""
@@ -181,6 +185,8 @@ class TurnoutMoeConfig(DecoderConfig):
                 "temperature_schedule": self.router_temperature_schedule,
                 "gate": self.router_gate,
                 "capacity": self.router_capacity,
+                "twins": self.router_twins,
+                "quantisation": self.expert_quantisation,
             }
         )
 

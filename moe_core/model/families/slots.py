@@ -29,6 +29,8 @@ class Slot:
     # Rows (start, stop) of the parameter, or of the expert's block, that this tensor fills; None means all.
     rows: tuple[int, int] | None = None
     layer: int | None = None
+    # The only dtype that the tensor may have in the file (a safetensors name); None for any float.
+    dtype: str | None = None
 
     def of(self, parameter: Tensor) -> Tensor:
         """The slice of the parameter that the checkpoint's tensor fills; contiguous, sharing memory."""

@@ -1,0 +1,86 @@
+"""Token sequences with their domains: what operations are fitted on and measured with.
+
+Shapes: N prompts, S tokens of the longest, T = N·S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moe_core.errors import SpecError
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Prompts of named domains, padded at their ends; padding is behind every real token and no loss looks at it."""
+
+    codes: tuple[str, ...]
+    # (N, S) int64; padding holds token 0.
+    ids_NS: Tensor
+    # (N, S) bool: a token of the prompt, not padding.
+    real_NS: Tensor
+    # (N,) int64: place of the prompt's domain in `codes`.
+    domain_N: Tensor
+
+    @classmethod
+    def of(cls, by_domain: Mapping[str, Sequence[Sequence[int]]]) -> Prompts:
+        """Prompts from lists of token ids; raises SpecError for a domain or a prompt that is empty."""
+        for code, prompts in by_domain.items():
+            if not prompts or not all(prompts):
+                raise SpecError(
+                    f"domain {code!r} needs prompts of at least one token each; it has {len(prompts)}"
+                )
+        if not by_domain:
+            raise SpecError("no domain has prompts; give at least one")
+        rows = [(place, prompt) for place, code in enumerate(by_domain) for prompt in by_domain[code]]
+        longest = max(len(prompt) for _, prompt in rows)
+        ids_NS = torch.zeros(len(rows), longest, dtype=torch.long)
+        real_NS = torch.zeros(len(rows), longest, dtype=torch.bool)
+        for row, (_, prompt) in enumerate(rows):
+            ids_NS[row, : len(prompt)] = torch.tensor(list(prompt), dtype=torch.long)
+            real_NS[row, : len(prompt)] = True
+        return cls(tuple(by_domain), ids_NS, real_NS, torch.tensor([place for place, _ in rows]))
+
+    def __len__(self) -> int:
+        return self.ids_NS.shape[0]
+
+    def take(self, places: Sequence[int]) -> Prompts:
+        """The prompts at these places, of the same domains."""
+        at = torch.tensor(list(places), dtype=torch.long)
+        return Prompts(self.codes, self.ids_NS[at], self.real_NS[at], self.domain_N[at])
+
+    def of_domain(self, code: str) -> list[int]:
+        """Places of the prompts of one domain; SpecError for a domain that is not among them."""
+        if code not in self.codes:
+            raise SpecError(f"domain {code!r} has no prompts; there are: {', '.join(self.codes)}")
+        return torch.nonzero(self.domain_N == self.codes.index(code)).flatten().tolist()
+
+    def check_fits(self, vocab_size: int) -> None:
+        """Raise SpecError when a token is outside a vocabulary."""
+        worst = int(self.ids_NS.max())
+        if worst >= vocab_size or int(self.ids_NS.min()) < 0:
+            raise SpecError(
+                f"token {worst} is outside the vocabulary of {vocab_size}; tokenize with this model's own"
+            )
+
+    def batches(self) -> Iterator[Prompts]:
+        """All prompts in their order, about so many tokens at a time."""
+        size = max(1, BATCH_TOKENS // self.ids_NS.shape[1])
+        for start in range(0, len(self), size):
+            yield self.take(range(start, min(start + size, len(self))))
+
+    @property
+    def domain_T(self) -> Tensor:
+        """(T,) domain of each token, padding included."""
+        return self.domain_N.repeat_interleave(self.ids_NS.shape[1])
+
+    @property
+    def real_T(self) -> Tensor:
+        """(T,) bool: no padding."""
+        return self.real_NS.flatten()

@@ -1,0 +1,80 @@
+"""Pack the routed experts of a mixture in 8 or 4 bits, and count what that saves and costs.
+
+Routers, shared experts, attention, norms and embeddings stay as they are, and the report says so tensor by tensor.
+
+Shapes: E experts.
+Source: round to nearest in groups; the formats are those of `moe_core.kernels.packing`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_core.experts import GroupedExperts, PackedExperts
+from moe_core.experts.packed import MATRICES
+from moe_core.model.decoder import Decoder
+from moe_core.operations.measure import compare
+from moe_core.operations.parts import moe_part, rebuilt, spec_with, tensors_of
+from moe_core.operations.prompts import Prompts
+from moe_core.spec.operations import QuantiseSpec
+
+SIXTEEN_BITS = 2
+
+
+@torch.no_grad()
+def quantise(
+    model: Decoder, spec: QuantiseSpec, prompts: Prompts | None = None
+) -> tuple[Decoder, dict[str, Any]]:
+    """The model with packed experts; with prompts also KL and loss per domain. Raises SpecError for a packed one."""
+    moe_part(model, packed=False)
+    quantisation = spec.quantisation
+    packed = rebuilt(model, spec_with(model.spec, quantisation=quantisation.model_dump()))
+    errors = []
+    for old, new in zip(model.moe_layers(), packed.moe_layers(), strict=True):
+        assert isinstance(old.experts, GroupedExperts) and isinstance(new.experts, PackedExperts)
+        weights = {"gate_up": old.experts.gate_up_E2FD, "down": old.experts.down_EDF}
+        for name, weight in weights.items():
+            new.experts.pack(name, weight)
+        per_matrix = {name: relative_error(weights[name], new.experts, name) for name in MATRICES}
+        errors.append({"layer": old.layer, **per_matrix})
+    report = {"kind": spec.kind, **quantisation.model_dump(), "error": errors, **bytes_report(packed)}
+    if prompts is not None:
+        report |= compare(model, packed, prompts)
+    return packed, report
+
+
+def relative_error(weight: Tensor, experts: PackedExperts, name: str) -> float:
+    """Frobenius norm of what packing changed over that of the weight, one expert at a time."""
+    lost = total = 0.0
+    for expert in range(experts.num_experts):
+        kept = experts.widened(name, torch.tensor([expert]), torch.float32)[0]
+        exact = weight[expert].float()
+        lost += float((kept - exact).square().sum())
+        total += float(exact.square().sum())
+    return (lost / total) ** 0.5 if total else 0.0
+
+
+def bytes_report(model: Decoder) -> dict[str, Any]:
+    """Bytes of every tensor as it is stored, and of the experts against 16 bits a weight."""
+    stored = tensors_of(model)
+    size = {name: tensor.numel() * tensor.element_size() for name, tensor in stored.items()}
+    experts = {name: tensor for name, tensor in stored.items() if ".mlp.experts." in name}
+    moe = moe_part(model)
+    weights = 3 * model.spec.hidden_size * moe.moe_intermediate_size * moe.num_experts * len(moe.moe_layers)
+    expert_bytes = sum(size[name] for name in experts)
+    sixteen = weights * SIXTEEN_BITS
+    # Scales are float16 and small; anything else that is a float is an expert weight that was left out.
+    left = [name for name, t in experts.items() if t.is_floating_point() and not name.endswith("_scales")]
+    names = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in stored.items()}
+    return {
+        "expert_bytes": expert_bytes,
+        "expert_bytes_16_bit": sixteen,
+        "saved": 1.0 - expert_bytes / sixteen,
+        "bits_per_weight": 8 * expert_bytes / weights,
+        "bytes_total": sum(size.values()),
+        "not_packed": left,
+        "tensors": {name: {"dtype": names[name], "bytes": size[name]} for name in stored},
+    }

@@ -1,0 +1,71 @@
+"""Hides from each token all but one of every set of twins.
+
+Copies of an expert that share its gate row would take each other's places among the k best. Where every token sees one
+of them, the choice, the weights and so the output are those of the one expert; which one is seen spreads the tokens,
+so that twins can grow apart.
+
+Shapes: T tokens, D model width, E experts, R roots (sets of twins).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_core.spec.twins import TwinsSpec
+
+NEG_INF = float("-inf")
+# Sign bits of so many coordinates make a token's hash.
+HASH_BITS = 16
+GOLDEN = 0x9E3779B1
+
+
+def twin_bias(
+    twins: TwinsSpec, hidden_TD: Tensor, logits_TE: Tensor | None, bias_TE: Tensor | None
+) -> Tensor:
+    """(T, E) float32: `bias_TE` (or zeros), and -inf where a twin is not seen.
+
+    `logits_TE` is needed where `twins.hold` is a number. A twin that `bias_TE` masks gives way to one that it does not.
+    """
+    roots = torch.tensor(twins.roots, device=hidden_TD.device)
+    picked_TE = _picked_by_hash(hidden_TD, roots)
+    score_TE = picked_TE.float()
+    if twins.hold is not None and logits_TE is not None:
+        score_TE = logits_TE.detach().float() + twins.hold * score_TE
+    given_TE = torch.zeros_like(score_TE) if bias_TE is None else bias_TE.float()
+    score_TE = score_TE.masked_fill(given_TE == NEG_INF, NEG_INF)
+    return given_TE.masked_fill(~_best_of_twins(score_TE, picked_TE, roots), NEG_INF)
+
+
+def hash_of(hidden_TD: Tensor) -> Tensor:
+    """(T,) int64: the signs of a few coordinates as one number. It hangs on the token alone, not on its batch."""
+    num_bits = min(HASH_BITS, hidden_TD.shape[1])
+    at = torch.arange(num_bits, device=hidden_TD.device) * (hidden_TD.shape[1] // num_bits)
+    return ((hidden_TD[:, at] > 0).long() << torch.arange(num_bits, device=hidden_TD.device)).sum(-1)
+
+
+def _picked_by_hash(hidden_TD: Tensor, root_E: Tensor) -> Tensor:
+    """(T, E) bool: the one twin of each root that the token's hash names; another one for another root."""
+    place_E = _place_among_twins(root_E)
+    size_E = torch.bincount(root_E, minlength=root_E.shape[0])[root_E]
+    mixed_TE = ((hash_of(hidden_TD)[:, None] + 1) * GOLDEN + (root_E + 1) * 0x85EBCA6B) & 0xFFFFFFFF
+    mixed_TE = ((mixed_TE ^ (mixed_TE >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
+    return (mixed_TE >> 12) % size_E == place_E
+
+
+def _place_among_twins(root_E: Tensor) -> Tensor:
+    same_EE = root_E[:, None] == root_E[None, :]
+    return same_EE.tril(-1).sum(-1)
+
+
+def _best_of_twins(score_TE: Tensor, picked_TE: Tensor, root_E: Tensor) -> Tensor:
+    """(T, E) bool: the twin with the highest score; of equal ones the hash's, else the lowest number."""
+    num_experts = root_E.shape[0]
+    index_TE = root_E.expand_as(score_TE)
+    best_TE = (
+        torch.full_like(score_TE, NEG_INF).scatter_reduce(1, index_TE, score_TE, "amax").gather(1, index_TE)
+    )
+    number_TE = torch.arange(num_experts, device=root_E.device).expand_as(score_TE)
+    rank_TE = (number_TE - num_experts * picked_TE.long()).masked_fill(score_TE != best_TE, num_experts)
+    first_TE = torch.full_like(rank_TE, num_experts).scatter_reduce(1, index_TE, rank_TE, "amin")
+    return rank_TE == first_TE.gather(1, index_TE)

@@ -1,0 +1,43 @@
+"""Twins: experts that stand for one another, of which each token sees one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from moe_core.spec.base import ExpertIndex, Spec
+
+
+class TwinsSpec(Spec):
+    """Experts with the same root are twins; every token sees exactly one of each set of twins."""
+
+    # For each expert the lowest number among its twins; its own for an expert without any.
+    roots: Annotated[tuple[ExpertIndex, ...], Field(min_length=1, max_length=1024)]
+    # None: a hash of the token's hidden state picks the twin. Otherwise the twin with the highest logit is seen, and the
+    # one that the hash picks has so much added: 0 leaves the choice to the gate.
+    hold: Annotated[float, Field(ge=0.0, le=1e4)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for expert, root in enumerate(self.roots):
+            if root > expert or self.roots[root] != root:
+                raise ValueError(f"the root of expert {expert} must be the lowest of its twins, not {root}")
+        return self
+
+    def complaint(self, num_experts: int, top_k: int) -> str | None:
+        """Why so many experts cannot have these twins; None when they can."""
+        if len(self.roots) != num_experts:
+            return f"twins name {len(self.roots)} experts; num_experts is {num_experts}"
+        if top_k > len(set(self.roots)):
+            return f"top_k ({top_k}) must not exceed the {len(set(self.roots))} experts that a token sees"
+        return None
+
+    def taking(self, sources: tuple[int, ...], *, fresh: frozenset[int] = frozenset()) -> tuple[int, ...]:
+        """The roots when expert j of a new layer is a copy of `sources[j]`; those in `fresh` have no twins."""
+        first: dict[int, int] = {}
+        roots = []
+        for place, source in enumerate(sources):
+            key = -1 - place if place in fresh else self.roots[source]
+            roots.append(first.setdefault(key, place))
+        return tuple(roots)

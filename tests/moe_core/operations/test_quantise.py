@@ -1,0 +1,219 @@
+"""Packed experts: exact codes, counted bytes, a bounded error, and a way through the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import moe_core
+from moe_core.checkpoint.inspect import inspect_dir
+from moe_core.errors import FormatError, SpecError
+from moe_core.experts import PackedExperts
+from moe_core.kernels.packing import dequantise
+from moe_core.kernels.packing import quantise as packed_of
+from moe_core.model import Decoder
+from moe_core.operations.measure import compare
+from moe_core.operations.quantise import quantise
+from moe_core.spec.operations import QuantiseSpec
+from moe_core.spec.quantisation import ExpertQuantSpec
+from tests.moe_core.operations.models import IDS, distance, mixture, some_prompts
+
+KINDS = [
+    ExpertQuantSpec(bits=bits, group_size=group, symmetric=symmetric)
+    for bits in (8, 4)
+    for group in (64, 128)
+    for symmetric in (True, False)
+]
+
+
+def named(spec: ExpertQuantSpec) -> str:
+    return f"{spec.bits}-bit-{spec.group_size}-{'symmetric' if spec.symmetric else 'asymmetric'}"
+
+
+def wide(seed: int = 5, **moe: Any) -> Decoder:
+    return mixture(seed, moe_intermediate_size=256, **moe)
+
+
+def packed(model: Decoder, **fields: Any) -> tuple[Decoder, dict[str, Any]]:
+    return quantise(model, QuantiseSpec(quantisation=ExpertQuantSpec(**fields)))
+
+
+def by_hand(row: list[float], spec: ExpertQuantSpec) -> list[float]:
+    """A row quantised and widened again, one number at a time."""
+    out = []
+    top = 2**spec.bits - 1
+    for start in range(0, len(row), spec.group_size):
+        group = row[start : start + spec.group_size]
+        if spec.symmetric:
+            zero = 2 ** (spec.bits - 1)
+            scale = float((torch.tensor(max(map(abs, group))) / (top - zero)).half())
+            low = 1
+        else:
+            least, most = min(0.0, *group), max(0.0, *group)
+            scale = float(((torch.tensor(most) - torch.tensor(least)) / top).half())
+            zero, low = (min(top, max(0, round(-least / scale))) if scale else 0), 0
+        for value in group:
+            code = min(top, max(low, round(value / scale) + zero)) if scale else zero
+            out.append((code - zero) * scale)
+    return out
+
+
+@pytest.mark.parametrize("spec", KINDS, ids=named)
+def test_codes_are_those_of_a_loop_over_numbers(spec: ExpertQuantSpec) -> None:
+    # 150 is no multiple of the group; 151 is odd, so the last byte is half full.
+    for width in (150, 151):
+        weight = torch.randn(3, width, generator=torch.Generator().manual_seed(width))
+        ours = dequantise(packed_of(weight, spec), width, spec, torch.float32)
+        theirs = torch.tensor([by_hand(row, spec) for row in weight.tolist()])
+        # A value half-way between two codes may fall to either in float32 and float64.
+        assert float(((ours - theirs).abs() > 1e-5).float().mean()) < 0.01
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(KINDS), st.integers(1, 140), st.floats(1e-3, 1e3))
+def test_no_weight_moves_by_more_than_half_a_step(spec: ExpertQuantSpec, width: int, size: float) -> None:
+    weight = size * torch.randn(2, width, generator=torch.Generator().manual_seed(width))
+    stored = packed_of(weight, spec)
+    moved = (dequantise(stored, width, spec, torch.float32) - weight).abs()
+    step = stored.scales.float().repeat_interleave(spec.group_size, -1)[:, :width]
+    # The zero point is rounded too: half a step more at the ends of an asymmetric range; float16 rounds the scale.
+    most = (0.5 if spec.symmetric else 1.0) + 2.0**spec.bits * 2**-11
+    assert bool((moved <= step * most + 1e-6).all())
+
+
+@pytest.mark.parametrize("spec", KINDS, ids=named)
+def test_zeros_stay_zero_and_nothing_is_divided_by_them(spec: ExpertQuantSpec) -> None:
+    assert torch.equal(
+        dequantise(packed_of(torch.zeros(2, 70), spec), 70, spec, torch.float32), torch.zeros(2, 70)
+    )
+
+
+@pytest.mark.parametrize("spec", KINDS, ids=named)
+def test_a_packed_model_computes_what_its_widened_weights_compute(spec: ExpertQuantSpec) -> None:
+    model = wide()
+    small, report = quantise(model, QuantiseSpec(quantisation=spec))
+    widened = mixture(5, moe_intermediate_size=256)
+    with torch.no_grad():
+        for theirs, ours in zip(widened.moe_layers(), small.moe_layers(), strict=True):
+            assert isinstance(ours.experts, PackedExperts)
+            everyone = torch.arange(4)
+            theirs.experts.gate_up_E2FD.copy_(ours.experts.widened("gate_up", everyone, torch.float32))
+            theirs.experts.down_EDF.copy_(ours.experts.widened("down", everyone, torch.float32))
+        assert torch.equal(small(IDS), widened(IDS))
+    assert distance(model, small) < (0.06 if spec.bits == 8 else 0.6)
+    json.dumps(report)
+
+
+@pytest.mark.parametrize("spec", KINDS, ids=named)
+def test_the_error_is_that_of_rounding_normal_weights(spec: ExpertQuantSpec) -> None:
+    _, report = quantise(wide(), QuantiseSpec(quantisation=spec))
+    for layer in report["error"]:
+        low, high = (0.004, 0.012) if spec.bits == 8 else (0.08, 0.13)
+        assert low < layer["gate_up"] < high
+        assert low < layer["down"] < high
+
+
+@pytest.mark.parametrize(
+    ("fields", "bits"),
+    [
+        ({"bits": 4, "group_size": 128, "symmetric": True}, 4 + 16 / 128),
+        ({"bits": 4, "group_size": 64, "symmetric": True}, 4 + 16 / 64),
+        ({"bits": 4, "group_size": 64, "symmetric": False}, 4 + 24 / 64),
+        ({"bits": 8, "group_size": 128, "symmetric": True}, 8 + 16 / 128),
+    ],
+)
+def test_bytes_are_counted_as_stored(fields: dict[str, Any], bits: float) -> None:
+    from moe_core.model.init import random_decoder
+    from moe_core.spec import ModelSpec
+    from tests.moe_core.tiny import tiny_llama
+
+    moe = {"moe_layers": (0, 2), "num_experts": 4, "top_k": 2, "moe_intermediate_size": 256}
+    dense = tiny_llama(hidden_size=128)
+    model = random_decoder(ModelSpec.parse({**dense.model_dump(), "family": "turnout_moe", "moe": moe}), 1)
+    small, report = packed(model, **fields)
+    assert report["bits_per_weight"] == pytest.approx(bits)
+    assert report["saved"] == pytest.approx(1 - bits / 16)
+    if fields["bits"] == 4:
+        assert report["saved"] >= 0.70
+    held = sum(
+        tensor.numel() * tensor.element_size()
+        for layer in small.moe_layers()
+        for tensor in (*layer.experts.parameters(), *layer.experts.buffers())
+    )
+    assert report["expert_bytes"] == held
+    assert report["not_packed"] == []
+
+
+def test_an_expert_that_was_left_out_is_named() -> None:
+    from moe_core.operations.quantise import bytes_report
+
+    assert bytes_report(wide())["not_packed"] == [
+        f"layers.{layer}.mlp.experts.{name}" for layer in (0, 2) for name in ("gate_up_E2FD", "down_EDF")
+    ]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_packed_model_survives_the_disk_bit_for_bit(bits: int, symmetric: bool, tmp_path: Path) -> None:
+    small, report = packed(
+        wide(num_shared_experts=1, shared_intermediate_size=24), bits=bits, symmetric=symmetric
+    )
+    moe_core.save(small, tmp_path / "m")
+    back = moe_core.load(tmp_path / "m")
+    assert back.spec == small.spec
+    assert back.state_dict().keys() == small.state_dict().keys()
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(back.state_dict().values(), small.state_dict().values(), strict=True)
+    )
+    with torch.no_grad():
+        assert torch.equal(back(IDS), small(IDS))
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert config["expert_quantisation"] == {"bits": bits, "group_size": 128, "symmetric": symmetric}
+    told = inspect_dir(tmp_path / "m")
+    assert told["params_by_dtype"][f"INT{bits}"] == 2 * 4 * 3 * 48 * 256
+    assert told["bytes"]["experts"] == report["expert_bytes"]
+
+
+def test_codes_of_another_dtype_are_refused(tmp_path: Path) -> None:
+    from moe_core.checkpoint.safetensors import SafetensorsFile, write_safetensors
+
+    small, _ = packed(wide(), bits=8)
+    moe_core.save(small, tmp_path / "m")
+    path = tmp_path / "m" / "experts-0.safetensors"
+    with SafetensorsFile(path) as file:
+        tensors = {name: file.tensor(name) for name in file.header.tensors}
+    name = next(name for name in tensors if name.endswith(".codes"))
+    write_safetensors(path, {**tensors, name: tensors[name].view(torch.int8)})
+    with pytest.raises(FormatError, match="has dtype I8; it must be U8"):
+        moe_core.load(tmp_path / "m")
+
+
+def test_loss_and_divergence_are_told_per_domain_and_grow_as_bits_go() -> None:
+    model, prompts = wide(), some_prompts()
+    kl = {}
+    for bits in (8, 4):
+        small, report = quantise(model, QuantiseSpec(quantisation=ExpertQuantSpec(bits=bits)), prompts)
+        assert report["kl"] == compare(model, small, prompts)["kl"]
+        assert report["loss_change"].keys() == {"law", "code"}
+        kl[bits] = max(report["kl"].values())
+    assert 0.0 < kl[8] < 0.01 < kl[4] < 1.0
+
+
+def test_no_tokens_and_a_lone_expert_are_no_trouble() -> None:
+    small, _ = packed(wide(num_experts=1, top_k=1), bits=4)
+    layer = next(iter(small.moe_layers()))
+    assert layer(torch.zeros(0, 48), None).shape == (0, 48)
+    assert layer(torch.randn(3, 48), None).isfinite().all()
+
+
+def test_a_packed_model_cannot_be_packed_again() -> None:
+    small, _ = packed(wide(), bits=8)
+    with pytest.raises(SpecError, match="packed in 8 bits"):
+        packed(small, bits=4)
