@@ -217,7 +217,7 @@ class Engine:
 
     def _new_record(self) -> RoutedExperts | None:
         moe = self.runner.model.spec.moe
-        return None if moe is None else RoutedExperts(moe.moe_layers, moe.num_experts, moe.top_k)
+        return None if moe is None else RoutedExperts(moe)
 
 
 def _timing_ms(sequence: Sequence) -> dict[str, float | None]:

@@ -1,6 +1,6 @@
 """The experts that each token of one request went to, kept when the request asks for them.
 
-Shapes: T tokens, L expert layers, K top_k.
+Shapes: T tokens, L expert layers, K places of a token.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ import base64
 import torch
 from torch import Tensor
 
+from moe_core.spec import MoeSpec
+
 
 class RoutedExperts:
     """Expert ids of every computed token of a sequence, in order; the last sampled token is never computed."""
 
-    def __init__(self, moe_layers: tuple[int, ...], num_experts: int, top_k: int) -> None:
-        self._moe_layers = moe_layers
-        self._top_k = top_k
-        self._dtype = torch.uint8 if num_experts <= 256 else torch.int16
+    def __init__(self, moe: MoeSpec) -> None:
+        self._moe_layers = moe.moe_layers
+        self._num_places = moe.num_places
+        # An empty place is -1, which uint8 cannot say.
+        fits_a_byte = moe.num_experts <= 256 and not moe.leaves_places_empty
+        self._dtype = torch.uint8 if fits_a_byte else torch.int16
         self._parts_TLK: list[Tensor] = []
         self.num_tokens = 0
 
@@ -30,8 +34,9 @@ class RoutedExperts:
         self.num_tokens += new_LTK.shape[1]
 
     def to_json(self) -> dict[str, object]:
-        """The record for the wire: ids of shape [token][layer][k], uint8, or int16 above 256 experts."""
-        shape = [self.num_tokens, len(self._moe_layers), self._top_k]
+        """The record for the wire: ids of shape [token][layer][place], uint8, or int16 above 256 experts
+        and where a place may be empty (-1)."""
+        shape = [self.num_tokens, len(self._moe_layers), self._num_places]
         ids = torch.cat(self._parts_TLK) if self._parts_TLK else torch.zeros(shape, dtype=self._dtype)
         return {
             "layers": list(self._moe_layers),

@@ -1,10 +1,10 @@
 """Exact counts of tokens by phase, domain, expert layer and expert.
 
-Each token is counted once for each of its top-k experts in each layer, when it is first computed for its request:
+Each token is counted once for each of its experts in each layer, when it is first computed for its request:
 padding never, tokens taken from the prefix cache never (no expert sees them), tokens computed again after a
 preemption never.
 
-Shapes: P phases, N domains (row 0: none), L expert layers, E experts, T tokens of a step, K top_k.
+Shapes: P phases, N domains (row 0: none), L expert layers, E experts, T tokens of a step, K places.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ class RoutingCounts:
             len(PHASES), num_domains + 1, num_layers, moe.num_experts, dtype=torch.int64
         )
         self._index_of = {layer: index for index, layer in enumerate(moe.moe_layers)}
-        self._ids_LTK = torch.zeros(num_layers, max_batch_tokens, moe.top_k, dtype=torch.int64)
+        self._ids_LTK = torch.zeros(num_layers, max_batch_tokens, moe.num_places, dtype=torch.int64)
         self._layer_base_L11 = (torch.arange(num_layers) * moe.num_experts)[:, None, None]
-        self._ones = torch.ones(num_layers * max_batch_tokens * moe.top_k, dtype=torch.int64)
 
     def observe(self, layer: int, routing: Routing) -> None:
         """Keep one layer's choice until the step ends."""
@@ -68,4 +67,6 @@ class RoutingCounts:
         cells = (ids_LTK + self._layer_base_L11 + torch.tensor(bases, dtype=torch.int64)[None, :, None]).view(
             -1
         )
-        self.counts_PNLE.view(-1).index_add_(0, cells, self._ones[: cells.numel()])
+        # An empty place adds nothing to whatever cell it falls into; the first layer's would fall before the table.
+        filled = (ids_LTK >= 0).to(torch.int64).reshape(-1)
+        self.counts_PNLE.view(-1).index_add_(0, cells.clamp_(min=0), filled)

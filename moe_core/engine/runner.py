@@ -15,8 +15,9 @@ from moe_core.engine.kv_cache import PagedKVCache
 from moe_core.engine.routing_counts import RoutingCounts
 from moe_core.engine.scheduler import Chunk
 from moe_core.kernels.cpu.linear import MAX_TOKENS, linear_to_float
-from moe_core.model.context import DomainPrior, RoutingContext
+from moe_core.model.context import RoutingContext
 from moe_core.model.decoder import Decoder
+from moe_core.model.domain_prior import DomainPrior
 from moe_core.spec import RoutingSpec
 
 
@@ -38,9 +39,13 @@ class ModelRunner:
         self.cache = PagedKVCache(model.spec, num_blocks, model.dtype)
         self.counts = None if moe is None else RoutingCounts(moe, len(routing.domains), max_batch_tokens)
         self.prior: DomainPrior | None = None
-        if moe is not None and routing.domains and routing.prior_mode != "none":
+        if moe is not None and routing.domains and routing.has_prior:
             self.prior = DomainPrior.from_routing(
-                routing, num_moe_layers=len(moe.moe_layers), num_experts=moe.num_experts, top_k=moe.top_k
+                routing,
+                num_moe_layers=len(moe.moe_layers),
+                num_experts=moe.num_experts,
+                top_k=moe.top_k,
+                moe_layers=moe.moe_layers,
             )
 
     @torch.inference_mode()

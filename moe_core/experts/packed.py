@@ -86,6 +86,9 @@ class PackedExperts(nn.Module):
     def forward(self, hidden_TD: Tensor, routing: Routing) -> Tensor:
         """Weighted sum of the chosen experts' outputs: (T, D) in the dtype of the input; only those in use are widened."""
         used_U, ids_N = torch.unique(routing.expert_ids_TK, return_inverse=True)
+        if used_U.numel() and int(used_U[0]) < 0:
+            # The first of the sorted ids is the empty place, no expert.
+            used_U, ids_N = used_U[1:], ids_N - 1
         return dispatch.swiglu_experts(
             hidden_TD,
             self.widened("gate_up", used_U, hidden_TD.dtype),

@@ -16,7 +16,9 @@ from moe_core.kernels.torch_grouped import swiglu_experts_torch
 
 
 class ExpertsKernel(Protocol):
-    """out_TD = sum over k of weights_TK · down(silu(gate(x)) · up(x)) with the experts of expert_ids_TK."""
+    """out_TD = sum over k of weights_TK · down(silu(gate(x)) · up(x)) with the experts of expert_ids_TK.
+
+    -1 in the place of an id is no expert: nothing is added, whatever the weight."""
 
     def __call__(
         self,

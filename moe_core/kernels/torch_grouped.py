@@ -1,6 +1,7 @@
 """Experts in plain torch: rows sorted by expert, one GEMM pair for each expert that has rows.
 
-Shapes: T tokens, D model width, E experts, K top_k, F expert width, R = T·K routed rows.
+Shapes: T tokens, D model width, E experts, K top_k, F expert width, R routed rows: T·K, less the places that hold
+no expert (a negative id; such a place is never read, whatever its weight).
 One host sync a call (how many rows each expert has); everything else is queued.
 """
 
@@ -23,7 +24,7 @@ FEW_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """Routed rows in expert order: R = T·K."""
+    """Routed rows in expert order."""
 
     # (R,) token of each row.
     token_R: Tensor
@@ -38,17 +39,20 @@ def group_rows(expert_ids_TK: Tensor, num_experts: int) -> Grouping:
     flat_R = expert_ids_TK.reshape(-1)
     if flat_R.shape[0] <= FEW_ROWS:
         return _group_few_rows(flat_R, expert_ids_TK.shape[1])
-    choice_R = torch.argsort(flat_R, stable=True)
-    counts = torch.bincount(flat_R, minlength=num_experts).tolist()
+    # Empty places go to the end, as if there were one expert more.
+    flat_R = torch.where(flat_R < 0, num_experts, flat_R)
+    counts = torch.bincount(flat_R, minlength=num_experts + 1)[:num_experts].tolist()
     ends = list(accumulate(counts))
     parts = [(e, slice(end - n, end)) for e, (n, end) in enumerate(zip(counts, ends, strict=True)) if n]
+    choice_R = torch.argsort(flat_R, stable=True)[: ends[-1] if ends else 0]
     return Grouping(choice_R // expert_ids_TK.shape[1], choice_R, parts)
 
 
 def _group_few_rows(flat_R: Tensor, top_k: int) -> Grouping:
     """The same for a decoding step, where Python is quicker than a queue of small operations."""
     experts: list[int] = flat_R.tolist()
-    choices = sorted(range(len(experts)), key=experts.__getitem__)
+    filled = [choice for choice, expert in enumerate(experts) if expert >= 0]
+    choices = sorted(filled, key=experts.__getitem__)
     parts, start = [], 0
     for expert, members in groupby(choices, key=experts.__getitem__):
         end = start + len(list(members))
@@ -150,7 +154,7 @@ class GroupedSwiglu(torch.autograd.Function):
             if d_in_RD is not None:
                 torch.mm(d_both, gate_up_E2FD[expert], out=d_in_RD[part])
         d_x = None if d_in_RD is None else _sum_choices(d_in_RD, rows, ctx.shape_TK)
-        d_weights = _to_choices(d_weights_R, rows).view(ctx.shape_TK) if wants_weights else None
+        d_weights = _to_choices(d_weights_R, rows, ctx.shape_TK).view(ctx.shape_TK) if wants_weights else None
         return d_x, d_gate_up, d_down, None, d_weights
 
 
@@ -159,11 +163,14 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _to_choices(sorted_R: Tensor, rows: Grouping) -> Tensor:
-    """Rows from expert order back to the order of the flattened (T, K) choices."""
-    return torch.empty_like(sorted_R).index_copy_(0, rows.choice_R, sorted_R)
+def _to_choices(sorted_R: Tensor, rows: Grouping, shape_TK: torch.Size) -> Tensor:
+    """Rows from expert order back to the order of the flattened (T, K) choices; zeros in empty places."""
+    num_choices = shape_TK.numel()
+    filled = sorted_R.shape[0] == num_choices
+    out = (sorted_R.new_empty if filled else sorted_R.new_zeros)(num_choices, *sorted_R.shape[1:])
+    return out.index_copy_(0, rows.choice_R, sorted_R)
 
 
 def _sum_choices(sorted_RD: Tensor, rows: Grouping, shape_TK: torch.Size) -> Tensor:
     """Add the K rows of each token; deterministic, for no sum is shared between threads."""
-    return _to_choices(sorted_RD, rows).view(*shape_TK, sorted_RD.shape[1]).sum(1)
+    return _to_choices(sorted_RD, rows, shape_TK).view(*shape_TK, sorted_RD.shape[1]).sum(1)

@@ -6,6 +6,7 @@ Shapes: T tokens, B batch, S sequence, D model width, H query heads, G key-value
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +104,8 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Hidden states after the final norm, (T, D); every sequence's layout is the attention context's affair."""
         x_TD = self.embed_tokens(input_ids_T)
+        if self.spec.moe is not None and self.spec.moe.gate.kind == "hash":
+            routing = replace(routing or RoutingContext(), token_ids_T=input_ids_T)
         cos, sin = rotary_table(positions_T, self.spec.head_dim, self.spec.rope_theta)
         cos, sin = cos.to(x_TD.dtype), sin.to(x_TD.dtype)
         for block in self.layers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from moe_core.model.decoder import Decoder
+from moe_core.routers.start import start_gate
 from moe_core.spec import ModelSpec
 
 
@@ -18,6 +19,10 @@ def random_decoder(
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
                 parameter.fill_(1.0)
+            elif ".router." in name:
+                continue
             else:
                 parameter.normal_(0.0, std, generator=generator)
+        for layer in model.moe_layers():
+            start_gate(layer.moe, layer.router.tensors, generator, std, model.embed_tokens.weight)
     return model

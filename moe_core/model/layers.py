@@ -5,16 +5,17 @@ Shapes: T tokens, D model width, E experts, K top_k, F width of a feed-forward, 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from moe_core.errors import SpecError
 from moe_core.experts import GroupedExperts, PackedExperts
 from moe_core.kernels.precision import product
 from moe_core.model.context import RoutingContext
-from moe_core.routers import route
+from moe_core.routers import Routing, decide
 from moe_core.routers.twins import twin_bias
-from moe_core.spec import ModelSpec
+from moe_core.spec import ModelSpec, MoeSpec
 
 
 class Linear(nn.Module):
@@ -83,11 +84,35 @@ class DenseMlp(nn.Module):
 
 
 class Router(nn.Module):
-    """The gate of one layer: a single map from hidden state to expert logits, float32 in every model."""
+    """The gate of one layer: its tensors by the names of the specification, float32 in every model."""
 
-    def __init__(self, num_experts: int, width: int) -> None:
+    # Every gate but a hash table with equal weights has this map from hidden state to logits.
+    weight: nn.Parameter
+
+    def __init__(self, moe: MoeSpec, width: int, vocab_size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_experts, width, dtype=torch.float32))
+        self.moe = moe
+        for tensor in moe.gate_tensors(width, vocab_size):
+            empty = torch.empty(tensor.shape, dtype=torch.float32)
+            self.register_parameter(tensor.name, nn.Parameter(empty, requires_grad=tensor.learns))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the gate."""
+        return {name: tensor for name, tensor in self._parameters.items() if tensor is not None}
+
+    def forward(self, x_TD: Tensor, context: RoutingContext, moe_index: int) -> Routing:
+        """Where the tokens go, by this layer's gate and what its surroundings say."""
+        call = context.call(self.moe, moe_index, x_TD)
+        if self.moe.twins is not None:
+            call = replace(call, bias_TE=self._with_hidden_twins(x_TD, call.bias_TE))
+        return decide(self.moe, self.tensors, call)
+
+    def _with_hidden_twins(self, x_TD: Tensor, prior_TE: Tensor | None) -> Tensor:
+        """The domain prior, and -inf for the twins that a token does not see."""
+        assert self.moe.twins is not None
+        logits_TE = None if self.moe.twins.hold is None else x_TD.float() @ self.weight.t()
+        return twin_bias(self.moe.twins, x_TD, logits_TE, prior_TE)
 
 
 class MoeMlp(nn.Module):
@@ -97,12 +122,10 @@ class MoeMlp(nn.Module):
         super().__init__()
         moe = spec.moe
         assert moe is not None
-        if moe.gate.kind != "softmax_topk" or moe.gate.order != "before" or moe.capacity is not None:
-            raise SpecError(f"this decoder cannot run the gate {moe.gate!r} with capacity {moe.capacity!r} yet")
         self.layer = layer
         self.moe_index = moe.moe_layers.index(layer)
         self.moe = moe
-        self.router = Router(moe.num_experts, spec.hidden_size)
+        self.router = Router(moe, spec.hidden_size, spec.vocab_size)
         sizes = (moe.num_experts, spec.hidden_size, moe.moe_intermediate_size)
         self.experts: GroupedExperts | PackedExperts = (
             GroupedExperts(*sizes, dtype)
@@ -115,25 +138,20 @@ class MoeMlp(nn.Module):
     def forward(self, x_TD: Tensor, context: RoutingContext | None) -> Tensor:
         """Route, run the chosen experts, add the shared one."""
         context = context or RoutingContext()
-        routing = route(
-            x_TD,
-            self.router.weight,
-            top_k=self.moe.top_k,
-            norm_topk_prob=self.moe.norm_topk_prob,
-            temperature=self.moe.temperature,
-            bias_TE=self._bias(x_TD, context.bias_for(self.moe_index)),
-            selection_bias_E=context.selection_bias_for(self.moe_index),
-            forced_TK=context.forced_TK,
-        )
+        routing: Routing = self.router(x_TD, context, self.moe_index)
         if context.observe is not None:
             context.observe(self.layer, routing)
-        out_TD: Tensor = self.experts(x_TD, routing)
+        out_TD = self._routed(x_TD, routing)
         return out_TD if self.shared_expert is None else out_TD + self.shared_expert(x_TD)
 
-    def _bias(self, x_TD: Tensor, prior_TE: Tensor | None) -> Tensor | None:
-        """The domain prior, and -inf for the twins that a token does not see."""
-        twins = self.moe.twins
-        if twins is None:
-            return prior_TE
-        logits_TE = None if twins.hold is None else x_TD.float() @ self.router.weight.t()
-        return twin_bias(twins, x_TD, logits_TE, prior_TE)
+    def _routed(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """The experts' part: of tokens, or of slots; with what passes where an expert was full."""
+        if routing.mix is not None:
+            mix = routing.mix
+            slots_RD = (mix.dispatch_RT @ x_TD.float()).to(x_TD.dtype)
+            out_RD: Tensor = self.experts(slots_RD, mix.routing())
+            return (mix.combine_TR @ out_RD.float()).to(x_TD.dtype)
+        out_TD: Tensor = self.experts(x_TD, routing)
+        if routing.overflow is None or routing.overflow.passed_T is None:
+            return out_TD
+        return out_TD + (routing.overflow.passed_T[:, None] * x_TD.float()).to(x_TD.dtype)

@@ -31,6 +31,7 @@ from moe_core.errors import SpecError
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.layers import DenseMlp, MoeMlp
 from moe_core.operations.parts import rebuilt
+from moe_core.routers.start import start_gate
 from moe_core.spec import LayoutSpec, ModelSpec
 from moe_core.spec.operations import UpcycleSpec
 
@@ -62,8 +63,8 @@ def plan_upcycle(dense: ModelSpec, layout: LayoutSpec, granularity: int = 1) -> 
         moe.moe_intermediate_size,
         moe.shared_intermediate_size or 0,
     )
-    gain = 1.0 if moe.norm_topk_prob else moe.num_experts / moe.top_k
-    exact = moe.norm_topk_prob
+    exact = moe.weights_sum_to_one
+    gain = 1.0 if exact else moe.num_experts / moe.top_k
     if granularity > 1:
         cut = tuple(NeuronShare(place * inner, inner, gain * granularity) for place in range(granularity))
         return UpcyclePlan(None, cut * (moe.num_experts // granularity), exact)
@@ -121,9 +122,10 @@ def upcycle(dense: Decoder, spec: UpcycleSpec) -> tuple[Decoder, dict[str, Any]]
     for moe in model.moe_layers():
         block = dense.layers[moe.layer]
         assert isinstance(block, Block) and isinstance(block.mlp, DenseMlp)
-        copies = moe.router.weight[:: spec.granularity]
-        drawn = torch.empty_like(copies).normal_(0.0, spec.router_std, generator=generator)
-        moe.router.weight.copy_(drawn.repeat_interleave(spec.granularity, dim=0))
+        gate = moe.router.tensors
+        start_gate(moe.moe, gate, generator, spec.router_std, dense.embed_tokens.weight)
+        if spec.granularity > 1:
+            gate["weight"].copy_(gate["weight"][:: spec.granularity].repeat_interleave(spec.granularity, dim=0))
         _fill_layer(moe, block.mlp, plan, spec.noise, generator)
     kept = plan.keeps_function and spec.noise == 0.0
     scale = plan.routed[0].scale

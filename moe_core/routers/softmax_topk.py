@@ -1,4 +1,4 @@
-"""Softmax over all experts, then the k best: the gate of Mixtral and of Switch.
+"""Softmax over all experts, then the k best: the gate of Mixtral and OLMoE; or a softmax of the k best: gpt-oss.
 
 Shapes: T tokens, D model width, E experts, K top_k.
 Source: Shazeer et al. 2017, "Outrageously Large Neural Networks"; Jiang et al. 2024, "Mixtral of Experts".
@@ -9,10 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_core.errors import SpecError
+from moe_core.routers.call import GateCall, GateWeights
+from moe_core.routers.choosing import best, biased
+from moe_core.routers.logits import linear_logits
 from moe_core.routers.routing import Routing
+from moe_core.spec.gate import SoftmaxTopk
 
-NEG_INF = float("-inf")
+PLAIN = SoftmaxTopk()
 
 
 def route(
@@ -35,37 +38,38 @@ def route(
     A NaN in a token's logits makes that token's weights NaN and touches no other token.
     Raises SpecError when shapes do not fit.
     """
-    _check(hidden_TD, weight_ED, top_k, temperature)
-    raw_TE = torch.nn.functional.linear(hidden_TD.float(), weight_ED.float())
-    logits_TE = raw_TE if temperature in (0.0, 1.0) else raw_TE / temperature
-    if bias_TE is not None:
-        logits_TE = logits_TE + bias_TE
-    gate = _one_hot_best if temperature == 0.0 else _softmax
+    call = GateCall(
+        hidden_TD,
+        top_k,
+        norm_topk_prob,
+        temperature,
+        bias_TE,
+        selection_bias_E=selection_bias_E,
+        forced_TK=forced_TK,
+    )
+    return softmax_topk(PLAIN, {"weight": weight_ED}, call)
+
+
+def softmax_topk(gate: SoftmaxTopk, weights: GateWeights, call: GateCall) -> Routing:
+    """The gate's decision; see `route`."""
+    return softmax_choice(
+        linear_logits(weights, call), call, renormalised=gate.sums_to_one(call.norm_topk_prob)
+    )
+
+
+def softmax_choice(logits_TE: Tensor, call: GateCall, *, renormalised: bool) -> Routing:
+    """The k best of the softmax of given logits."""
+    gate = _one_hot_best if call.temperature == 0.0 else _softmax
     probs_TE = gate(logits_TE)
-    ids_TK = _select(logits_TE, probs_TE, top_k, selection_bias_E) if forced_TK is None else forced_TK
+    ids_TK = call.forced_TK
+    if ids_TK is None:
+        # The softmax keeps the order of logits, and loses it where it rounds to zero.
+        bias_E = call.selection_bias_E
+        scores_TE = logits_TE if bias_E is None else biased(probs_TE, logits_TE, bias_E)
+        ids_TK = best(scores_TE, call.top_k)
     # Renormalising is a softmax over the chosen logits: the same value, and no 0/0 when all of them are unlikely.
-    weights_TK = gate(logits_TE.gather(-1, ids_TK)) if norm_topk_prob else probs_TE.gather(-1, ids_TK)
+    weights_TK = gate(logits_TE.gather(-1, ids_TK)) if renormalised else probs_TE.gather(-1, ids_TK)
     return Routing(ids_TK, weights_TK, logits_TE, probs_TE)
-
-
-def _check(hidden_TD: Tensor, weight_ED: Tensor, top_k: int, temperature: float) -> None:
-    if hidden_TD.ndim != 2 or weight_ED.ndim != 2 or hidden_TD.shape[1] != weight_ED.shape[1]:
-        raise SpecError(
-            f"hidden {tuple(hidden_TD.shape)} and router weight {tuple(weight_ED.shape)} must be (T, D) and (E, D)"
-        )
-    if not 1 <= top_k <= weight_ED.shape[0]:
-        raise SpecError(f"top_k ({top_k}) must be between 1 and the number of experts ({weight_ED.shape[0]})")
-    if not temperature >= 0.0:
-        raise SpecError(f"temperature ({temperature}) must not be negative")
-
-
-def _select(logits_TE: Tensor, probs_TE: Tensor, top_k: int, selection_bias_E: Tensor | None) -> Tensor:
-    """Ids of the k best, best first. A stable sort, because topk promises nothing about ties."""
-    scores_TE = logits_TE.detach()
-    if selection_bias_E is not None:
-        biased_TE = probs_TE.detach() + selection_bias_E
-        scores_TE = torch.where(scores_TE == NEG_INF, scores_TE, biased_TE)
-    return torch.sort(scores_TE, dim=-1, descending=True, stable=True).indices[:, :top_k]
 
 
 def _softmax(logits_TE: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ class Gate(Spec):
 
     # The choice of a token hangs on the other tokens of its batch: not for serving one token after the other.
     sees_the_batch: ClassVar[bool] = False
+    # A token may have fewer experts than places.
+    leaves_places_empty: ClassVar[bool] = False
 
     def complaint(self, num_experts: int, top_k: int) -> str | None:
         """Why the gate cannot send a token to `top_k` of `num_experts`; None when it can."""
@@ -90,12 +92,14 @@ class SigmoidGroups(LinearGate):
 class Sparsemax(LinearGate):
     """The projection of the logits on the simplex: as many experts as have a share, at most top_k."""
 
+    leaves_places_empty: ClassVar[bool] = True
     kind: Literal["sparsemax"] = "sparsemax"
 
 
 class TopP(LinearGate):
     """The fewest experts whose probabilities reach `p` together, at least one, at most top_k."""
 
+    leaves_places_empty: ClassVar[bool] = True
     kind: Literal["top_p"] = "top_p"
     p: Share = 0.7
 
@@ -151,8 +155,9 @@ class Quantile(LinearGate):
 class ExpertChoice(LinearGate):
     """Every expert picks its tokens: ⌈capacity_factor · T · K / E⌉ of them."""
 
-    kind: Literal["expert_choice"] = "expert_choice"
     sees_the_batch: ClassVar[bool] = True
+    leaves_places_empty: ClassVar[bool] = True
+    kind: Literal["expert_choice"] = "expert_choice"
     capacity_factor: Factor = 1.0
 
     def num_places(self, num_experts: int, top_k: int) -> int:
@@ -172,7 +177,6 @@ class Base(LinearGate):
 
     kind: Literal["base"] = "base"
     centroids: Literal["learned", "semantic"] = "learned"
-    epsilon: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-4
 
     def complaint(self, num_experts: int, top_k: int) -> str | None:
         """One expert a token."""
@@ -186,8 +190,8 @@ class Base(LinearGate):
 class Soft(Gate):
     """Soft MoE: every slot of an expert is a mixture of tokens, every token a mixture of slots."""
 
-    kind: Literal["soft"] = "soft"
     sees_the_batch: ClassVar[bool] = True
+    kind: Literal["soft"] = "soft"
     slots_per_expert: Annotated[int, Field(ge=1, le=1 << 16)] = 1
     # Unit length for tokens and slots, with one learnt scale: without it wide models saturate (Puigcerver, section 2.3).
     normalise: bool = True

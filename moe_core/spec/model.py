@@ -64,6 +64,12 @@ class MoeSpec(Spec):
         return self.gate.num_places(self.num_experts, self.top_k)
 
     @property
+    def leaves_places_empty(self) -> bool:
+        """Whether a token that is served may have fewer experts than places."""
+        limited = self.capacity is not None and self.capacity.eval_factor is not None
+        return self.gate.leaves_places_empty or limited
+
+    @property
     def weights_sum_to_one(self) -> bool:
         """Whether the weights of a token's experts always sum to one (as long as no expert is full)."""
         return self.gate.sums_to_one(self.norm_topk_prob)

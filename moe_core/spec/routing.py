@@ -8,10 +8,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from moe_core.errors import SpecError
-from moe_core.spec.base import Code, ExpertIndex, Spec, Weight
+from moe_core.spec.base import Code, ExpertIndex, LayerIndex, Spec, Weight
 
 ExpertSet = Annotated[tuple[ExpertIndex, ...], Field(max_length=1024)]
-PriorMode = Literal["none", "bias", "mask"]
+PriorMode = Literal["none", "bias", "mask", "floor"]
+PriorStrength = Annotated[float, Field(ge=0.0, le=50.0)]
+FloorShare = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class DomainSpec(Spec):
@@ -21,6 +23,18 @@ class DomainSpec(Spec):
     name_en: Annotated[str, Field(min_length=1, max_length=200)]
     name_zh: Annotated[str, Field(min_length=1, max_length=200)]
     experts: Annotated[ExpertSet, Field(min_length=1)]
+
+
+class LayerPrior(Spec):
+    """What a request's domain does in one layer.
+
+    "bias" adds `strength` to the logits of the domain's experts, "mask" leaves only them and the general ones, "floor"
+    gives them together at least the share `floor` of the probability, "none" lets the router decide alone.
+    """
+
+    mode: PriorMode = "bias"
+    strength: PriorStrength = 1.0
+    floor: FloorShare = 0.5
 
 
 class RoutingSpec(Spec):
@@ -33,7 +47,10 @@ class RoutingSpec(Spec):
     balance_weight: Weight = 1.0
     z_weight: Weight = 0.0
     prior_mode: PriorMode = "bias"
-    prior_strength: Annotated[float, Field(ge=0.0, le=50.0)] = 1.0
+    prior_strength: PriorStrength = 1.0
+    prior_floor: FloorShare = 0.5
+    # Layers that do otherwise, by their number in the model.
+    prior_layers: Annotated[dict[LayerIndex, LayerPrior], Field(max_length=512)] = {}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -53,6 +70,18 @@ class RoutingSpec(Spec):
     def codes(self) -> tuple[str, ...]:
         """The domain codes, in the order of every per-domain table."""
         return tuple(domain.code for domain in self.domains)
+
+    def prior_in(self, layer: int) -> LayerPrior:
+        """What a domain does in one layer of the model."""
+        everywhere = LayerPrior(
+            mode=self.prior_mode, strength=self.prior_strength, floor=self.prior_floor
+        )
+        return self.prior_layers.get(layer, everywhere)
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether a domain does anything in any layer."""
+        return self.prior_mode != "none" or any(prior.mode != "none" for prior in self.prior_layers.values())
 
     def index_of(self, code: str | None) -> int:
         """The row of a domain in every per-domain table; -1 for None and for an unknown code."""

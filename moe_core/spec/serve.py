@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from moe_core.spec.base import ExpertIndex, Spec
-from moe_core.spec.routing import DomainSpec, PriorMode, RoutingSpec
+from moe_core.spec.base import ExpertIndex, LayerIndex, Spec
+from moe_core.spec.routing import DomainSpec, FloorShare, LayerPrior, PriorMode, PriorStrength, RoutingSpec
 
 # sun_path holds 108 bytes including the closing NUL.
 MAX_SOCKET_PATH_BYTES = 107
@@ -28,7 +28,9 @@ class ServeSpec(Spec):
     domains: Annotated[tuple[DomainSpec, ...], Field(max_length=256)] = ()
     general_experts: Annotated[tuple[ExpertIndex, ...], Field(max_length=1024)] = ()
     prior_mode: PriorMode = "bias"
-    prior_strength: Annotated[float, Field(ge=0.0, le=50.0)] = 1.0
+    prior_strength: PriorStrength = 1.0
+    prior_floor: FloorShare = 0.5
+    prior_layers: Annotated[dict[LayerIndex, LayerPrior], Field(max_length=512)] = {}
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
     # Tokens of one step; a prompt advances by no more than max_chunk_tokens while others are answering.
@@ -71,4 +73,6 @@ class ServeSpec(Spec):
             general_experts=self.general_experts,
             prior_mode=self.prior_mode,
             prior_strength=self.prior_strength,
+            prior_floor=self.prior_floor,
+            prior_layers=self.prior_layers,
         )

@@ -35,7 +35,7 @@ class Pass:
 
     def without_graph(self) -> Pass:
         """The same figures, holding on to no activations."""
-        routings = {layer: detached(routing) for layer, routing in self.routings.items()}
+        routings = {layer: routing.detached() for layer, routing in self.routings.items()}
         return Pass(self.losses_P.detach(), self.domain_P, self.domain_T, self.real_T, routings)
 
     def count_into(self, tally: Tally) -> None:
@@ -44,16 +44,6 @@ class Pass:
             tally.count_routing(layer, routing, self.real_T, self.domain_T)
         tally.count_tokens(self.real_T, self.domain_T)
         tally.count_losses(self.losses_P, self.domain_P)
-
-
-def detached(routing: Routing) -> Routing:
-    """A routing decision without its graph."""
-    return Routing(
-        routing.expert_ids_TK,
-        routing.weights_TK.detach(),
-        routing.logits_TE.detach(),
-        routing.probs_TE.detach(),
-    )
 
 
 @dataclass(slots=True)

@@ -21,7 +21,8 @@ def mapped_hits(expert_ids_TK: Tensor, labels_NE: Tensor, domain_T: Tensor) -> T
     """(T,) bool: whether one of the token's top-k experts is mapped to its domain; False for no domain."""
     known_T = domain_T >= 0
     mine_TE = labels_NE.bool()[domain_T.clamp(min=0)]
-    return mine_TE.gather(1, expert_ids_TK).any(1) & known_T
+    mine_TK = mine_TE.gather(1, expert_ids_TK.clamp(min=0)) & (expert_ids_TK >= 0)
+    return mine_TK.any(1) & known_T
 
 
 def label_table(routing: RoutingSpec, num_experts: int) -> Tensor:
@@ -33,7 +34,7 @@ def label_table(routing: RoutingSpec, num_experts: int) -> Tensor:
 class Tally:
     """Exact counts of routed tokens, and sums of losses; padding never enters.
 
-    A token counts `top_k` times in `load` and once in `tokens`, `hits` and `hesitation`.
+    A token counts once for each of its experts in `load` and once in `tokens`, `hits` and `hesitation`.
     """
 
     moe_layers: tuple[int, ...]
@@ -76,7 +77,7 @@ class Tally:
         # -1 finds the last row.
         rows_R = domain_R % len(self.tokens_N)
         num_experts = self.load_NLE.shape[2]
-        flat = (rows_R[:, None] * num_experts + ids_RK).flatten()
+        flat = (rows_R[:, None] * num_experts + ids_RK)[ids_RK >= 0]
         counts = torch.bincount(flat, minlength=self.load_NLE.shape[0] * num_experts)
         self.load_NLE[:, at] += counts.view(-1, num_experts)
         hits_R = (

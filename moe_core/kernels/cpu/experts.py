@@ -20,7 +20,7 @@ MAX_ROWS_AN_EXPERT = 12
 def swiglu_experts_cpu(
     hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor
 ) -> Tensor:
-    """Weighted sum of the chosen experts' outputs: (T, D) bfloat16, summed in float32.
+    """Weighted sum of the chosen experts' outputs: (T, D) bfloat16, summed in float32; -1 is no expert.
 
     Raises SpecError for an expert number that the layer has not.
     """

@@ -60,8 +60,9 @@ def moe_slots(spec: ModelSpec, layer: int) -> Iterator[Slot]:
     assert moe is not None
     there, here = f"model.layers.{layer}.block_sparse_moe", f"layers.{layer}.mlp"
     width, inner = spec.hidden_size, moe.moe_intermediate_size
-    router = (moe.num_experts, width)
-    yield Slot(f"{there}.gate.weight", f"{here}.router.weight", router, "router", layer=layer)
+    for part in moe.gate_tensors(width, spec.vocab_size):
+        gate = (f"{there}.gate.{part.name}", f"{here}.router.{part.name}")
+        yield Slot(*gate, part.shape, "router", layer=layer)
     for expert in range(moe.num_experts if moe.quantisation is None else 0):
         for name, parameter, shape, rows in (
             ("w1", "gate_up_E2FD", (inner, width), (0, inner)),

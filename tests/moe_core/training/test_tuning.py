@@ -12,8 +12,8 @@ from moe_core.checkpoint.hashes import hashes_of
 from moe_core.checkpoint.safetensors import SafetensorsFile
 from moe_core.checkpoint.store import load
 from moe_core.errors import Cancelled, CheckpointError, NonFiniteLoss, SpecError, TrainingError
+from moe_core.routers.losses import label_loss
 from moe_core.training import Paused, run_job
-from moe_core.training.losses import label_loss
 from moe_core.training.recipes import specialise, tune_router
 from moe_core.training.tuning import STAGES
 from tests.moe_core.training.world import RecordingIO, tune_spec

@@ -47,6 +47,9 @@ static void linear(const bf16* w, const bf16* x, void* out, int out_is_float, in
 
 // ---- mixture of experts ---------------------------------------------------------------------------------------------
 
+// An empty place: the token has fewer than k experts.
+constexpr int64_t kNoExpert = -1;
+
 // Routed rows in expert order.
 struct Routed {
   std::vector<int64_t> first;  // E + 1: where each expert's rows begin
@@ -60,6 +63,7 @@ static bool group(Routed& routed, const int64_t* ids, const float* weights, int6
   int64_t R = T * k;
   routed.first.assign(E + 1, 0);
   for (int64_t i = 0; i < R; i++) {
+    if (ids[i] == kNoExpert) continue;
     if (ids[i] < 0 || ids[i] >= E) return false;
     routed.first[ids[i] + 1]++;
   }
@@ -72,6 +76,7 @@ static bool group(Routed& routed, const int64_t* ids, const float* weights, int6
   routed.weight.resize(R);
   std::vector<int64_t> next(routed.first.begin(), routed.first.end() - 1);
   for (int64_t i = 0; i < R; i++) {
+    if (ids[i] == kNoExpert) continue;
     int64_t place = next[ids[i]]++;
     routed.token[place] = i / k;
     routed.weight[place] = weights[i];

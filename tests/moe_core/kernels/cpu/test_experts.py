@@ -107,7 +107,20 @@ def test_large_gates_saturate_and_do_not_overflow(kernels) -> None:
     assert found.flatten().tolist() == pytest.approx([40_000.0, 0.0], rel=0.01, abs=1e-6)
 
 
-@pytest.mark.parametrize("bad", [-1, 4])
+def test_an_empty_place_is_no_expert(kernels) -> None:
+    x_TD, weights = poisoned(5, 24), layer(4, 24, 16)
+    ids_TK, weights_TK = choices(5, 4, 3)
+    full = swiglu_experts_cpu(x_TD[:1], *weights, ids_TK[:1, :2], weights_TK[:1, :2])
+    # Neither the place's weight nor any expert may be read for it.
+    ids_TK[0, 2], weights_TK[0, 2] = -1, float("nan")
+    ids_TK[3], weights_TK[3] = -1, float("nan")
+    found = swiglu_experts_cpu(x_TD, *weights, ids_TK, weights_TK)
+    assert torch.equal(found[:1], full)
+    assert found[3].eq(0.0).all()
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [-2, 4])
 def test_an_expert_that_is_not_there_is_refused(kernels, bad: int) -> None:
     ids_TK = torch.tensor([[0, 1], [2, bad]])
     with pytest.raises(SpecError, match="outside the layer's 4 experts"):

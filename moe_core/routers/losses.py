@@ -1,0 +1,93 @@
+"""The losses of routing, as values: one call is one layer, padding is masked out, layers are never pooled.
+
+A model's loss is the mean of its layers' losses. Pooling counts and probabilities over layers before multiplying them lets
+opposite imbalances of two layers cancel, which is not done here.
+
+Shapes: T tokens, E experts, K places, N domains, B sequences.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_core.routers.routing import Routing, load_of
+
+
+def label_loss(routing: Routing, labels_NE: Tensor, domain_T: Tensor, real_T: Tensor) -> Tensor:
+    """-log of the probability that the router gives to the experts of the token's domain; mean over such tokens."""
+    counted_T = real_T & (domain_T >= 0)
+    if not counted_T.any():
+        return routing.probs_TE.new_zeros(())
+    logits_TE = torch.log_softmax(routing.logits_TE[counted_T], dim=-1)
+    mine_TE = labels_NE.bool()[domain_T[counted_T]]
+    return -torch.logsumexp(logits_TE.masked_fill(~mine_TE, float("-inf")), dim=-1).mean()
+
+
+def balance_loss(routing: Routing, real_T: Tensor, share_E: Tensor | None = None) -> Tensor:
+    """E · sum over experts of (share of assignments · mean probability): 1 when even, E when one takes all.
+
+    `share_E` (float32, sums to 1) stands in for the batch's own share: that of a larger batch (the global-batch form:
+    the sum of `load_of` over ranks and micro-batches, normalised), or of the past.
+    Source: Fedus et al. 2021, "Switch Transformers", eq. 4, with the k assignments of a token counted each; Qiu et al.
+    2025, "Demons in the Detail" (the global batch).
+    """
+    num_experts = routing.probs_TE.shape[1]
+    if not real_T.any():
+        return routing.probs_TE.new_zeros(())
+    if share_E is None:
+        share_E = share_of_load(load_of(routing, real_T))
+    return num_experts * (share_E * routing.probs_TE[real_T].mean(0)).sum()
+
+
+def share_of_load(load_E: Tensor) -> Tensor:
+    """Counts as shares that sum to one, float32; even shares where nothing was counted."""
+    load_E = load_E.float()
+    total = load_E.sum(-1, keepdim=True)
+    return torch.where(total > 0, load_E / total.clamp(min=1.0), 1.0 / load_E.shape[-1])
+
+
+def sequence_balance_loss(routing: Routing, real_T: Tensor, sequence_T: Tensor) -> Tensor:
+    """The balance loss of each sequence by itself, then their mean: keeps every single sequence from being lopsided.
+
+    `sequence_T` (int64) numbers the sequence of each token. Sequences without a real token do not count.
+    Source: DeepSeek-AI 2024, "DeepSeek-V3", eq. 17-20.
+    """
+    if not real_T.any():
+        return routing.probs_TE.new_zeros(())
+    num_experts = routing.probs_TE.shape[1]
+    names, place_R = torch.unique(sequence_T[real_T], return_inverse=True)
+    ids_RK, chosen_RK = routing.expert_ids_TK[real_T], routing.chosen_TK[real_T]
+    cells = (place_R[:, None] * num_experts + ids_RK)[chosen_RK]
+    counts = torch.bincount(cells, minlength=len(names) * num_experts).view(-1, num_experts)
+    mean_BE = routing.probs_TE.new_zeros(len(names), num_experts).index_add(
+        0, place_R, routing.probs_TE[real_T]
+    )
+    mean_BE = mean_BE / torch.bincount(place_R, minlength=len(names))[:, None]
+    return num_experts * (share_of_load(counts) * mean_BE).sum(-1).mean()
+
+
+def importance_loss(routing: Routing, real_T: Tensor) -> Tensor:
+    """Squared coefficient of variation of the experts' summed weights: 0 when all are as important.
+
+    Source: Shazeer et al. 2017, section 4.
+    """
+    if not real_T.any():
+        return routing.probs_TE.new_zeros(())
+    chosen_RK = routing.chosen_TK[real_T]
+    ids, weights = routing.expert_ids_TK[real_T][chosen_RK], routing.weights_TK[real_T][chosen_RK]
+    importance_E = routing.probs_TE.new_zeros(routing.probs_TE.shape[1]).index_add(0, ids, weights)
+    return squared_variation(importance_E)
+
+
+def squared_variation(values_E: Tensor) -> Tensor:
+    """Variance over squared mean; 0 for all zeros."""
+    mean = values_E.mean()
+    return (values_E - mean).square().mean() / mean.square().clamp(min=1e-20)
+
+
+def z_loss(routing: Routing, real_T: Tensor) -> Tensor:
+    """Mean squared logsumexp of the logits: keeps them small. Source: Zoph et al. 2022, "ST-MoE"."""
+    if not real_T.any():
+        return routing.logits_TE.new_zeros(())
+    return torch.logsumexp(routing.logits_TE[real_T], dim=-1).square().mean()
