@@ -22,10 +22,10 @@ class TuneSpec(Spec):
     routing: RoutingSpec
     window_tokens: Annotated[int, Field(ge=8, le=8192)] = 128
     tokens_per_batch: Annotated[int, Field(ge=8, le=1 << 20)] = 1024
-    specialise_steps: Steps = 24
+    specialise_steps: Steps = 16
     route_steps: Steps = 16
     specialise_learning_rate: Rate = 3e-4
-    route_learning_rate: Rate = 2e-2
+    route_learning_rate: Rate = 3e-2
     weight_decay: Weight = 0.0
     clip_norm: Annotated[float, Field(gt=0.0, le=1e3)] = 1.0
     lm_weight: Weight = 1.0

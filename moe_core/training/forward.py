@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from moe_core.model.context import RoutingContext
+from moe_core.model.layers import MoeMlp
 from moe_core.routers import Routing
 from moe_core.training.data import Windows
 from moe_core.training.losses import frozen_head_losses
@@ -58,6 +59,23 @@ class Share:
         """The tokens and the positions with a loss at these places."""
         batch = windows.take(places)
         return cls(max(1, int(batch.real_NS.sum())), max(1, int(batch.target_NS.sum())))
+
+
+@torch.no_grad()
+def router_inputs(cut: CutDecoder, cache: TrunkCache, places: Sequence[int]) -> dict[str, Tensor]:
+    """What each router sees of the windows at `places`, padding left out: (T, D) float32 by the gate's name."""
+    seen: dict[str, Tensor] = {}
+    batch = cache.windows.take(places)
+    real_T = batch.real_NS.flatten()
+
+    def look(mlp: MoeMlp, normed_TD: Tensor) -> Tensor:
+        seen[f"{mlp.layer}.router"] = normed_TD[real_T].float()
+        out_TD: Tensor = mlp(normed_TD, None)
+        return out_TD
+
+    size, sequence = batch.ids_NS.shape
+    cut.above(cache.hidden(places), size, sequence, look)
+    return seen
 
 
 def forward(

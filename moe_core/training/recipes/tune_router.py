@@ -16,16 +16,20 @@ from moe_core.errors import NonFiniteLoss
 from moe_core.routers.losses import balance_loss, label_loss, z_loss
 from moe_core.spec import RoutingSpec, TuneSpec
 from moe_core.training.data import Dealer
-from moe_core.training.forward import Pass, Share, forward
+from moe_core.training.forward import Pass, Share, forward, router_inputs
 from moe_core.training.lanes import Lanes, summed
-from moe_core.training.optimiser import MasterAdamW, learning_rate_at
+from moe_core.training.optimiser import learning_rate_at
 from moe_core.training.recipes.learner import StepFigures
 from moe_core.training.tally import Tally, label_table
 from moe_core.training.trunk import CutDecoder, TrunkCache
+from moe_core.training.whitened_adamw import WhitenedAdamW
+from moe_core.training.whitening import Whitening
 
 CURRENT = "gates"
 LOAD = "load"
 LOAD_MEMORY = 0.5
+# Batches from which the coordinates of the routers' inputs are taken.
+WHITENING_BATCHES = 4
 
 
 class TuneRouter:
@@ -52,16 +56,14 @@ class TuneRouter:
         self.gates = {f"{mlp.layer}.router": mlp.router.weight for mlp in cut.model.moe_layers()}
         for gate in self.gates.values():
             gate.requires_grad_()
-        self._optimiser = MasterAdamW(self.gates)
+        self._optimiser: WhitenedAdamW | None = None
         self._dealers = self._dealers_by_domain() if self.num_steps else []
         windows = max(1, spec.tokens_per_batch // spec.window_tokens)
         self.windows_each = max(1, windows // max(1, len(self._dealers)))
 
     def step(self, step: int) -> StepFigures:
         """One batch of all domains."""
-        places = [
-            p for dealer in self._dealers for p in dealer.deal(step * self.windows_each, self.windows_each)
-        ]
+        places = self._places(step)
         whole = Share.of(self.cache.windows, places)
         self.lanes.each(self.cache.fill, self.cache.missing(places))
         done = self.lanes.each(lambda part: self._lane(part, whole), self.lanes.split(places))
@@ -71,7 +73,7 @@ class TuneRouter:
             raise NonFiniteLoss(f"the loss is {loss}")
         rate = learning_rate_at(step, self.num_steps, self.spec.route_learning_rate)
         gradients = summed([gradients for _, gradients in done])
-        norm = self._optimiser.step(gradients, rate, self.spec.clip_norm, clip_each=True)
+        norm = self._learnt().step(gradients, rate, self.spec.clip_norm)
         self._remember_load(passes)
         return StepFigures(loss, passes, rate, norm)
 
@@ -80,7 +82,9 @@ class TuneRouter:
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         """The gates with their moments, and the load so far."""
-        return {CURRENT: {**self._optimiser.tensors(), LOAD: self._load_LE}}
+        if not self.num_steps:
+            return {}
+        return {CURRENT: {**self._learnt().tensors(), LOAD: self._load_LE}}
 
     def frozen_groups(self) -> frozenset[str]:
         """None: gates learn to the last step."""
@@ -89,8 +93,32 @@ class TuneRouter:
     def restore(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Gates, moments and load back."""
         if CURRENT in groups:
-            self._optimiser.restore(groups[CURRENT])
+            self._learnt().restore(groups[CURRENT])
             self._load_LE = groups[CURRENT][LOAD].clone()
+
+    def _places(self, step: int) -> list[int]:
+        """The windows of one batch: as many of each domain."""
+        return [
+            place
+            for dealer in self._dealers
+            for place in dealer.deal(step * self.windows_each, self.windows_each)
+        ]
+
+    def _learnt(self) -> WhitenedAdamW:
+        """The optimiser, made on first need: the coordinates come from what the routers see before they learn."""
+        if self._optimiser is None:
+            inputs = self._router_inputs()
+            whitenings = {name: Whitening.of(inputs[name]) for name in self.gates}
+            self._optimiser = WhitenedAdamW(self.gates, whitenings)
+        return self._optimiser
+
+    def _router_inputs(self) -> dict[str, Tensor]:
+        """What each router sees of the first batches, padding left out: (T, D) by gate."""
+        parts: list[dict[str, Tensor]] = self.lanes.each(
+            lambda step: router_inputs(self.cut, self.cache, self._places(step)),
+            range(WHITENING_BATCHES),
+        )
+        return {name: torch.cat([part[name] for part in parts]) for name in self.gates}
 
     def _lane(self, places: Sequence[int], whole: Share) -> tuple[Pass, tuple[Tensor, ...]]:
         passed = forward(self.cut, self.cache, places)
