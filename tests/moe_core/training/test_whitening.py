@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from moe_core.training.whitened_adamw import WhitenedAdamW
 from moe_core.training.whitening import Whitening
-from torch import Tensor
 
 
 def skewed_inputs(tokens: int = 400, width: int = 12, seed: int = 0) -> Tensor:
