@@ -168,7 +168,6 @@ def visited(page: Page) -> Iterator[list[str]]:
     yield seen
 
 
-@pytest.mark.xfail(strict=False, reason="walked whole on busy machines; not yet seen green in one run on a quiet one")
 def test_the_main_job_is_done_by_hand(
     page: Page, stack: Stack, context: BrowserContext, visited: list[str]
 ) -> None:
