@@ -13,13 +13,13 @@ from moe_core.checkpoint.files import parse_json_object, read_bytes, read_json_o
 from moe_core.checkpoint.gguf_config import END_TOKENS
 from moe_core.checkpoint.layout import CONFIG_FILE, MAX_CONFIG_BYTES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from moe_core.checkpoint.reader import WeightReader
+from moe_core.checkpoint.source import ignorable, source_slots
 from moe_core.checkpoint.store import TORCH_DTYPES, DtypeName, check_slots, fill, write_weights
 from moe_core.checkpoint.tokenizer_config import ChatFormatConfig, TokenizerConfig
 from moe_core.checkpoint.tokenizer_json import MAX_TOKENIZER_BYTES, check_tokenizer_json, check_vocabulary
 from moe_core.errors import FormatError
 from moe_core.model.decoder import Decoder
-from moe_core.model.families import Slot, config_of, slots_of, spec_of
-from moe_core.model.families.names import fused_moe_slots
+from moe_core.model.families import config_of, spec_of
 from moe_core.spec import ModelSpec
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -27,7 +27,7 @@ MAX_SOURCE_CONFIG_BYTES = 16 * MAX_CONFIG_BYTES
 
 
 def import_hf(src_dir: Path | str, out_dir: Path | str, *, dtype: DtypeName = "bfloat16") -> ModelSpec:
-    """Write a model directory from a Hugging Face directory of the llama or mixtral family.
+    """Write a model directory from a Hugging Face directory of any known family.
 
     Symbolic links in the source are refused. A source without tokenizer.json gives a model without a tokenizer.
     Raises CheckpointError or FormatError.
@@ -36,36 +36,15 @@ def import_hf(src_dir: Path | str, out_dir: Path | str, *, dtype: DtypeName = "b
     spec = spec_of(read_json_object(source / CONFIG_FILE, MAX_CONFIG_BYTES, follow_links=False))
     with WeightReader(source, follow_links=False) as reader, new_directory(Path(out_dir)) as directory:
         slots = source_slots(spec, reader)
-        check_slots(slots, reader, ignorable=_ignorable(spec))
+        # Old files repeat a tied head.
+        tied = ["lm_head.weight"] if spec.tie_word_embeddings else []
+        check_slots(slots, reader, ignorable=[*ignorable(spec), *tied])
         model = fill(Decoder(spec, TORCH_DTYPES[dtype]), slots, reader)
         write_weights(directory, model, TORCH_DTYPES[dtype])
         write_json(directory / CONFIG_FILE, config_of(spec, dtype))
         if (source / TOKENIZER_FILE).exists():
             _import_tokenizer(source, directory, spec)
     return spec
-
-
-def source_slots(spec: ModelSpec, reader: WeightReader) -> list[Slot]:
-    """The tensors of the source, each layer's experts apart or packed, whichever the files have."""
-    slots = [slot for slot in slots_of(spec) if not _is_moe(slot)]
-    apart = [slot for slot in slots_of(spec) if _is_moe(slot)]
-    for layer in spec.moe.moe_layers if spec.moe else ():
-        fused = list(fused_moe_slots(spec, layer))
-        use_fused = fused[1].tensor in reader.names
-        slots += fused if use_fused else [slot for slot in apart if slot.layer == layer]
-    return slots
-
-
-def _is_moe(slot: Slot) -> bool:
-    return slot.part in ("router", "experts", "shared_experts")
-
-
-def _ignorable(spec: ModelSpec) -> list[str]:
-    """Tensors that some writers add and that say nothing new."""
-    frequencies = [
-        f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(spec.num_hidden_layers)
-    ]
-    return [*frequencies, "lm_head.weight"] if spec.tie_word_embeddings else frequencies
 
 
 def _import_tokenizer(source: Path, directory: Path, spec: ModelSpec) -> None:

@@ -67,6 +67,10 @@ class WeightReader:
         """Dtype, shape and place of a tensor."""
         return self._file_of[tensor].header.tensors[tensor]
 
+    def tensor(self, tensor: str) -> Tensor:
+        """A copy of a tensor in its own dtype."""
+        return self._file_of[tensor].tensor(tensor)
+
     def read_into(self, tensor: str, target: Tensor) -> None:
         """Fill `target` with a tensor, converting its dtype."""
         self._file_of[tensor].read_into(tensor, target)

@@ -27,6 +27,7 @@ from moe_core.checkpoint.layout import (
 )
 from moe_core.checkpoint.reader import WeightReader
 from moe_core.checkpoint.safetensors import write_safetensors
+from moe_core.checkpoint.source import ignorable, source_slots
 from moe_core.errors import CheckpointError, FormatError
 from moe_core.model.decoder import Decoder
 from moe_core.model.families import Slot, config_of, slots_of, spec_of
@@ -48,7 +49,7 @@ def load(
     device: torch.device | str = "cpu",
     expected_hashes: Mapping[str, str] | None = None,
 ) -> Decoder:
-    """Build the decoder of a model directory and fill it from the files.
+    """Build the decoder of a model directory, ours or one of transformers, and fill it from the files.
 
     Routers are float32 whatever `dtype` is. With `expected_hashes` (name to sha256) every file is hashed first.
     Raises CheckpointError, FormatError or HashMismatch; nothing is allocated before names and shapes fit.
@@ -57,9 +58,9 @@ def load(
     if expected_hashes is not None:
         verify_hashes(directory, expected_hashes)
     spec = read_spec(directory)
-    slots = slots_of(spec)
     with WeightReader(directory) as reader:
-        check_slots(slots, reader)
+        slots = source_slots(spec, reader)
+        check_slots(slots, reader, ignorable=ignorable(spec))
         return fill(Decoder(spec, TORCH_DTYPES[dtype]), slots, reader).to(device)
 
 
@@ -80,7 +81,11 @@ def fill(model: Decoder, slots: Iterable[Slot], reader: WeightReader) -> Decoder
     """Read every slot into the decoder's parameters."""
     parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for slot in slots:
-        reader.read_into(slot.tensor, slot.of(parameters[slot.parameter].data))
+        place = slot.of(parameters[slot.parameter].data)
+        if slot.fold is None:
+            reader.read_into(slot.tensor, place)
+        else:
+            place.copy_(reader.tensor(slot.tensor).view(place.shape))
     return model
 
 
@@ -126,7 +131,7 @@ def _converted(
     slots: list[Slot], parameters: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
     for slot in slots:
-        tensor = slot.of(parameters[slot.parameter].detach())
+        tensor = slot.of(parameters[slot.parameter].detach()).reshape(slot.shape)
         if slot.dtype is not None:
             yield slot.tensor, tensor
             continue

@@ -1,7 +1,7 @@
 """Attention of one mixed step: many sequences' newest tokens in one call, prompt chunks one after the other.
 
 Shapes: T tokens of the step, B sequences with one new token, S padded length, C tokens of a chunk, H query heads,
-G key-value heads, Q = H / G, d head_dim, M blocks of the longest sequence, P tokens of a block.
+G key-value heads, Q = H / G, d width of a key, e width of a value, M blocks of the longest sequence, P tokens of a block.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from moe_core.engine.kv_cache import PagedKVCache
 from moe_core.engine.scheduler import Chunk
 from moe_core.kernels.cpu import attention as native
 from moe_core.kernels.precision import attention
-
-NEG_INF = float("-inf")
+from moe_core.model.attention import NEG_INF, attend_newest, with_sinks
+from moe_core.model.context import AttentionRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,12 @@ class _Rows:
     lengths_B: Tensor
     # (B, 1, 1, S): 0 where a key is the row's own, -inf on padding.
     mask: Tensor
+
+    def mask_within(self, window: int) -> Tensor:
+        """The same where a row sees only the newest `window` of its keys."""
+        position_S = torch.arange(self.mask.shape[-1])
+        too_old_BS = position_S < self.lengths_B[:, None] - window
+        return self.mask.masked_fill(too_old_BS[:, None, None], NEG_INF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,8 @@ class _Span:
 class StepAttention:
     """The AttentionContext of one step; the chunks with a single token must come first."""
 
+    keeps_latents = True
+
     def __init__(self, cache: PagedKVCache, chunks: Sequence[Chunk], dtype: torch.dtype) -> None:
         self._cache = cache
         self._slots_T = _slots(chunks)
@@ -59,44 +67,49 @@ class StepAttention:
             self._spans.append(_plan_span(chunk, start, dtype))
             start += chunk.num_tokens
 
-    def attend(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> Tensor:
-        """Store the new keys and values, then attend each sequence to its own: (T, H, d)."""
-        self._cache.write(layer, self._slots_T, k_TGd, v_TGd)
+    def attend(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGe: Tensor, rule: AttentionRule) -> Tensor:
+        """Store the new keys and values, then attend each sequence to its own: (T, H, e)."""
+        self._cache.write(layer, self._slots_T, k_TGd, v_TGe)
         if self._rows is not None and not self._spans:
-            return self._attend_rows(layer, self._rows, q_THd)
-        out_THd = torch.empty_like(q_THd)
+            return self._attend_rows(layer, self._rows, q_THd, rule)
+        out_THe = q_THd.new_empty(*q_THd.shape[:2], v_TGe.shape[2])
         if self._rows is not None:
-            out_THd[: self._rows.num_rows] = self._attend_rows(
-                layer, self._rows, q_THd[: self._rows.num_rows]
-            )
+            rows = slice(self._rows.num_rows)
+            out_THe[rows] = self._attend_rows(layer, self._rows, q_THd[rows], rule)
         for span in self._spans:
             own = slice(span.start, span.end)
-            out_THd[own] = self._attend_span(layer, span, q_THd[own], k_TGd[own], v_TGd[own])
-        return out_THd
+            out_THe[own] = self._attend_span(layer, span, q_THd[own], k_TGd[own], v_TGe[own], rule)
+        return out_THe
 
-    def _attend_rows(self, layer: int, rows: _Rows, q_BHd: Tensor) -> Tensor:
+    def _attend_rows(self, layer: int, rows: _Rows, q_BHd: Tensor, rule: AttentionRule) -> Tensor:
         keys, values = self._cache.blocks(layer)
-        if native.supports(q_BHd, keys):
+        if rule.is_plain and native.supports(q_BHd, keys, values, rule.scale):
             return native.attend_rows(q_BHd, keys, values, rows.blocks_BM, rows.lengths_B)
         num_rows, num_heads, head_dim = q_BHd.shape
-        k_SGd, v_SGd = self._cache.gather(layer, rows.blocks_BM.view(-1))
+        k_SGd, v_SGe = self._cache.gather(layer, rows.blocks_BM.view(-1))
         k = k_SGd.view(num_rows, -1, *k_SGd.shape[1:]).transpose(1, 2)
-        v = v_SGd.view(num_rows, -1, *v_SGd.shape[1:]).transpose(1, 2)
+        v = v_SGe.view(num_rows, -1, *v_SGe.shape[1:]).transpose(1, 2)
         # The Q query heads of one key-value head stand in for query positions: nothing is repeated.
         q_BGQd = q_BHd.view(num_rows, k.shape[1], -1, head_dim)
-        out_BGQd = attention(q_BGQd, k, v, attn_mask=rows.mask)
-        return out_BGQd.reshape(num_rows, num_heads, head_dim)
+        mask = rows.mask if rule.window is None else rows.mask_within(rule.window)
+        if rule.sinks_H is not None:
+            sinks_GQ1 = rule.sinks_H.view(1, k.shape[1], -1, 1)
+            mask, k, v = with_sinks(mask, k, v, sinks_GQ1)
+        out_BGQe = attention(q_BGQd, k, v, attn_mask=mask, scale=rule.scale)
+        return out_BGQe.reshape(num_rows, num_heads, -1)
 
-    def _attend_span(self, layer: int, span: _Span, q_CHd: Tensor, k_CGd: Tensor, v_CGd: Tensor) -> Tensor:
+    def _attend_span(
+        self, layer: int, span: _Span, q_CHd: Tensor, k_CGd: Tensor, v_CGe: Tensor, rule: AttentionRule
+    ) -> Tensor:
         num_queries = q_CHd.shape[1] // k_CGd.shape[1]
-        if span.blocks_M is None or span.mask is None:
-            k, v = _repeat_heads(k_CGd, num_queries), _repeat_heads(v_CGd, num_queries)
-            out = attention(q_CHd.transpose(0, 1)[None], k, v, is_causal=True)
+        if span.blocks_M is not None and span.mask is not None:
+            k_SGd, v_SGe = self._cache.gather(layer, span.blocks_M)
+            k_CGd, v_CGe = k_SGd[: span.mask.shape[1]], v_SGe[: span.mask.shape[1]]
+        q, k, v = q_CHd.transpose(0, 1)[None], *(_repeat_heads(x, num_queries) for x in (k_CGd, v_CGe))
+        if rule.is_plain and span.mask is not None:
+            out = attention(q, k, v, attn_mask=span.mask, scale=rule.scale)
         else:
-            k_SGd, v_SGd = self._cache.gather(layer, span.blocks_M)
-            length = span.mask.shape[1]
-            k, v = _repeat_heads(k_SGd[:length], num_queries), _repeat_heads(v_SGd[:length], num_queries)
-            out = attention(q_CHd.transpose(0, 1)[None], k, v, attn_mask=span.mask)
+            out = attend_newest(q, k, v, rule)
         return out[0].transpose(0, 1)
 
 

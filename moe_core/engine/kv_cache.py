@@ -1,6 +1,9 @@
 """Keys and values of every layer in blocks of sixteen tokens.
 
-Shapes: N blocks, P tokens of a block, T tokens, G key-value heads, d head_dim, M blocks of the longest sequence.
+Latent attention keeps one head, whose values are the first part of its key and are not stored again.
+
+Shapes: N blocks, P tokens of a block, T tokens, G key-value heads, d width of a key, e width of a value, M blocks of
+the longest sequence.
 """
 
 from __future__ import annotations
@@ -13,32 +16,39 @@ from moe_core.spec import ModelSpec
 
 
 class PagedKVCache:
-    """One pair of (N, P, G, d) tensors a layer, zero at first: padding reads zeros, never another's memory."""
+    """Two tensors a layer, zero at first: padding reads zeros, never another's memory."""
 
     def __init__(self, spec: ModelSpec, num_blocks: int, dtype: torch.dtype) -> None:
-        shape = (num_blocks, BLOCK_TOKENS, spec.num_key_value_heads, spec.head_dim)
+        kept, layers = spec.kept, range(spec.num_hidden_layers)
+        shape = (num_blocks, BLOCK_TOKENS, kept.num_heads)
         self.num_blocks = num_blocks
-        self._k_NPGd = [torch.zeros(shape, dtype=dtype) for _ in range(spec.num_hidden_layers)]
-        self._v_NPGd = [torch.zeros(shape, dtype=dtype) for _ in range(spec.num_hidden_layers)]
-        self._k_slots = [k.view(-1, *shape[2:]) for k in self._k_NPGd]
-        self._v_slots = [v.view(-1, *shape[2:]) for v in self._v_NPGd]
+        self._shares_keys = kept.shares_keys
+        self._k_NPGd = [torch.zeros(*shape, kept.key_dim, dtype=dtype) for _ in layers]
+        if kept.shares_keys:
+            self._v_NPGe = [k[..., : kept.value_dim] for k in self._k_NPGd]
+        else:
+            self._v_NPGe = [torch.zeros(*shape, kept.value_dim, dtype=dtype) for _ in layers]
+        self._k_slots = [k.flatten(0, 1) for k in self._k_NPGd]
+        self._v_slots = [v.flatten(0, 1) for v in self._v_NPGe]
 
     @property
     def num_bytes(self) -> int:
         """What the cache takes in memory."""
-        return 2 * len(self._k_NPGd) * self._k_NPGd[0].numel() * self._k_NPGd[0].element_size()
+        own = [*self._k_NPGd, *([] if self._shares_keys else self._v_NPGe)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in own)
 
-    def write(self, layer: int, slots_T: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> None:
+    def write(self, layer: int, slots_T: Tensor, k_TGd: Tensor, v_TGe: Tensor) -> None:
         """Store the keys and values of T tokens at `slots_T` (int64: block number · P + place in the block)."""
         self._k_slots[layer].index_copy_(0, slots_T, k_TGd)
-        self._v_slots[layer].index_copy_(0, slots_T, v_TGd)
+        if not self._shares_keys:
+            self._v_slots[layer].index_copy_(0, slots_T, v_TGe)
 
     def blocks(self, layer: int) -> tuple[Tensor, Tensor]:
-        """All keys and all values of a layer, (N, P, G, d) each, for kernels that read blocks in place."""
-        return self._k_NPGd[layer], self._v_NPGd[layer]
+        """All keys and all values of a layer, (N, P, G, d or e), for kernels that read blocks in place."""
+        return self._k_NPGd[layer], self._v_NPGe[layer]
 
     def gather(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Copies of the blocks numbered by a flat int64 `blocks`: two (len(blocks) · P, G, d) tensors."""
+        """Copies of the blocks numbered by a flat int64 `blocks`: two (len(blocks) · P, G, d or e) tensors."""
         k = self._k_NPGd[layer].index_select(0, blocks)
-        v = self._v_NPGd[layer].index_select(0, blocks)
+        v = self._v_NPGe[layer].index_select(0, blocks)
         return k.flatten(0, 1), v.flatten(0, 1)

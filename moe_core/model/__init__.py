@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from moe_core.model.attention import DenseCausal, GrowingSequence
-from moe_core.model.context import AttentionContext, RoutingContext
+from moe_core.model.context import AttentionContext, AttentionRule, RoutingContext
 from moe_core.model.decoder import Decoder
 from moe_core.model.domain_prior import DomainPrior
 
-__all__ = ["AttentionContext", "Decoder", "DenseCausal", "DomainPrior", "GrowingSequence", "RoutingContext"]
+__all__ = [
+    "AttentionContext",
+    "AttentionRule",
+    "Decoder",
+    "DenseCausal",
+    "DomainPrior",
+    "GrowingSequence",
+    "RoutingContext",
+]

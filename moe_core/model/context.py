@@ -17,11 +17,33 @@ from moe_core.routers import Floor, GateCall, Routing
 from moe_core.spec import MoeSpec
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionRule:
+    """How one layer attends."""
+
+    # On the scores, before the softmax.
+    scale: float
+    # How many tokens are seen, the newest included; None for all before.
+    window: int | None = None
+    # (H,) a score a head that takes part in the softmax and carries no value.
+    sinks_H: Tensor | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """True when every earlier token is seen and nothing else takes part."""
+        return self.window is None and self.sinks_H is None
+
+
 class AttentionContext(Protocol):
     """Attends, and keeps keys and values wherever it likes."""
 
-    def attend(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> Tensor:
-        """Attention of one layer: (T, H, d) out of rotated queries and keys."""
+    @property
+    def keeps_latents(self) -> bool:
+        """Whether latent attention should give its latent as the one key-value head, to be kept."""
+        ...
+
+    def attend(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGe: Tensor, rule: AttentionRule) -> Tensor:
+        """Attention of one layer: (T, H, e) out of rotated queries and keys; values may have a width of their own."""
         ...
 
 

@@ -1,6 +1,6 @@
-"""One decoder for Llama, Mixtral and Turnout's mixture of dense and expert layers.
+"""One decoder for every family: what differs between them is a field of ModelSpec and a small part.
 
-Shapes: T tokens, B batch, S sequence, D model width, H query heads, G key-value heads, d head_dim, V vocabulary.
+Shapes: T tokens, B batch, S sequence, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,64 +11,42 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from moe_core.kernels.gating import Gating
 from moe_core.kernels.precision import product
 from moe_core.model.attention import DenseCausal, GrowingSequence
 from moe_core.model.context import AttentionContext, RoutingContext
-from moe_core.model.layers import DenseMlp, Embedding, Linear, MoeMlp, RmsNorm, rotary_table, rotate
+from moe_core.model.heads import Attention, LatentAttention
+from moe_core.model.layers import DenseMlp, Embedding, Linear, MoeMlp, RmsNorm
+from moe_core.model.rotary import Rotary, rotary_of
 from moe_core.spec import ModelSpec
 
 
-class Attention(nn.Module):
-    """Projections of one layer's attention; the context does the attending."""
-
-    def __init__(self, spec: ModelSpec, layer: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.layer = layer
-        self.num_heads, self.num_kv = spec.num_attention_heads, spec.num_key_value_heads
-        self.head_dim = spec.head_dim
-        rows = (self.num_heads + 2 * self.num_kv) * spec.head_dim
-        self.qkv_proj = Linear(spec.hidden_size, rows, dtype)
-        self.o_proj = Linear(self.num_heads * spec.head_dim, spec.hidden_size, dtype)
-
-    def forward(self, x_TD: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext) -> Tensor:
-        """Project, rotate queries and keys together, attend, project back."""
-        qkv = self.qkv_proj(x_TD).view(x_TD.shape[0], -1, self.head_dim)
-        qk = rotate(qkv[:, : self.num_heads + self.num_kv], cos, sin)
-        out_THd = context.attend(
-            self.layer,
-            qk[:, : self.num_heads],
-            qk[:, self.num_heads :],
-            qkv[:, self.num_heads + self.num_kv :],
-        )
-        projected: Tensor = self.o_proj(out_THd.reshape(x_TD.shape[0], -1))
-        return projected
-
-
 class Block(nn.Module):
-    """Attention and a feed-forward, each behind its norm and beside the residual."""
+    """Attention and a feed-forward, each behind its norm and beside the residual; or both behind one norm."""
 
     def __init__(self, spec: ModelSpec, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.input_norm = RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype)
-        self.attention = Attention(spec, layer, dtype)
-        self.mlp_norm = RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype)
+        latent = spec.attention.mla is not None
+        self.attention: Attention | LatentAttention = (LatentAttention if latent else Attention)(
+            spec, layer, dtype
+        )
+        # None where the feed-forward reads what attention reads (PaLM's parallel form).
+        self.mlp_norm = None if spec.parallel_blocks else RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype)
         self.mlp: DenseMlp | MoeMlp
         if spec.is_moe_layer(layer):
             self.mlp = MoeMlp(spec, layer, dtype)
         else:
-            self.mlp = DenseMlp(spec.hidden_size, spec.intermediate_size, dtype)
+            self.mlp = DenseMlp(spec.hidden_size, spec.intermediate_size, dtype, Gating.of(spec))
 
     def forward(
-        self,
-        x_TD: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        attention: AttentionContext,
-        routing: RoutingContext | None,
+        self, x_TD: Tensor, rotary: Rotary, attention: AttentionContext, routing: RoutingContext | None
     ) -> Tensor:
         """One layer: (T, D) to (T, D)."""
-        x_TD = x_TD + self.attention(self.input_norm(x_TD), cos, sin, attention)
-        normed_TD = self.mlp_norm(x_TD)
+        normed_TD = self.input_norm(x_TD)
+        x_TD = x_TD + self.attention(normed_TD, rotary, attention)
+        if self.mlp_norm is not None:
+            normed_TD = self.mlp_norm(x_TD)
         if isinstance(self.mlp, MoeMlp):
             return x_TD + self.mlp(normed_TD, routing)
         return x_TD + self.mlp(normed_TD)
@@ -106,10 +84,9 @@ class Decoder(nn.Module):
         x_TD = self.embed_tokens(input_ids_T)
         if self.spec.moe is not None and self.spec.moe.gate.kind == "hash":
             routing = replace(routing or RoutingContext(), token_ids_T=input_ids_T)
-        cos, sin = rotary_table(positions_T, self.spec.head_dim, self.spec.rope_theta)
-        cos, sin = cos.to(x_TD.dtype), sin.to(x_TD.dtype)
+        rotary = rotary_of(self.spec, positions_T, x_TD.dtype)
         for block in self.layers:
-            x_TD = block(x_TD, cos, sin, attention, routing)
+            x_TD = block(x_TD, rotary, attention, routing)
         normed: Tensor = self.norm(x_TD)
         return normed
 

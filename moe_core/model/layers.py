@@ -1,6 +1,6 @@
-"""The parts of a decoder block: norm, rotary positions, dense and mixture feed-forward.
+"""The parts of a decoder block: linear maps, norm, dense and mixture feed-forward.
 
-Shapes: T tokens, D model width, E experts, K top_k, F width of a feed-forward, H heads, d head_dim.
+Shapes: T tokens, D model width, E experts, K top_k, F width of a feed-forward.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.experts import GroupedExperts, PackedExperts
+from moe_core.kernels.gating import PLAIN, Gating
 from moe_core.kernels.precision import product
 from moe_core.model.context import RoutingContext
 from moe_core.routers import Routing, decide
@@ -19,15 +20,17 @@ from moe_core.spec import ModelSpec, MoeSpec
 
 
 class Linear(nn.Module):
-    """A map without bias whose weight (out, in) starts uninitialised: loading fills it."""
+    """A map whose weight (out, in) and bias, if any, start uninitialised: loading fills them."""
 
-    def __init__(self, width_in: int, width_out: int, dtype: torch.dtype) -> None:
+    def __init__(self, width_in: int, width_out: int, dtype: torch.dtype, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width_out, width_in, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(width_out, dtype=dtype)) if bias else None
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """x · weightᵀ."""
-        return product(x_TD, self.weight)
+        """x · weightᵀ + bias."""
+        out_TO = product(x_TD, self.weight)
+        return out_TO if self.bias is None else out_TO + self.bias
 
 
 class Embedding(nn.Module):
@@ -55,31 +58,19 @@ class RmsNorm(nn.Module):
         return nn.functional.rms_norm(x_TD, self.weight.shape, self.weight, self.eps)
 
 
-def rotary_table(positions_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position and frequency, (T, 1, d/2) float32, ready to broadcast over heads."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_T.device) / head_dim
-    angles = positions_T.float()[:, None, None] * (1.0 / theta**exponents)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x_THd: Tensor, cos_T1h: Tensor, sin_T1h: Tensor) -> Tensor:
-    """Rotate pairs (i, i + d/2): the Hugging Face order of Llama's rotary embedding."""
-    low, high = x_THd.chunk(2, dim=-1)
-    return torch.cat([low * cos_T1h - high * sin_T1h, high * cos_T1h + low * sin_T1h], dim=-1)
-
-
 class DenseMlp(nn.Module):
-    """SwiGLU feed-forward with gate and up packed in one map."""
+    """Gated feed-forward with gate and up packed in one map."""
 
-    def __init__(self, width: int, intermediate: int, dtype: torch.dtype) -> None:
+    def __init__(self, width: int, intermediate: int, dtype: torch.dtype, gating: Gating = PLAIN) -> None:
         super().__init__()
+        self.gating = gating
         self.gate_up_proj = Linear(width, 2 * intermediate, dtype)
         self.down_proj = Linear(intermediate, width, dtype)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """down(silu(gate(x)) · up(x))."""
+        """down(gating(gate(x), up(x)))."""
         gate_TF, up_TF = self.gate_up_proj(x_TD).chunk(2, dim=-1)
-        out: Tensor = self.down_proj(nn.functional.silu(gate_TF) * up_TF)
+        out: Tensor = self.down_proj(self.gating(gate_TF, up_TF))
         return out
 
 
@@ -126,14 +117,14 @@ class MoeMlp(nn.Module):
         self.moe_index = moe.moe_layers.index(layer)
         self.moe = moe
         self.router = Router(moe, spec.hidden_size, spec.vocab_size)
-        sizes = (moe.num_experts, spec.hidden_size, moe.moe_intermediate_size)
-        self.experts: GroupedExperts | PackedExperts = (
-            GroupedExperts(*sizes, dtype)
-            if moe.quantisation is None
-            else PackedExperts(*sizes, moe.quantisation)
-        )
+        sizes, gating = (moe.num_experts, spec.hidden_size, moe.moe_intermediate_size), Gating.of(spec)
+        self.experts: GroupedExperts | PackedExperts
+        if moe.quantisation is None:
+            self.experts = GroupedExperts(*sizes, dtype, gating=gating, bias=moe.expert_bias)
+        else:
+            self.experts = PackedExperts(*sizes, moe.quantisation)
         shared = moe.shared_intermediate_size
-        self.shared_expert = DenseMlp(spec.hidden_size, shared, dtype) if shared else None
+        self.shared_expert = DenseMlp(spec.hidden_size, shared, dtype, gating) if shared else None
 
     def forward(self, x_TD: Tensor, context: RoutingContext | None) -> Tensor:
         """Route, run the chosen experts, add the shared one."""

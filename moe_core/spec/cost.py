@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from moe_core.spec.model import ModelSpec, MoeSpec
+from moe_core.spec.model import ModelSpec
+from moe_core.spec.weights import Weight, weights_of
 
 Precision = Literal["fp32", "bf16", "int8", "int4"]
 
@@ -65,88 +67,49 @@ class Cost:
 
 def cost_of(spec: ModelSpec) -> Cost:
     """The exact cost of a model from its specification alone."""
-    params = _params(spec)
-    active = _active(spec, params)
-    # Two operations for each weight that a token meets; the embedding is a look-up, the tied head is not.
-    head_weights = spec.vocab_size * spec.hidden_size
-    matmul_weights = active - params.embedding - params.norms - params.head + head_weights
+    weights = list(weights_of(spec))
+    params: Counter[str] = Counter()
+    for weight in weights:
+        params[weight.part] += weight.size * weight.count
+    # Two operations for each weight of a map that a token meets; the embedding is a look-up, the tied head is not.
+    multiplied = sum(w.size * w.active for w in weights if w.length and w.part not in ("embedding", "head"))
+    multiplied += spec.vocab_size * spec.hidden_size
+    counts = ParamCounts(**{part: params[part] for part in ParamCounts.__slots__})
     return Cost(
-        params=params,
-        total=params.total,
-        active_per_token=active,
-        bytes={precision: _bytes(spec, params, precision) for precision in ("fp32", "bf16", "int8", "int4")},
-        kv_bytes_per_token=2
-        * spec.num_hidden_layers
-        * spec.num_key_value_heads
-        * spec.head_dim
-        * KV_BYTES_PER_VALUE,
-        _flops_base=2 * matmul_weights,
-        # Scores and the weighted sum: two multiply-adds for each head dimension and position.
-        _flops_per_context_token=4 * spec.num_hidden_layers * spec.num_attention_heads * spec.head_dim,
+        params=counts,
+        total=counts.total,
+        active_per_token=sum(weight.size * weight.active for weight in weights),
+        bytes={precision: _bytes(weights, precision) for precision in ("fp32", "bf16", "int8", "int4")},
+        kv_bytes_per_token=spec.num_hidden_layers * spec.kept.num_values * KV_BYTES_PER_VALUE,
+        _flops_base=2 * multiplied + _sink_flops(spec),
+        # Scores and the weighted sum: two operations for each value of a head and position.
+        _flops_per_context_token=spec.num_hidden_layers * _flops_a_position(spec),
     )
 
 
-def _params(spec: ModelSpec) -> ParamCounts:
-    width, moe = spec.hidden_size, spec.moe
-    num_moe = len(moe.moe_layers) if moe else 0
-    num_dense = spec.num_hidden_layers - num_moe
-    heads = 2 * spec.num_attention_heads + 2 * spec.num_key_value_heads
-    shared = moe.shared_intermediate_size or 0 if moe else 0
-    return ParamCounts(
-        embedding=spec.vocab_size * width,
-        attention=spec.num_hidden_layers * width * heads * spec.head_dim,
-        router=num_moe * _gate(spec, moe) if moe else 0,
-        experts=num_moe * moe.num_experts * _mlp(width, moe.moe_intermediate_size) if moe else 0,
-        shared_experts=num_moe * _mlp(width, shared),
-        dense_mlp=num_dense * _mlp(width, spec.intermediate_size),
-        norms=(2 * spec.num_hidden_layers + 1) * width,
-        head=0 if spec.tie_word_embeddings else spec.vocab_size * width,
-    )
+def _flops_a_position(spec: ModelSpec) -> int:
+    return 2 * spec.num_attention_heads * (spec.head_dim + spec.value_dim)
 
 
-def _gate(spec: ModelSpec, moe: MoeSpec) -> int:
-    tensors = moe.gate_tensors(spec.hidden_size, spec.vocab_size)
-    return sum(tensor.numel for tensor in tensors)
+def _sink_flops(spec: ModelSpec) -> int:
+    """A sink is computed as one more position."""
+    return spec.num_hidden_layers * _flops_a_position(spec) if spec.attention.sinks else 0
 
 
-def _mlp(width: int, intermediate: int) -> int:
-    return 3 * width * intermediate
-
-
-def _active(spec: ModelSpec, params: ParamCounts) -> int:
-    """Parameters that one token meets: everything but the experts that were not chosen."""
-    if spec.moe is None:
-        return params.total
-    return params.total - params.experts + params.experts // spec.moe.num_experts * spec.moe.top_k
-
-
-def _bytes(spec: ModelSpec, params: ParamCounts, precision: Precision) -> int:
+def _bytes(weights: list[Weight], precision: Precision) -> int:
     """Bytes of all weights; int8 and int4 quantise the linear maps and leave the rest at 16 bits."""
     if precision in ("fp32", "bf16"):
-        return params.total * (4 if precision == "fp32" else 2)
-    kept = params.embedding + params.head + params.norms + params.router
+        return sum(w.size * w.count for w in weights) * (4 if precision == "fp32" else 2)
     bits = 8 if precision == "int8" else 4
-    return 2 * kept + sum(rows * _row_bytes(length, bits) for rows, length in _quantised_rows(spec))
+    return sum(
+        w.count * (w.rows * _row_bytes(w.length, bits) if _is_quantised(w) else 2 * w.size) for w in weights
+    )
+
+
+def _is_quantised(weight: Weight) -> bool:
+    return bool(weight.length) and weight.part not in ("embedding", "head", "router")
 
 
 def _row_bytes(length: int, bits: int) -> int:
     groups = -(-length // QUANT_GROUP_SIZE)
     return -(-length * bits // 8) + groups * QUANT_SCALE_BYTES
-
-
-def _quantised_rows(spec: ModelSpec) -> list[tuple[int, int]]:
-    """(rows, row length) of each kind of linear map that int8 and int4 quantise."""
-    width, layers, moe = spec.hidden_size, spec.num_hidden_layers, spec.moe
-    num_moe = len(moe.moe_layers) if moe else 0
-    q_rows = spec.num_attention_heads * spec.head_dim
-    rows = [
-        (layers * (q_rows + 2 * spec.num_key_value_heads * spec.head_dim), width),
-        (layers * width, q_rows),
-    ]
-    mlps = [(layers - num_moe, spec.intermediate_size)]
-    if moe:
-        mlps.append((num_moe * moe.num_experts, moe.moe_intermediate_size))
-        mlps.append((num_moe * moe.num_shared_experts, moe.shared_intermediate_size or 1))
-    for count, intermediate in mlps:
-        rows += [(count * 2 * intermediate, width), (count * width, intermediate)]
-    return rows

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from moe_core.spec.attention import AttentionSpec, RopeSpec
 from moe_core.spec.base import LayerIndex, Spec
 from moe_core.spec.capacity import CapacitySpec
 from moe_core.spec.gate import Base, ExpertChoice, Gate, GateSpec, Soft, SoftmaxTopk
@@ -14,9 +15,25 @@ from moe_core.spec.quantisation import ExpertQuantSpec
 from moe_core.spec.temperature import TemperatureSpec
 from moe_core.spec.twins import TwinsSpec
 
-Family = Literal["llama", "mixtral", "turnout_moe"]
+Family = Literal["llama", "mixtral", "turnout_moe", "qwen3_moe", "olmoe"]
+# What stands between gate and up in a feed-forward. "clamped" is gpt-oss's (up + 1) · gate · sigmoid(alpha · gate).
+Activation = Literal["silu", "gelu", "clamped"]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 20)]
 Width = Annotated[int, Field(ge=1, le=1 << 18)]
+
+
+class Kept(NamedTuple):
+    """The shape of a token's keys and values in a cache; latent attention's values are the first of its key's."""
+
+    num_heads: int
+    key_dim: int
+    value_dim: int
+    shares_keys: bool = False
+
+    @property
+    def num_values(self) -> int:
+        """How many numbers are stored."""
+        return self.num_heads * (self.key_dim + (0 if self.shares_keys else self.value_dim))
 
 
 class MoeSpec(Spec):
@@ -39,6 +56,8 @@ class MoeSpec(Spec):
     twins: TwinsSpec | None = None
     # None: experts lie in the dtype of the model.
     quantisation: ExpertQuantSpec | None = None
+    # A bias on every map of the experts.
+    expert_bias: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -99,7 +118,7 @@ def check_gate(gate: Gate, capacity: CapacitySpec | None, num_experts: int, top_
 
 
 class ModelSpec(Spec):
-    """The shape of one decoder: Llama, Mixtral, or Turnout's own mixture of both."""
+    """The shape of one decoder; a family is a corner of this space with a name and a spelling of its own."""
 
     family: Family
     vocab_size: Annotated[int, Field(ge=1, le=1 << 20)]
@@ -112,6 +131,14 @@ class ModelSpec(Spec):
     max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 24)]
     rms_norm_eps: Annotated[float, Field(gt=0.0, le=1e-2)] = 1e-5
     rope_theta: Annotated[float, Field(ge=1.0, le=1e9)] = 10_000.0
+    rope: RopeSpec = RopeSpec()
+    attention: AttentionSpec = AttentionSpec()
+    activation: Activation = "silu"
+    # Of the "clamped" activation.
+    swiglu_alpha: Annotated[float, Field(gt=0.0, le=100.0)] = 1.702
+    swiglu_limit: Annotated[float, Field(gt=0.0, le=1e4)] = 7.0
+    # Attention and feed-forward read the same normed input and are added together.
+    parallel_blocks: bool = False
     tie_word_embeddings: bool = False
     bos_token_id: TokenId | None = None
     eos_token_ids: Annotated[tuple[TokenId, ...], Field(max_length=16)] = ()
@@ -124,8 +151,9 @@ class ModelSpec(Spec):
                 f"num_attention_heads ({self.num_attention_heads}) must be divisible by "
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim ({self.head_dim}) must be even for rotary positions")
+        if self.rotary_dim % 2:
+            raise ValueError(f"head_dim ({self.rotary_dim}) must be even for rotary positions")
+        self._check_attention()
         for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
             if token >= self.vocab_size:
                 raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
@@ -137,19 +165,54 @@ class ModelSpec(Spec):
             raise ValueError(f"family {self.family!r} {'must not' if self.moe else 'must'} have a moe part")
         if self.moe is None:
             return
-        if self.moe.moe_layers[-1] >= self.num_hidden_layers:
-            raise ValueError(
-                f"moe layer {self.moe.moe_layers[-1]} is outside the {self.num_hidden_layers} layers"
-            )
+        _check_layers("moe", self.moe.moe_layers, self.num_hidden_layers)
         if self.family == "mixtral" and not fits_mixtral(self):
             raise ValueError(
                 "family 'mixtral' has experts of the full width in every layer, no shared expert, "
                 "renormalised softmax top-k without capacity and temperature 1; use family 'turnout_moe'"
             )
 
+    def _check_attention(self) -> None:
+        _check_layers("sliding", self.attention.sliding_layers, self.num_hidden_layers)
+        mla = self.attention.mla
+        if mla is None:
+            return
+        if self.num_key_value_heads != self.num_attention_heads:
+            raise ValueError("latent attention has as many key-value heads as query heads")
+        if self.head_dim != mla.qk_nope_head_dim + mla.qk_rope_head_dim:
+            raise ValueError(
+                f"head_dim ({self.head_dim}) must be qk_nope_head_dim + qk_rope_head_dim "
+                f"({mla.qk_nope_head_dim} + {mla.qk_rope_head_dim})"
+            )
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many values of each head carry positions."""
+        mla = self.attention.mla
+        return self.head_dim if mla is None else mla.qk_rope_head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Width of one head's value."""
+        mla = self.attention.mla
+        return self.head_dim if mla is None else mla.v_head_dim
+
+    @property
+    def kept(self) -> Kept:
+        """What a cache keeps of one token in one layer."""
+        mla = self.attention.mla
+        if mla is not None:
+            return Kept(1, mla.kv_lora_rank + mla.qk_rope_head_dim, mla.kv_lora_rank, shares_keys=True)
+        return Kept(self.num_key_value_heads, self.head_dim, self.head_dim)
+
     def is_moe_layer(self, layer: int) -> bool:
         """True when the layer holds experts."""
         return self.moe is not None and layer in self.moe.moe_layers
+
+
+def _check_layers(kind: str, layers: tuple[int, ...], num_layers: int) -> None:
+    if layers and layers[-1] >= num_layers:
+        raise ValueError(f"{kind} layer {layers[-1]} is outside the {num_layers} layers")
 
 
 def fits_mixtral(spec: ModelSpec) -> bool:
@@ -167,4 +230,16 @@ def fits_mixtral(spec: ModelSpec) -> bool:
         and moe.capacity is None
         and moe.twins is None
         and moe.quantisation is None
+        and not moe.expert_bias
+        and is_llama_like(spec)
+    )
+
+
+def is_llama_like(spec: ModelSpec) -> bool:
+    """True when everything but the feed-forward is as in Llama."""
+    return (
+        spec.attention == AttentionSpec()
+        and spec.rope == RopeSpec()
+        and spec.activation == "silu"
+        and not spec.parallel_blocks
     )

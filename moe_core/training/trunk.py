@@ -14,7 +14,8 @@ from torch import Tensor
 from moe_core.errors import TrainingError
 from moe_core.model.attention import DenseCausal
 from moe_core.model.decoder import Block, Decoder
-from moe_core.model.layers import MoeMlp, rotary_table
+from moe_core.model.layers import MoeMlp
+from moe_core.model.rotary import Rotary, rotary_of
 from moe_core.training.data import Windows
 
 # An expert layer and its normed input (T, D) → its output (T, D).
@@ -32,6 +33,11 @@ class CutDecoder:
             raise TrainingError(
                 f"a {model.spec.family} model has no router to tune; lay experts over it first"
             )
+        if model.spec.parallel_blocks:
+            raise TrainingError(
+                f"a {model.spec.family} model adds attention and experts side by side; tuning is for models "
+                "whose experts read what attention has left behind"
+            )
         self.model = model
         self.first = model.spec.moe.moe_layers[0]
         self.blocks: list[Block] = [block for block in model.layers if isinstance(block, Block)]
@@ -39,30 +45,30 @@ class CutDecoder:
     @torch.no_grad()
     def below(self, ids_BS: Tensor) -> Tensor:
         """The residual stream (T, D) that enters the first expert layer's feed-forward, its attention included."""
-        attention, cos, sin = self._surroundings(*ids_BS.shape)
+        attention, rotary = self._surroundings(*ids_BS.shape)
         x_TD = self.model.embed_tokens(ids_BS.reshape(-1))
         for block in self.blocks[: self.first]:
-            x_TD = block(x_TD, cos, sin, attention, None)
+            x_TD = block(x_TD, rotary, attention, None)
         block = self.blocks[self.first]
-        summed: Tensor = x_TD + block.attention(block.input_norm(x_TD), cos, sin, attention)
+        summed: Tensor = x_TD + block.attention(block.input_norm(x_TD), rotary, attention)
         return summed
 
     def above(self, x_TD: Tensor, batch: int, sequence: int, feed_forward: FeedForward) -> Tensor:
         """Hidden states after the final norm (T, D), from what `below` gave; expert layers do what they are told."""
-        attention, cos, sin = self._surroundings(batch, sequence)
+        attention, rotary = self._surroundings(batch, sequence)
         for block in self.blocks[self.first :]:
             if block is not self.blocks[self.first]:
-                x_TD = x_TD + block.attention(block.input_norm(x_TD), cos, sin, attention)
+                x_TD = x_TD + block.attention(block.input_norm(x_TD), rotary, attention)
+            assert block.mlp_norm is not None
             normed_TD = block.mlp_norm(x_TD)
             mlp = block.mlp
             x_TD = x_TD + (feed_forward(mlp, normed_TD) if isinstance(mlp, MoeMlp) else mlp(normed_TD))
         hidden_TD: Tensor = self.model.norm(x_TD)
         return hidden_TD
 
-    def _surroundings(self, batch: int, sequence: int) -> tuple[DenseCausal, Tensor, Tensor]:
+    def _surroundings(self, batch: int, sequence: int) -> tuple[DenseCausal, Rotary]:
         positions_T = torch.arange(sequence).repeat(batch)
-        cos, sin = rotary_table(positions_T, self.model.spec.head_dim, self.model.spec.rope_theta)
-        return DenseCausal(batch, sequence), cos.to(self.model.dtype), sin.to(self.model.dtype)
+        return DenseCausal(batch, sequence), rotary_of(self.model.spec, positions_T, self.model.dtype)
 
 
 class TrunkCache:

@@ -17,8 +17,9 @@ class DecodeLinear(Linear):
     """A linear map that takes the compiled kernel for few tokens."""
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """x · weightᵀ."""
-        return linear(x_TD, self.weight)
+        """x · weightᵀ + bias."""
+        out_TO = linear(x_TD, self.weight)
+        return out_TO if self.bias is None else out_TO + self.bias
 
 
 class DecodeDenseMlp(DenseMlp):
@@ -44,7 +45,7 @@ def attach(model: nn.Module, num_threads: int) -> str:
         # Only the class changes: parameters, their names and their memory stay.
         if type(module) is Linear:
             module.__class__ = DecodeLinear
-        elif type(module) is DenseMlp:
+        elif type(module) is DenseMlp and module.gating.kind == "silu":
             module.__class__ = DecodeDenseMlp
     return native.isa
 

@@ -43,10 +43,12 @@ def attend_rows(
     return out_BHd
 
 
-def supports(q_BHd: Tensor, k_NPGd: Tensor) -> bool:
-    """bfloat16 on the CPU, heads side by side, no gradient."""
+def supports(q_BHd: Tensor, k_NPGd: Tensor, v_NPGd: Tensor, scale: float) -> bool:
+    """bfloat16 on the CPU, heads side by side, values as wide as keys, the usual scale, no gradient."""
     return (
         library() is not None
+        and v_NPGd.shape == k_NPGd.shape
+        and math.isclose(scale, k_NPGd.shape[3] ** -0.5)
         and q_BHd.dtype is torch.bfloat16
         and k_NPGd.dtype is torch.bfloat16
         and q_BHd.device.type == "cpu"

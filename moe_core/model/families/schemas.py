@@ -1,4 +1,4 @@
-"""Closed schemas of config.json: what each family may say, and which of it must have one value only.
+"""The closed schema of config.json that all families share; each one adds its own keys in a file of its own.
 
 Keys that change nothing here (training rates, caches, versions) are read and forgotten; keys that would change
 the computation are accepted only with the value that this decoder computes; all others are refused by name.
@@ -10,21 +10,13 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from moe_core.spec import CapacitySpec, GateSpec, ModelSpec, MoeSpec, TemperatureSpec
+from moe_core.model.families.rope import RopeParameters
+from moe_core.spec import ModelSpec, MoeSpec
+from moe_core.spec.attention import AttentionSpec
 from moe_core.spec.base import Spec
-from moe_core.spec.gate import SoftmaxTopk
-from moe_core.spec.quantisation import ExpertQuantSpec
-from moe_core.spec.twins import TwinsSpec
+from moe_core.spec.model import Activation
 
 Ids = int | list[int] | None
-
-
-class RopeParameters(Spec):
-    """Rotary positions as transformers 5 writes them; only the plain kind is computed here."""
-
-    rope_type: Literal["default"] = "default"
-    rope_theta: float | None = None
-    partial_rotary_factor: float | None = Field(default=None, ge=1.0, le=1.0)
 
 
 class DecoderConfig(Spec):
@@ -47,10 +39,10 @@ class DecoderConfig(Spec):
     bos_token_id: int | None = None
     eos_token_id: Ids = None
     # One value only.
-    hidden_act: Literal["silu"] = "silu"
-    attention_bias: Literal[False] = False
+    hidden_act: Activation = "silu"
+    attention_bias: bool = False
     mlp_bias: Literal[False] = False
-    sliding_window: None = None
+    sliding_window: int | None = None
     quantization_config: None = None
     is_encoder_decoder: Literal[False] = False
     # Of no effect on the computation.
@@ -64,6 +56,8 @@ class DecoderConfig(Spec):
     torch_dtype: str | None = None
     transformers_version: str | None = None
     name_or_path: str | None = Field(default=None, alias="_name_or_path")
+    output_router_logits: bool = False
+    router_aux_loss_coef: float = 0.0
     rope_interleaved: Literal[False] = False
     is_llama_config: bool | None = None
     transformers_js: dict[str, Any] | None = Field(default=None, alias="transformers.js_config")
@@ -97,11 +91,20 @@ class DecoderConfig(Spec):
         """The expert part; None for a dense family."""
         return None
 
+    def attention_part(self) -> AttentionSpec:
+        """What differs from plain attention."""
+        return AttentionSpec(qkv_bias=self.attention_bias, o_bias=self.attention_bias)
+
+    def more_fields(self) -> dict[str, Any]:
+        """Fields of the specification that a family sets in its own way."""
+        return {}
+
     def to_spec(self) -> ModelSpec:
         """The specification that these keys describe."""
         heads = self.num_attention_heads
         eos = self.eos_token_id
         moe = self.moe_part()
+        rope = self.rope_parameters or self.rope_scaling or RopeParameters()
         return ModelSpec.parse(
             {
                 "family": self.model_type,
@@ -115,84 +118,30 @@ class DecoderConfig(Spec):
                 "max_position_embeddings": self.max_position_embeddings,
                 "rms_norm_eps": self.rms_norm_eps,
                 "rope_theta": self.theta(),
+                "rope": rope.to_rope(self.max_position_embeddings, interleaved=self.interleaved()),
+                "attention": self.attention_part(),
+                "activation": self.hidden_act,
                 "tie_word_embeddings": self.tie_word_embeddings,
                 "bos_token_id": self.bos_token_id,
                 "eos_token_ids": eos if isinstance(eos, list) else [] if eos is None else [eos],
                 "moe": None if moe is None else moe.model_dump(),
+                **self.more_fields(),
             }
         )
 
-
-class LlamaConfig(DecoderConfig):
-    """Llama and its kin (SmolLM2)."""
-
-
-class MixtralConfig(DecoderConfig):
-    """Mixtral: experts of the full width in every layer."""
-
-    num_key_value_heads: int | None = 8
-    num_local_experts: int = Field(default=8, ge=1, le=1024)
-    num_experts_per_tok: int = 2
-    num_hidden_layers: int = Field(ge=1, le=512)
-    rms_norm_eps: float = 1e-5
-    output_router_logits: bool = False
-    router_aux_loss_coef: float = 0.0
-    router_jitter_noise: float = 0.0
-
-    default_theta: ClassVar[float] = 1e6
-
-    def moe_part(self) -> MoeSpec:
-        """Every layer holds experts."""
-        return MoeSpec.parse(
-            {
-                "moe_layers": tuple(range(self.num_hidden_layers)),
-                "num_experts": self.num_local_experts,
-                "top_k": self.num_experts_per_tok,
-                "moe_intermediate_size": self.intermediate_size,
-            }
-        )
+    def interleaved(self) -> bool:
+        """Whether rotary pairs stand side by side."""
+        return False
 
 
-class TurnoutMoeConfig(DecoderConfig):
-    """Turnout's own: experts in chosen layers, perhaps narrower, perhaps with a shared one."""
+def one_name(data: Any, kept: str, other: str) -> Any:
+    """`data` with a key that two names exist for under the first of them.
 
-    num_local_experts: int
-    num_experts_per_tok: int
-    moe_layers: list[int] = Field(max_length=512)
-    moe_intermediate_size: int
-    num_shared_experts: int = 0
-    shared_intermediate_size: int | None = None
-    norm_topk_prob: bool = True
-    router_temperature: float = 1.0
-    router_temperature_schedule: TemperatureSpec | None = None
-    router_gate: GateSpec = SoftmaxTopk()
-    router_capacity: CapacitySpec | None = None
-    router_twins: TwinsSpec | None = None
-    expert_quantisation: ExpertQuantSpec | None = None
-
-    def moe_part(self) -> MoeSpec:
-        """The expert part as written."""
-        return MoeSpec.parse(
-            {
-                "moe_layers": self.moe_layers,
-                "num_experts": self.num_local_experts,
-                "top_k": self.num_experts_per_tok,
-                "moe_intermediate_size": self.moe_intermediate_size,
-                "num_shared_experts": self.num_shared_experts,
-                "shared_intermediate_size": self.shared_intermediate_size,
-                "norm_topk_prob": self.norm_topk_prob,
-                "temperature": self.router_temperature,
-                "temperature_schedule": self.router_temperature_schedule,
-                "gate": self.router_gate,
-                "capacity": self.router_capacity,
-                "twins": self.router_twins,
-                "quantisation": self.expert_quantisation,
-            }
-        )
-
-
-BY_FAMILY: dict[str, type[DecoderConfig]] = {
-    "llama": LlamaConfig,
-    "mixtral": MixtralConfig,
-    "turnout_moe": TurnoutMoeConfig,
-}
+    Raises ValueError when both are there and differ.
+    """
+    if not isinstance(data, dict) or other not in data:
+        return data
+    rest = {key: value for key, value in data.items() if key != other}
+    if kept in data and data[kept] != data[other]:
+        raise ValueError(f"{kept} ({data[kept]}) and {other} ({data[other]}) are one thing and differ")
+    return {**rest, kept: data[other]}

@@ -10,8 +10,14 @@ from typing import Literal
 
 from torch import Tensor
 
-# The parts of a model, as the cost model counts them.
-Part = Literal["embedding", "attention", "router", "experts", "shared_experts", "dense_mlp", "norms", "head"]
+from moe_core.spec.weights import Part
+
+__all__ = ["Fold", "Part", "Slot"]
+
+# How a checkpoint lays out what the decoder packs as (E, 2F, D), (E, D, F) or (E, 2F):
+# "transposed" swaps the last two axes; the others let gate and up alternate instead of standing one after the other,
+# "columns" as the columns of a transposed map, "rows" as rows, "values" in a bias.
+Fold = Literal["transposed", "columns", "rows", "values"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +37,20 @@ class Slot:
     layer: int | None = None
     # The only dtype that the tensor may have in the file (a safetensors name); None for any float.
     dtype: str | None = None
+    fold: Fold | None = None
 
     def of(self, parameter: Tensor) -> Tensor:
-        """The slice of the parameter that the checkpoint's tensor fills; contiguous, sharing memory."""
+        """The slice of the parameter that the checkpoint's tensor fills, sharing memory.
+
+        It is contiguous and of the slot's shape, unless the slot has a fold: then it is a view whose elements come in
+        the order of the checkpoint's tensor.
+        """
         block = parameter if self.expert is None else parameter[self.expert]
-        return block if self.rows is None else block[self.rows[0] : self.rows[1]]
+        block = block if self.rows is None else block[self.rows[0] : self.rows[1]]
+        if self.fold is None:
+            return block
+        if self.fold == "transposed":
+            return block.transpose(-1, -2)
+        experts, both = block.shape[:2]
+        halves = block.view(experts, 2, both // 2, *block.shape[2:])
+        return halves.permute(0, 3, 2, 1) if self.fold == "columns" else halves.transpose(1, 2)

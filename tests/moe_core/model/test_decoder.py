@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from moe_core.errors import PromptTooLong, SpecError
-from moe_core.model import Decoder, DenseCausal, DomainPrior, GrowingSequence, RoutingContext
+from moe_core.model import AttentionRule, Decoder, DenseCausal, DomainPrior, GrowingSequence, RoutingContext
 from moe_core.model.init import random_decoder
 from moe_core.routers import Routing
 from moe_core.spec import DomainSpec, ModelSpec, RoutingSpec
@@ -197,9 +197,11 @@ def test_a_context_may_keep_keys_and_values_wherever_it_likes() -> None:
     calls: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
 
     class Recording(DenseCausal):
-        def attend(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> Tensor:
+        def attend(
+            self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGe: Tensor, rule: AttentionRule
+        ) -> Tensor:
             calls.append((layer, tuple(q_THd.shape), tuple(k_TGd.shape)))
-            return super().attend(layer, q_THd, k_TGd, v_TGd)
+            return super().attend(layer, q_THd, k_TGd, v_TGe, rule)
 
     model = random_decoder(spec, 2, STD)
     hidden = model.hidden(IDS.reshape(-1), torch.arange(12).repeat(2), Recording(2, 12))

@@ -46,7 +46,7 @@ def test_it_equals_float64_up_to_rounding(kernels, heads: int, num_kv: int, head
     keys, values, tables, own = paged(lengths, num_kv, head_dim)
     # A slice of query and key heads side by side, as the decoder hands them over.
     q_BHd = poisoned(len(lengths), heads + num_kv, head_dim, seed=99)[:, :heads]
-    assert supports(q_BHd, keys)
+    assert supports(q_BHd, keys, values, head_dim**-0.5)
     found = attend_rows(q_BHd, keys, values, tables, torch.tensor(lengths))
     for row, (k, v) in enumerate(own):
         assert_close(found[row], truth(q_BHd[row], k, v), 200)

@@ -1,0 +1,42 @@
+"""Experts with biases or another gating than silu, in plain torch: one pair of products for each expert with rows.
+
+Shapes: T tokens, D model width, E experts, K top_k, F expert width, R = T·K routed rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_core.kernels.gating import Gating
+from moe_core.kernels.torch_grouped import group_rows
+
+
+def gated_experts_torch(
+    hidden_TD: Tensor,
+    gate_up_E2FD: Tensor,
+    down_EDF: Tensor,
+    expert_ids_TK: Tensor,
+    weights_TK: Tensor,
+    gating: Gating,
+    gate_up_bias_E2F: Tensor | None = None,
+    down_bias_ED: Tensor | None = None,
+) -> Tensor:
+    """Sum over the chosen experts of weight · (down(gating(gate(x), up(x)))): (T, D), gradients by autograd.
+
+    Products are in float32 where the input is bfloat16: on a CPU they are no slower, and the sums need it.
+    """
+    dtype = hidden_TD.dtype if hidden_TD.dtype == torch.float64 else torch.float32
+    rows = group_rows(expert_ids_TK, gate_up_E2FD.shape[0])
+    in_RD, weights_R = hidden_TD.to(dtype)[rows.token_R], weights_TK.to(dtype).reshape(-1)[rows.choice_R]
+    out_TD = torch.zeros_like(hidden_TD, dtype=dtype)
+    for expert, part in rows.parts:
+        both_r2F = in_RD[part] @ gate_up_E2FD[expert].to(dtype).t()
+        if gate_up_bias_E2F is not None:
+            both_r2F = both_r2F + gate_up_bias_E2F[expert].to(dtype)
+        out_rD = gating(*both_r2F.chunk(2, dim=-1)) @ down_EDF[expert].to(dtype).t()
+        if down_bias_ED is not None:
+            out_rD = out_rD + down_bias_ED[expert].to(dtype)
+        # An expert has each token at most once, so no two rows are added to one place at a time.
+        out_TD = out_TD.index_add(0, rows.token_R[part], out_rD * weights_R[part, None])
+    return out_TD.to(hidden_TD.dtype)

@@ -1,0 +1,121 @@
+"""Checkpoint names of routers and experts: one tensor an expert, packed, or packed with gate and up alternating."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+
+from moe_core.kernels.packing import code_bytes, num_groups
+from moe_core.model.families.registry import family_of
+from moe_core.model.families.slots import Fold, Part, Slot
+from moe_core.spec import ModelSpec
+
+
+def moe_slots(spec: ModelSpec, layer: int) -> list[Slot]:
+    """Router, experts and shared expert of one layer as the family writes them."""
+    names = family_of(spec.family).names
+    quantised = spec.moe is not None and spec.moe.quantisation is not None
+    apart = _quantised if quantised else _apart
+    experts = _alternating(spec, layer, names.block) if names.alternating else apart(spec, layer)
+    there, here = f"model.layers.{layer}", f"layers.{layer}.mlp"
+    return [*_router(spec, layer), *experts, *_shared(spec, f"{there}.{names.shared}", here, layer)]
+
+
+def moe_slots_in(spec: ModelSpec, layer: int, present: Container[str]) -> list[Slot]:
+    """The same for a source whose tensors are known: the family's own names, or packed as transformers 5 does."""
+    packed = f"model.layers.{layer}.mlp.experts.gate_up_proj"
+    names = family_of(spec.family).names
+    if names.alternating or packed not in present:
+        return moe_slots(spec, layer)
+    there, here = f"model.layers.{layer}", f"layers.{layer}.mlp"
+    shared = _shared(spec, f"{there}.{names.shared}", here, layer)
+    return [*_router(spec, layer, "mlp"), *_packed(spec, layer), *shared]
+
+
+def _router(spec: ModelSpec, layer: int, block: str | None = None) -> Iterator[Slot]:
+    moe, names = spec.moe, family_of(spec.family).names
+    assert moe is not None
+    there = f"model.layers.{layer}.{block or names.block}.{names.router}"
+    for tensor in moe.gate_tensors(spec.hidden_size, spec.vocab_size):
+        theirs = names.selection_bias if tensor.name == "selection_bias" else tensor.name
+        here = f"layers.{layer}.mlp.router.{tensor.name}"
+        yield Slot(f"{there}.{theirs}", here, tensor.shape, "router", layer=layer)
+
+
+def _apart(spec: ModelSpec, layer: int) -> Iterator[Slot]:
+    moe, names = spec.moe, family_of(spec.family).names
+    assert moe is not None
+    there, here = f"model.layers.{layer}.{names.block}.experts", f"layers.{layer}.mlp.experts"
+    width, inner = spec.hidden_size, moe.moe_intermediate_size
+    gate, up, down = names.expert
+    for expert in range(moe.num_experts):
+        for name, parameter, shape, rows in (
+            (gate, "gate_up_E2FD", (inner, width), (0, inner)),
+            (up, "gate_up_E2FD", (inner, width), (inner, 2 * inner)),
+            (down, "down_EDF", (width, inner), None),
+        ):
+            tensor = f"{there}.{expert}.{name}.weight"
+            yield Slot(tensor, f"{here}.{parameter}", shape, "experts", expert, rows, layer)
+
+
+def _quantised(spec: ModelSpec, layer: int) -> Iterator[Slot]:
+    """Codes, scales and zero points of experts in few bits."""
+    moe, names = spec.moe, family_of(spec.family).names
+    assert moe is not None and moe.quantisation is not None
+    there, here = f"model.layers.{layer}.{names.block}.experts", f"layers.{layer}.mlp.experts"
+    kinds = [("codes", "U8", code_bytes), ("scales", "F16", num_groups)]
+    kinds += [] if moe.quantisation.symmetric else [("zeros", "U8", num_groups)]
+    inner, width = moe.moe_intermediate_size, spec.hidden_size
+    gate, up, down = names.expert
+    for expert in range(moe.num_experts):
+        for name, matrix, num_rows, length, rows in (
+            (gate, "gate_up", inner, width, (0, inner)),
+            (up, "gate_up", inner, width, (inner, 2 * inner)),
+            (down, "down", width, inner, None),
+        ):
+            for kind, dtype, columns in kinds:
+                shape = (num_rows, columns(length, moe.quantisation))
+                both = (f"{there}.{expert}.{name}.{kind}", f"{here}.{matrix}_{kind}")
+                yield Slot(*both, shape, "experts", expert, rows, layer, dtype)
+
+
+def _packed(spec: ModelSpec, layer: int) -> Iterator[Slot]:
+    """As transformers 5 keeps them in memory: gate rows first, then up rows."""
+    moe = spec.moe
+    assert moe is not None
+    there, here = f"model.layers.{layer}.mlp.experts", f"layers.{layer}.mlp.experts"
+    experts, width, inner = moe.num_experts, spec.hidden_size, moe.moe_intermediate_size
+    gate_up, down = (experts, 2 * inner, width), (experts, width, inner)
+    yield Slot(f"{there}.gate_up_proj", f"{here}.gate_up_E2FD", gate_up, "experts", layer=layer)
+    yield Slot(f"{there}.down_proj", f"{here}.down_EDF", down, "experts", layer=layer)
+
+
+def _alternating(spec: ModelSpec, layer: int, block: str) -> Iterator[Slot]:
+    """As gpt-oss has them: maps transposed, columns of gate and up in turn, a bias for each."""
+    moe = spec.moe
+    assert moe is not None
+    there, here = f"model.layers.{layer}.{block}.experts", f"layers.{layer}.mlp.experts"
+    experts, width, inner = moe.num_experts, spec.hidden_size, moe.moe_intermediate_size
+    parts: list[tuple[str, str, tuple[int, ...], Fold | None]] = [
+        ("gate_up_proj", "gate_up_E2FD", (experts, width, 2 * inner), "columns"),
+        ("gate_up_proj_bias", "gate_up_bias_E2F", (experts, 2 * inner), "values"),
+        ("down_proj", "down_EDF", (experts, inner, width), "transposed"),
+        ("down_proj_bias", "down_bias_ED", (experts, width), None),
+    ]
+    for name, parameter, shape, fold in parts:
+        yield Slot(f"{there}.{name}", f"{here}.{parameter}", shape, "experts", layer=layer, fold=fold)
+
+
+def _shared(spec: ModelSpec, there: str, here: str, layer: int) -> Iterator[Slot]:
+    moe = spec.moe
+    assert moe is not None
+    if moe.shared_intermediate_size:
+        sizes = (spec.hidden_size, moe.shared_intermediate_size, layer)
+        yield from mlp_slots(there, f"{here}.shared_expert", *sizes, "shared_experts")
+
+
+def mlp_slots(there: str, here: str, width: int, inner: int, layer: int, part: Part) -> Iterator[Slot]:
+    """A dense feed-forward; gate and up share one packed map."""
+    packed = f"{here}.gate_up_proj.weight"
+    yield Slot(f"{there}.gate_proj.weight", packed, (inner, width), part, rows=(0, inner), layer=layer)
+    yield Slot(f"{there}.up_proj.weight", packed, (inner, width), part, rows=(inner, 2 * inner), layer=layer)
+    yield Slot(f"{there}.down_proj.weight", f"{here}.down_proj.weight", (width, inner), part, layer=layer)

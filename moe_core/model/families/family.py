@@ -1,0 +1,42 @@
+"""What makes a family: a name, the names of its tensors, and the spelling of its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from moe_core.model.families.schemas import DecoderConfig
+from moe_core.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class NameMap:
+    """Names of a layer's expert part below `model.layers.N`; attention and dense maps are called alike everywhere."""
+
+    # What holds the router and the experts.
+    block: str = "mlp"
+    router: str = "gate"
+    # The router's bias that counts for the choice only.
+    selection_bias: str = "selection_bias"
+    # An expert's maps: gate, up, down.
+    expert: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    shared: str = "mlp.shared_expert"
+    # Experts packed in one tensor, transposed, gate and up alternating.
+    alternating: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One way of naming and spelling the decoder."""
+
+    # model_type in config.json.
+    name: str
+    # What transformers calls the class; None where transformers has no such model.
+    architecture: str
+    schema: type[DecoderConfig]
+    # The keys of config.json that the family has besides those of all.
+    keys: Callable[[ModelSpec], dict[str, Any]]
+    names: NameMap = field(default_factory=NameMap)
+    # transformers 5.23 has the family and reads what is written here.
+    in_transformers: bool = True

@@ -1,0 +1,62 @@
+"""Rotary positions as config.json spells them, in the old and the new way."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from moe_core.spec import ModelSpec
+from moe_core.spec.attention import RopeSpec
+from moe_core.spec.base import Spec
+
+# Written only where they differ from what is assumed without them.
+_YARN_KEYS = ("beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim")
+
+
+class RopeParameters(Spec):
+    """Rotary positions as transformers 5 writes them (`rope_parameters`), or older files (`rope_scaling`)."""
+
+    rope_type: Literal["default", "yarn"] = "default"
+    rope_theta: float | None = None
+    partial_rotary_factor: float | None = Field(default=None, ge=1.0, le=1.0)
+    factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    truncate: bool | None = None
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+
+    def to_rope(self, max_position_embeddings: int, *, interleaved: bool) -> RopeSpec:
+        """The specification; lengths that are not said follow from the model's own."""
+        if self.rope_type == "default":
+            return RopeSpec(interleaved=interleaved)
+        original = self.original_max_position_embeddings or max_position_embeddings
+        said = {key: getattr(self, key) for key in _YARN_KEYS if getattr(self, key) is not None}
+        return RopeSpec.parse(
+            {
+                "kind": "yarn",
+                "interleaved": interleaved,
+                "factor": self.factor or max_position_embeddings / original,
+                "original_max_position_embeddings": original,
+                **said,
+            }
+        )
+
+
+def rope_parameters(spec: ModelSpec) -> dict[str, Any]:
+    """The `rope_parameters` of a model."""
+    rope = spec.rope
+    if rope.kind == "plain":
+        return {"rope_theta": spec.rope_theta, "rope_type": "default"}
+    plain = RopeSpec()
+    changed = {key: getattr(rope, key) for key in _YARN_KEYS if getattr(rope, key) != getattr(plain, key)}
+    return {
+        "rope_theta": spec.rope_theta,
+        "rope_type": "yarn",
+        "factor": rope.factor,
+        "original_max_position_embeddings": rope.original_max_position_embeddings,
+        **changed,
+    }

@@ -1,0 +1,74 @@
+"""Rotary positions: tables of cos and sin, plain or stretched by YaRN, and the turn of queries and keys.
+
+Shapes: T tokens, H heads, d values of a head that turn, h = d/2 frequencies.
+Source: Su et al. 2021, "RoFormer"; Peng et al. 2023, "YaRN", arXiv 2309.00071.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moe_core.spec import ModelSpec
+from moe_core.spec.attention import RopeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """cos and sin of every position and frequency, ready to broadcast over heads."""
+
+    cos_T1h: Tensor
+    sin_T1h: Tensor
+    # Pairs (2i, 2i + 1) instead of (i, i + d/2).
+    interleaved: bool = False
+
+    def turn(self, x_THd: Tensor) -> Tensor:
+        """Rotate every pair by its angle: (T, H, d), pairs apart by d/2 whichever way they came."""
+        if self.interleaved:
+            low, high = x_THd[..., 0::2], x_THd[..., 1::2]
+        else:
+            low, high = x_THd.chunk(2, dim=-1)
+        cos, sin = self.cos_T1h, self.sin_T1h
+        return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
+
+
+def rotary_of(spec: ModelSpec, positions_T: Tensor, dtype: torch.dtype) -> Rotary:
+    """The tables of a model at the given positions, computed in float32 and kept in `dtype`."""
+    frequency_h = frequencies(spec.rotary_dim, spec.rope_theta, spec.rope, positions_T.device)
+    angles = positions_T.float()[:, None, None] * frequency_h
+    factor = spec.rope.cos_sin_factor
+    cos, sin = angles.cos(), angles.sin()
+    if factor != 1.0:
+        cos, sin = cos * factor, sin * factor
+    return Rotary(cos.to(dtype), sin.to(dtype), spec.rope.interleaved)
+
+
+def frequencies(dim: int, theta: float, rope: RopeSpec, device: torch.device) -> Tensor:
+    """Radians a position of each of the d/2 pairs, float32."""
+    periods_h = theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
+    plain_h = 1.0 / periods_h
+    if rope.kind == "plain":
+        return plain_h
+    low, high = _ramp_ends(dim, theta, rope)
+    ramp_h = ((torch.arange(dim // 2, dtype=torch.float32, device=device) - low) / (high - low)).clamp(0, 1)
+    # Fast pairs keep their frequency, slow ones are stretched by the factor, those between are blended.
+    kept_h = 1 - ramp_h
+    return 1.0 / (rope.factor * periods_h) * (1 - kept_h) + plain_h * kept_h
+
+
+def _ramp_ends(dim: int, theta: float, rope: RopeSpec) -> tuple[float, float]:
+    """Between which pairs the blend runs: those that turn beta_fast and beta_slow times in the original context."""
+    context = rope.original_max_position_embeddings
+    assert context is not None
+
+    def pair_that_turns(times: float) -> float:
+        return dim * math.log(context / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair_that_turns(rope.beta_fast), pair_that_turns(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    return low, high + 0.001 if low == high else high

@@ -1,0 +1,108 @@
+"""How a decoder's attention is built: norms, biases, sinks, windows, latent keys, and rotary positions."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from moe_core.spec.base import LayerIndex, Spec
+
+Rank = Annotated[int, Field(ge=1, le=1 << 16)]
+HeadDim = Annotated[int, Field(ge=2, le=1024)]
+Positive = Annotated[float, Field(gt=0.0, le=1e6)]
+
+
+class RopeSpec(Spec):
+    """Rotary positions: plain, or stretched by YaRN; the base itself is ModelSpec.rope_theta.
+
+    Source: Peng et al. 2023, "YaRN: Efficient Context Window Extension of Large Language Models", arXiv 2309.00071.
+    """
+
+    kind: Literal["plain", "yarn"] = "plain"
+    # Pairs (2i, 2i+1) as DeepSeek stores them, instead of (i, i + d/2).
+    interleaved: bool = False
+    factor: Annotated[float, Field(ge=1.0, le=1e4)] = 1.0
+    original_max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+    truncate: bool = True
+    # On cos and sin; None derives it from the factor and the two below.
+    attention_factor: Positive | None = None
+    mscale: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+    mscale_all_dim: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "yarn" and self.original_max_position_embeddings is None:
+            raise ValueError("original_max_position_embeddings is needed when kind is 'yarn'")
+        return self
+
+    @property
+    def cos_sin_factor(self) -> float:
+        """What cos and sin are multiplied by."""
+        if self.kind == "plain":
+            return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return _mscale(self.factor, self.mscale) / _mscale(self.factor, self.mscale_all_dim)
+        return _mscale(self.factor, 1.0)
+
+    @property
+    def softmax_factor(self) -> float:
+        """What latent attention multiplies its softmax scale by (DeepSeek's mscale squared)."""
+        if self.kind == "plain" or not self.mscale_all_dim:
+            return 1.0
+        return _mscale(self.factor, self.mscale_all_dim) ** 2
+
+
+def _mscale(factor: float, weight: float) -> float:
+    return 1.0 if factor <= 1.0 else 0.1 * weight * math.log(factor) + 1.0
+
+
+class MlaSpec(Spec):
+    """Multi-head latent attention: keys and values of all heads come out of one narrow latent.
+
+    Source: DeepSeek-AI 2024, "DeepSeek-V2", arXiv 2405.04434, section 2.1.
+    """
+
+    # None: queries are projected straight from the hidden state.
+    q_lora_rank: Rank | None = None
+    kv_lora_rank: Rank
+    qk_nope_head_dim: HeadDim
+    qk_rope_head_dim: HeadDim
+    v_head_dim: HeadDim
+
+
+class AttentionSpec(Spec):
+    """What differs between families besides the number of heads."""
+
+    # "head" normalises each head by itself, "projection" all heads of queries (and of keys) together.
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    qkv_bias: bool = False
+    o_bias: bool = False
+    clip_qkv: Positive | None = None
+    # One learned score a head that takes part in the softmax and carries no value.
+    sinks: bool = False
+    # The layers of `sliding_layers` see this many tokens, their own included.
+    sliding_window: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
+    sliding_layers: Annotated[tuple[LayerIndex, ...], Field(max_length=512)] = ()
+    mla: MlaSpec | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if bool(self.sliding_layers) != (self.sliding_window is not None):
+            raise ValueError("sliding_window and sliding_layers are given together or not at all")
+        if list(self.sliding_layers) != sorted(set(self.sliding_layers)):
+            raise ValueError("sliding_layers must be ascending and without repeats")
+        if self.mla is not None and self.model_fields_set - {"mla"} and self != AttentionSpec(mla=self.mla):
+            raise ValueError(
+                "latent attention has no query and key norms, biases, clipping, sinks or windows"
+            )
+        return self
+
+    def window_of(self, layer: int) -> int | None:
+        """How many tokens a layer sees, or None for all."""
+        return self.sliding_window if layer in self.sliding_layers else None

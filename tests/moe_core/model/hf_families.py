@@ -1,0 +1,67 @@
+"""Tiny random transformers models of every family, with nothing left at zero or one that could hide a missing weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from tests.moe_core.tiny import STD
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 128, "initializer_range": STD,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, "attn_implementation": "eager",
+    "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
+
+QWEN = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True}
+OLMOE = {"head_dim": 8, "num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 24}
+
+# name: (config class, what differs from SHAPE)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": ("Qwen3MoeConfig", QWEN),
+    "qwen3_moe, sparse steps, biases": (
+        "Qwen3MoeConfig",
+        {**QWEN, "decoder_sparse_step": 2, "norm_topk_prob": False, "attention_bias": True, "num_hidden_layers": 4},
+    ),
+    "olmoe": ("OlmoeConfig", OLMOE),
+    "olmoe, clipped": ("OlmoeConfig", {**OLMOE, "clip_qkv": 0.7, "tie_word_embeddings": True}),
+}  # fmt: skip
+
+
+def reference(case: str, seed: int = 11) -> Any:
+    """The random model of a case, in float32 and evaluation mode."""
+    config_class, changes = CASES[case]
+    torch.manual_seed(seed)
+    config = getattr(transformers, config_class)(**{**SHAPE, **changes})
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if "norm" in name:
+                tensor.uniform_(0.5, 1.5)
+            elif name.endswith(("bias", "sinks")):
+                tensor.uniform_(-0.5, 0.5)
+    return model.eval()
+
+
+def chosen_experts(model: Any, ids_BS: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(ids, weights) of every router of a transformers model, lowest layer first: (T, K), ids ascending."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def note(module: Any, args: Any, out: Any) -> None:
+        _, weights_TK, ids_TK = out
+        order_TK = ids_TK.argsort(-1)
+        seen.append((ids_TK.gather(-1, order_TK), weights_TK.gather(-1, order_TK)))
+
+    routers = [m for m in model.modules() if type(m).__name__.lower().endswith("topkrouter")]
+    hooks = [router.register_forward_hook(note) for router in routers]
+    with torch.no_grad():
+        model(ids_BS)
+    for hook in hooks:
+        hook.remove()
+    return seen
