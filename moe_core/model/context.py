@@ -85,6 +85,7 @@ class RoutingContext:
             self.real_T,
             self.training,
             self.rng,
+            moe.num_experts,
         )
 
     def bias_for(self, moe_index: int) -> Tensor | None:

@@ -51,6 +51,8 @@ class GateCall:
     # Whether gates explore, even out loads and apply the training capacity; chance comes from `rng` only.
     training: bool = False
     rng: torch.Generator | None = None
+    # Experts of the layer, for a gate without a map to tell them by.
+    num_experts: int | None = None
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0.0:

@@ -9,11 +9,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from moe_core.errors import SpecError
+from moe_core.routers.base import base
 from moe_core.routers.call import GateCall, GateWeights
+from moe_core.routers.capacity import within_capacity
+from moe_core.routers.expert_choice import expert_choice
+from moe_core.routers.gshard_top2 import gshard_top2
+from moe_core.routers.hash import hash_gate
+from moe_core.routers.hierarchical import hierarchical
+from moe_core.routers.noisy_topk import noisy_topk
+from moe_core.routers.quantile import quantile_gate
 from moe_core.routers.routing import Routing
 from moe_core.routers.sigmoid_groups import sigmoid_groups
+from moe_core.routers.sinkhorn import sinkhorn_gate
+from moe_core.routers.soft import soft
 from moe_core.routers.softmax_topk import softmax_topk
+from moe_core.routers.sparsemax import sparsemax_gate
+from moe_core.routers.switch import switch
+from moe_core.routers.top_p import top_p
 from moe_core.spec import MoeSpec
 
 # Values in, values out: no gate keeps anything between two calls.
@@ -22,6 +34,18 @@ GateFunction = Callable[[Any, GateWeights, GateCall], Routing]
 GATES: dict[str, GateFunction] = {
     "softmax_topk": softmax_topk,
     "sigmoid_groups": sigmoid_groups,
+    "sparsemax": sparsemax_gate,
+    "top_p": top_p,
+    "switch": switch,
+    "gshard_top2": gshard_top2,
+    "noisy_topk": noisy_topk,
+    "sinkhorn": sinkhorn_gate,
+    "quantile": quantile_gate,
+    "expert_choice": expert_choice,
+    "base": base,
+    "soft": soft,
+    "hash": hash_gate,
+    "hierarchical": hierarchical,
 }
 
 
@@ -35,7 +59,5 @@ def decide(moe: MoeSpec, weights: GateWeights, call: GateCall) -> Routing:
     if stored_E is not None:
         given_E = call.selection_bias_E
         call = replace(call, selection_bias_E=stored_E if given_E is None else stored_E + given_E)
-    kind = moe.gate.kind
-    if kind not in GATES:
-        raise SpecError(f"no gate of kind {kind!r}; there are: {', '.join(GATES)}")
-    return GATES[kind](moe.gate, weights, call)
+    routing = GATES[moe.gate.kind](moe.gate, weights, call)
+    return routing if moe.capacity is None else within_capacity(routing, moe.capacity, weights, call)

@@ -57,8 +57,8 @@ def sequence_balance_loss(routing: Routing, real_T: Tensor, sequence_T: Tensor) 
         return routing.probs_TE.new_zeros(())
     num_experts = routing.probs_TE.shape[1]
     names, place_R = torch.unique(sequence_T[real_T], return_inverse=True)
-    ids_RK, chosen_RK = routing.expert_ids_TK[real_T], routing.chosen_TK[real_T]
-    cells = (place_R[:, None] * num_experts + ids_RK)[chosen_RK]
+    ids_RK = routing.wanted_TK[real_T]
+    cells = (place_R[:, None] * num_experts + ids_RK)[ids_RK >= 0]
     counts = torch.bincount(cells, minlength=len(names) * num_experts).view(-1, num_experts)
     mean_BE = routing.probs_TE.new_zeros(len(names), num_experts).index_add(
         0, place_R, routing.probs_TE[real_T]

@@ -23,6 +23,8 @@ class Overflow:
     kept_TK: Tensor
     rerouted_TK: Tensor
     dropped_TK: Tensor
+    # (T, K): the choice before any expert was full.
+    wanted_TK: Tensor
     # (T,) float32: weight that passes the token's own hidden state through; None where the policy passes none.
     passed_T: Tensor | None = None
 
@@ -68,6 +70,11 @@ class Routing:
         """(T, K) bool: the places that hold an expert."""
         return self.expert_ids_TK >= 0
 
+    @property
+    def wanted_TK(self) -> Tensor:
+        """(T, K): the gate's own choice, as it would be if no expert were ever full; what balance is judged by."""
+        return self.expert_ids_TK if self.overflow is None else self.overflow.wanted_TK
+
     def detached(self) -> Routing:
         """The same decision, holding on to no activations."""
         return replace(
@@ -82,6 +89,9 @@ class Routing:
 
 
 def load_of(routing: Routing, real_T: Tensor | None = None) -> Tensor:
-    """(E,) int64: how many choices fell on each expert; empty places and (where real_T is False) padding do not count."""
-    ids_TK = routing.expert_ids_TK if real_T is None else routing.expert_ids_TK[real_T]
+    """(E,) int64: how many choices fell on each expert, before any was full; empty places do not count.
+
+    Nor does padding, where `real_T` is False.
+    """
+    ids_TK = routing.wanted_TK if real_T is None else routing.wanted_TK[real_T]
     return torch.bincount(ids_TK[ids_TK >= 0], minlength=routing.probs_TE.shape[1])

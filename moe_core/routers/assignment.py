@@ -1,0 +1,100 @@
+"""The best assignment of tokens to experts with equal loads, exactly.
+
+Tokens are few kinds of node here (E experts), so the problem is solved on a graph of E nodes: an edge from expert a to
+expert b costs what the cheapest token to move from a to b loses. Tokens come one after the other; each takes the shortest
+chain of moves that ends at an expert with room, so that what is placed is the best possible at any time.
+
+Shapes: T tokens, E experts.
+Source: successive shortest paths for the transportation problem (Ahuja, Magnanti & Orlin 1993, "Network Flows", section
+9.7); for experts: Lewis et al. 2021, "BASE Layers", arXiv 2103.16716, who solve it by auction.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moe_core.errors import SpecError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def balanced_assignment(scores_TE: Tensor) -> Tensor:
+    """(T,) int64: one expert a token so that the sum of scores is the highest possible with even loads.
+
+    Every expert gets ⌊T / E⌋ tokens, and T mod E of them one more: those for which it pays most. Runs on the CPU. Raises
+    SpecError for scores that are not finite.
+    """
+    scores = scores_TE.detach().to("cpu", torch.float64).numpy()
+    if not np.isfinite(scores).all():
+        raise SpecError(
+            "a balanced assignment needs finite scores; mask experts with large negative numbers instead"
+        )
+    return torch.from_numpy(_Transport(scores).solve()).to(scores_TE.device)
+
+
+class _Transport:
+    """A partial assignment that is optimal for its own loads, and grows by one token at a time."""
+
+    def __init__(self, scores: Floats) -> None:
+        self.num_tokens, self.num_experts = scores.shape
+        self.scores = scores
+        self.floor = self.num_tokens // self.num_experts
+        self.owner: Ints = np.full(self.num_tokens, -1, dtype=np.int64)
+        self.load: Ints = np.zeros(self.num_experts, dtype=np.int64)
+        # What the cheapest move from a to b loses, and which token it is.
+        self.loss: Floats = np.full((self.num_experts, self.num_experts), np.inf)
+        self.mover: Ints = np.full((self.num_experts, self.num_experts), -1, dtype=np.int64)
+
+    def solve(self) -> Ints:
+        for token in range(self.num_tokens):
+            self._place(token)
+        return self.owner
+
+    def _place(self, token: int) -> None:
+        """Find the chain of moves with the highest gain, then carry it out from its end."""
+        lost, before = self._cheapest_chains(-self.scores[token])
+        # A place below the floor must be filled in any case; one above it, while there are such places.
+        room = self.load < self.floor
+        if not room.any():
+            room = self.load < self.floor + 1
+        end = int(np.where(room, lost, np.inf).argmin())
+        self.load[end] += 1
+        changed = [end]
+        while before[end] >= 0:
+            source = int(before[end])
+            moved = int(self.mover[source, end])
+            self.owner[moved] = end
+            end = source
+            changed.append(end)
+        self.owner[token] = end
+        for expert in changed:
+            self._weigh(expert)
+
+    def _cheapest_chains(self, first: Floats) -> tuple[Floats, Ints]:
+        """Least loss to arrive at each expert with one token more, and the expert before it (-1: the new token)."""
+        lost, before = first.copy(), np.full(self.num_experts, -1, dtype=np.int64)
+        for _ in range(self.num_experts):
+            through = lost[:, None] + self.loss
+            source = through.argmin(0)
+            best = through[source, np.arange(self.num_experts)]
+            better = best < lost - 1e-12
+            if not better.any():
+                break
+            lost, before = np.where(better, best, lost), np.where(better, source, before)
+        return lost, before
+
+    def _weigh(self, expert: int) -> None:
+        """Find again which token of an expert moves most cheaply to each other one."""
+        mine = np.flatnonzero(self.owner == expert)
+        if not mine.size:
+            self.loss[expert] = np.inf
+            return
+        losses = self.scores[mine, expert][:, None] - self.scores[mine]
+        cheapest = losses.argmin(0)
+        self.loss[expert] = losses[cheapest, np.arange(self.num_experts)]
+        self.mover[expert] = mine[cheapest]
+        self.loss[expert, expert] = np.inf

@@ -1,0 +1,98 @@
+"""A table from vocabulary entry to experts: balanced by how often tokens occur, at random, or by likeness of meaning.
+
+Shapes: T tokens, V vocabulary, D model width, E experts, K top_k.
+Source: Roller et al. 2021, "Hash Layers for Large Sparse Models", arXiv 2106.04426.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_core.errors import SpecError
+from moe_core.routers.assignment import balanced_assignment
+from moe_core.routers.call import GateCall, GateWeights
+from moe_core.routers.centroids import centroids_of
+from moe_core.routers.choosing import best
+from moe_core.routers.logits import NEG_INF, adjusted
+from moe_core.routers.routing import Routing
+from moe_core.spec.gate import Hash
+
+
+def hash_gate(gate: Hash, weights: GateWeights, call: GateCall) -> Routing:
+    """The experts of the token's row, with equal weights or those of a learnt gate over them.
+
+    A prior's bias or floor moves the weights of a learnt gate; where a token goes is moved by a mask only: in the place of
+    a masked expert comes the next one, by number, that is neither masked nor in the row. Raises SpecError without token
+    ids.
+    """
+    if call.token_ids_T is None:
+        raise SpecError(
+            "a hash gate needs the ids of the tokens; call the model with `token_ids_T` in its context"
+        )
+    table_VK = weights["table"]
+    rows_TK = table_VK[call.token_ids_T].long()
+    if "weight" in weights:
+        raw_TE = torch.nn.functional.linear(call.hidden_TD.float(), weights["weight"].float())
+    else:
+        num_experts = call.num_experts or int(table_VK.max()) + 1
+        raw_TE = torch.zeros(rows_TK.shape[0], num_experts, device=rows_TK.device)
+    logits_TE = adjusted(raw_TE, call)
+    ids_TK = call.forced_TK if call.forced_TK is not None else _allowed(rows_TK, logits_TE)
+    chosen_TK = (
+        logits_TE.gather(-1, ids_TK) if gate.weights == "learned" else torch.zeros_like(ids_TK).float()
+    )
+    probs_TE = torch.zeros_like(logits_TE).scatter(-1, ids_TK, torch.softmax(chosen_TK, -1))
+    return Routing(ids_TK, torch.softmax(chosen_TK, -1), logits_TE, probs_TE)
+
+
+def _allowed(rows_TK: Tensor, logits_TE: Tensor) -> Tensor:
+    """The table's experts; a masked one gives way to the next by number that is neither masked nor in the row."""
+    masked_TE = logits_TE.detach() == NEG_INF
+    if not masked_TE.any():
+        return rows_TK
+    num_experts, top_k = logits_TE.shape[1], rows_TK.shape[1]
+    distance_TE = (torch.arange(num_experts, device=rows_TK.device) - rows_TK[:, :1]) % num_experts
+    scores_TE = -distance_TE.float()
+    own_TK = torch.arange(top_k, 0, -1, device=rows_TK.device).float().expand_as(rows_TK)
+    scores_TE = scores_TE.scatter(-1, rows_TK, own_TK)
+    return best(scores_TE.masked_fill(masked_TE, NEG_INF), top_k)
+
+
+def random_table(vocab_size: int, num_experts: int, top_k: int, seed: int) -> Tensor:
+    """(V, K) int64: k different experts for each entry, drawn evenly."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(vocab_size, num_experts, generator=generator).argsort(-1)[:, :top_k]
+
+
+def balanced_table(counts_V: Tensor, num_experts: int, top_k: int, seed: int) -> Tensor:
+    """(V, K): entries from the most to the least frequent, each to the k experts that carry least so far.
+
+    `counts_V` says how often each entry occurs. Ties are broken by a number drawn for each expert and entry.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    load_E = torch.zeros(num_experts, dtype=torch.float64)
+    table_VK = torch.empty(counts_V.shape[0], top_k, dtype=torch.int64)
+    tie_VE = torch.rand(counts_V.shape[0], num_experts, generator=generator).argsort(-1)
+    for entry in torch.argsort(counts_V, descending=True, stable=True).tolist():
+        shuffled_E = tie_VE[entry]
+        least_K = shuffled_E[load_E[shuffled_E].argsort(stable=True)[:top_k]]
+        table_VK[entry] = least_K
+        load_E[least_K] += float(counts_V[entry])
+    return table_VK
+
+
+def rank_counts(vocab_size: int) -> Tensor:
+    """(V,) counts by Zipf's law where nothing was counted: vocabularies list pieces roughly from frequent to rare."""
+    return 1.0 / torch.arange(1, vocab_size + 1, dtype=torch.float64)
+
+
+def clustered_table(embedding_VD: Tensor, num_experts: int, top_k: int, seed: int) -> Tensor:
+    """(V, K): entries of like embeddings share experts; first choices hold V / E entries each (rounded).
+
+    Second and further choices are the nearest centroids after the first.
+    """
+    x_VD = torch.nn.functional.normalize(embedding_VD.detach().float(), dim=-1)
+    scores_VE = x_VD @ centroids_of(x_VD, num_experts, seed).t()
+    first_V = balanced_assignment(scores_VE)
+    return best(scores_VE.scatter(-1, first_V[:, None], float("inf")), top_k)

@@ -1,0 +1,52 @@
+"""Domain, then group, then expert: three softmaxes, one inside the other, and the k best of the products.
+
+Experts are numbered so that those of a group, and groups of a domain, are neighbours. Where the logits of a domain and of
+a group are the logsumexp of what they hold, the product is the flat softmax: the hierarchy can say all that a flat gate can,
+and says it with gates of their own for what is coarse.
+
+Shapes: T tokens, D model width, E experts, N domains, G groups of all domains.
+Source: a mixture of mixtures as in Jordan & Jacobs 1994, "Hierarchical Mixtures of Experts", with a joint top-k.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from moe_core.routers.call import GateCall, GateWeights
+from moe_core.routers.logits import adjusted, check_shapes
+from moe_core.routers.routing import Routing
+from moe_core.routers.softmax_topk import softmax_choice
+from moe_core.spec.gate import Hierarchical
+
+
+def hierarchical(gate: Hierarchical, weights: GateWeights, call: GateCall) -> Routing:
+    """The k experts with the highest product of probabilities. `statistics` holds the domains' and groups' shares.
+
+    The domain prior and the temperature act on the logarithm of the product, as they do on the logits of a flat gate.
+    """
+    x_TD = call.hidden_TD.float()
+    check_shapes(x_TD, weights["weight"], call.top_k)
+    joint_TE = joint_logits(
+        linear(x_TD, weights["domain_weight"].float()),
+        linear(x_TD, weights["group_weight"].float()),
+        linear(x_TD, weights["weight"].float()),
+    )
+    routing = softmax_choice(adjusted(joint_TE, call), call, renormalised=call.norm_topk_prob)
+    shares_TG = routing.probs_TE.detach().unflatten(-1, (gate.num_groups, -1)).sum(-1)
+    shares_TN = shares_TG.unflatten(-1, (gate.num_domains, -1)).sum(-1)
+    statistics = {"group_share_G": shares_TG.mean(0), "domain_share_N": shares_TN.mean(0)}
+    return Routing(
+        routing.expert_ids_TK, routing.weights_TK, routing.logits_TE, routing.probs_TE, statistics=statistics
+    )
+
+
+def joint_logits(domain_TN: Tensor, group_TG: Tensor, expert_TE: Tensor) -> Tensor:
+    """log p(domain) + log p(group | domain) + log p(expert | group): (T, E); its exponentials sum to one."""
+    num_domains, num_groups = domain_TN.shape[-1], group_TG.shape[-1]
+    log_domain_TN1 = torch.log_softmax(domain_TN, -1)[..., None]
+    log_group_TNg = torch.log_softmax(group_TG.unflatten(-1, (num_domains, -1)), -1)
+    log_group_TG1 = (log_domain_TN1 + log_group_TNg).flatten(-2)[..., None]
+    log_expert_TGe = torch.log_softmax(expert_TE.unflatten(-1, (num_groups, -1)), -1)
+    return (log_group_TG1 + log_expert_TGe).flatten(-2)

@@ -1,0 +1,53 @@
+"""Learnt noise on the logits while training, so that experts near the edge are tried.
+
+Shapes: T tokens, D model width, E experts, K top_k.
+Source: Shazeer et al. 2017, "Outrageously Large Neural Networks", arXiv 1701.06538, section 2.1 and appendix A.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_core.routers.call import GateCall, GateWeights
+from moe_core.routers.logits import NEG_INF, linear_logits
+from moe_core.routers.losses import squared_variation
+from moe_core.routers.routing import Routing
+from moe_core.routers.softmax_topk import softmax_choice
+from moe_core.spec.gate import NoisyTopk
+
+
+def noisy_topk(gate: NoisyTopk, weights: GateWeights, call: GateCall) -> Routing:
+    """The k best of logits + normal noise · (softplus(x · W_noise) + floor); without noise when serving.
+
+    While training `losses["load"]` is the squared variation of the smooth load: the sum over tokens of the probability
+    that an expert would be among the k best if its noise alone were drawn again.
+    """
+    clean_TE = linear_logits(weights, call)
+    if not (call.training and call.rng is not None):
+        return softmax_choice(clean_TE, call, renormalised=call.norm_topk_prob)
+    raw_TE = torch.nn.functional.linear(call.hidden_TD.float(), weights["noise_weight"].float())
+    spread_TE = torch.nn.functional.softplus(raw_TE) + gate.noise_floor
+    drawn_TE = torch.randn(clean_TE.shape, generator=call.rng, device=clean_TE.device)
+    noisy_TE = clean_TE + drawn_TE * spread_TE
+    routing = softmax_choice(noisy_TE, call, renormalised=call.norm_topk_prob)
+    chances_TE = chance_of_choice(clean_TE, noisy_TE, spread_TE, call.top_k)
+    if call.real_T is not None:
+        chances_TE = chances_TE[call.real_T]
+    load = squared_variation(chances_TE.sum(0)) if chances_TE.shape[0] else clean_TE.new_zeros(())
+    return Routing(
+        routing.expert_ids_TK, routing.weights_TK, noisy_TE, routing.probs_TE, losses={"load": load}
+    )
+
+
+def chance_of_choice(clean_TE: Tensor, noisy_TE: Tensor, spread_TE: Tensor, top_k: int) -> Tensor:
+    """(T, E): the probability that each expert is among the k best, its own noise drawn anew, the others' kept."""
+    num_experts = noisy_TE.shape[1]
+    if top_k >= num_experts:
+        return torch.ones_like(clean_TE)
+    best_TK = noisy_TE.detach().topk(top_k + 1, dim=-1).values
+    # To be chosen, an expert that is in must beat the (k+1)-th, one that is out the k-th of the others.
+    is_in_TE = noisy_TE.detach() > best_TK[:, top_k:]
+    to_beat_TE = torch.where(is_in_TE, best_TK[:, top_k:], best_TK[:, top_k - 1 : top_k])
+    chances_TE = torch.special.ndtr((clean_TE - to_beat_TE) / spread_TE)
+    return torch.where(clean_TE == NEG_INF, 0.0, chances_TE)

@@ -1,0 +1,185 @@
+"""Full experts: nothing is lost without being counted, whatever the policy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moe_core.routers import GateCall, Routing, decide
+from moe_core.routers.losses import balance_loss
+from moe_core.spec import CapacitySpec
+from moe_core.spec.gate import SoftmaxTopk
+from tests.moe_core.routers.gate_cases import moe_of, tensors_of
+
+POLICIES = ["drop", "residual", "next_best", "learned"]
+
+
+def limited(
+    logits: Tensor, top_k: int, policy: str, factor: float = 1.0, priority: str = "position", **call: object
+) -> tuple[dict[str, Tensor], Routing]:
+    """Softmax top-k on given logits with a capacity."""
+    capacity = CapacitySpec.parse({"train_factor": factor, "overflow": policy, "priority": priority})
+    moe = moe_of(SoftmaxTopk(), logits.shape[1], top_k, capacity=capacity)
+    tensors = {**tensors_of(moe, logits.shape[1]), "weight": torch.eye(logits.shape[1])}
+    return tensors, decide(moe, tensors, GateCall(logits, top_k, training=True, **call))  # type: ignore[arg-type]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(0, 40), st.integers(1, 6), st.integers(1, 6), st.sampled_from(POLICIES), st.floats(0.1, 3.0),
+    st.sampled_from(["position", "weight"]), st.integers(0, 2**31), st.booleans(),
+)  # fmt: skip
+def test_every_choice_is_kept_rerouted_or_dropped_and_no_expert_overflows(
+    num_tokens: int,
+    num_experts: int,
+    top_k: int,
+    policy: str,
+    factor: float,
+    priority: str,
+    seed: int,
+    coarse: bool,
+) -> None:
+    top_k = min(top_k, num_experts)
+    logits = torch.randn(num_tokens, num_experts, generator=torch.Generator().manual_seed(seed))
+    logits = (logits + torch.linspace(2, 0, num_experts)).round() if coarse else logits
+    _, found = limited(logits, top_k, policy, factor, priority)
+    over = found.overflow
+    assert over is not None
+    assert (over.kept_TK.int() + over.rerouted_TK.int() + over.dropped_TK.int() == 1).all()
+    assert int(over.kept_TK.sum() + over.rerouted_TK.sum() + over.dropped_TK.sum()) == num_tokens * top_k
+    limit = CapacitySpec(train_factor=factor).tokens_an_expert(num_tokens, num_experts, top_k, training=True)
+    assert limit is not None
+    load = torch.bincount(found.expert_ids_TK[found.chosen_TK], minlength=num_experts)
+    assert int(load.max()) <= limit
+    assert torch.equal(found.chosen_TK, ~over.dropped_TK)
+    for row in found.expert_ids_TK.tolist():
+        chosen = [expert for expert in row if expert >= 0]
+        assert len(chosen) == len(set(chosen))
+    if policy in ("drop", "residual"):
+        assert not over.rerouted_TK.any()
+    elif num_tokens:
+        # A dropped choice had nowhere to go: every expert with room is the token's already.
+        for token in over.dropped_TK.any(-1).nonzero()[:, 0].tolist():
+            roomy = set((load < limit).nonzero()[:, 0].tolist())
+            assert roomy <= set(found.expert_ids_TK[token].tolist())
+    passed = 0.0 if over.passed_T is None else over.passed_T
+    if policy != "drop":
+        lost = (torch.softmax(logits.gather(1, over.wanted_TK), -1) * over.dropped_TK).sum(-1)
+        whole = found.weights_TK.sum(-1) + (passed if policy == "residual" else lost)
+        torch.testing.assert_close(whole, torch.ones(num_tokens))
+
+
+def test_six_tokens_by_hand() -> None:
+    # Everybody wants expert 0; a factor of 1 gives it 3 of the 6 places.
+    logits = torch.tensor([[2.0, 1.0]] * 6)
+    _, dropped = limited(logits, 1, "drop")
+    assert dropped.expert_ids_TK[:, 0].tolist() == [0, 0, 0, -1, -1, -1]
+    _, passed = limited(logits, 1, "residual")
+    assert passed.overflow is not None
+    assert passed.overflow.passed_T is not None
+    assert passed.overflow.passed_T.tolist() == [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    _, rerouted = limited(logits, 1, "next_best")
+    assert rerouted.expert_ids_TK[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_the_heavier_go_first_where_weight_decides() -> None:
+    logits = torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0], [4.0, 0.0]])
+    for priority, expected in (("position", [0, 0, -1, -1]), ("weight", [-1, 0, -1, 0])):
+        moe = moe_of(
+            SoftmaxTopk(),
+            2,
+            1,
+            norm_topk_prob=False,
+            capacity=CapacitySpec(train_factor=1.0, priority=priority),
+        )
+        call = GateCall(logits, 1, norm_topk_prob=False, training=True)
+        found = decide(moe, {"weight": torch.eye(2)}, call)
+        assert found.expert_ids_TK[:, 0].tolist() == expected
+
+
+def test_all_firsts_come_before_all_seconds() -> None:
+    # Two places an expert. Expert 1 is the second of tokens 0 and 1 and the first of 2 and 3.
+    logits = torch.tensor([[3.0, 2.0, 0.0], [3.0, 2.0, 0.0], [0.0, 3.0, 2.0], [0.0, 3.0, 2.0]])
+    _, found = limited(logits, 2, "drop", 0.75)
+    assert found.expert_ids_TK.tolist() == [[0, -1], [0, -1], [1, 2], [1, 2]]
+
+
+def test_next_best_never_scores_less_than_dropping() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(64, 6) + torch.linspace(3, 0, 6)
+    scores = [
+        float((torch.softmax(logits, -1).gather(1, found.expert_ids_TK.clamp(min=0)) * found.chosen_TK).sum())
+        for found in (limited(logits, 2, policy)[1] for policy in ("drop", "next_best"))
+    ]
+    assert scores[1] > scores[0]
+
+
+def test_a_rerouted_token_goes_to_its_best_expert_with_room() -> None:
+    logits = torch.tensor([[5.0, 1.0, 3.0, 2.0]] * 2 + [[0.0, 0.0, 5.0, 0.0]])
+    _, found = limited(logits, 1, "next_best")
+    # One place an expert: the second token's next best (2) was taken by the third, whose first choice it is.
+    assert found.expert_ids_TK[:, 0].tolist() == [0, 3, 2]
+
+
+def test_the_learnt_correction_decides_and_learns() -> None:
+    logits = torch.tensor([[5.0, 1.0, 3.0, 2.0]] * 2)
+    tensors, same = limited(logits, 1, "learned")
+    assert same.expert_ids_TK[:, 0].tolist() == [0, 2]
+    assert same.weights_TK.tolist() == [[1.0], [1.0]]
+    same.weights_TK.sum().backward()
+    grad = tensors["overflow_weight"].grad
+    assert grad is not None
+    # More weight for the expert that took over, less for the others: only the rerouted token teaches.
+    torch.testing.assert_close(grad.sum(0), torch.zeros(4), atol=1e-6, rtol=0)
+    assert (grad[2] > 0).all()
+    moe = moe_of(SoftmaxTopk(), 4, 1, capacity=CapacitySpec(train_factor=1.0, overflow="learned"))
+    taught = torch.zeros(4, 4)
+    taught[1] = 1.0
+    call = GateCall(logits, 1, training=True)
+    found = decide(moe, {"weight": torch.eye(4), "overflow_weight": taught}, call)
+    assert found.expert_ids_TK[:, 0].tolist() == [0, 1]
+
+
+def test_padding_takes_no_place() -> None:
+    logits = torch.tensor([[2.0, 0.0]] * 6)
+    real = torch.tensor([False, False, True, True, False, True])
+    _, found = limited(logits, 1, "drop", 4 / 3, real_T=real)
+    assert found.expert_ids_TK[:, 0].tolist() == [-1, -1, 0, 0, -1, -1]
+
+
+def test_balance_is_judged_by_what_tokens_wanted() -> None:
+    logits = torch.tensor([[2.0, 0.0]] * 6)
+    _, found = limited(logits, 1, "next_best")
+    _, free = limited(logits, 1, "next_best", 100.0)
+    real = torch.ones(6, dtype=torch.bool)
+    assert balance_loss(found, real) == balance_loss(free, real) > 1.5
+
+
+def test_serving_has_the_limit_of_its_own_and_forced_ids_none() -> None:
+    logits = torch.tensor([[2.0, 0.0]] * 6)
+    moe = moe_of(SoftmaxTopk(), 2, 1, capacity=CapacitySpec(train_factor=1.0))
+    assert decide(moe, {"weight": torch.eye(2)}, GateCall(logits, 1)).overflow is None
+    forced = GateCall(logits, 1, training=True, forced_TK=torch.zeros(6, 1, dtype=torch.long))
+    assert decide(moe, {"weight": torch.eye(2)}, forced).overflow is None
+
+
+def test_a_nan_is_counted_and_stays_in_its_token() -> None:
+    logits = torch.tensor([[2.0, 0.0], [float("nan"), 0.0], [2.0, 0.0], [2.0, 0.0]])
+    _, found = limited(logits, 1, "next_best")
+    over = found.overflow
+    assert over is not None
+    assert (over.kept_TK.int() + over.rerouted_TK.int() + over.dropped_TK.int() == 1).all()
+    assert found.weights_TK[[0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_very_large_batch_is_limited_too(policy: str) -> None:
+    logits = torch.randn(20_000, 8) + torch.linspace(2, 0, 8)
+    _, found = limited(logits, 2, policy)
+    load = torch.bincount(found.expert_ids_TK[found.chosen_TK], minlength=8)
+    assert int(load.max()) <= 5000
+    if policy in ("next_best", "learned"):
+        assert load.sum() > 39_000

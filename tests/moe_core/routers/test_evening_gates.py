@@ -1,0 +1,142 @@
+"""Gates that even out loads by themselves: Sinkhorn, quantiles, expert choice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from moe_core.routers import Routing, load_of
+from moe_core.routers.quantile import balancing_bias
+from moe_core.routers.sinkhorn import sinkhorn
+from moe_core.spec.gate import ExpertChoice, Quantile, Sinkhorn
+from tests.moe_core.routers.gate_cases import ask
+
+NEG_INF = float("-inf")
+
+
+def skewed(num_tokens: int = 512, num_experts: int = 8, seed: int = 0) -> Tensor:
+    """Logits that like the first experts much more than the last."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num_tokens, num_experts, generator=generator) + torch.linspace(2.0, 0.0, num_experts)
+
+
+def max_vio(routing: Routing) -> float:
+    load_E = load_of(routing).double()
+    return float(load_E.max() / load_E.mean() - 1.0)
+
+
+def test_sinkhorn_equals_scaling_rows_and_columns_in_turn() -> None:
+    logits = skewed(12, 3)
+    matrix = logits.double().exp()
+    for _ in range(50):
+        matrix = matrix / matrix.sum(0) * 12 / 3
+        matrix = matrix / matrix.sum(1, keepdim=True)
+    torch.testing.assert_close(sinkhorn(logits.double(), 50), matrix)
+    torch.testing.assert_close(matrix.sum(0), torch.full((3,), 4.0, dtype=torch.float64), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("gate", [Sinkhorn(), Quantile()], ids=lambda gate: gate.kind)
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_loads_are_even_while_training_and_the_gates_own_when_serving(
+    gate: Sinkhorn | Quantile, top_k: int
+) -> None:
+    logits = skewed()
+    plain = ask(gate, logits, top_k)
+    even = ask(gate, logits, top_k, training=True)
+    assert max_vio(plain) > 1.0
+    assert max_vio(even) < (0.02 if gate.kind == "quantile" else 0.35)
+    chosen = logits.gather(1, even.expert_ids_TK)
+    torch.testing.assert_close(even.weights_TK, torch.softmax(chosen, -1))
+    assert torch.equal(even.probs_TE, plain.probs_TE)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_experts", "top_k"), [(100, 7, 2), (64, 4, 3), (5, 8, 1), (30, 3, 3)]
+)
+def test_quantiles_give_each_expert_its_share_where_it_does_not_divide(
+    num_tokens: int, num_experts: int, top_k: int
+) -> None:
+    scores = torch.softmax(skewed(num_tokens, num_experts), -1)
+    bias_E = balancing_bias(scores, top_k, 40, torch.zeros(num_experts))
+    ids = (scores + bias_E).topk(top_k).indices
+    load = torch.bincount(ids.flatten(), minlength=num_experts)
+    fair = num_tokens * top_k / num_experts
+    assert (load - fair).abs().max() <= 1.0 + num_experts * abs(round(fair) - fair)
+    assert float(bias_E.sum()) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_found_bias_can_be_stored_and_served() -> None:
+    logits = skewed()
+    found = ask(Quantile(), logits, 2, training=True)
+    served = ask(Quantile(), logits, 2, tensors={"selection_bias": found.statistics["selection_bias"]})
+    assert torch.equal(served.expert_ids_TK, found.expert_ids_TK)
+
+
+@pytest.mark.parametrize("gate", [Sinkhorn(), Quantile(), ExpertChoice()], ids=lambda gate: gate.kind)
+def test_padding_and_nan_change_nothing_for_the_others(gate: Sinkhorn | Quantile | ExpertChoice) -> None:
+    logits = skewed(60, 4)
+    alone = ask(gate, logits, 2, training=True)
+    padded = torch.cat([torch.full((20, 4), 50.0), logits])
+    real = torch.arange(80) >= 20
+    beside = ask(gate, padded, 2, training=True, real_T=real)
+    assert torch.equal(beside.expert_ids_TK[20:], alone.expert_ids_TK)
+    spoilt = logits.clone()
+    spoilt[7, 0] = float("nan")
+    found = ask(gate, spoilt, 2, training=True)
+    others = torch.arange(60) != 7
+    assert found.weights_TK[others].isfinite().all()
+    assert (found.expert_ids_TK[others] >= 0).any(-1).float().mean() > 0.7
+
+
+@pytest.mark.parametrize("gate", [Sinkhorn(), Quantile()], ids=lambda gate: gate.kind)
+def test_a_mask_holds_while_loads_are_evened(gate: Sinkhorn | Quantile) -> None:
+    bias = torch.zeros(200, 4)
+    bias[:100, 0] = NEG_INF
+    found = ask(gate, skewed(200, 4), 2, training=True, bias_TE=bias)
+    assert (found.expert_ids_TK[:100] != 0).all()
+    assert (found.expert_ids_TK[100:] == 0).any()
+    everywhere = torch.tensor([[NEG_INF, 0.0, 0.0, 0.0]]).expand(200, -1)
+    nobody = ask(gate, skewed(200, 4), 2, training=True, bias_TE=everywhere)
+    assert load_of(nobody)[0] == 0
+    assert nobody.weights_TK.isfinite().all()
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize(("num_tokens", "top_k"), [(24, 2), (25, 2), (7, 1), (1, 1)])
+def test_expert_choice_equals_a_loop_over_experts(num_tokens: int, top_k: int, factor: float) -> None:
+    logits = skewed(num_tokens, 5, seed=num_tokens)
+    found = ask(ExpertChoice(capacity_factor=factor), logits, top_k)
+    probs = torch.softmax(logits, -1)
+    count = min(num_tokens, -int(-(factor * num_tokens * top_k / 5) // 1))
+    expected = torch.zeros_like(probs)
+    for expert in range(5):
+        column = probs[:, expert].tolist()
+        for token in sorted(range(num_tokens), key=lambda t: (-column[t], t))[:count]:
+            expected[token, expert] = column[token]
+    seen = torch.zeros_like(probs).scatter_add(1, found.expert_ids_TK.clamp(min=0), found.weights_TK)
+    torch.testing.assert_close(seen, expected)
+    assert load_of(found).tolist() == [count] * 5
+
+
+def test_expert_choice_may_give_a_token_all_experts_or_none() -> None:
+    # The first token is everybody's best, the last nobody's.
+    logits = torch.tensor([[0.0, 0.0], [5.0, 0.0], [-5.0, -5.0]])
+    assert ask(ExpertChoice(), torch.zeros(2, 2), 1).expert_ids_TK.tolist() == [[0, 1], [-1, -1]]
+    found = ask(ExpertChoice(capacity_factor=0.6), logits, 1)
+    assert found.expert_ids_TK.tolist() == [[1, -1], [0, -1], [-1, -1]]
+
+
+def test_an_expert_never_picks_a_token_that_may_not_have_it() -> None:
+    bias = torch.tensor([[NEG_INF, 0.0], [NEG_INF, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    found = ask(ExpertChoice(capacity_factor=2.0), torch.zeros(4, 2), 1, bias_TE=bias)
+    assert load_of(found).tolist() == [2, 4]
+    assert (found.expert_ids_TK[:2] != 0).all()
+
+
+@pytest.mark.parametrize("gate", [Sinkhorn(), Quantile(), ExpertChoice()], ids=lambda gate: gate.kind)
+def test_no_tokens_one_expert_and_all_experts(gate: Sinkhorn | Quantile | ExpertChoice) -> None:
+    assert ask(gate, torch.empty(0, 3), 2, training=True).expert_ids_TK.shape[0] == 0
+    assert (ask(gate, torch.zeros(3, 1), 1, training=True).expert_ids_TK == 0).all()
+    every = ask(gate, skewed(10, 3), 3, training=True)
+    assert load_of(every).tolist() == [10, 10, 10]

@@ -1,0 +1,98 @@
+"""Hash gates: a table decides, and the balanced one evens out a stream whose words are not equally frequent."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from moe_core.errors import SpecError
+from moe_core.routers import GateCall, decide
+from moe_core.routers.hash import balanced_table, clustered_table, random_table, rank_counts
+from moe_core.spec.gate import Hash
+from tests.moe_core.routers.gate_cases import VOCAB, moe_of, tensors_of
+
+NEG_INF = float("-inf")
+WORDS = torch.arange(VOCAB)
+
+
+def ask_words(gate: Hash, words_T: Tensor = WORDS, top_k: int = 2, **call: object):
+    moe = moe_of(gate, 4, top_k)
+    tensors = tensors_of(moe, 6)
+    hidden_TD = torch.randn(words_T.shape[0], 6, generator=torch.Generator().manual_seed(0))
+    return tensors, decide(
+        moe, tensors, GateCall(hidden_TD, top_k, token_ids_T=words_T, num_experts=4, **call)
+    )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("choice", ["random", "balanced", "clustered"])
+def test_a_word_always_goes_to_the_experts_of_its_row(choice: str) -> None:
+    tensors, found = ask_words(Hash(choice=choice), torch.tensor([3, 9, 3]))
+    assert torch.equal(found.expert_ids_TK, tensors["table"][torch.tensor([3, 9, 3])].long())
+    assert (found.weights_TK == 0.5).all()
+    table = tensors["table"].long()
+    assert ((table >= 0) & (table < 4)).all()
+    assert (table[:, 0] != table[:, 1]).all()
+
+
+def variation(table_VK: Tensor, stream_T: Tensor) -> float:
+    load = torch.bincount(table_VK[stream_T].flatten(), minlength=8).double()
+    return float(load.std(correction=0) / load.mean())
+
+
+def test_balancing_by_frequency_evens_out_a_zipf_stream() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Frequencies by rank; the words are numbered in another order.
+    counts = rank_counts(2000)[torch.randperm(2000, generator=generator)]
+    stream = torch.multinomial(counts, 50_000, replacement=True, generator=generator)
+    balanced = variation(balanced_table(counts, 8, 2, 0), stream)
+    drawn = [variation(random_table(2000, 8, 2, seed), stream) for seed in range(5)]
+    assert balanced < 0.03
+    assert balanced < 0.3 * min(drawn)
+
+
+def test_clusters_hold_words_of_like_meaning_in_equal_numbers() -> None:
+    generator = torch.Generator().manual_seed(1)
+    kind_V = torch.arange(400) % 4
+    embedding = torch.randn(4, 16, generator=generator)[kind_V] + 0.1 * torch.randn(
+        400, 16, generator=generator
+    )
+    table = clustered_table(embedding, 4, 2, 0)
+    assert torch.bincount(table[:, 0]).tolist() == [100] * 4
+    assert all(table[kind_V == kind, 0].unique().numel() == 1 for kind in range(4))
+
+
+def test_equal_seeds_give_equal_tables() -> None:
+    assert torch.equal(random_table(50, 8, 2, 3), random_table(50, 8, 2, 3))
+    assert not torch.equal(random_table(50, 8, 2, 3), random_table(50, 8, 2, 4))
+
+
+def test_a_masked_expert_gives_way_to_the_next_one() -> None:
+    tensors, plain = ask_words(Hash())
+    bias = torch.tensor([0.0, NEG_INF, 0.0, 0.0]).expand(VOCAB, -1)
+    _, found = ask_words(Hash(), bias_TE=bias)
+    assert (found.expert_ids_TK != 1).all()
+    untouched = (plain.expert_ids_TK != 1).all(-1)
+    assert torch.equal(found.expert_ids_TK[untouched], plain.expert_ids_TK[untouched])
+    row = (
+        tensors["table"].long().tolist().index([1, 2]) if [1, 2] in tensors["table"].long().tolist() else None
+    )
+    assert row is None or found.expert_ids_TK[row].tolist() == [2, 3]
+
+
+def test_learned_weights_teach_a_gate_over_the_tables_experts() -> None:
+    tensors, found = ask_words(Hash(weights="learned"))
+    chosen = found.logits_TE.gather(1, tensors["table"].long())
+    torch.testing.assert_close(found.weights_TK, torch.softmax(chosen, -1))
+    found.weights_TK[:, 0].sum().backward()
+    assert tensors["weight"].grad is not None
+    assert tensors["weight"].grad.abs().sum() > 0
+    torch.testing.assert_close(found.probs_TE.sum(-1), torch.ones(VOCAB))
+
+
+def test_it_says_what_it_needs() -> None:
+    moe = moe_of(Hash(), 4, 2)
+    with pytest.raises(SpecError, match="token_ids_T"):
+        decide(moe, tensors_of(moe, 6), GateCall(torch.zeros(2, 6), 2))
+    _, found = ask_words(Hash(), torch.empty(0, dtype=torch.long))
+    assert found.expert_ids_TK.shape == (0, 2)

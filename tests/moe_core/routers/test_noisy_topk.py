@@ -1,0 +1,76 @@
+"""Noisy top-k: noise only while training, and a smooth load that says what drawing again would do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moe_core.routers import GateCall, decide
+from moe_core.routers.noisy_topk import chance_of_choice
+from moe_core.spec.gate import NoisyTopk
+from tests.moe_core.routers.gate_cases import ask, moe_of, tensors_of
+
+
+def test_serving_is_plain_top_k() -> None:
+    logits = torch.randn(20, 5)
+    found = ask(NoisyTopk(), logits, 2)
+    assert torch.equal(found.logits_TE, logits)
+    assert not found.losses
+
+
+def test_equal_generators_give_equal_noise_and_others_other() -> None:
+    logits = torch.randn(20, 5)
+    first, again, other = (
+        ask(NoisyTopk(), logits, 2, training=True, rng=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first.logits_TE, again.logits_TE)
+    assert not torch.equal(first.logits_TE, other.logits_TE)
+
+
+def test_the_noise_is_softplus_of_its_own_map() -> None:
+    width = torch.eye(4) * torch.tensor([-9.0, 0.0, 2.0, 4.0])
+    rng = torch.Generator().manual_seed(0)
+    found = ask(
+        NoisyTopk(noise_floor=0.0), torch.ones(20_000, 4), 2, tensors={"noise_weight": width}, training=True, rng=rng
+    )  # fmt: skip
+    spread = (found.logits_TE - 1.0).std(0)
+    expected = torch.nn.functional.softplus(torch.tensor([-9.0, 0.0, 2.0, 4.0]))
+    torch.testing.assert_close(spread, expected, rtol=0.03, atol=1e-3)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_the_chance_of_a_choice_is_what_drawing_again_gives(top_k: int) -> None:
+    generator = torch.Generator().manual_seed(top_k)
+    clean, spread = torch.randn(1, 5, generator=generator), 0.5 + torch.rand(1, 5, generator=generator)
+    noisy = clean + spread * torch.randn(1, 5, generator=generator)
+    chances = chance_of_choice(clean, noisy, spread, top_k)
+    for expert in range(5):
+        drawn = noisy.repeat(40_000, 1)
+        drawn[:, expert] = clean[0, expert] + spread[0, expert] * torch.randn(40_000, generator=generator)
+        seen = (drawn.topk(top_k, -1).indices == expert).any(-1).float().mean()
+        assert float(chances[0, expert]) == pytest.approx(float(seen), abs=0.01)
+    assert (chance_of_choice(clean, noisy, spread, 5) == 1.0).all()
+
+
+def test_the_load_loss_teaches_both_maps() -> None:
+    moe = moe_of(NoisyTopk(), 4, 2)
+    tensors = tensors_of(moe, 6)
+    hidden_TD = torch.randn(30, 6) + 1.0
+    rng = torch.Generator().manual_seed(0)
+    found = decide(moe, tensors, GateCall(hidden_TD, 2, training=True, rng=rng))
+    found.losses["load"].backward()
+    for name in ("weight", "noise_weight"):
+        grad = tensors[name].grad
+        assert grad is not None
+        assert grad.abs().sum() > 0
+
+
+def test_padding_has_no_load_and_no_tokens_have_none() -> None:
+    logits = torch.tensor([[9.0, 0.0], [0.0, 9.0], [9.0, 0.0]])
+    real = torch.tensor([True, True, False])
+    call = {"training": True, "rng": torch.Generator().manual_seed(0)}
+    even = ask(NoisyTopk(noise_floor=0.0), logits, 1, real_T=real, **call).losses["load"]
+    lopsided = ask(NoisyTopk(noise_floor=0.0), logits, 1, **call).losses["load"]
+    assert even.item() < 0.01 < lopsided.item()
+    assert float(ask(NoisyTopk(), torch.empty(0, 2), 1, **call).losses["load"]) == 0.0
