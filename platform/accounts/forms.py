@@ -6,6 +6,7 @@ from django import forms
 from django.utils.translation import gettext_lazy as _
 
 from accounts.access import Role, Scope
+from accounts.services import MAX_CONCURRENT, MAX_MONTHLY_TOKENS
 
 
 class SetupForm(forms.Form):
@@ -30,6 +31,14 @@ class TokenForm(forms.Form):
         label=_("Scopes"), choices=Scope.choices, widget=forms.CheckboxSelectMultiple, initial=["infer"]
     )
     days = forms.IntegerField(label=_("Life in days"), min_value=1, max_value=3650, initial=90)
+    max_concurrent = forms.IntegerField(
+        label=_("Requests at once"), required=False, min_value=1, max_value=MAX_CONCURRENT,
+        help_text=_("More are refused until one ends. Empty: 16."),
+    )  # fmt: skip
+    monthly_token_limit = forms.IntegerField(
+        label=_("Tokens a month"), required=False, min_value=1, max_value=MAX_MONTHLY_TOKENS,
+        help_text=_("Of prompts and answers together, by the calendar month in UTC. Empty: not limited."),
+    )  # fmt: skip
 
 
 class MemberForm(forms.Form):

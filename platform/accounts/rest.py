@@ -13,7 +13,7 @@ from rest_framework.views import APIView
 from accounts.access import Scope
 from accounts.models import ApiToken
 from accounts.permissions import MANAGE_ONLY, READ_ONLY, TeamScoped
-from accounts.services import api_token_create, api_token_revoke
+from accounts.services import MAX_CONCURRENT, MAX_MONTHLY_TOKENS, api_token_create, api_token_revoke
 
 
 class WhoAmI(serializers.Serializer):
@@ -30,7 +30,10 @@ class TokenOut(serializers.ModelSerializer):
 
     class Meta:
         model = ApiToken
-        fields = ["id", "name", "prefix", "scopes", "created_at", "expires_at", "revoked_at", "last_used_at"]
+        fields = [
+            "id", "name", "prefix", "scopes", "created_at", "expires_at", "revoked_at", "last_used_at",
+            "max_concurrent", "monthly_token_limit",
+        ]  # fmt: skip
         read_only_fields = fields
 
 
@@ -42,6 +45,14 @@ class TokenIn(serializers.Serializer):
         child=serializers.ChoiceField(choices=Scope.choices), min_length=1, max_length=5
     )
     days = serializers.IntegerField(min_value=1, max_value=3650, default=90)
+    max_concurrent = serializers.IntegerField(
+        min_value=1, max_value=MAX_CONCURRENT, default=None, allow_null=True,
+        help_text="Requests that the key may run at once; null: 16.",
+    )  # fmt: skip
+    monthly_token_limit = serializers.IntegerField(
+        min_value=1, max_value=MAX_MONTHLY_TOKENS, default=None, allow_null=True,
+        help_text="Tokens of prompts and answers in a calendar month (UTC); null: not limited.",
+    )  # fmt: skip
 
 
 class TokenMade(TokenOut):

@@ -21,6 +21,9 @@ from common.errors import Conflict, Invalid, NotFound
 
 SETUP_LINK_LIFE = timedelta(hours=24)
 SETUP_LOCK = 0x73657475
+# Bounds of what a token may ask for, so that a slip of the finger is not a limit.
+MAX_CONCURRENT = 1000
+MAX_MONTHLY_TOKENS = 10**12
 
 
 def admin_exists() -> bool:
@@ -124,7 +127,8 @@ def member_remove(*, caller: Caller, membership_id: int) -> None:
 
 @transaction.atomic
 def api_token_create(
-    *, caller: Caller, name: str, scopes: list[str], days: int | None = 90
+    *, caller: Caller, name: str, scopes: list[str], days: int | None = 90,
+    max_concurrent: int | None = None, monthly_token_limit: int | None = None,
 ) -> tuple[ApiToken, str]:
     """Make a token of at most the caller's own rights; the second value is shown once and kept nowhere."""
     wanted = _known_scopes(scopes)
@@ -134,6 +138,7 @@ def api_token_create(
         raise Invalid(_("A token needs a name."), fields={"name": _("Give a name.")})
     if days is not None and not 1 <= days <= 3650:
         raise Invalid(_("The life of a token is 1 to 3650 days."), fields={"days": str(days)})
+    limits = _checked_limits(max_concurrent, monthly_token_limit)
     secret = token_new()
     token = ApiToken.objects.create(
         team=caller.team,
@@ -143,9 +148,25 @@ def api_token_create(
         digest=token_digest(secret),
         scopes=[scope.value for scope in wanted],
         expires_at=timezone.now() + timedelta(days=days) if days else None,
+        **limits,
     )
-    audit_record(caller=caller, action="token.created", target=token, scopes=token.scopes)
+    audit_record(caller=caller, action="token.created", target=token, scopes=token.scopes, limits=limits)
     return token, secret
+
+
+def _checked_limits(max_concurrent: int | None, monthly_token_limit: int | None) -> dict[str, int]:
+    """Return the limits that were given, refusing those out of bounds; the others keep the model's defaults."""
+    given = (
+        ("max_concurrent", max_concurrent, MAX_CONCURRENT),
+        ("monthly_token_limit", monthly_token_limit, MAX_MONTHLY_TOKENS),
+    )
+    for name, value, most in given:
+        if value is not None and not 1 <= value <= most:
+            raise Invalid(
+                _("%(value)s is no limit: give 1 to %(most)s, or leave it empty.") % {"value": value, "most": most},
+                fields={name: str(value)},
+            )
+    return {name: value for name, value, _most in given if value is not None}
 
 
 def _known_scopes(scopes: list[str]) -> list[Scope]:

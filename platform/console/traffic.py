@@ -15,10 +15,10 @@ from django.utils import timezone
 
 from accounts.models import Team
 from gateway.models import Usage
+from gateway.selectors import FAILED
 
 WINDOW = timedelta(hours=1)
 MINUTES = 60
-FAILED = ("error", "failed")
 
 
 class Percentile(Aggregate):

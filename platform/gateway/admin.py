@@ -10,7 +10,7 @@ from gateway.models import Quota, Usage
 
 @admin.register(Usage)
 class UsageAdmin(ReadOnlyAdmin):
-    """One answered request a line."""
+    """One request a line."""
 
     list_display = [
         "at",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from gateway import quota
@@ -15,7 +15,7 @@ from gateway.callers import Callers, Principal
 from gateway.database import Database
 from gateway.directory import Directory, ReplicaAddress, Target
 from gateway.engines import EngineAway, Engines, Stream
-from gateway.errors import ApiError, too_many, unauthenticated, unavailable
+from gateway.errors import ApiError, outage, too_many, unauthenticated, unavailable
 from gateway.http import SSE_HEADERS, Call, Header
 from gateway.meter import Meter, Used
 
@@ -65,20 +65,43 @@ class Completions:
         self.slots = Slots()
 
     async def answer(self, call: Call, principal: Principal, body: Body, kind: Kind) -> None:
-        """Answer one request to its end."""
-        target = await self.directory.find(principal.team_id, body.model)
-        target.must_serve()
-        domain = target.checked_domain(body.domain or call.header(b"x-turnout-domain") or None)
-        used = Used(
-            team_id=principal.team_id,
-            token_id=principal.token_id,
-            deployment_id=target.id,
-            version_id=target.version_id or 0,
-            request_id=call.request_id,
-            path=call.path,
-            domain=domain or "",
-            at=time.time(),
-        )
+        """Answer one request to its end, and note what it used or why nobody answered."""
+        used = Used(principal.team_id, principal.token_id, call.request_id, call.path, at=time.time())
+        with self._noted(used):
+            target = await self.directory.find(principal.team_id, body.model)
+            used.deployment_id, used.version_id = target.id, target.version_id or 0
+            target.must_serve()
+            domain = target.checked_domain(body.domain or call.header(b"x-turnout-domain") or None)
+            used.domain = domain or ""
+            await self._serve(call, principal, target, body, kind, domain, used)
+
+    @contextlib.contextmanager
+    def _noted(self, used: Used) -> Iterator[None]:
+        """Note a request that was begun or that nobody could take; one that broke a rule costs and counts nothing."""
+        began = time.monotonic()
+        try:
+            yield
+        except ApiError as error:
+            if not used.is_begun:
+                used.finish_reason = outage(error)
+            raise
+        except asyncio.CancelledError:
+            used.finish_reason = "cancelled"
+            raise
+        except BaseException:
+            used.finish_reason = used.finish_reason or "error"
+            raise
+        finally:
+            if used.is_begun and not used.finish_reason:
+                used.finish_reason = "error"
+            if used.finish_reason:
+                used.total_ms = round((time.monotonic() - began) * 1000, 2)
+                self.meter.note(used)
+
+    async def _serve(
+        self, call: Call, principal: Principal, target: Target, body: Body, kind: Kind,
+        domain: str | None, used: Used,
+    ) -> None:  # fmt: skip
         with self.slots.held(principal):
             request = {
                 **body.for_engine(),
@@ -141,7 +164,6 @@ class Completions:
         self, call: Call, principal: Principal, target: Target, body: Body, kind: Kind,
         request: dict[str, Any], used: Used,
     ) -> None:  # fmt: skip
-        began = time.monotonic()
         tried: set[tuple[int, int]] = set()
         for _ in range(TRIES):
             replica, target = await self._next_replica(principal, target, tried)
@@ -156,20 +178,15 @@ class Completions:
             except BaseException:
                 self._leave(replica)
                 raise
-            used.version_id = target.version_id or 0
+            used.is_begun, used.version_id = True, target.version_id or 0
             version = f"{target.version} r{target.revision}"
             call.headers.append((b"x-turnout-version", _latin(version)))
             shaper = Shaper(kind, call.request_id, target.name, version, body.wants_usage)
             try:
                 await self._tell(call, principal, stream, shaper, bool(body.stream), used)
-            except asyncio.CancelledError:
-                used.finish_reason = "cancelled"
-                raise
             finally:
                 stream.close()
                 self._leave(replica)
-                used.total_ms = round((time.monotonic() - began) * 1000, 2)
-                self.meter.note(used)
             return
         raise unavailable(f"The deployment {target.name!r} has no replica that is ready.", code="not_ready")
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+# The reasons of requests that nobody took.
+UNAVAILABLE, BUSY = "unavailable", "busy"
+# What an engine says that has no place left, before and after waiting for one.
+FULL = ("engine_busy", "queue_timeout")
+
 
 class ApiError(Exception):
     """A refusal or a failure, with its HTTP status."""
@@ -87,6 +92,13 @@ def internal(request_id: str) -> ApiError:
         type="server_error",
         code="internal_error",
     )
+
+
+def outage(error: ApiError) -> str:
+    """What the books call a refusal that is not the caller's fault; "" for one that is."""
+    if error.status >= 500:
+        return UNAVAILABLE
+    return BUSY if error.status == 429 and error.code in FULL else ""
 
 
 def from_engine(status: int, code: str, message: str, retry_after_s: int | None = None) -> ApiError:

@@ -1,4 +1,5 @@
-"""One row for each request, written in batches once a second, so that metering costs the request nothing."""
+"""One row for each request that was begun or met an outage, written in batches once a second, so that metering costs
+the request nothing."""
 
 from __future__ import annotations
 
@@ -29,19 +30,23 @@ ON CONFLICT (request_id) DO NOTHING
 
 @dataclass(slots=True)
 class Used:
-    """What one request used."""
+    """What one request used, or that nobody could take it."""
 
     team_id: int
     token_id: int | None
-    deployment_id: int
-    version_id: int
     request_id: str
     path: str
-    domain: str
     at: float
+    # None while it is unknown: the database may be away before a deployment was looked up.
+    deployment_id: int | None = None
+    version_id: int = 0
+    domain: str = ""
+    # Whether an engine took it.
+    is_begun: bool = False
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    finish_reason: str = "error"
+    # Empty until it has ended, or was turned away by an outage.
+    finish_reason: str = ""
     first_token_ms: float | None = None
     total_ms: float | None = None
 

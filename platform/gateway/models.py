@@ -10,7 +10,7 @@ from deployments.models import Deployment
 
 
 class Usage(models.Model):
-    """One answered request."""
+    """One request that an engine answered, or that met an outage: no engine, a full one, no database."""
 
     team = models.ForeignKey(Team, on_delete=models.CASCADE, related_name="+")
     token = models.ForeignKey(ApiToken, on_delete=models.SET_NULL, null=True, related_name="+")

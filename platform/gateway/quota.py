@@ -65,7 +65,7 @@ async def reserve(database: Database, principal: Principal, request_id: str, tok
     wait = BUSY_RETRY_S if is_busy else seconds_to_next_month()
     raise too_many(
         f"This key may use {cap} tokens a month and has used {used}; this request may need {tokens}. "
-        "Ask for fewer with max_tokens, or ask an admin to raise the limit.",
+        "Ask for fewer with max_tokens, or use a key with a higher limit.",
         code="insufficient_quota",
         type="insufficient_quota",
         retry_after_s=wait,

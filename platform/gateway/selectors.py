@@ -10,10 +10,12 @@ from django.db.models import Count, Q, Sum
 from django.utils import timezone
 
 from accounts.models import ApiToken, Team
+from gateway.errors import BUSY, UNAVAILABLE
 from gateway.models import Quota, Usage
 
 RECENT = dt.timedelta(hours=24)
-FAILED = ("error", "revoked")
+NOT_TAKEN = (UNAVAILABLE, BUSY)
+FAILED = ("error", "revoked", *NOT_TAKEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,6 @@ class KeyUse:
     requests: int
     tokens: int
     month_used: int
-    month_reserved: int
 
     @property
     def is_live(self) -> bool:
@@ -43,18 +44,26 @@ def keys_of(team: Team) -> list[KeyUse]:
         .values("token_id")
         .annotate(requests=Count("id"), spent=spent)
     }
-    month = timezone.now().date().replace(day=1)
-    quotas = {row.token_id: row for row in Quota.objects.filter(token__team=team, month=month)}
-    return [_key_use(token, recent.get(token.pk), quotas.get(token.pk)) for token in tokens.order_by("-id")]
+    used = month_of(team)
+    return [_key_use(token, recent.get(token.pk), used.get(token.pk, 0)) for token in tokens.order_by("-id")]
 
 
-def _key_use(token: ApiToken, recent: dict[str, Any] | None, quota: Quota | None) -> KeyUse:
+def month_of(team: Team) -> dict[int, int]:
+    """Return what each key used this month (UTC): by its quota where it has a limit, else by its requests."""
+    start = timezone.now().astimezone(dt.UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    spent = Sum("prompt_tokens", default=0) + Sum("completion_tokens", default=0)
+    rows = Usage.objects.filter(team=team, at__gte=start, token__monthly_token_limit=None)
+    used = dict(rows.exclude(token=None).values_list("token_id").annotate(spent=spent))
+    limited = Quota.objects.filter(token__team=team, month=start.date())
+    return used | dict(limited.exclude(token__monthly_token_limit=None).values_list("token_id", "used"))
+
+
+def _key_use(token: ApiToken, recent: dict[str, Any] | None, month_used: int) -> KeyUse:
     return KeyUse(
         token=token,
         requests=recent["requests"] if recent else 0,
         tokens=recent["spent"] if recent else 0,
-        month_used=quota.used if quota else 0,
-        month_reserved=quota.reserved if quota else 0,
+        month_used=month_used,
     )
 
 
@@ -64,6 +73,7 @@ def usage_of_team(team: Team) -> dict[str, int]:
     return rows.aggregate(
         requests=Count("id"),
         failed=Count("id", filter=Q(finish_reason__in=FAILED)),
+        not_taken=Count("id", filter=Q(finish_reason__in=NOT_TAKEN)),
         cancelled=Count("id", filter=Q(finish_reason="cancelled")),
         prompt=Sum("prompt_tokens", default=0),
         output=Sum("completion_tokens", default=0),

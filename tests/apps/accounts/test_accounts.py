@@ -110,3 +110,29 @@ def test_the_api_takes_a_token_and_refuses_the_rest(people) -> None:
     assert client.get("/api/v1/schema/").status_code == 401
     assert client.get("/api/v1/schema/", headers=people.bearer("owner", "infer")).status_code == 403
     assert client.get("/api/v1/schema/", headers=people.bearer("teammate", "read")).status_code == 200
+
+
+def test_a_token_gets_the_limits_that_the_form_and_the_api_ask_for(people) -> None:
+    page = people.client("owner")
+    form = {"name": "site", "scopes": ["infer"], "days": 30, "max_concurrent": 4, "monthly_token_limit": 900_000}
+    assert page.post("/tokens/", form).status_code == 200
+    made = ApiToken.objects.get(name="site")
+    assert (made.max_concurrent, made.monthly_token_limit) == (4, 900_000)
+    assert page.post("/tokens/", {"name": "free", "scopes": ["infer"], "days": 30}).status_code == 200
+    free = ApiToken.objects.get(name="free")
+    assert (free.max_concurrent, free.monthly_token_limit) == (16, None)
+    asked = {"name": "ci", "scopes": ["infer"], "max_concurrent": 2, "monthly_token_limit": 5000}
+    key = people.bearer("owner", "admin")
+    reply = page.post("/api/v1/tokens/", asked, content_type="application/json", headers=key)
+    assert (reply.status_code, reply.json()["max_concurrent"], reply.json()["monthly_token_limit"]) == (201, 2, 5000)
+
+
+@pytest.mark.parametrize(
+    "limit", [{"max_concurrent": 0}, {"max_concurrent": 1001}, {"monthly_token_limit": 0}, {"monthly_token_limit": 10**13}]
+)  # fmt: skip
+def test_a_limit_out_of_bounds_is_refused(people, limit) -> None:
+    reply = people.client("owner").post("/tokens/", {"name": "x", "scopes": ["infer"], "days": 30, **limit})
+    assert reply.status_code == 422
+    with pytest.raises(Invalid):
+        api_token_create(caller=people.owner, name="x", scopes=["infer"], **limit)
+    assert not ApiToken.objects.exists()

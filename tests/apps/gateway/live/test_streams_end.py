@@ -284,5 +284,6 @@ def test_more_than_the_engine_takes_is_refused_at_once_and_the_rest_is_answered(
         status, headers, body = served.ask("POST", CHAT, ask, key=key)
         assert (status, body["error"]["code"]) == (429, "engine_busy")
         assert int(headers["retry-after"]) >= 1
+        until(lambda: Usage.objects.filter(request_id=headers["x-request-id"], finish_reason="busy").exists())
         running.leave()
         assert waiting.result()[0] == 200
