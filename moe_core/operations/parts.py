@@ -64,13 +64,28 @@ def tensors_of(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def with_experts(model: Decoder, source_LE: Sequence[Sequence[int]], spec: ModelSpec) -> Decoder:
-    """A new decoder whose expert j of the i-th expert layer is a copy of expert `source_LE[i][j]`, with its gate."""
+def with_experts(
+    model: Decoder,
+    source_LE: Sequence[Sequence[int]],
+    spec: ModelSpec,
+    *,
+    filled_by_caller: frozenset[str] = frozenset(),
+) -> Decoder:
+    """A new decoder whose expert j of the i-th expert layer is a copy of expert `source_LE[i][j]`, with its gate.
+
+    Raises SpecError for a tensor that has another shape now, unless the caller fills it.
+    """
     new = rebuilt(model, spec)
     for old, fresh, sources in zip(model.moe_layers(), new.moe_layers(), source_LE, strict=True):
         index = torch.tensor(sources, device=old.router.weight.device)
         before = per_expert(old)
         for name, tensor in per_expert(fresh).items():
+            if name in filled_by_caller:
+                continue
+            if name not in before or before[name].shape[1:] != tensor.shape[1:]:
+                raise SpecError(
+                    f"{name} of layer {old.layer} cannot be taken along; this operation does not know it"
+                )
             tensor.copy_(before[name][index])
     return new
 

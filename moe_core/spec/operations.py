@@ -49,7 +49,8 @@ class ComposeSpec(Spec):
     domains: Annotated[tuple[Code, ...], Field(min_length=2, max_length=64)]
     # Layers that become expert layers when the models are dense; None means all.
     moe_layers: Annotated[tuple[LayerIndex, ...], Field(min_length=1, max_length=512)] | None = None
-    top_k: Annotated[int, Field(ge=1, le=64)] = 1
+    # None: one for dense models, their own for mixtures.
+    top_k: Annotated[int, Field(ge=1, le=64)] | None = None
     # Attention, embeddings and norms: of the first model, or the mean of all.
     trunk: Literal["first", "mean"] = "first"
     gate: Literal["ridge", "logistic", "mean"] = "ridge"
@@ -77,7 +78,7 @@ class AddExpertSpec(Spec):
     """Add one expert to each layer as a twin of another; the function is kept at that moment."""
 
     kind: Literal["add"] = "add"
-    source: Chosen = 0
+    source: ExpertIndex = 0
 
 
 class RemoveExpertSpec(Spec):
@@ -105,7 +106,7 @@ class SpecialiseCloneSpec(Spec):
     """Clone one expert of each layer and train the clone, and only it, on one domain."""
 
     kind: Literal["specialise_clone"] = "specialise_clone"
-    source: Chosen = 0
+    source: ExpertIndex = 0
     domain: Code
     steps: Steps = 32
     learning_rate: Rate = 1e-3

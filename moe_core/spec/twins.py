@@ -25,6 +25,10 @@ class TwinsSpec(Spec):
                 raise ValueError(f"the root of expert {expert} must be the lowest of its twins, not {root}")
         return self
 
+    def has_twins(self, expert: int) -> bool:
+        """Whether the expert has a twin."""
+        return self.roots.count(self.roots[expert]) > 1
+
     def complaint(self, num_experts: int, top_k: int) -> str | None:
         """Why so many experts cannot have these twins; None when they can."""
         if len(self.roots) != num_experts:
@@ -33,11 +37,7 @@ class TwinsSpec(Spec):
             return f"top_k ({top_k}) must not exceed the {len(set(self.roots))} experts that a token sees"
         return None
 
-    def taking(self, sources: tuple[int, ...], *, fresh: frozenset[int] = frozenset()) -> tuple[int, ...]:
-        """The roots when expert j of a new layer is a copy of `sources[j]`; those in `fresh` have no twins."""
+    def taking(self, sources: tuple[int, ...]) -> tuple[int, ...]:
+        """The roots when expert j of a new layer is a copy of `sources[j]`."""
         first: dict[int, int] = {}
-        roots = []
-        for place, source in enumerate(sources):
-            key = -1 - place if place in fresh else self.roots[source]
-            roots.append(first.setdefault(key, place))
-        return tuple(roots)
+        return tuple(first.setdefault(self.roots[source], place) for place, source in enumerate(sources))

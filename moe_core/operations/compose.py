@@ -1,0 +1,193 @@
+"""Several models of one shape become one mixture, with a gate that knows their domains.
+
+Dense models give one expert each to every expert layer; mixtures give all of theirs, and keep their own gate rows beside
+the row of their domain. The gate of each layer is fitted on the input that it will see in the composed model: in one
+forward pass over all prompts each layer is fitted just before it runs, so the layers below it are already composed.
+
+Of every four prompts of a domain two are fitted on, one sets the temperature, and one is held out to be reported on.
+
+Shapes: N tokens, D model width, C domains (models), E experts of one model, T tokens with padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_core.errors import SpecError
+from moe_core.model.decoder import Block, Decoder
+from moe_core.model.layers import DenseMlp, MoeMlp
+from moe_core.operations.gate_fit import Labelled, accuracy, calibrated_temperature, divergence, fit_rows
+from moe_core.operations.measure import listening, loss_by_domain
+from moe_core.operations.parts import moe_part, per_expert, rebuilt, spec_with, tensors_of
+from moe_core.operations.prompts import Prompts
+from moe_core.spec import LayoutSpec, ModelSpec
+from moe_core.spec.operations import ComposeSpec
+
+EXPERT_TENSORS = frozenset({"experts.gate_up_E2FD", "experts.down_EDF"})
+LEAST_PROMPTS = 4
+MAX_TOKENS = 1 << 16
+
+
+@torch.no_grad()
+def compose(models: Sequence[Decoder], spec: ComposeSpec, prompts: Prompts) -> tuple[Decoder, dict[str, Any]]:
+    """One mixture of all models, which are left as they were; held-out routing accuracy is told for every layer.
+
+    Raises SpecError when the models differ in shape, or a domain has too few prompts.
+    """
+    _check(models, spec, prompts)
+    composed = rebuilt(models[0], _composed_spec(models, spec))
+    trunk = _join_trunks(composed, models, spec.trunk)
+    for layer in composed.moe_layers():
+        _fill_experts(layer, models)
+    layers = _fit_gates(composed, models, spec, prompts)
+    return composed, {
+        "kind": spec.kind,
+        "domains": list(spec.domains),
+        "gate": spec.gate,
+        "trunk": spec.trunk,
+        "trunk_distance": trunk,
+        "layers": layers,
+        "loss_after": loss_by_domain(composed, prompts),
+        "loss_of_each": {
+            code: loss_by_domain(model, prompts) for code, model in zip(spec.domains, models, strict=True)
+        },
+    }
+
+
+def _check(models: Sequence[Decoder], spec: ComposeSpec, prompts: Prompts) -> None:
+    if len(models) != len(spec.domains):
+        raise SpecError(
+            f"{len(models)} models are given for {len(spec.domains)} domains; name one for each model"
+        )
+    for code, model in zip(spec.domains, models, strict=True):
+        if model.spec != models[0].spec:
+            raise SpecError(
+                f"the model of domain {code!r} has another shape than that of {spec.domains[0]!r}"
+            )
+        if len(prompts.of_domain(code)) < LEAST_PROMPTS:
+            raise SpecError(
+                f"domain {code!r} has {len(prompts.of_domain(code))} prompts; {LEAST_PROMPTS} are needed"
+            )
+    prompts.check_fits(models[0].spec.vocab_size)
+    if prompts.ids_NS.numel() > MAX_TOKENS:
+        raise SpecError(
+            f"{prompts.ids_NS.numel()} tokens with padding are too many; give at most {MAX_TOKENS}"
+        )
+
+
+def _composed_spec(models: Sequence[Decoder], spec: ComposeSpec) -> ModelSpec:
+    base = models[0].spec
+    if base.moe is None:
+        layout = LayoutSpec(
+            moe_layers=spec.moe_layers or tuple(range(base.num_hidden_layers)),
+            num_experts=len(models),
+            top_k=spec.top_k or 1,
+        )
+        return layout.applied_to(base)
+    moe = moe_part(models[0], packed=False)
+    if spec.moe_layers is not None or moe.twins is not None or moe.gate.kind != "softmax_topk":
+        raise SpecError(
+            "mixtures keep their expert layers, and are composed with gate 'softmax_topk' and without twins"
+        )
+    return spec_with(base, num_experts=len(models) * moe.num_experts, top_k=spec.top_k or moe.top_k)
+
+
+def _join_trunks(composed: Decoder, models: Sequence[Decoder], trunk: str) -> list[float]:
+    """Fill what is not an expert; tells how far each model's trunk is from the first one's, relative to its norm."""
+    sources = [tensors_of(model) for model in models]
+    target = tensors_of(composed)
+    shared = [
+        name
+        for name, tensor in target.items()
+        if name in sources[0] and sources[0][name].shape == tensor.shape and ".mlp.experts." not in name
+    ]
+    if trunk == "mean":
+        for name in shared:
+            target[name].copy_(torch.stack([source[name].float() for source in sources]).mean(0))
+    size = sum(float(sources[0][name].float().square().sum()) for name in shared)
+    distances = []
+    for source in sources:
+        apart = sum(
+            float((source[name].float() - sources[0][name].float()).square().sum()) for name in shared
+        )
+        distances.append((apart / size) ** 0.5)
+    return distances
+
+
+def _fill_experts(layer: MoeMlp, models: Sequence[Decoder]) -> None:
+    target = per_expert(layer)
+    for place, model in enumerate(models):
+        block = model.layers[layer.layer]
+        assert isinstance(block, Block)
+        if isinstance(block.mlp, DenseMlp):
+            unknown = {name for name in target if name.startswith("experts.")} - EXPERT_TENSORS
+            if unknown:
+                raise SpecError(f"dense models have nothing for {', '.join(sorted(unknown))} of an expert")
+            layer.experts.gate_up_E2FD[place] = block.mlp.gate_up_proj.weight
+            layer.experts.down_EDF[place] = block.mlp.down_proj.weight
+            continue
+        own = per_expert(block.mlp)
+        count = block.mlp.moe.num_experts
+        for name, tensor in target.items():
+            tensor[place * count : (place + 1) * count] = own[name]
+
+
+def _fit_gates(
+    composed: Decoder, models: Sequence[Decoder], spec: ComposeSpec, prompts: Prompts
+) -> list[dict[str, Any]]:
+    """Fit every gate in one forward pass, lowest layer first."""
+    order = [place for code in spec.domains for place in prompts.of_domain(code)]
+    used = prompts.take(order)
+    # Domains count as the models do, whatever order the prompts name them in.
+    domain_N = torch.tensor([spec.domains.index(prompts.codes[int(d)]) for d in used.domain_N])
+    turn_N = torch.cat([torch.arange(int((domain_N == c).sum())) % 4 for c in range(len(spec.domains))])
+    told: list[dict[str, Any]] = []
+
+    def fit(layer: MoeMlp, x_TD: Tensor) -> None:
+        x_NSD = x_TD.view(*used.ids_NS.shape, -1)
+        parts = [_labelled(x_NSD, used, domain_N, turn_N, turns) for turns in ((0, 1), (2,), (3,))]
+        told.append({"layer": layer.layer, **_fit_layer(layer, spec, *parts)})
+
+    with listening(composed, fit):
+        composed(used.ids_NS)
+    return told
+
+
+def _labelled(
+    x_NSD: Tensor, prompts: Prompts, domain_N: Tensor, turn_N: Tensor, turns: tuple[int, ...]
+) -> Labelled:
+    """The real tokens of the prompts whose turn it is."""
+    chosen_NS = prompts.real_NS & torch.isin(turn_N, torch.tensor(turns))[:, None]
+    row_NS = torch.arange(len(prompts))[:, None].expand_as(chosen_NS)
+    prompt_N = row_NS[chosen_NS]
+    return Labelled(x_NSD[chosen_NS], domain_N[prompt_N], prompt_N)
+
+
+def _fit_layer(
+    layer: MoeMlp, spec: ComposeSpec, fitted: Labelled, tuned: Labelled, held_out: Labelled
+) -> dict[str, Any]:
+    num_domains = len(spec.domains)
+    rows_CD = fit_rows(fitted, num_domains, spec.gate, spec.ridge)
+    temperature = calibrated_temperature(rows_CD, tuned)
+    sharp_CD = rows_CD / temperature
+    each = layer.moe.num_experts // num_domains
+    domain_ED = sharp_CD.float().repeat_interleave(each, dim=0)
+    if each == 1:
+        layer.router.weight.copy_(domain_ED)
+    else:
+        layer.router.weight.add_(domain_ED)
+    tokens, prompts = accuracy(sharp_CD, held_out)
+    return {
+        "token_accuracy": tokens,
+        "prompt_accuracy": prompts,
+        "chance": 1.0 / num_domains,
+        "temperature": temperature,
+        "kl_before": divergence(rows_CD, held_out),
+        "kl": divergence(sharp_CD, held_out),
+        "fitted_tokens": fitted.x_ND.shape[0],
+        "held_out_tokens": held_out.x_ND.shape[0],
+    }

@@ -1,0 +1,180 @@
+"""A large mixture teaches a small one that is made of it.
+
+Experts that answer alike are merged: outputs of all experts on the router's true inputs are compared, the most alike
+groups are joined until `num_experts` are left, and within a group neurons are aligned with those of its most used
+expert before they are averaged by usage. Then the student learns the teacher's next tokens (softened), the teacher's
+choice among groups of experts, and the text itself.
+
+Shapes: L expert layers, E experts, M groups (the student's experts), N tokens, D model width, F expert width, V vocabulary.
+Source: Li et al. 2024, "Merge, Then Compress" (groups, alignment); Hinton et al. 2015, "Distilling the Knowledge in a
+Neural Network" (softened logits, the factor T²); Rajbhandari et al. 2022, "DeepSpeed-MoE" (mixtures as students).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from moe_core.errors import SpecError
+from moe_core.model.context import RoutingContext
+from moe_core.model.decoder import Decoder
+from moe_core.model.layers import MoeMlp
+from moe_core.operations.align import ExpertWeights, aligned, mean_of
+from moe_core.operations.edit import ALIGNMENT_TOKENS, router_inputs
+from moe_core.operations.learning import train
+from moe_core.operations.measure import compare, loads, loss_by_domain, next_token_losses
+from moe_core.operations.parts import moe_part, rebuilt, spec_with
+from moe_core.operations.prompts import Prompts
+from moe_core.routers import Routing
+from moe_core.spec import MoeSpec
+from moe_core.spec.operations import DistilSpec
+
+# For each expert layer the groups of the teacher's experts that the student's experts stand for.
+Groups = list[list[list[int]]]
+TINY = 1e-9
+
+
+def distil(
+    teacher: Decoder, spec: DistilSpec, prompts: Prompts, measured_on: Prompts | None = None
+) -> tuple[Decoder, dict[str, Any]]:
+    """A student with fewer (and perhaps narrower) experts, and what it lost; the teacher is left as it was.
+
+    Figures are those on `measured_on` (default: the prompts learnt from). Raises SpecError when the student would be
+    larger than the teacher, NonFiniteLoss when learning fails.
+    """
+    student, groups = merged_student(teacher, spec, prompts)
+    shown = measured_on or prompts
+    at_first = loss_by_domain(student, shown)
+    if spec.steps:
+        train(
+            student,
+            prompts,
+            lambda batch: distillation_loss(teacher, student, groups, batch, spec),
+            steps=spec.steps,
+            learning_rate=spec.learning_rate,
+            batch_prompts=spec.batch_prompts,
+            seed=spec.seed,
+        )
+    return student, {
+        "kind": spec.kind,
+        "groups": groups,
+        "parameters": [sum(p.numel() for p in model.parameters()) for model in (teacher, student)],
+        "loss_merged": at_first,
+        **compare(teacher, student, shown),
+    }
+
+
+@torch.no_grad()
+def merged_student(teacher: Decoder, spec: DistilSpec, prompts: Prompts) -> tuple[Decoder, Groups]:
+    """The student before it learns: groups of the teacher's experts, each merged into one."""
+    moe = moe_part(teacher, packed=False)
+    width = spec.moe_intermediate_size or moe.moe_intermediate_size
+    _check_smaller(moe, spec, width)
+    top_k = spec.top_k or min(moe.top_k, spec.num_experts)
+    changes = {"num_experts": spec.num_experts, "top_k": top_k, "moe_intermediate_size": width}
+    student = rebuilt(teacher, spec_with(teacher.spec, **changes, twins=None))
+    hidden_L = router_inputs(teacher, prompts, ALIGNMENT_TOKENS)
+    groups: Groups = []
+    for old, new, load_E in zip(
+        teacher.moe_layers(), student.moe_layers(), loads(teacher, prompts), strict=True
+    ):
+        hidden_ND = hidden_L[old.layer]
+        groups.append(grouped(likeness(old, hidden_ND), spec.num_experts))
+        for place, members in enumerate(groups[-1]):
+            _merge_group(new, place, old, members, load_E, hidden_ND, width)
+    return student, groups
+
+
+def _check_smaller(moe: MoeSpec, spec: DistilSpec, width: int) -> None:
+    if spec.num_experts > moe.num_experts or width > moe.moe_intermediate_size:
+        raise SpecError(
+            f"a student of {spec.num_experts} experts of width {width} is larger than its teacher of "
+            f"{moe.num_experts} of width {moe.moe_intermediate_size}; make it smaller, or grow the teacher instead"
+        )
+
+
+def likeness(layer: MoeMlp, hidden_ND: Tensor) -> Tensor:
+    """(E, E) mean cosine between the outputs of two experts on the same tokens."""
+    outputs = [
+        normalize(ExpertWeights.of(layer, expert).outputs(hidden_ND), dim=-1)
+        for expert in range(layer.moe.num_experts)
+    ]
+    out_END = torch.stack(outputs)
+    return torch.einsum("end,fnd->ef", out_END, out_END) / max(1, hidden_ND.shape[0])
+
+
+def grouped(likeness_EE: Tensor, num_groups: int) -> list[list[int]]:
+    """Join the two groups that are most alike on average (ties: the lowest) until so many are left."""
+    groups = [[expert] for expert in range(likeness_EE.shape[0])]
+    while len(groups) > num_groups:
+        best, pair = float("-inf"), (0, 1)
+        for one in range(len(groups)):
+            for other in range(one + 1, len(groups)):
+                alike = float(likeness_EE[groups[one]][:, groups[other]].mean())
+                if alike > best:
+                    best, pair = alike, (one, other)
+        groups[pair[0]] = sorted(groups[pair[0]] + groups.pop(pair[1]))
+    return groups
+
+
+def _merge_group(
+    new: MoeMlp, place: int, old: MoeMlp, members: list[int], load_E: Tensor, hidden_ND: Tensor, width: int
+) -> None:
+    usage = [float(load_E[expert]) + TINY for expert in members]
+    leader = members[max(range(len(members)), key=usage.__getitem__)]
+    reference = ExpertWeights.of(old, leader)
+    each = [
+        reference if expert == leader else aligned(reference, ExpertWeights.of(old, expert), hidden_ND)
+        for expert in members
+    ]
+    merged = mean_of(each, usage)
+    if width < merged.down_DF.shape[1]:
+        merged = merged.ordered(_busiest_neurons(merged, hidden_ND, width))
+    merged.put(new, place)
+    share_m = torch.tensor(usage) / sum(usage)
+    new.router.weight[place] = (share_m[:, None] * old.router.weight[members]).sum(0)
+
+
+def _busiest_neurons(expert: ExpertWeights, hidden_ND: Tensor, width: int) -> Tensor:
+    """The neurons that write most on these tokens, in their order."""
+    written_F = expert.activations(hidden_ND).square().mean(0).sqrt() * expert.down_DF.norm(dim=0)
+    return written_F.topk(width).indices.sort().values
+
+
+def distillation_loss(
+    teacher: Decoder, student: Decoder, groups: Groups, batch: Prompts, spec: DistilSpec
+) -> Tensor:
+    """Softened logits of the teacher, its choice among groups, and the text, each with its weight."""
+    taught: dict[int, Routing] = {}
+    learnt: dict[int, Routing] = {}
+    with torch.no_grad():
+        theirs_NSV = teacher(batch.ids_NS, RoutingContext(observe=taught.__setitem__)).float()
+    ours_NSV = student(batch.ids_NS, RoutingContext(observe=learnt.__setitem__)).float()
+    losses_NS, counted_NS = next_token_losses(torch.log_softmax(ours_NSV, -1), batch)
+    softened = kl(theirs_NSV[batch.real_NS] / spec.temperature, ours_NSV[batch.real_NS] / spec.temperature)
+    routed = [
+        group_divergence(taught[layer], learnt[layer], of, batch.real_T)
+        for layer, of in zip(taught, groups, strict=True)
+    ]
+    return (
+        spec.logit_weight * spec.temperature**2 * softened
+        + spec.router_weight * torch.stack(routed).mean()
+        + spec.label_weight * losses_NS[counted_NS].mean()
+    )
+
+
+def kl(teacher_NV: Tensor, student_NV: Tensor) -> Tensor:
+    """Mean KL(teacher ‖ student) of two sets of logits, in nats."""
+    theirs_NV, ours_NV = torch.log_softmax(teacher_NV, -1), torch.log_softmax(student_NV, -1)
+    return (theirs_NV.exp() * (theirs_NV - ours_NV)).sum(-1).mean()
+
+
+def group_divergence(teacher: Routing, student: Routing, groups: list[list[int]], real_T: Tensor) -> Tensor:
+    """KL from the teacher's probabilities, summed over each group, to the student's: mean over real tokens."""
+    probs_TE = teacher.probs_TE[real_T]
+    theirs_TM = torch.stack([probs_TE[:, members].sum(-1) for members in groups], dim=-1).clamp(min=TINY)
+    ours_TM = student.probs_TE[real_T].clamp(min=TINY)
+    return (theirs_TM * (theirs_TM.log() - ours_TM.log())).sum(-1).mean()

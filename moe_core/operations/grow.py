@@ -1,0 +1,152 @@
+"""More experts, the same function at the moment of growth.
+
+Copies that share a gate row and compete for the same k places would push other experts out: that is not growth but
+damage. Three ways keep the function:
+
+* twin: copies are twins, each token sees one of them (`moe_core.routers.twins`); top-k and the work stay.
+* double_k: a token takes both copies; top-k doubles, each copy has half the weight.
+* split: each expert is cut in two halves of its neurons, both taken; top-k doubles, the work stays, the way back is
+  doubled because each half has half the weight.
+
+New experts come after the old ones: expert e of E has its copy at E + e.
+
+Shapes: L expert layers, E experts, F expert width, D model width.
+Source: Chen et al. 2016, "Net2Net" (growth that keeps the function); Wu et al. 2022, "Residual Mixture of Experts"; the
+halving is that of fine-grained experts, Dai et al. 2024, "DeepSeekMoE".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from moe_core.errors import SpecError
+from moe_core.model.decoder import Decoder
+from moe_core.operations.parts import chosen_of, moe_part, spec_with, with_experts
+from moe_core.spec import ModelSpec, MoeSpec
+from moe_core.spec.operations import AddExpertSpec, GrowSpec
+from moe_core.spec.twins import TwinsSpec
+
+# What a split cuts; everything else of an expert is copied.
+WEIGHTS = frozenset({"experts.gate_up_E2FD", "experts.down_EDF"})
+
+
+@torch.no_grad()
+def grow(model: Decoder, spec: GrowSpec) -> tuple[Decoder, dict[str, Any]]:
+    """The model with `spec.num_experts` experts, doubled as often as that takes; the given one is left as it was.
+
+    Raises SpecError when the number is not the old one times a power of two, or the method does not fit.
+    """
+    moe = moe_part(model, packed=False)
+    times = _doublings(moe.num_experts, spec.num_experts)
+    _check_gate(moe)
+    if spec.method != "twin" and moe.twins is not None:
+        raise SpecError(
+            f"method {spec.method!r} would let a token see other twins than before; grow with 'twin'"
+        )
+    if spec.method == "split" and moe.moe_intermediate_size % 2**times:
+        raise SpecError(
+            f"moe_intermediate_size ({moe.moe_intermediate_size}) must be divisible by {2**times} to split "
+            f"{moe.num_experts} experts into {spec.num_experts}"
+        )
+    grown = model
+    for _ in range(times):
+        grown = _doubled(grown, spec.method)
+    now = moe_part(grown)
+    return grown, {
+        "kind": spec.kind,
+        "method": spec.method,
+        "num_experts": [moe.num_experts, now.num_experts],
+        "top_k": [moe.top_k, now.top_k],
+        "moe_intermediate_size": [moe.moe_intermediate_size, now.moe_intermediate_size],
+        "keeps_function": True,
+    }
+
+
+@torch.no_grad()
+def add_expert(model: Decoder, spec: AddExpertSpec) -> tuple[Decoder, dict[str, Any]]:
+    """The model with one more expert in each layer: the last, a twin of `spec.source`. All others stay bit for bit."""
+    moe = moe_part(model, packed=False)
+    _check_gate(moe)
+    (source, *_) = chosen_of(model, spec.source)
+    if moe.twins is not None and moe.twins.hold is None and moe.twins.has_twins(source):
+        raise SpecError(
+            f"expert {source} has twins already, among which a hash chooses; release them to the gate first (hold 0)"
+        )
+    order = (*range(moe.num_experts), source)
+    changed = spec_with(model.spec, num_experts=len(order), twins=_with_twins(moe, order))
+    added = with_experts(model, [order] * len(moe.moe_layers), changed)
+    return added, {
+        "kind": spec.kind,
+        "expert": moe.num_experts,
+        "source": source,
+        "keeps_function": True,
+        "num_experts": [moe.num_experts, len(order)],
+    }
+
+
+@torch.no_grad()
+def release_twins(model: Decoder, hold: float | None) -> Decoder:
+    """The model with another hold on its twins: lower it step by step to 0 and the gate chooses between them.
+
+    Raises SpecError for a model without twins.
+    """
+    moe = moe_part(model)
+    if moe.twins is None:
+        raise SpecError("the model has no twins to release; grow it with method 'twin' first")
+    twins = TwinsSpec(roots=moe.twins.roots, hold=hold)
+    order = range(moe.num_experts)
+    changed = spec_with(model.spec, twins=twins.model_dump())
+    return with_experts(model, [order] * len(moe.moe_layers), changed)
+
+
+def _doublings(old: int, new: int) -> int:
+    times = math.log2(new / old)
+    if new <= old or times != int(times):
+        raise SpecError(f"num_experts ({new}) must be {old} times a power of two; the next is {2 * old}")
+    return int(times)
+
+
+def _check_gate(moe: MoeSpec) -> None:
+    if moe.gate.kind != "softmax_topk" or moe.capacity is not None:
+        raise SpecError(
+            f"gate {moe.gate.kind!r} {'with' if moe.capacity else 'without'} capacity does not treat copies alike; "
+            "growth needs gate 'softmax_topk' without capacity"
+        )
+
+
+def _doubled(model: Decoder, method: str) -> Decoder:
+    moe = moe_part(model)
+    order = (*range(moe.num_experts), *range(moe.num_experts))
+    changes: dict[str, Any] = {"num_experts": len(order)}
+    if method == "twin":
+        changes["twins"] = _with_twins(moe, order)
+    else:
+        changes["top_k"] = 2 * moe.top_k
+    if method != "split":
+        return with_experts(model, [order] * len(moe.moe_layers), spec_with(model.spec, **changes))
+    return _split(
+        model, spec_with(model.spec, **changes, moe_intermediate_size=moe.moe_intermediate_size // 2)
+    )
+
+
+def _with_twins(moe: MoeSpec, order: tuple[int, ...]) -> dict[str, Any]:
+    twins = moe.twins or TwinsSpec(roots=tuple(range(moe.num_experts)))
+    return TwinsSpec(roots=twins.taking(order), hold=twins.hold).model_dump()
+
+
+def _split(model: Decoder, spec: ModelSpec) -> Decoder:
+    """Experts e and E + e have the first and the second half of the neurons of expert e."""
+    moe = moe_part(model)
+    half, order = moe.moe_intermediate_size // 2, (*range(moe.num_experts), *range(moe.num_experts))
+    grown = with_experts(model, [order] * len(moe.moe_layers), spec, filled_by_caller=WEIGHTS)
+    for old, new in zip(model.moe_layers(), grown.moe_layers(), strict=True):
+        for part in (0, 1):
+            to = slice(part * moe.num_experts, (part + 1) * moe.num_experts)
+            own = slice(part * half, (part + 1) * half)
+            both_E2fD = old.experts.gate_up_E2FD.unflatten(1, (2, -1))[:, :, own]
+            new.experts.gate_up_E2FD[to] = both_E2fD.flatten(1, 2)
+            new.experts.down_EDF[to] = 2.0 * old.experts.down_EDF[:, :, own]
+    return grown

@@ -1,0 +1,73 @@
+"""The little that operations need of training: batches that hang on a seed, a schedule, the loss of a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from moe_core.errors import NonFiniteLoss
+from moe_core.model.decoder import Decoder
+from moe_core.operations.measure import next_token_losses
+from moe_core.operations.prompts import Prompts
+
+WARM_UP_SHARE = 0.1
+FINAL_SHARE = 0.1
+
+
+def rate_at(step: int, num_steps: int, peak: float) -> float:
+    """Linear warm-up over a tenth of the steps, then a cosine down to a tenth of the peak."""
+    warm_up = max(1, round(WARM_UP_SHARE * num_steps))
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    progress = (step - warm_up) / max(1, num_steps - warm_up)
+    return peak * (FINAL_SHARE + (1.0 - FINAL_SHARE) * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def dealt(prompts: Prompts, size: int, generator: torch.Generator) -> Iterator[Prompts | None]:
+    """Batches without end, every prompt once before any comes again; None for ever when there are no prompts."""
+    if not len(prompts):
+        while True:
+            yield None
+    left: list[int] = []
+    while True:
+        while len(left) < size:
+            left += torch.randperm(len(prompts), generator=generator).tolist()
+        yield prompts.take(left[:size])
+        del left[:size]
+
+
+def mean_loss(model: Decoder, batch: Prompts) -> Tensor:
+    """Mean next-token loss of a batch, with its graph."""
+    losses_NS, counted_NS = next_token_losses(torch.log_softmax(model(batch.ids_NS).float(), dim=-1), batch)
+    return losses_NS[counted_NS].mean()
+
+
+def train(
+    model: Decoder,
+    prompts: Prompts,
+    loss_of: Callable[[Prompts], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    batch_prompts: int,
+    seed: int,
+) -> None:
+    """AdamW on every weight of the model, in place. Raises NonFiniteLoss."""
+    weights = [weight.requires_grad_(True) for weight in model.parameters()]
+    adam = torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
+    batches = dealt(prompts, batch_prompts, torch.Generator().manual_seed(seed))
+    for step, batch in zip(range(steps), batches, strict=False):
+        assert batch is not None
+        loss = loss_of(batch)
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(
+                f"the loss became {float(loss)} at step {step}; lower learning_rate ({learning_rate})"
+            )
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        adam.param_groups[0]["lr"] = rate_at(step, steps, learning_rate)
+        adam.step()

@@ -1,0 +1,127 @@
+"""Clone an expert and let the clone, and nothing else, learn one domain.
+
+The clone is a twin of its source between which the gate chooses (hold 0): a token that would have gone to the source
+goes to whichever of the two has the higher logit, so no other expert gains or loses a token at the clone's birth. Then
+the clone's weights learn the language of its domain, and its gate row learns to win the domain's tokens from its source.
+
+Shapes: T tokens, D model width, E experts.
+Source: Wang et al. 2024, "Let the Expert Stick to His Last" (training chosen experts only); the pairwise gate loss is
+logistic regression on the difference of two gate rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from moe_core.errors import SpecError
+from moe_core.model.decoder import Decoder
+from moe_core.model.layers import MoeMlp
+from moe_core.operations.grow import add_expert, release_twins
+from moe_core.operations.learning import dealt, mean_loss, rate_at
+from moe_core.operations.measure import listening, loads, loss_by_domain, loss_change
+from moe_core.operations.parts import moe_part
+from moe_core.operations.prompts import Prompts
+from moe_core.spec.operations import AddExpertSpec, SpecialiseCloneSpec
+
+
+def specialise_clone(
+    model: Decoder, spec: SpecialiseCloneSpec, prompts: Prompts, measured_on: Prompts | None = None
+) -> tuple[Decoder, dict[str, Any]]:
+    """The model with a clone that has learnt `spec.domain`; every other tensor, and every other row, bit for bit.
+
+    Loss is told per domain on `measured_on` (default: the prompts learnt from). Raises SpecError for a domain without
+    prompts, and for a model in which a hash chooses between other twins.
+    """
+    moe = moe_part(model, packed=False)
+    if moe.twins is not None and moe.twins.hold != 0.0:
+        raise SpecError(
+            "the model has twins between which a hash chooses; release them to the gate first (hold 0)"
+        )
+    mine = prompts.take(prompts.of_domain(spec.domain))
+    others = [row for row in range(len(prompts)) if prompts.codes[int(prompts.domain_N[row])] != spec.domain]
+    born, _ = add_expert(model, AddExpertSpec(source=spec.source))
+    clone = release_twins(born, 0.0)
+    _learn(clone, moe.num_experts, spec, mine, prompts.take(others))
+    shown = measured_on or prompts
+    share = {
+        code: clone_share(clone, moe.num_experts, shown.take(shown.of_domain(code))) for code in shown.codes
+    }
+    return clone, {
+        "kind": spec.kind,
+        "expert": moe.num_experts,
+        "source": spec.source,
+        "domain": spec.domain,
+        "steps": spec.steps,
+        "clone_share": share,
+        **loss_change(loss_by_domain(model, shown), loss_by_domain(clone, shown)),
+    }
+
+
+def clone_share(model: Decoder, expert: int, prompts: Prompts) -> float:
+    """Share of all choices of real tokens that one expert gets, over all layers."""
+    load_LE = loads(model, prompts).double()
+    return float(load_LE[:, expert].sum() / load_LE.sum())
+
+
+def _learn(model: Decoder, clone: int, spec: SpecialiseCloneSpec, mine: Prompts, others: Prompts) -> None:
+    model.requires_grad_(False)
+    whole = list(_weights(model))
+    for weight in whole:
+        weight.requires_grad_(True)
+    # Float32 copies of the clone's own entries: the only thing that an optimiser ever sees.
+    masters = [weight.detach()[clone].float().clone() for weight in whole]
+    adam = torch.optim.AdamW(masters, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
+    generator = torch.Generator().manual_seed(spec.seed)
+    batches = zip(
+        dealt(mine, spec.batch_prompts, generator), dealt(others, spec.batch_prompts, generator), strict=False
+    )
+    for step, (batch, other) in zip(range(spec.steps), batches, strict=False):
+        assert batch is not None
+        loss = _loss(model, clone, spec, batch, other)
+        gradients = torch.autograd.grad(loss, whole, allow_unused=True)
+        for master, gradient in zip(masters, gradients, strict=True):
+            master.grad = torch.zeros_like(master) if gradient is None else gradient[clone].float()
+        torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        adam.param_groups[0]["lr"] = rate_at(step, spec.steps, spec.learning_rate)
+        adam.step()
+        with torch.no_grad():
+            for weight, master in zip(whole, masters, strict=True):
+                weight[clone] = master.to(weight.dtype)
+    model.requires_grad_(True)
+
+
+def _weights(model: Decoder) -> Iterator[Tensor]:
+    for layer in model.moe_layers():
+        yield layer.experts.gate_up_E2FD
+        yield layer.experts.down_EDF
+        yield layer.router.weight
+
+
+def _loss(
+    model: Decoder, clone: int, spec: SpecialiseCloneSpec, batch: Prompts, other: Prompts | None
+) -> Tensor:
+    """What the domain says next, and on which side of its source each token puts the clone."""
+    gate_losses: list[Tensor] = []
+
+    def listen(side: float, real_T: Tensor, layer: MoeMlp, x_TD: Tensor) -> None:
+        rows_2D = layer.router.weight[[clone, spec.source]]
+        z_T2 = x_TD[real_T].detach().float() @ rows_2D.t()
+        gate_losses.append(-logsigmoid(side * (z_T2[:, 0] - z_T2[:, 1])).mean())
+
+    with listening(model, lambda layer, x_TD: listen(1.0, batch.real_T, layer, x_TD)):
+        loss = mean_loss(model, batch)
+    if other is not None:
+        with torch.no_grad(), listening(model, lambda layer, x_TD: _with_grad(listen, other, layer, x_TD)):
+            model(other.ids_NS)
+    return loss + spec.gate_weight * torch.stack(gate_losses).mean()
+
+
+def _with_grad(listen: Any, other: Prompts, layer: MoeMlp, x_TD: Tensor) -> None:
+    # The other domains only move the gate: their forward pass keeps no graph, the gate's own little product does.
+    with torch.enable_grad():
+        listen(-1.0, other.real_T, layer, x_TD)

@@ -1,0 +1,224 @@
+"""Composed models route each domain to its own expert, by gates fitted on what the router truly sees."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from moe_core.errors import SpecError
+from moe_core.model import Decoder
+from moe_core.model.context import DomainPrior, RoutingContext
+from moe_core.model.init import random_decoder
+from moe_core.operations import compose
+from moe_core.operations.gate_fit import (
+    Labelled,
+    accuracy,
+    calibrated_temperature,
+    divergence,
+    fit_rows,
+)
+from moe_core.operations.measure import listening
+from moe_core.operations.prompts import Prompts
+from moe_core.spec.operations import ComposeSpec
+from tests.moe_core.operations.models import IDS, distance, mixture, some_prompts
+from tests.moe_core.tiny import STD, tiny_llama
+
+DOMAINS = ("law", "code")
+
+
+def kin(count: int = 2) -> list[Decoder]:
+    """Dense models that share their trunk and differ in their feed-forwards."""
+    models = [random_decoder(tiny_llama(), 6, STD) for _ in range(count)]
+    with torch.no_grad():
+        for place, model in enumerate(models):
+            generator = torch.Generator().manual_seed(place)
+            for name, weight in model.named_parameters():
+                if ".mlp." in name:
+                    weight.normal_(0.0, STD, generator=generator)
+    return models
+
+
+def composed(
+    models: list[Decoder], prompts: Prompts | None = None, **fields: Any
+) -> tuple[Decoder, dict[str, Any]]:
+    return compose(
+        models, ComposeSpec.parse({"domains": DOMAINS, **fields}), prompts or some_prompts(per_domain=12)
+    )
+
+
+@pytest.mark.parametrize("gate", ["ridge", "logistic", "mean"])
+def test_prompts_that_were_held_out_find_their_domain(gate: str) -> None:
+    _, report = composed(kin(), some_prompts(per_domain=160, high=25), gate=gate)
+    assert [layer["layer"] for layer in report["layers"]] == [0, 1, 2]
+    for layer in report["layers"]:
+        assert layer["token_accuracy"] > (0.7 if gate == "mean" else 0.88)
+        assert layer["prompt_accuracy"] > (0.8 if gate == "mean" else 0.95)
+        assert layer["chance"] == 0.5
+    json.dumps(report)
+
+
+def test_prompts_whose_domains_were_shuffled_find_nothing() -> None:
+    prompts = some_prompts(per_domain=48)
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0))
+    shuffled = replace(prompts, domain_N=prompts.domain_N[order])
+    _, report = composed(kin(), shuffled)
+    for layer in report["layers"]:
+        assert 0.3 < layer["token_accuracy"] < 0.7
+
+
+def test_the_same_model_twice_is_that_model() -> None:
+    one = random_decoder(tiny_llama(), 6, STD)
+    for trunk in ("first", "mean"):
+        model, report = composed([one, one], trunk=trunk)
+        assert distance(one, model) < 2e-6
+        assert report["trunk_distance"] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_domain_that_is_forced_to_its_expert_has_its_models_function(place: int) -> None:
+    models = kin()
+    model, _ = composed(models)
+    bias_1LE = torch.full((1, 3, 2), float("-inf"))
+    bias_1LE[:, :, place] = 0.0
+    context = RoutingContext(domain_T=torch.zeros(24, dtype=torch.long), prior=DomainPrior(bias_1LE, 1))
+    with torch.no_grad():
+        theirs = models[place](IDS)
+        assert float((model(IDS, context) - theirs).norm() / theirs.norm()) < 2e-6
+
+
+def test_layers_that_are_left_out_stay_dense_and_trunks_are_told_apart() -> None:
+    models = [random_decoder(tiny_llama(), seed, STD) for seed in (1, 2)]
+    model, report = composed(models, moe_layers=(1,), trunk="mean")
+    assert [layer["layer"] for layer in report["layers"]] == [1]
+    assert report["trunk_distance"][0] == 0.0
+    assert report["trunk_distance"][1] > 0.5
+    ours, theirs = dict(model.named_parameters()), [dict(m.named_parameters()) for m in models]
+    name = "layers.0.mlp.down_proj.weight"
+    assert torch.allclose(ours[name], (theirs[0][name] + theirs[1][name]) / 2)
+
+
+def test_mixtures_keep_their_experts_and_their_own_gates_under_the_domains() -> None:
+    models = [mixture(), mixture()]
+    with torch.no_grad():
+        for layer in models[1].moe_layers():
+            layer.experts.down_EDF.normal_(0.0, STD, generator=torch.Generator().manual_seed(9))
+            layer.router.weight.normal_(0.0, STD, generator=torch.Generator().manual_seed(8))
+    model, _ = composed(models)
+    assert model.spec.moe is not None
+    assert (model.spec.moe.num_experts, model.spec.moe.top_k) == (8, 2)
+    for place, source in enumerate(models):
+        own = slice(4 * place, 4 * place + 4)
+        for ours, theirs in zip(model.moe_layers(), source.moe_layers(), strict=True):
+            assert torch.equal(ours.experts.down_EDF[own], theirs.experts.down_EDF)
+            # One row was added to all four: differences within a model are its own.
+            added = ours.router.weight[own] - theirs.router.weight
+            assert torch.allclose(added, added[:1].expand_as(added), atol=1e-5)
+        mask_1LE = torch.full((1, 2, 8), float("-inf"))
+        mask_1LE[:, :, own] = 0.0
+        context = RoutingContext(domain_T=torch.zeros(24, dtype=torch.long), prior=DomainPrior(mask_1LE, 2))
+        with torch.no_grad():
+            theirs_BSV = source(IDS)
+            assert float((model(IDS, context) - theirs_BSV).norm() / theirs_BSV.norm()) < 1e-5
+
+
+def test_gates_are_those_of_a_closed_form_on_the_routers_true_inputs() -> None:
+    prompts = some_prompts(per_domain=8)
+    model, report = composed(kin(), prompts, ridge=0.1)
+    seen: list[torch.Tensor] = []
+    with torch.no_grad(), listening(model, lambda layer, x_TD: seen.append(x_TD)):
+        model(prompts.ids_NS)
+    fitted_N = (torch.arange(16) % 8 % 4) < 2
+    chosen_T = prompts.real_T & fitted_N.repeat_interleave(prompts.ids_NS.shape[1])
+    for x_TD, layer, told in zip(seen, model.moe_layers(), report["layers"], strict=True):
+        x, d = x_TD[chosen_T].double().numpy(), prompts.domain_T[chosen_T].numpy()
+        weight = np.where(d == 0, 0.5 / (d == 0).sum(), 0.5 / (d == 1).sum())
+        moment = (x * weight[:, None]).T @ x
+        moment += 0.1 * np.trace(moment) / 48 * np.eye(48)
+        target = np.stack([d == 0, d == 1], -1) - 0.5
+        rows = np.linalg.solve(moment, (x * weight[:, None]).T @ target).T / told["temperature"]
+        assert np.allclose(
+            layer.router.weight.detach().numpy(), rows, rtol=1e-3, atol=1e-4 * np.abs(rows).max()
+        )
+
+
+def test_padding_is_never_averaged_in() -> None:
+    prompts = some_prompts(per_domain=8)
+    longer = torch.nn.functional.pad(prompts.ids_NS, (0, 30), value=5)
+    padded = replace(prompts, ids_NS=longer, real_NS=torch.nn.functional.pad(prompts.real_NS, (0, 30)))
+    for gate in ("ridge", "mean"):
+        plain, wide = composed(kin(), prompts, gate=gate)[0], composed(kin(), padded, gate=gate)[0]
+        for one, other in zip(plain.moe_layers(), wide.moe_layers(), strict=True):
+            assert torch.allclose(one.router.weight, other.router.weight, rtol=1e-3, atol=1e-5)
+    # The same with the padding taken for tokens is another gate.
+    wrong = composed(kin(), replace(padded, real_NS=torch.ones_like(padded.real_NS)), gate="mean")[0]
+    assert not torch.allclose(
+        next(plain.moe_layers()).router.weight, next(wrong.moe_layers()).router.weight, atol=1e-2
+    )
+
+
+def test_calibration_lowers_the_divergence_on_tokens_that_it_did_not_see() -> None:
+    _, report = composed(kin(), some_prompts(per_domain=160, high=25))
+    for layer in report["layers"]:
+        assert layer["kl"] < layer["kl_before"]
+        assert layer["kl"] < 0.3
+
+
+def labelled(num_tokens: int, sharpness: float, seed: int) -> tuple[Labelled, torch.Tensor]:
+    """Tokens whose domains were drawn from a gate of known rows and sharpness."""
+    generator = torch.Generator().manual_seed(seed)
+    rows_CD = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    x_ND = torch.randn(num_tokens, 6, generator=generator, dtype=torch.float64)
+    probs = torch.softmax(sharpness * x_ND @ rows_CD.T, -1)
+    domain_N = torch.multinomial(probs, 1, generator=generator)[:, 0]
+    return Labelled(x_ND, domain_N, torch.arange(num_tokens)), rows_CD
+
+
+@pytest.mark.parametrize("sharpness", [0.2, 1.0, 5.0])
+def test_the_temperature_that_labels_were_drawn_with_is_found(sharpness: float) -> None:
+    seen, rows_CD = labelled(20_000, sharpness, 1)
+    found = calibrated_temperature(rows_CD, seen)
+    assert found == pytest.approx(1.0 / sharpness, rel=0.08)
+    at_best = divergence(rows_CD / found, seen)
+    assert at_best <= min(divergence(rows_CD / t, seen) for t in (found * 0.9, found * 1.1))
+
+
+def test_a_large_direction_that_says_nothing_does_not_lead_a_whitened_gate_astray() -> None:
+    generator = torch.Generator().manual_seed(2)
+    domain_N = torch.arange(400) % 2
+    x_ND = torch.randn(400, 16, generator=generator)
+    side_N = 2.0 * domain_N - 1.0
+    x_ND[:, 0] = 3.0 * side_N + 60.0 * torch.randn(400, generator=generator)
+    x_ND[:, 1] += 2.0 * side_N
+    seen = Labelled(x_ND, domain_N, torch.arange(400))
+    right = {kind: accuracy(fit_rows(seen, 2, kind, 1e-3), seen)[0] for kind in ("ridge", "logistic", "mean")}
+    assert right["ridge"] > 0.95
+    assert right["logistic"] > 0.95
+    assert right["mean"] < 0.8
+
+
+def test_a_domain_with_many_tokens_has_no_more_weight() -> None:
+    seen, _ = labelled(600, 1.0, 3)
+    twice = torch.cat([torch.arange(600), *[torch.nonzero(seen.domain_N == 1)[:, 0]] * 3])
+    more = Labelled(seen.x_ND[twice], seen.domain_N[twice], seen.prompt_N[twice])
+    assert torch.allclose(fit_rows(seen, 3, "ridge", 0.01), fit_rows(more, 3, "ridge", 0.01))
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    models = kin()
+    with pytest.raises(SpecError, match="2 models are given for 3 domains"):
+        compose(models, ComposeSpec(domains=("law", "code", "art")), some_prompts())
+    with pytest.raises(SpecError, match="'code' has another shape"):
+        composed([models[0], random_decoder(tiny_llama(intermediate_size=32), 1)])
+    with pytest.raises(SpecError, match="'law' has 3 prompts; 4 are needed"):
+        composed(models, some_prompts(per_domain=3))
+    with pytest.raises(SpecError, match="domain 'art' has no prompts"):
+        composed(models, domains=("law", "art"))
+    with pytest.raises(SpecError, match="outside the vocabulary of 97"):
+        composed(models, some_prompts(per_domain=4, high=400))
+    with pytest.raises(SpecError, match="needs prompts of at least one token"):
+        Prompts.of({"law": [[1], []]})

@@ -1,0 +1,147 @@
+"""A student made of its teacher: groups of like experts, and the better start that they give."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from moe_core.errors import SpecError
+from moe_core.model import Decoder
+from moe_core.model.init import random_decoder
+from moe_core.operations import distil
+from moe_core.operations.align import ExpertWeights
+from moe_core.operations.distil import (
+    distillation_loss,
+    group_divergence,
+    grouped,
+    kl,
+    likeness,
+    merged_student,
+)
+from moe_core.operations.edit import router_inputs
+from moe_core.operations.learning import mean_loss, train
+from moe_core.operations.measure import loss_by_domain
+from moe_core.operations.prompts import Prompts
+from moe_core.routers import route
+from moe_core.spec.operations import DistilSpec
+from tests.moe_core.operations.models import distance, mixture, mixture_spec, some_prompts
+
+
+def doubled_teacher() -> Decoder:
+    """Eight experts that are four, each twice: the second time with its neurons shuffled."""
+    teacher, base = mixture(num_experts=8, top_k=2), mixture(num_experts=4, top_k=1)
+    with torch.no_grad():
+        for layer, four in zip(teacher.moe_layers(), base.moe_layers(), strict=True):
+            for expert in range(8):
+                order = torch.randperm(32, generator=torch.Generator().manual_seed(expert))
+                ExpertWeights.of(four, expert // 2).ordered(order).put(layer, expert)
+                layer.router.weight[expert] = four.router.weight[expert // 2]
+    return teacher
+
+
+def test_experts_that_answer_alike_are_found_and_merged_without_loss() -> None:
+    teacher, prompts = doubled_teacher(), some_prompts(per_domain=8)
+    student, report = distil(teacher, DistilSpec(num_experts=4, top_k=1, steps=0), prompts)
+    assert report["groups"] == [[[0, 1], [2, 3], [4, 5], [6, 7]]] * 2
+    # Two copies with half the weight each are one with all of it.
+    assert distance(teacher, student) < 1e-5
+    assert report["parameters"][0] > report["parameters"][1]
+    json.dumps(report)
+
+
+def test_likeness_is_the_mean_cosine_of_outputs() -> None:
+    model, prompts = mixture(), some_prompts()
+    layer = next(iter(model.moe_layers()))
+    x_ND = router_inputs(model, prompts, 512)[layer.layer]
+    one, other = (ExpertWeights.of(layer, expert).outputs(x_ND) for expert in (0, 3))
+    by_hand = sum(float(a @ b / a.norm() / b.norm()) for a, b in zip(one, other, strict=True)) / len(one)
+    assert float(likeness(layer, x_ND)[0, 3]) == pytest.approx(by_hand, abs=1e-5)
+    assert x_ND.shape[0] == int(prompts.real_NS.sum())
+
+
+def test_groups_are_joined_by_their_average_likeness() -> None:
+    alike = torch.tensor(
+        [[1.0, 0.9, 0.0, 0.5], [0.9, 1.0, 0.1, 0.0], [0.0, 0.1, 1.0, 0.3], [0.5, 0.0, 0.3, 1.0]]
+    )
+    assert grouped(alike, 4) == [[0], [1], [2], [3]]
+    # 0 and 1 first; then 2 and 3 (0.3) before {0, 1} and 3 (0.25).
+    assert grouped(alike, 2) == [[0, 1], [2, 3]]
+    assert grouped(alike, 1) == [[0, 1, 2, 3]]
+
+
+def test_neurons_that_write_nothing_are_the_first_to_go() -> None:
+    teacher, prompts = mixture(moe_intermediate_size=48), some_prompts()
+    with torch.no_grad():
+        for layer in teacher.moe_layers():
+            layer.experts.down_EDF[:, :, 5:21] = 0.0
+    spec = DistilSpec(num_experts=4, moe_intermediate_size=32, steps=0)
+    student, _ = merged_student(teacher, spec, prompts)
+    assert distance(teacher, student) < 1e-5
+
+
+def test_divergences_are_zero_between_equals_and_right_by_hand() -> None:
+    logits = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    assert float(kl(logits, logits)) == pytest.approx(0.0)
+    p = torch.softmax(logits[1], -1)
+    by_hand = float((p * (p / 0.5).log()).sum())
+    assert float(kl(logits[1:], logits[:1])) == pytest.approx(by_hand)
+    x_TD = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    rows_ED = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    teacher = route(x_TD, rows_ED, top_k=2)
+    real_T = torch.tensor([True] * 5 + [False])
+    assert float(group_divergence(teacher, teacher, [[0], [1], [2], [3]], real_T)) == pytest.approx(
+        0.0, abs=1e-6
+    )
+    whole = route(x_TD, rows_ED[:1], top_k=1)
+    assert float(group_divergence(teacher, whole, [[0, 1, 2, 3]], real_T)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_teacher_has_nothing_to_teach_itself_but_the_text() -> None:
+    teacher, prompts = mixture(), some_prompts()
+    spec = DistilSpec(num_experts=4, label_weight=0.25)
+    with torch.no_grad():
+        loss = distillation_loss(teacher, teacher, [[[0], [1], [2], [3]]] * 2, prompts, spec)
+        assert float(loss) == pytest.approx(0.25 * float(mean_loss(teacher, prompts)), rel=1e-4)
+
+
+def test_a_student_larger_than_its_teacher_is_refused() -> None:
+    with pytest.raises(SpecError, match="larger than its teacher of 4 of width 32"):
+        distil(mixture(), DistilSpec(num_experts=5), some_prompts())
+
+
+def markov_prompts(seed: int, per_domain: int, length: int = 24) -> Prompts:
+    """Two languages over one alphabet: after each token four others may come, not equally often."""
+    languages = torch.Generator().manual_seed(77)
+    follow = {code: torch.randint(1, 97, (97, 4), generator=languages) for code in ("law", "code")}
+    generator = torch.Generator().manual_seed(seed)
+
+    def told(table: torch.Tensor) -> list[int]:
+        tokens = [int(torch.randint(1, 97, (1,), generator=generator))]
+        choice = torch.multinomial(torch.tensor([0.6, 0.25, 0.1, 0.05]), length, True, generator=generator)
+        for at in choice.tolist():
+            tokens.append(int(table[tokens[-1], at]))
+        return tokens
+
+    return Prompts.of({code: [told(table) for _ in range(per_domain)] for code, table in follow.items()})
+
+
+@pytest.mark.slow
+def test_the_student_beats_the_same_size_trained_from_scratch_at_equal_steps() -> None:
+    learnt, held_out = markov_prompts(1, 192), markov_prompts(2, 32)
+    same: dict[str, Any] = {"learning_rate": 5e-3, "batch_prompts": 24, "seed": 3}
+    teacher = random_decoder(mixture_spec(num_experts=8, top_k=2), 1, 0.05)
+    train(
+        teacher, learnt, lambda batch: mean_loss(teacher, batch), steps=160, **{**same, "learning_rate": 1e-2}
+    )
+    spec = DistilSpec.parse({"num_experts": 2, "moe_intermediate_size": 16, "steps": 60, **same})
+    student, report = distil(teacher, spec, learnt, held_out)
+    scratch = random_decoder(student.spec, 2, 0.05)
+    assert sum(p.numel() for p in scratch.parameters()) == report["parameters"][1]
+    train(scratch, learnt, lambda batch: mean_loss(scratch, batch), steps=60, **same)
+    ours, theirs = report["loss_after"], loss_by_domain(scratch, held_out)
+    for code in ("law", "code"):
+        assert ours[code] < theirs[code] - 0.1
+        assert ours[code] < report["loss_merged"][code]

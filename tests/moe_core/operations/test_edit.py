@@ -1,0 +1,222 @@
+"""Removing and merging: what is lost is told before, the rest is as it was, alignment finds what was only shuffled."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_core.errors import SpecError
+from moe_core.model import Decoder
+from moe_core.model.layers import MoeMlp
+from moe_core.operations import grow, merge_experts, preview_removal, release_twins, remove_expert
+from moe_core.operations.align import ExpertWeights, aligned, matching, mean_of
+from moe_core.operations.assignment import assign
+from moe_core.operations.measure import listening, loads, loss_by_domain
+from moe_core.operations.parts import per_expert, tensors_of
+from moe_core.spec.operations import GrowSpec, MergeExpertsSpec, RemoveExpertSpec
+from tests.moe_core.operations.models import IDS, distance, mixture, some_prompts
+
+
+@pytest.mark.parametrize("renormalised", [True, False])
+def test_what_is_left_is_the_gate_renormalised_over_the_others(renormalised: bool) -> None:
+    model = mixture(norm_topk_prob=renormalised)
+    smaller, _ = remove_expert(model, RemoveExpertSpec(expert=1))
+    inputs: list[tuple[MoeMlp, torch.Tensor]] = []
+    with torch.no_grad(), listening(smaller, lambda layer, x_TD: inputs.append((layer, x_TD))):
+        smaller(IDS)
+        for (layer, x_TD), old in zip(list(inputs), model.moe_layers(), strict=True):
+            # By hand: the old layer's probabilities with expert 1 struck out.
+            probs_TE = torch.softmax(x_TD @ old.router.weight.t(), -1)
+            probs_TE[:, 1] = 0.0
+            probs_TE /= probs_TE.sum(-1, keepdim=True)
+            weight_TK, ids_TK = probs_TE.topk(2)
+            if renormalised:
+                weight_TK /= weight_TK.sum(-1, keepdim=True)
+            by_hand = torch.stack(
+                [
+                    sum(
+                        w * ExpertWeights.of(old, int(e)).outputs(x_D[None])[0]
+                        for w, e in zip(ws, es, strict=True)
+                    )
+                    for x_D, ws, es in zip(x_TD, weight_TK, ids_TK, strict=True)
+                ]
+            )
+            assert torch.allclose(layer(x_TD, None), by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_told_before_the_expert_is_gone_and_is_right() -> None:
+    model, prompts = mixture(), some_prompts()
+    before = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
+    spec = RemoveExpertSpec(expert=(3, 0))
+    foretold = preview_removal(model, spec, prompts)
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors_of(model).items())
+    smaller, report = remove_expert(model, spec, prompts)
+    assert report["loss_after"] == foretold["loss_after"]
+    assert loss_by_domain(smaller, prompts) == pytest.approx(foretold["loss_after"], abs=1e-5)
+    assert loss_by_domain(model, prompts) == pytest.approx(foretold["loss_before"], abs=1e-6)
+    assert foretold["loss_change"].keys() == {"law", "code"}
+    json.dumps(report)
+
+
+def test_every_untouched_expert_stays_bit_for_bit() -> None:
+    model = mixture()
+    smaller, _ = remove_expert(model, RemoveExpertSpec(expert=(3, 0)))
+    merged, _ = merge_experts(model, MergeExpertsSpec(first=2, second=(0, 1)), some_prompts())
+    kept: dict[str, list[list[int | None]]] = {
+        "removed": [[0, 1, 2], [1, 2, 3]],
+        "merged": [[1, None, 3], [0, None, 3]],
+    }
+    for name, new_model in (("removed", smaller), ("merged", merged)):
+        for old, new, keep in zip(model.moe_layers(), new_model.moe_layers(), kept[name], strict=True):
+            for tensor_name, tensor in per_expert(new).items():
+                for place, source in enumerate(keep):
+                    same = source is not None and torch.equal(
+                        tensor[place], per_expert(old)[tensor_name][source]
+                    )
+                    assert same == (source is not None)
+    for name, tensor in tensors_of(smaller).items():
+        if ".experts." not in name and ".router." not in name:
+            assert torch.equal(tensor, tensors_of(model)[name])
+
+
+def test_the_least_used_expert_is_found_in_each_layer() -> None:
+    model, prompts = mixture(), some_prompts()
+    report = remove_expert(model, RemoveExpertSpec(), prompts)[1]
+    assert report["experts"] == loads(model, prompts).argmin(-1).tolist()
+    with pytest.raises(SpecError, match="no expert is named"):
+        remove_expert(model, RemoveExpertSpec())
+
+
+def test_a_loss_that_is_too_much_is_refused_by_name() -> None:
+    model, prompts = mixture(), some_prompts()
+    change = preview_removal(model, RemoveExpertSpec(expert=1), prompts)["loss_change"]
+    limit = max(change.values())
+    worst = max(change, key=change.__getitem__)
+    if limit > 0:
+        remove_expert(model, RemoveExpertSpec(expert=1, max_loss_increase=limit + 1e-6), prompts)
+        with pytest.raises(SpecError, match=f"domain '{worst}' would lose"):
+            remove_expert(model, RemoveExpertSpec(expert=1, max_loss_increase=limit / 2), prompts)
+    with pytest.raises(SpecError, match="needs prompts to measure with"):
+        remove_expert(model, RemoveExpertSpec(expert=1, max_loss_increase=0.1))
+
+
+def test_too_few_experts_and_wrong_names_are_refused() -> None:
+    with pytest.raises(SpecError, match="2 experts cannot lose one when top_k is 2"):
+        remove_expert(mixture(num_experts=2), RemoveExpertSpec(expert=0))
+    with pytest.raises(SpecError, match="3 experts are named for 2 expert layers"):
+        remove_expert(mixture(), RemoveExpertSpec(expert=(0, 1, 2)))
+    with pytest.raises(SpecError, match="cannot be merged with itself"):
+        merge_experts(mixture(), MergeExpertsSpec(first=1, second=1))
+
+
+def test_removing_a_twin_leaves_the_function_where_twins_are_still_equal() -> None:
+    twins, _ = grow(mixture(), GrowSpec(num_experts=8))
+    for expert in (1, 5):
+        smaller, _ = remove_expert(twins, RemoveExpertSpec(expert=expert))
+        assert smaller.spec.moe is not None
+        assert smaller.spec.moe.num_experts == 7
+        assert distance(twins, smaller) < 4e-6
+    with pytest.raises(SpecError, match="name one expert for all layers"):
+        remove_expert(twins, RemoveExpertSpec(expert=(1, 2)))
+    crowd, _ = grow(twins, GrowSpec(num_experts=16))
+    with pytest.raises(SpecError, match="a hash deals tokens"):
+        remove_expert(crowd, RemoveExpertSpec(expert=1))
+    assert distance(twins, remove_expert(release_twins(crowd, 0.0), RemoveExpertSpec(expert=1))[0]) < 4e-6
+
+
+def shuffled_twin(model: Decoder, source: int, target: int) -> None:
+    """Make `target` compute what `source` computes, with its neurons in another order."""
+    with torch.no_grad():
+        for layer in model.moe_layers():
+            order = torch.randperm(32, generator=torch.Generator().manual_seed(layer.layer))
+            ExpertWeights.of(layer, source).ordered(order).put(layer, target)
+            layer.router.weight[target] = layer.router.weight[source]
+
+
+@pytest.mark.parametrize("with_prompts", [True, False])
+def test_merging_experts_that_differ_in_the_order_of_neurons_loses_nothing(with_prompts: bool) -> None:
+    model = mixture()
+    shuffled_twin(model, 1, 3)
+    merged, _ = merge_experts(
+        model, MergeExpertsSpec(first=1, second=3), some_prompts() if with_prompts else None
+    )
+    for old, new in zip(model.moe_layers(), merged.moe_layers(), strict=True):
+        one, both = ExpertWeights.of(old, 1), ExpertWeights.of(new, 1)
+        assert torch.allclose(one.gate_up_2FD, both.gate_up_2FD, atol=1e-6)
+        assert torch.allclose(one.down_DF, both.down_DF, atol=1e-6)
+        assert torch.allclose(new.router.weight[1], old.router.weight[1], atol=1e-6)
+
+
+def test_without_alignment_it_would_lose() -> None:
+    model = mixture()
+    shuffled_twin(model, 1, 3)
+    layer = next(iter(model.moe_layers()))
+    one, other = ExpertWeights.of(layer, 1), ExpertWeights.of(layer, 3)
+    x_ND = torch.randn(20, 48, generator=torch.Generator().manual_seed(2))
+    exact = one.outputs(x_ND)
+
+    def lost(expert: ExpertWeights) -> float:
+        return float((mean_of([one, expert], [1.0, 1.0]).outputs(x_ND) - exact).norm() / exact.norm())
+
+    assert lost(aligned(one, other)) < 1e-6
+    assert lost(other) > 0.5
+
+
+def test_weights_of_a_merge_follow_usage() -> None:
+    model, prompts = mixture(), some_prompts()
+    load_LE = loads(model, prompts).double()
+    _, report = merge_experts(model, MergeExpertsSpec(first=0, second=2), prompts)
+    for row, (one, other) in enumerate(report["weights"]):
+        assert one == pytest.approx(float(load_LE[row, 0] / (load_LE[row, 0] + load_LE[row, 2])))
+        assert one + other == pytest.approx(1.0)
+    even = merge_experts(model, MergeExpertsSpec(first=0, second=2, weights="even"), prompts)[1]
+    assert even["weights"] == [(0.5, 0.5)] * 2
+
+
+costs = st.integers(1, 6).flatmap(
+    lambda n: st.lists(
+        st.lists(st.one_of(st.integers(-5, 5), st.floats(-9, 9)), min_size=n, max_size=n),
+        min_size=n,
+        max_size=n,
+    )
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(costs)
+def test_no_permutation_is_cheaper_than_the_assignment(rows: list[list[float]]) -> None:
+    cost = np.array(rows, dtype=np.float64)
+    columns = assign(cost)
+    size = len(rows)
+    assert sorted(columns.tolist()) == list(range(size))
+    cheapest = min(cost[range(size), list(order)].sum() for order in itertools.permutations(range(size)))
+    assert cost[range(size), columns].sum() == pytest.approx(cheapest, abs=1e-9)
+
+
+def test_a_planted_permutation_of_many_neurons_is_found() -> None:
+    generator = torch.Generator().manual_seed(4)
+    expert = ExpertWeights(
+        torch.randn(400, 24, generator=generator), torch.randn(24, 200, generator=generator)
+    )
+    order = torch.randperm(200, generator=generator)
+    noisy = expert.ordered(order)
+    noisy = ExpertWeights(noisy.gate_up_2FD + 0.1, noisy.down_DF)
+    found = matching(expert, noisy)
+    assert torch.equal(order[found], torch.arange(200))
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 3)), np.array([[np.nan]]), np.array([[np.inf]])])
+def test_costs_that_cannot_be_assigned_are_refused(bad: Any) -> None:
+    with pytest.raises(SpecError, match="an assignment needs"):
+        assign(bad)
+
+
+def test_an_assignment_of_nothing_is_nothing() -> None:
+    assert assign(np.zeros((0, 0))).tolist() == []

@@ -1,0 +1,55 @@
+"""A clone learns its domain; nothing but the clone changes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from moe_core.errors import SpecError
+from moe_core.operations import grow, specialise_clone
+from moe_core.operations.parts import per_expert, tensors_of
+from moe_core.spec.operations import GrowSpec, SpecialiseCloneSpec
+from tests.moe_core.operations.models import distance, mixture, some_prompts
+
+SPEC = SpecialiseCloneSpec(source=1, domain="law", steps=30, learning_rate=2e-2)
+
+
+def test_the_domain_gains_by_the_clone_and_every_other_expert_is_bit_identical() -> None:
+    model, prompts = mixture(num_experts=3, top_k=2), some_prompts(per_domain=8)
+    before = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
+    clone, report = specialise_clone(model, SPEC, prompts)
+    assert report["loss_change"]["law"] < -0.3
+    assert report["loss_change"]["law"] < report["loss_change"]["code"] - 0.2
+    assert report["clone_share"]["law"] > 2 * report["clone_share"]["code"]
+    for old, new in zip(model.moe_layers(), clone.moe_layers(), strict=True):
+        for name, tensor in per_expert(new).items():
+            assert torch.equal(tensor[:3], per_expert(old)[name]), name
+            assert not torch.equal(tensor[3], per_expert(old)[name][1]), name
+    for name, tensor in tensors_of(clone).items():
+        if ".experts." not in name and ".router." not in name:
+            assert torch.equal(tensor, before[name]), name
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors_of(model).items())
+    json.dumps(report)
+
+
+def test_a_clone_that_learns_nothing_changes_nothing() -> None:
+    model, prompts = mixture(), some_prompts()
+    clone, report = specialise_clone(model, SPEC.model_copy(update={"steps": 0}), prompts)
+    assert distance(model, clone) < 4e-6
+    assert report["loss_change"] == {"law": pytest.approx(0, abs=1e-5), "code": pytest.approx(0, abs=1e-5)}
+
+
+def test_equal_seeds_give_equal_clones() -> None:
+    spec = SPEC.model_copy(update={"steps": 3})
+    one, same = (specialise_clone(mixture(), spec, some_prompts())[0] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(SpecError, match="domain 'art' has no prompts"):
+        specialise_clone(mixture(), SPEC.model_copy(update={"domain": "art"}), some_prompts())
+    twins, _ = grow(mixture(), GrowSpec(num_experts=8))
+    with pytest.raises(SpecError, match="release them to the gate first"):
+        specialise_clone(twins, SPEC, some_prompts())
