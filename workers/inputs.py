@@ -21,7 +21,10 @@ def description_of(job: Job, folder: Path, checkpoints: Path) -> dict[str, Any]:
         if "source" not in inputs:
             inputs["source"] = import_source(job)
     else:
-        spec = job.inputs["tune"]
+        spec = job.inputs[job.kind]
+        for place, other in enumerate(job.inputs.get("others") or []):
+            version = ModelVersion.objects.get(pk=other["id"], model__team=job.team)
+            inputs[f"other-{place}"] = version_folder(version, folder / "inputs" / f"other-{place}")
         if job.base_version is not None:
             inputs["model"] = version_folder(job.base_version, folder / "inputs" / "model")
     return {

@@ -40,7 +40,7 @@ def register(claim: JobClaim, result: dict[str, Any], spec: ModelSpec, files: st
                 files=files,
                 parent=job.base_version,
                 lineage=lineage_of(job, result),
-                report=result.get("tuning") or {},
+                report=result.get("tuning") or result.get("operation") or {},
                 created_by=job.created_by,
             )
         )
@@ -74,6 +74,15 @@ def lineage_of(job: Job, result: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {"job_id": job.pk, "kind": job.kind, **(result.get("lineage") or {})}
     if job.kind == JobKind.IMPORT:
         return facts | {"source": job.inputs.get("source", ""), "source_kind": job.inputs["source_kind"]}
+    if job.kind == JobKind.OPERATE:
+        corpus = job.inputs["corpus"]
+        hashes = {"train": corpus["train"], "held_out": corpus["held_out"]} if corpus else {}
+        return facts | {
+            "others": job.inputs["others"],
+            "corpus_id": corpus["id"] if corpus else None,
+            "hashes": hashes,
+            "operate": job.inputs["operate"],
+        }
     layout, domain_map, corpus = job.inputs["layout"], job.inputs["domain_map"], job.inputs["corpus"]
     return facts | {
         "layout_id": layout["id"] if layout else None,

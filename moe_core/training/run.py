@@ -9,16 +9,18 @@ import torch
 
 from moe_core.errors import SpecError
 from moe_core.spec import TuneSpec
+from moe_core.spec.operate import OperateSpec
 from moe_core.training.importing import import_model
 from moe_core.training.job import JobIO
 from moe_core.training.lanes import Lanes
+from moe_core.training.operating import operate
 from moe_core.training.tuning import Tuning
 
-KINDS = ("import", "tune")
+KINDS = ("import", "tune", "operate")
 
 
 def run_job(kind: str, spec: Mapping[str, Any], io: JobIO) -> dict[str, Any]:
-    """Do a job and return its result: `spec`, `inspection` and `lineage` of the model in `out_dir`, and `tuning`.
+    """Do a job; its result has `spec`, `inspection` and `lineage` of the model in `out_dir`, and what was measured.
 
     Raises Cancelled or Paused when asked to stop, and any MoeCoreError: SpecError, CheckpointError, TrainingError.
     """
@@ -26,6 +28,8 @@ def run_job(kind: str, spec: Mapping[str, Any], io: JobIO) -> dict[str, Any]:
         return import_model(io)
     if kind == "tune":
         return tune(TuneSpec.parse(spec), io)
+    if kind == "operate":
+        return operate(OperateSpec.parse(spec), io)
     raise SpecError(f"no job is called {kind!r}; there are: {', '.join(KINDS)}")
 
 

@@ -12,6 +12,7 @@ class JobKind(TextChoices):
 
     IMPORT = "import", _("Import a model")
     TUNE = "tune", _("Build and tune")
+    OPERATE = "operate", _("Change the experts")
 
 
 class JobState(TextChoices):

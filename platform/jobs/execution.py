@@ -215,4 +215,4 @@ def _let_go(claim: JobClaim) -> None:
 
 def is_heavy(kind: str) -> bool:
     """Whether a job wants the machine for itself."""
-    return kind == JobKind.TUNE
+    return kind in (JobKind.TUNE, JobKind.OPERATE)

@@ -187,9 +187,15 @@ def version_words(version: Any) -> str:
     return str(_("%(version)s · %(count)s experts") % {"version": version, "count": version.num_experts})
 
 
+def _field_of(path: str) -> str:
+    """The form's field that a path of the specification is about: `operation.grow.num_experts` is `num_experts`."""
+    parts = path.removeprefix("tune.").split(".")
+    return parts[-1] if parts[0] == "operation" else parts[0]
+
+
 def show_error(form: forms.Form, error: DomainError) -> None:
     """Put a service's complaint beside the fields that it is about."""
-    named = {path.removeprefix("tune.").split(".")[0]: message for path, message in error.fields.items()}
+    named = {_field_of(path): message for path, message in error.fields.items()}
     known = {name: message for name, message in named.items() if name in form.fields}
     for name, message in known.items():
         form.add_error(name, message)

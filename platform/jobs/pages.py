@@ -13,6 +13,7 @@ from django.utils.translation import ngettext
 from common import figures
 from jobs.choices import HELD, JobKind, JobState
 from jobs.models import Job, JobEvent
+from jobs.operated import operation_words
 from jobs.stages import STAGES
 
 ETA_FROM = 0.08
@@ -77,6 +78,8 @@ def recipe_of(job: Job) -> list[tuple[str, str]]:
             (_("Licence"), job.inputs.get("licence") or "—"),
             *_where(job),
         ]
+    if job.kind == JobKind.OPERATE:
+        return [*_operation_recipe(job), *_where(job)]
     tune = job.inputs["tune"]
     return [
         (_("Learning rate, experts"), f"{tune['specialise_learning_rate']:g}"),
@@ -91,6 +94,27 @@ def recipe_of(job: Job) -> list[tuple[str, str]]:
         (_("Threads"), str(tune["num_threads"])),
         *_where(job),
     ]
+
+
+def _operation_recipe(job: Job) -> list[tuple[str, str]]:
+    """The operation with its numbers, under their names in the specification."""
+    wanted = job.inputs["operate"]
+    own = {name: value for name, value in wanted["operation"].items() if name not in ("kind", "layout")}
+    own |= own.pop("quantisation", None) or {}
+    shown = {name: value for name, value in own.items() if value is not None}
+    return [
+        (_("Operation"), operation_words(job)),
+        *((name, _plain(value)) for name, value in shown.items()),
+        (_("Prompts of each domain"), figures.number(wanted["prompts_per_domain"])),
+    ]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return _("yes") if value else _("no")
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _where(job: Job) -> list[tuple[str, str]]:

@@ -5,22 +5,24 @@ A job must mean tomorrow what it meant when it was submitted, whatever is edited
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from django.utils.translation import gettext as _
 
 from accounts.caller import Caller
-from common.errors import Conflict, Invalid
+from common.errors import Invalid
 from corpora.selectors import corpus_get, training_files
 from jobs.builtin import builtin_get
 from jobs.choices import JobKind
 from jobs.folders import folder_checked
+from jobs.resolve_operate import resolve_operate
+from jobs.resolved import Resolved, ready_version
 from jobs.specs import (
     BuiltinSource,
     FolderSource,
     ImportRequest,
+    OperateRequest,
     TuneRequest,
     UploadSource,
     default_threads,
@@ -29,20 +31,9 @@ from jobs.specs import (
 from layouts.selectors import layout_get
 from moe_core.errors import SpecError
 from moe_core.spec import LayoutSpec, ModelSpec, RoutingSpec, TuneSpec
-from registry.models import ModelVersion, UploadKind, VersionState
-from registry.selectors import upload_get, version_get
+from registry.models import ModelVersion, UploadKind
+from registry.selectors import upload_get
 from routing.selectors import map_get, routing_spec
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """What a job row is made of."""
-
-    name: str
-    spec: dict[str, Any]
-    inputs: dict[str, Any]
-    artifacts: dict[str, str] = field(default_factory=dict)
-    base_version: ModelVersion | None = None
 
 
 def resolve(*, caller: Caller, kind: str, spec: Any) -> Resolved:
@@ -51,6 +42,8 @@ def resolve(*, caller: Caller, kind: str, spec: Any) -> Resolved:
         return resolve_import(caller, spec_parse(ImportRequest, spec))
     if kind == JobKind.TUNE:
         return resolve_tune(caller, spec_parse(TuneRequest, spec))
+    if kind == JobKind.OPERATE:
+        return resolve_operate(caller, spec_parse(OperateRequest, spec))
     known = ", ".join(JobKind.values)
     raise Invalid(
         _("There is no kind of job “%(kind)s”; there are: %(known)s.")
@@ -91,11 +84,7 @@ def resolve_import(caller: Caller, request: ImportRequest) -> Resolved:
 
 def resolve_tune(caller: Caller, request: TuneRequest) -> Resolved:
     """Freeze the version, the layout, the map and the logs of a tuning run."""
-    version = version_get(caller.team, request.model_version)
-    if version.state != VersionState.READY:
-        raise Conflict(
-            _("The bytes of %(version)s are damaged; it cannot be tuned.") % {"version": str(version)}
-        )
+    version = ready_version(caller, request.model_version)
     domain_map = map_get(caller.team, request.domain_map)
     corpus = corpus_get(caller.team, request.corpus)
     files = training_files(corpus)

@@ -62,6 +62,19 @@ class TuneRequest(Spec):
     tune: dict[str, Any] = Field(default_factory=dict)
 
 
+class OperateRequest(Spec):
+    """Do one operation on the experts of a version; logs are needed where it learns, and measured on where given."""
+
+    model_version: RowId
+    # More versions of the same shape, for `compose` alone.
+    others: Annotated[tuple[RowId, ...], Field(max_length=63)] = ()
+    corpus: RowId | None = None
+    # One of moe_core.spec.operations, told apart by `kind`.
+    operation: dict[str, Any]
+    # The other fields of moe_core.spec.operate.OperateSpec.
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 def spec_parse(schema: type[T], data: Any, *, prefix: str = "") -> T:
     """Validate plain data, or raise Invalid with a message for each field."""
     try:

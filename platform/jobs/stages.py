@@ -40,6 +40,13 @@ STAGES: dict[str, tuple[Stage, ...]] = {
         Stage("save", pgettext_lazy("stage of a job", "Save"), 0.03),
         Stage("register", pgettext_lazy("stage of a job", "Register"), 0.02),
     ),
+    JobKind.OPERATE: (
+        Stage("read", pgettext_lazy("stage of a job", "Read"), 0.1),
+        Stage("operate", pgettext_lazy("stage of a job", "Change"), 0.5),
+        Stage("measure", pgettext_lazy("stage of a job", "Measure"), 0.3),
+        Stage("save", pgettext_lazy("stage of a job", "Save"), 0.05),
+        Stage("register", pgettext_lazy("stage of a job", "Register"), 0.05),
+    ),
 }
 
 

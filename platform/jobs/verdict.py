@@ -12,8 +12,12 @@ from django.utils.translation import ngettext
 from common import figures
 from jobs.choices import JobKind, JobState
 from jobs.models import MAX_ATTEMPTS, Job, JobEvent
+from jobs.operated import operated_of
 from jobs.report import AFTER, BEFORE, CONTROL, REAL_LEAD, Report
 from jobs.stages import STAGES
+
+# A loss that rises by less is not felt.
+UNFELT_NATS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +90,29 @@ def _so_far(report: Report) -> Verdict:
 
 
 def _done(job: Job, report: Report) -> Verdict:
+    if job.kind == JobKind.OPERATE:
+        return _changed(job)
     if job.kind == JobKind.IMPORT or report.loss_change is None:
         name = str(job.result_version) if job.result_version else str(job)
         return Verdict(
             "ok", _("%(version)s is in the registry.") % {"version": name}, _("Every file has its SHA-256.")
         )
     return Verdict(_lamp(report), _by_domain(report), _is_it_real(report))
+
+
+def _changed(job: Job) -> Verdict:
+    """What an operation on experts did to the loss, where it was measured."""
+    operated = operated_of(job)
+    words = {"version": str(job.result_version) if job.result_version else str(job)}
+    strong = _("%(version)s is in the registry.") % words
+    changes = [row.change for row in operated.domains if row.change is not None] if operated else []
+    if not changes:
+        return Verdict("ok", strong, _("Its loss was not measured; name logs to have it measured."))
+    worst = max(changes)
+    if worst <= UNFELT_NATS:
+        return Verdict("ok", strong, _("No domain's loss rose by more than 0.01 nats a token."))
+    rest = _("The domain that loses most loses %(worst)s nats a token.") % {"worst": figures.number(worst, 3)}
+    return Verdict("caution", strong, rest)
 
 
 def _by_domain(report: Report) -> str:

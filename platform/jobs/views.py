@@ -22,6 +22,8 @@ from jobs import pages, services
 from jobs.choices import ENDED, OPEN, JobState
 from jobs.forms import ImportForm, TuneForm, show_error
 from jobs.models import Job
+from jobs.operated import operated_of
+from jobs.operation_forms import FORMS, OperateForm
 from jobs.overview import list_verdict
 from jobs.report import domains_of, name_of, report_of
 from jobs.selectors import job_get, jobs_of
@@ -87,6 +89,7 @@ def job_context(job: Job) -> dict[str, Any]:
     return {
         "job": job,
         "report": report,
+        "operated": operated_of(job),
         "verdict": verdict_of(job, report, latest),
         "stations": pages.stations_of(job),
         "stage_title": stage_title(job),
@@ -164,7 +167,26 @@ def tune(request: HttpRequest) -> HttpResponse:
     return render(request, "jobs/tune.html", context, status=422 if form.errors else 200)
 
 
-def _submit(caller: Caller, form: ImportForm | TuneForm, kind: str, name: str = "") -> Job | None:
+@role_required(Role.EDITOR)
+@require_http_methods(["GET", "POST"])
+def operate(request: HttpRequest) -> HttpResponse:
+    """Change the experts of a version: one form for each operation."""
+    caller = caller_of(request)
+    kind = request.GET.get("operation", "grow")
+    if kind not in FORMS:
+        raise NotFound(_("There is no such operation."))
+    version = request.GET.get("model_version", "")
+    initial = {"model_version": version} if version.isdigit() else {}
+    form = FORMS[kind](request.POST or None, team=caller.team, initial=initial)
+    if request.method == "POST" and form.is_valid():
+        job = _submit(caller, form, "operate", name=form.cleaned_data["name"])
+        if job is not None:
+            return redirect("jobs:detail", job.pk)
+    context = {"form": form, "forms": FORMS.values(), "version": version if initial else ""}
+    return render(request, "jobs/operate.html", context, status=422 if form.errors else 200)
+
+
+def _submit(caller: Caller, form: ImportForm | TuneForm | OperateForm, kind: str, name: str = "") -> Job | None:
     """Submit what a form asks for; complaints go into the form."""
     try:
         return services.job_submit(caller=caller, kind=kind, spec=form.spec(), name=name)

@@ -1,0 +1,29 @@
+"""What an operation on experts runs with: the operation, and how much of the logs it may look at."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from moe_core.spec.base import Spec
+from moe_core.spec.operations import OperationSpec
+
+# They change weights by what they see, so they need logs; the others only measure on them.
+LEARNING = ("compose", "specialise_clone", "distil")
+
+
+class OperateSpec(Spec):
+    """One operation on the experts of a model, measured on held-out logs where there are any."""
+
+    operation: OperationSpec
+    # Prompts of each domain that are learnt from, and as many held-out ones that are measured on.
+    prompts_per_domain: Annotated[int, Field(ge=1, le=4096)] = 24
+    prompt_tokens: Annotated[int, Field(ge=8, le=4096)] = 96
+    num_threads: Annotated[int, Field(ge=1, le=256)] = 1
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @property
+    def needs_logs(self) -> bool:
+        """Whether nothing can be done without logs."""
+        return self.operation.kind in LEARNING

@@ -1,0 +1,135 @@
+"""An operation on experts as a job: models and logs in, a changed model and its report out.
+
+The operations themselves are `moe_core.operations`; each is short beside a tuning run, so a killed one starts anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_core.checkpoint.files import read_json_object
+from moe_core.checkpoint.hashes import hashes_of
+from moe_core.checkpoint.inspect import inspect_dir
+from moe_core.checkpoint.layout import CONFIG_FILE
+from moe_core.checkpoint.store import load, save
+from moe_core.checkpoint.tokenizer import Tokenizer
+from moe_core.errors import SpecError
+from moe_core.kernels.precision import training_dtype
+from moe_core.model.decoder import Decoder
+from moe_core.operations.compose import compose
+from moe_core.operations.distil import distil
+from moe_core.operations.edit import merge_experts, remove_expert
+from moe_core.operations.grow import add_expert, grow
+from moe_core.operations.measure import compare
+from moe_core.operations.prompts import Prompts
+from moe_core.operations.quantise import quantise
+from moe_core.operations.specialise import specialise_clone
+from moe_core.operations.upcycle import upcycle
+from moe_core.spec.operate import OperateSpec
+from moe_core.training.data import read_conversations
+from moe_core.training.job import JobIO, finite_or_null
+from moe_core.training.progress import Progress
+
+STAGES = ("read", "operate", "measure", "save")
+MODEL, OTHER, TRAIN, HELD_OUT = "model", "other-", "train.jsonl", "held_out.jsonl"
+Done = tuple[Decoder, dict[str, Any]]
+
+
+def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
+    """Do the operation and write the model; the result has `spec`, `inspection`, `operation` (the report), `lineage`.
+
+    Raises SpecError for an operation that does not fit the model, CheckpointError for files that are no model.
+    """
+    progress = Progress(io, STAGES)
+    torch.set_num_threads(spec.num_threads)
+    progress.stage("read")
+    models = [load(path, training_dtype(spec.dtype)) for path in _model_dirs(io)]
+    tokenizer = Tokenizer(io.inputs[MODEL])
+    train, held_out = (_prompts(io, name, tokenizer, spec, progress) for name in (TRAIN, HELD_OUT))
+    progress.raise_if_asked()
+    progress.stage("operate")
+    progress.log(f"{spec.operation.kind} on {len(models)} model{'s' if len(models) > 1 else ''}")
+    changed, report = _perform(spec, models, train, held_out)
+    progress.raise_if_asked()
+    progress.stage("measure")
+    report = finite_or_null(_measured(report, models[0], changed, held_out))
+    io.event("report", {"stage": "measure", "name": "operation", "figures": report})
+    progress.raise_if_asked()
+    progress.stage("save")
+    _write(changed, io)
+    return {
+        "spec": changed.spec.model_dump(mode="json"),
+        "inspection": inspect_dir(io.out_dir),
+        "operation": report,
+        "lineage": {"operation": spec.operation.model_dump(mode="json"), "files": hashes_of(io.out_dir)},
+    }
+
+
+def _perform(
+    spec: OperateSpec, models: list[Decoder], train: Prompts | None, held_out: Prompts | None
+) -> Done:
+    operation, model = spec.operation, models[0]
+    if spec.needs_logs and train is None:
+        raise SpecError(f"{operation.kind} learns from logs; name a corpus with logs of the model's domains")
+    acts: dict[str, Callable[[], Done]] = {
+        "upcycle": lambda: upcycle(model, operation),  # type: ignore[arg-type]
+        "grow": lambda: grow(model, operation),  # type: ignore[arg-type]
+        "add": lambda: add_expert(model, operation),  # type: ignore[arg-type]
+        "remove": lambda: remove_expert(model, operation, held_out),  # type: ignore[arg-type]
+        "merge": lambda: merge_experts(model, operation, held_out),  # type: ignore[arg-type]
+        "quantise": lambda: quantise(model, operation),  # type: ignore[arg-type]
+        "compose": lambda: compose(models, operation, train),  # type: ignore[arg-type]
+        "specialise_clone": lambda: specialise_clone(model, operation, train, held_out),  # type: ignore[arg-type]
+        "distil": lambda: distil(model, operation, train, held_out),  # type: ignore[arg-type]
+    }
+    return acts[operation.kind]()
+
+
+def _measured(
+    report: dict[str, Any], before: Decoder, after: Decoder, held_out: Prompts | None
+) -> dict[str, Any]:
+    """Loss per domain and divergence beside the operation's own figures, where it has not told them."""
+    if held_out is None or "loss_after" in report:
+        return report
+    return {**report, **compare(before, after, held_out)}
+
+
+def _model_dirs(io: JobIO) -> Iterator[Path]:
+    yield io.inputs[MODEL]
+    for name in sorted(io.inputs, key=lambda name: (len(name), name)):
+        if name.startswith(OTHER):
+            yield io.inputs[name]
+
+
+def _prompts(
+    io: JobIO, name: str, tokenizer: Tokenizer, spec: OperateSpec, progress: Progress
+) -> Prompts | None:
+    """The first prompts of each domain in a file of logs; None without logs of any domain."""
+    if name not in io.inputs:
+        return None
+    by_domain: dict[str, list[list[int]]] = {}
+    for talk in read_conversations(io.inputs[name]):
+        kept = by_domain.setdefault(talk.domain, []) if talk.domain else []
+        if talk.domain and len(kept) < spec.prompts_per_domain:
+            ids = tokenizer.chat_tokens(talk.messages, default_system=False).ids[: spec.prompt_tokens]
+            if len(ids) > 1:
+                kept.append(ids)
+    by_domain = {code: prompts for code, prompts in by_domain.items() if prompts}
+    progress.log(f"{name}: " + (", ".join(f"{c} {len(p)}" for c, p in by_domain.items()) or "no domain"))
+    return Prompts.of(by_domain) if by_domain else None
+
+
+def _write(model: Decoder, io: JobIO) -> None:
+    # Kept in the precision of the base version, so that what was not touched is the same bytes.
+    source = io.inputs[MODEL]
+    dtype = read_json_object(source / CONFIG_FILE).get("dtype")
+    save(
+        model,
+        io.out_dir,
+        dtype="float32" if dtype == "float32" else "bfloat16",
+        tokenizer_from=source,
+    )

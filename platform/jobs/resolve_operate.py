@@ -1,0 +1,71 @@
+"""An operation on experts, made definite: versions, logs and the operation itself, checked and frozen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.utils.translation import gettext as _
+
+from accounts.caller import Caller
+from common.errors import Invalid
+from corpora.selectors import corpus_get, training_files
+from jobs.resolved import Resolved, ready_version
+from jobs.specs import OperateRequest, default_threads, spec_parse
+from moe_core.spec.operate import OperateSpec
+from moe_core.spec.operations import ComposeSpec
+
+# They begin with a dense model; all others need experts that are there.
+FROM_DENSE = ("upcycle", "compose")
+
+
+def resolve_operate(caller: Caller, request: OperateRequest) -> Resolved:
+    """Freeze the versions, the logs and the operation."""
+    version = ready_version(caller, request.model_version)
+    others = [ready_version(caller, number) for number in request.others]
+    spec = _operate_spec(request)
+    operation = spec.operation
+    kind = operation.kind
+    if others and kind != "compose":
+        _refuse("others", _("Only “compose” takes more than one version."))
+    if isinstance(operation, ComposeSpec) and len(others) + 1 != len(operation.domains):
+        _refuse("operation.domains", _("Name one domain for each version, in their order."))
+    if version.is_dense and kind not in FROM_DENSE:
+        _refuse(
+            "model_version",
+            _("%(version)s is dense; it has no experts to change.") % {"version": str(version)},
+        )
+    if kind == "upcycle" and not version.is_dense:
+        _refuse("model_version", _("%(version)s has experts already.") % {"version": str(version)})
+    inputs: dict[str, Any] = {
+        "model_version": {"id": version.pk, "label": str(version)},
+        "others": [{"id": other.pk, "label": str(other)} for other in others],
+        "corpus": None,
+        "operate": spec.model_dump(mode="json"),
+    }
+    artifacts: dict[str, str] = {}
+    if request.corpus is not None:
+        corpus = corpus_get(caller.team, request.corpus)
+        files = training_files(corpus)
+        inputs["corpus"] = {"id": corpus.pk, "name": corpus.name, **files}
+        artifacts = {"train.jsonl": files["train"], "held_out.jsonl": files["held_out"]}
+    elif spec.needs_logs:
+        _refuse("corpus", _("This operation learns from logs; choose a corpus."))
+    return Resolved(
+        name=version.model.name,
+        spec=request.model_dump(mode="json"),
+        inputs=inputs,
+        artifacts=artifacts,
+        base_version=version,
+    )
+
+
+def _operate_spec(request: OperateRequest) -> OperateSpec:
+    if "operation" in request.options:
+        _refuse("options.operation", _("The operation has a field of its own."))
+    return spec_parse(
+        OperateSpec, {"num_threads": default_threads(), **request.options, "operation": request.operation}
+    )
+
+
+def _refuse(field: str, reason: str) -> None:
+    raise Invalid(reason, fields={field: reason})

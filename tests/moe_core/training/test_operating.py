@@ -1,0 +1,111 @@
+"""Operations on experts as a child does them: a model directory in, a changed one and its report out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import moe_core
+from moe_core.errors import Cancelled, SpecError
+from moe_core.training import run_job
+from tests.moe_core.training.world import DOMAINS, RecordingIO, make_world
+
+UPCYCLE = {"kind": "upcycle", "layout": {"moe_layers": [1, 3], "num_experts": 4, "top_k": 2}}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def mixture(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture made of the dense model by the first operation."""
+    io = RecordingIO(world, tmp_path_factory.mktemp("mixture"))
+    done(io, UPCYCLE | {"noise": 0.3})
+    return io.out_dir
+
+
+def done(io: RecordingIO, operation: dict[str, Any], **options: Any) -> dict[str, Any]:
+    spec = {"operation": operation, "dtype": "float32", "prompts_per_domain": 6, "prompt_tokens": 24, **options}
+    return run_job("operate", spec, io)
+
+
+def io_on(mixture: Path, world: Path, folder: Path, *, logs: bool = True) -> RecordingIO:
+    io = RecordingIO(world, folder)
+    names = ("train.jsonl", "held_out.jsonl") if logs else ()
+    io.inputs = {"model": mixture, **{name: world / name for name in names}}
+    return io
+
+
+@pytest.mark.parametrize(
+    ("operation", "num_experts"),
+    [
+        ({"kind": "grow", "num_experts": 8}, 8),
+        ({"kind": "add", "source": 1}, 5),
+        ({"kind": "remove"}, 3),
+        ({"kind": "merge", "first": 0, "second": 3}, 3),
+        ({"kind": "quantise", "quantisation": {"bits": 8, "group_size": 32}}, 4),
+        ({"kind": "distil", "num_experts": 2, "steps": 2}, 2),
+        ({"kind": "specialise_clone", "domain": "sums", "steps": 2}, 5),
+    ],
+    ids=lambda value: value["kind"] if isinstance(value, dict) else "",
+)
+def test_each_operation_leaves_a_model_that_loads_and_a_report_by_domain(
+    world: Path, mixture: Path, tmp_path: Path, operation: dict[str, Any], num_experts: int
+) -> None:
+    io = io_on(mixture, world, tmp_path)
+    result = done(io, operation)
+    model = moe_core.load(io.out_dir, dtype="float32")
+    assert model.spec.moe is not None and model.spec.moe.num_experts == num_experts
+    assert result["spec"] == model.spec.model_dump(mode="json")
+    assert set(result["operation"]["loss_after"]) == set(DOMAINS)
+    assert torch.isfinite(model(torch.arange(12)[None])).all()
+    assert (io.out_dir / "tokenizer.json").read_bytes() == (mixture / "tokenizer.json").read_bytes()
+    assert [event["stage"] for event in io.of("stage")] == ["read", "operate", "measure", "save"]
+
+
+def test_growth_keeps_the_function_and_the_report_says_so(world: Path, mixture: Path, tmp_path: Path) -> None:
+    io = io_on(mixture, world, tmp_path)
+    report = done(io, {"kind": "grow", "num_experts": 16})["operation"]
+    assert report["keeps_function"] is True
+    assert max(report["kl"].values()) < 1e-6
+    before, after = (moe_core.load(path, dtype="float32") for path in (mixture, io.out_dir))
+    ids = torch.arange(40)[None] % before.spec.vocab_size
+    torch.testing.assert_close(after(ids), before(ids), atol=1e-4, rtol=1e-4)
+
+
+def test_composing_takes_all_versions_in_their_order(world: Path, mixture: Path, tmp_path: Path) -> None:
+    io = io_on(world / "model", world, tmp_path)
+    io.inputs = {**io.inputs, "other-0": world / "model"}
+    result = done(io, {"kind": "compose", "domains": list(DOMAINS), "moe_layers": [1, 2]})
+    assert result["spec"]["moe"]["num_experts"] == 2
+
+
+def test_learning_without_logs_is_refused_with_the_way_out(world: Path, mixture: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="name a corpus"):
+        done(io_on(mixture, world, tmp_path, logs=False), {"kind": "distil", "num_experts": 2})
+
+
+def test_without_logs_nothing_is_measured_and_nothing_is_made_up(world: Path, mixture: Path, tmp_path: Path) -> None:
+    report = done(io_on(mixture, world, tmp_path, logs=False), {"kind": "add"})["operation"]
+    assert "loss_after" not in report
+
+
+def test_a_loss_that_would_rise_too_much_leaves_no_model(world: Path, mixture: Path, tmp_path: Path) -> None:
+    io = io_on(mixture, world, tmp_path)
+    with pytest.raises(SpecError):
+        # No removal leaves the loss of a random model with noisy experts exactly as it was.
+        done(io, {"kind": "remove", "expert": 0, "max_loss_increase": 0.0})
+    assert not io.out_dir.exists() or not any(io.out_dir.iterdir())
+
+
+def test_a_cancelled_operation_leaves_nothing(world: Path, mixture: Path, tmp_path: Path) -> None:
+    io = io_on(mixture, world, tmp_path)
+    io.stop_at = ("operate", 0, "cancel")
+    with pytest.raises(Cancelled):
+        done(io, {"kind": "grow", "num_experts": 8})
+    assert not io.out_dir.exists() or not any(io.out_dir.iterdir())
