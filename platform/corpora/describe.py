@@ -45,7 +45,7 @@ def corpus_verdict(corpus: Corpus) -> Verdict:
     poor = [row for row in domain_rows(corpus) if row["held_out"] < FEW_HELD_OUT]
     if poor:
         sentence = _("Few are held out for %(domains)s; a verdict on them will be noisy.")
-        return Verdict("caution", strong, sentence % {"domains": ", ".join(row["code"] or "—" for row in poor)})
+        return Verdict("caution", strong, sentence % {"domains": ", ".join(row["code"] or _("no domain") for row in poor)})
     if counts["refused"]:
         rest = ngettext("%(refused)s row was refused.", "%(refused)s rows were refused.", counts["refused"])
         return Verdict("ok", strong, rest % words)

@@ -13,7 +13,9 @@ from typing import IO, Any
 
 from django.conf import settings
 from django.db import connection
+from django.utils.translation import gettext as _
 
+from common.errors import Invalid
 from common.leases import Claim, lease_guarded, lease_renew
 from corpora.lines import Line, utf8_lines
 from corpora.models import CorpusFile, FileState, Refusal, RowKey
@@ -40,6 +42,7 @@ class Tally:
     """What happened to the rows of one file."""
 
     encoding: str = "utf-8"
+    is_encoding_guessed: bool = False
     rows: int = 0
     refused: int = 0
     duplicates: int = 0
@@ -53,6 +56,7 @@ class Tally:
         codes = sorted(self.train.keys() | self.held_out.keys())
         return {
             "encoding": self.encoding,
+            "is_encoding_guessed": self.is_encoding_guessed,
             "rows": self.rows,
             "refused": self.refused,
             "duplicates": self.duplicates,
@@ -78,6 +82,8 @@ def read_file(file: CorpusFile, claim: Claim) -> None:
             for batch in _batches(_outcomes(file, tally)):
                 lease_renew(claim)
                 _take(file, claim, batch, tally, train_sink, held_out_sink)
+        if not tally.rows:
+            raise Invalid(_("The file holds no row."), code="no_rows")
         sides = {"train": _stored(train), "held_out": _stored(held_out)}
     with lease_guarded(claim):
         CorpusFile.objects.filter(pk=file.pk).update(
@@ -97,7 +103,8 @@ class Read:
 
 
 def _outcomes(file: CorpusFile, tally: Tally) -> Iterator[Read]:
-    tally.encoding, lines = utf8_lines(store.path_of(file.upload.artifact_id))
+    encoding, lines = utf8_lines(store.path_of(file.upload.artifact_id))
+    tally.encoding, tally.is_encoding_guessed = encoding.name, encoding.is_guessed
     default = file.default_domain or None
     is_table = file.upload.kind == UploadKind.CSV
     domains: set[str] = set()

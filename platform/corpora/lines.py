@@ -7,15 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from corpora.encodings import Encoding, encoding_of
+
 MAX_LINE_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 18
 EXCERPT_BYTES = 600
 SAMPLE_BYTES = 1 << 20
-BOMS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,36 +24,20 @@ class Line:
     is_too_long: bool = False
 
 
-def encoding_of(sample: bytes) -> tuple[str, int]:
-    """Return the encoding of a file that begins like this, and the length of its mark.
+def utf8_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> tuple[Encoding, Iterator[Line]]:
+    """Return the encoding of a file and its lines as UTF-8 (rows that are not stay as they are, to be refused).
 
-    Without a mark it is UTF-8 if that fits, else GB 18030 if that fits (spreadsheets in China write it), else UTF-8,
-    and the rows that do not fit are refused one by one.
+    Raises Invalid when the encoding cannot be told.
     """
-    for mark, name in BOMS:
-        if sample.startswith(mark):
-            return name, len(mark)
-    for name in ("utf-8", "gb18030"):
-        try:
-            # An unfinished character at the end of the sample is no fault.
-            codecs.getincrementaldecoder(name)("strict").decode(sample)
-        except UnicodeDecodeError:
-            continue
-        return name, 0
-    return "utf-8", 0
-
-
-def utf8_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> tuple[str, Iterator[Line]]:
-    """Return the encoding of a file and its lines as UTF-8 (rows that are not stay as they are, to be refused)."""
     with path.open("rb") as source:
-        encoding, skip = encoding_of(source.read(SAMPLE_BYTES))
-    return encoding, split_lines(_as_utf8(path, encoding, skip), max_line_bytes)
+        encoding = encoding_of(source.read(SAMPLE_BYTES))
+    return encoding, split_lines(_as_utf8(path, encoding), max_line_bytes)
 
 
-def _as_utf8(path: Path, encoding: str, skip: int) -> Iterator[bytes]:
+def _as_utf8(path: Path, encoding: Encoding) -> Iterator[bytes]:
     with path.open("rb") as source:
-        source.seek(skip)
-        decoder = None if encoding == "utf-8" else codecs.getincrementaldecoder(encoding)("replace")
+        source.seek(encoding.mark_bytes)
+        decoder = None if encoding.name == "utf-8" else codecs.getincrementaldecoder(encoding.name)("replace")
         while chunk := source.read(CHUNK_BYTES):
             yield chunk if decoder is None else decoder.decode(chunk).encode("utf-8", "replace")
         if decoder is not None:

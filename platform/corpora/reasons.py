@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from django.utils.functional import Promise
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
+
+from corpora.details import detail_in_words
 
 REASONS: dict[str, Promise] = {
     "too_large": _("The row is longer than 1 MiB."),
@@ -16,6 +19,7 @@ REASONS: dict[str, Promise] = {
     "bad_text": _("The text holds a character that no log needs: %(detail)s."),
     "not_object": _("The row is JSON, but not an object."),
     "no_messages": _("There is no list “messages”; keys found: %(detail)s."),
+    "empty_messages": _("“messages” is no list, or an empty one."),
     "too_many_messages": _("There are %(detail)s messages; 1,000 are the most."),
     "not_message": _("A message is not an object with “role” and “content”."),
     "unknown_role": _("The role “%(detail)s” is none of system, user, assistant."),
@@ -26,6 +30,9 @@ REASONS: dict[str, Promise] = {
     "bad_domain": _("“%(detail)s” is no domain code (2 to 12 small letters, digits, hyphens)."),
     "too_many_domains": _("The file names more than 64 domains; this one was over: %(detail)s."),
     "bad_csv": _("The record is not well-formed CSV: %(detail)s."),
+    "open_quote": _(
+        "A quote opens in this record and never closes, so %(detail)s lines were read as one; close the quote, or double it."
+    ),
     "wrong_width": _("The record has another number of columns than the header: %(detail)s."),
     "row_limit": _("The file has more than %(detail)s rows; the rest was not read."),
 }
@@ -34,4 +41,4 @@ REASONS: dict[str, Promise] = {
 def reason(code: str, detail: str = "") -> str:
     """Return the sentence for a refusal in the reader's language."""
     sentence = REASONS.get(code)
-    return code if sentence is None else str(sentence) % {"detail": detail or "—"}
+    return code if sentence is None else str(sentence) % {"detail": detail_in_words(code, detail) or gettext("none")}

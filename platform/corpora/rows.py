@@ -81,7 +81,7 @@ def row_from_json(raw: bytes, default_domain: str | None) -> Row:
         raise Refused("no_messages", ", ".join(list(data)[:6]))
     messages = data["messages"]
     if not isinstance(messages, list) or not messages:
-        raise Refused("no_messages")
+        raise Refused("empty_messages")
     if len(messages) > MAX_MESSAGES:
         raise Refused("too_many_messages", str(len(messages)))
     return row_of(tuple(_message(message) for message in messages), data.get("domain"), default_domain)
@@ -116,7 +116,7 @@ def _message(message: Any) -> Message:
         raise Refused("not_message")
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise Refused("unknown_role", str(role))
+        raise Refused("unknown_role", "" if role is None else str(role))
     return {"role": ROLES[role], "content": text_of(message.get("content"))}
 
 

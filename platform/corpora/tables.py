@@ -19,6 +19,8 @@ COLUMNS = {
 }
 DELIMITERS = ",;\t"
 MAX_COLUMNS = 256
+# What the csv module says when the input ends inside quotes.
+END_IN_QUOTES = "unexpected end of data"
 # One limit for the whole process; this is the only place that reads CSV.
 csv.field_size_limit(MAX_ROW_BYTES)
 
@@ -31,6 +33,7 @@ class Feed:
     def __init__(self, lines: Iterator[Line]) -> None:
         self.lines = lines
         self.taken = 0
+        self.num_lines = 0
         self.excerpt = ""
 
     def __iter__(self) -> Iterator[str]:
@@ -42,13 +45,15 @@ class Feed:
         if not self.taken:
             self.excerpt = text
         self.taken += len(line.raw) + 1
+        self.num_lines += 1
         if line.is_too_long or self.taken > MAX_ROW_BYTES:
-            raise Refused("row_too_long")
+            # Only a quote makes one record of several lines.
+            raise Refused("row_too_long") if self.num_lines == 1 else Refused("open_quote", str(self.num_lines))
         return text + "\n"
 
     def begin(self) -> None:
         """Forget the record before."""
-        self.taken, self.excerpt = 0, ""
+        self.taken, self.num_lines, self.excerpt = 0, 0, ""
 
 
 def table_rows(lines: Iterator[Line], default_domain: str | None) -> Iterator[tuple[int, Outcome, str]]:
@@ -71,7 +76,8 @@ def table_rows(lines: Iterator[Line], default_domain: str | None) -> Iterator[tu
         except Refused as refused:
             outcome = refused
         except csv.Error as error:
-            outcome = Refused("bad_csv", str(error))
+            is_open = str(error) == END_IN_QUOTES
+            outcome = Refused("open_quote", str(feed.num_lines)) if is_open else Refused("bad_csv", str(error))
         yield number, outcome, feed.excerpt
 
 

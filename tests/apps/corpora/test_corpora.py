@@ -107,6 +107,23 @@ def test_csv_and_chinese_encodings_are_read(people, corpus):
     assert {row["messages"][0]["content"] for row in rows} == {"怎么退货？", "发票呢？"}
 
 
+def test_a_file_of_another_encoding_or_without_rows_is_refused_and_the_rest_stays(people, corpus):
+    add(people, corpus, logs(40))
+    latin = add(people, corpus, "user,assistant\nWas kostet das Gerät?,20 Euro\n".encode("latin-1"), name="latin1.csv")
+    empty = add(people, corpus, b"", name="empty.jsonl")
+    assert (latin.state, empty.state) == (FileState.FAILED, FileState.FAILED)
+    assert "UTF-8" in latin.error
+    assert "no row" in empty.error
+    assert len(side(corpus, "train")) + len(side(corpus, "held_out")) == 40
+
+
+def test_a_guessed_encoding_and_rows_without_a_domain_are_told(people, corpus):
+    add(people, corpus, "问题,回答\n怎么退货？,请联系客服。\n".encode("gb18030"), name="日志.csv")
+    page = people.client("owner").get(reverse("corpora:detail", args=[corpus.pk])).content.decode()
+    assert "encoding guessed" in page
+    assert "Few are held out for no domain;" in page
+
+
 def test_a_table_without_columns_is_a_failed_file_and_the_rest_stays(people, corpus):
     add(people, corpus, logs(40))
     bad = add(people, corpus, b"a,b\n1,2\n", name="x.csv")

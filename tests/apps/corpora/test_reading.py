@@ -9,12 +9,14 @@ import json
 import tracemalloc
 
 import pytest
+from django.utils.translation import override
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import Invalid
+from corpora.encodings import encoding_of
 from corpora.exports import safe_cell
-from corpora.lines import Line, encoding_of, split_lines, utf8_lines
+from corpora.lines import Line, split_lines, utf8_lines
 from corpora.reasons import REASONS, reason
 from corpora.rows import Refused, Row, normalised, row_from_json
 from corpora.tables import table_rows
@@ -76,12 +78,59 @@ def test_a_line_without_end_costs_no_memory():
     ],
 )
 def test_an_encoding_is_told_from_the_bytes(raw, expected, tmp_path):
-    assert encoding_of(raw)[0] == expected
+    assert encoding_of(raw).name == expected
+    assert encoding_of(raw).is_guessed == (expected == "gb18030")
     path = tmp_path / "logs"
     path.write_bytes(raw)
     encoding, lines = utf8_lines(path)
-    assert encoding == expected
+    assert encoding.name == expected
     assert not next(lines).raw.startswith(codecs.BOM_UTF8)
+
+
+GERMAN = "user,assistant\nWas kostet das Gerät?,Es kostet 20 Euro.\nÜber welche Größe?,Größe L ist möglich.\n"
+RUSSIAN = "user,assistant\nпривет как вернуть товар,свяжитесь со службой поддержки\n"
+KOREAN = "user,assistant\n안녕하세요 주문은 언제 도착하나요,내일 도착할 예정입니다 감사합니다\n"
+JAPANESE = "user,assistant\n返品はどうすればいいですか,カスタマーサービスに連絡してください\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("user,assistant\nWas kostet das Gerät?,20 Euro\n", "latin-1"),
+        (GERMAN, "cp1252"),
+        (RUSSIAN, "cp1251"),
+        (RUSSIAN, "koi8-r"),
+        (KOREAN, "euc-kr"),
+        (JAPANESE, "shift-jis"),
+        (JAPANESE, "euc-jp"),
+        ("user,assistant\n請問如何退貨,請聯繫客服我們會儘快處理您的訂單\n", "big5"),
+    ],
+)
+def test_an_encoding_that_would_be_a_wild_guess_is_refused_with_the_way_out(text, encoding):
+    with pytest.raises(Invalid, match="save it as UTF-8"):
+        encoding_of(text.encode(encoding))
+
+
+def test_a_few_broken_bytes_do_not_make_a_file_of_utf8_another_encoding():
+    assert encoding_of("怎么退货？请联系客服。".encode() + b"\xff\n").name == "utf-8"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'{"messages": [', "该行不是 JSON：缺少值（第 15 列）。"),
+        (b'{"a": 1, "a": 2}', "键重复出现：'a'。"),
+        (talk(user=7), "有消息包含文本以外的内容：数字。"),
+        (talk(user=None), "有消息包含文本以外的内容：null。"),
+        (b"{}", "没有列表“messages”；现有的键：无。"),
+        (b'{"messages": "\\u0000"}', "文本含有日志不应出现的字符：NUL 或半个代理对。"),
+    ],
+)
+def test_a_reason_is_chinese_to_the_last_word(data, words):
+    with pytest.raises(Refused) as found:
+        row_from_json(data if isinstance(data, bytes) else json.dumps(data).encode(), None)
+    with override("zh-hans"):
+        assert reason(found.value.code, found.value.detail) == words
 
 
 def test_chats_are_read_with_their_domain_and_parts():
@@ -107,8 +156,8 @@ def test_chats_are_read_with_their_domain_and_parts():
         (b'{"messages": "\\ud800"}', "bad_text"),
         (b'"text"', "not_object"),
         ({"prompt": "x"}, "no_messages"),
-        ({"messages": []}, "no_messages"),
-        ({"messages": "x"}, "no_messages"),
+        ({"messages": []}, "empty_messages"),
+        ({"messages": "x"}, "empty_messages"),
         ({"messages": ["x"]}, "not_message"),
         ({"messages": [{"role": "user", "content": "x"}] * 1001}, "too_many_messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "unknown_role"),
@@ -162,8 +211,18 @@ def test_an_open_quote_does_not_swallow_the_file():
     rest = b"".join(b"user %d,answer\n" % number for number in range(150_000))
     found = rows_of(b'user,assistant\n"open,b\n' + rest)
     codes = {row.code for _number, row, _begin in found if isinstance(row, Refused)}
-    assert codes and codes <= {"row_too_long", "bad_csv", "wrong_width"}
+    assert codes and codes <= {"open_quote", "bad_csv", "wrong_width"}
     assert len(found) > 1000
+
+
+@pytest.mark.parametrize("num_rows", [3, 100_000])
+def test_an_open_quote_is_told_with_the_row_that_opens_it(num_rows):
+    rest = b"".join(b"user %d,answer\n" % number for number in range(num_rows))
+    found = rows_of(b'user,assistant\na,b\n"open,b\n' + rest)
+    number, row, begin = found[1]
+    assert (number, row.code, begin) == (3, "open_quote", '"open,b')
+    assert int(row.detail) == 4 if num_rows == 3 else int(row.detail) > 50_000
+    assert row.detail in reason(row.code, row.detail)
 
 
 def test_ten_million_columns_are_one_refused_row():
