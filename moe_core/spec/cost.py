@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from moe_core.spec.model import ModelSpec
+from moe_core.spec.quantisation import ExpertQuantSpec
 from moe_core.spec.weights import Weight, weights_of
 
 Precision = Literal["fp32", "bf16", "int8", "int4"]
 
-# Weights of int8 and int4 carry one fp16 scale for each group of this many values in a row.
-QUANT_GROUP_SIZE = 128
-QUANT_SCALE_BYTES = 2
+# Beside the codes of a packed row each group keeps a float16 scale, and a zero point when asymmetric.
+SCALE_BYTES, ZERO_BYTES = 2, 1
+# Tables of a gate are int64, all else of it float32, whatever the model's precision.
+ROUTER_BYTES, TABLE_BYTES = 4, 8
 KV_BYTES_PER_VALUE = 2
 
 
@@ -79,7 +81,7 @@ def cost_of(spec: ModelSpec) -> Cost:
         params=counts,
         total=counts.total,
         active_per_token=sum(weight.size * weight.active for weight in weights),
-        bytes={precision: _bytes(weights, precision) for precision in ("fp32", "bf16", "int8", "int4")},
+        bytes={precision: _bytes(spec, weights, precision) for precision in ("fp32", "bf16", "int8", "int4")},
         kv_bytes_per_token=spec.num_hidden_layers * spec.kept.num_values * KV_BYTES_PER_VALUE,
         _flops_base=2 * multiplied + _sink_flops(spec),
         # Scores and the weighted sum: two operations for each value of a head and position.
@@ -96,20 +98,31 @@ def _sink_flops(spec: ModelSpec) -> int:
     return spec.num_hidden_layers * _flops_a_position(spec) if spec.attention.sinks else 0
 
 
-def _bytes(weights: list[Weight], precision: Precision) -> int:
-    """Bytes of all weights; int8 and int4 quantise the linear maps and leave the rest at 16 bits."""
-    if precision in ("fp32", "bf16"):
-        return sum(w.size * w.count for w in weights) * (4 if precision == "fp32" else 2)
-    bits = 8 if precision == "int8" else 4
-    return sum(
-        w.count * (w.rows * _row_bytes(w.length, bits) if _is_quantised(w) else 2 * w.size) for w in weights
-    )
+def _bytes(spec: ModelSpec, weights: list[Weight], precision: Precision) -> int:
+    """Bytes of all tensors as a saved model holds them.
+
+    int8 and int4 are what `operations.quantise` makes of the model in bf16: the maps of the routed experts are packed, the
+    rest stays as it is. A model that is packed already stays packed.
+    """
+    packing = _packing(spec, precision)
+    plain = 4 if precision == "fp32" else 2
+    return sum(w.count * _bytes_of(w, plain, packing) for w in weights)
 
 
-def _is_quantised(weight: Weight) -> bool:
-    return bool(weight.length) and weight.part not in ("embedding", "head", "router")
+def _packing(spec: ModelSpec, precision: Precision) -> ExpertQuantSpec | None:
+    if spec.moe is not None and spec.moe.quantisation is not None:
+        return spec.moe.quantisation
+    return {"int8": ExpertQuantSpec(bits=8), "int4": ExpertQuantSpec(bits=4)}.get(precision)
 
 
-def _row_bytes(length: int, bits: int) -> int:
-    groups = -(-length // QUANT_GROUP_SIZE)
-    return -(-length * bits // 8) + groups * QUANT_SCALE_BYTES
+def _bytes_of(weight: Weight, plain: int, packing: ExpertQuantSpec | None) -> int:
+    if weight.part == "router":
+        return weight.size * (TABLE_BYTES if weight.is_table else ROUTER_BYTES)
+    if packing is not None and weight.part == "experts" and weight.length:
+        return weight.rows * _row_bytes(weight.length, packing)
+    return weight.size * plain
+
+
+def _row_bytes(length: int, packing: ExpertQuantSpec) -> int:
+    groups = -(-length // packing.group_size)
+    return -(-length * packing.bits // 8) + groups * (SCALE_BYTES + (0 if packing.symmetric else ZERO_BYTES))

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from moe_core.checkpoint.inspect import inspect_dir
+from moe_core.checkpoint.store import save
 from moe_core.model import Decoder
 from moe_core.model.families import slots_of
 from moe_core.model.init import random_decoder
+from moe_core.operations.quantise import quantise
 from moe_core.spec import LayoutSpec, ModelSpec, cost_of
 from moe_core.spec.cost import ParamCounts
+from moe_core.spec.operations import QuantiseSpec
+from moe_core.spec.quantisation import ExpertQuantSpec
 from tests.moe_core.tiny import tiny_llama, tiny_mixtral, tiny_turnout
 
 SPECS = [tiny_llama(), tiny_llama(tie_word_embeddings=False), tiny_mixtral(), tiny_turnout()]
@@ -70,21 +77,34 @@ def test_flops_equal_what_torch_counts(spec: ModelSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.family}-{spec.tie_word_embeddings}")
-def test_bytes_equal_the_tensors(spec: ModelSpec) -> None:
-    num_values = sum(p.numel() for p in Decoder(spec).parameters())
-    assert cost_of(spec).bytes["fp32"] == 4 * num_values
-    assert cost_of(spec).bytes["bf16"] == 2 * num_values
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_bytes_equal_what_a_saved_model_holds(
+    spec: ModelSpec, precision: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    saved = save(random_decoder(spec, seed=0, dtype=dtype), tmp_path / "model")
+    assert cost_of(spec).bytes[precision] == inspect_dir(saved)["bytes_total"]
 
 
-def test_quantised_bytes_count_scales_by_hand() -> None:
-    # One linear row of 48 values: 48 int8 + one fp16 scale; of 64: 32 bytes of int4 + one scale.
-    spec = tiny_llama(num_hidden_layers=1)
-    kept = 2 * (97 * 48 + 3 * 48)
-    qkv_rows, out_row = (6 + 2 + 2) * 16, 96
-    int8 = kept + qkv_rows * (48 + 2) + 48 * (out_row + 2) + 2 * 64 * (48 + 2) + 48 * (64 + 2)
-    int4 = kept + qkv_rows * (24 + 2) + 48 * (out_row // 2 + 2) + 2 * 64 * (24 + 2) + 48 * (32 + 2)
-    assert cost_of(spec).bytes["int8"] == int8
-    assert cost_of(spec).bytes["int4"] == int4
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("spec", [tiny_mixtral(), tiny_turnout()], ids=lambda spec: spec.family)
+def test_packed_bytes_equal_what_quantising_makes(spec: ModelSpec, bits: Literal[4, 8]) -> None:
+    model = random_decoder(spec, seed=0, dtype=torch.bfloat16)
+    packed, report = quantise(model, QuantiseSpec(quantisation=ExpertQuantSpec(bits=bits)))
+    assert cost_of(spec).bytes[f"int{bits}"] == report["bytes_total"]
+    assert cost_of(packed.spec).bytes["bf16"] == report["bytes_total"]
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_an_asymmetric_packing_counts_its_zero_points(group_size: Literal[32, 64]) -> None:
+    quantisation = ExpertQuantSpec(bits=4, group_size=group_size, symmetric=False)
+    model = random_decoder(tiny_mixtral(), seed=0, dtype=torch.bfloat16)
+    packed, report = quantise(model, QuantiseSpec(quantisation=quantisation))
+    assert cost_of(packed.spec).bytes["bf16"] == report["bytes_total"]
+
+
+def test_a_dense_model_has_nothing_to_pack() -> None:
+    cost = cost_of(tiny_llama())
+    assert cost.bytes["int8"] == cost.bytes["int4"] == cost.bytes["bf16"]
 
 
 def test_the_cache_holds_keys_and_values_of_every_layer() -> None:
