@@ -22,7 +22,7 @@ def test_every_app_and_every_room_is_under_a_contract():
 
 
 def test_every_app_has_a_layer():
-    (layers,) = [c["layers"] for c in CONFIG["tool"]["importlinter"]["contracts"] if c["type"] == "layers"]
+    (layers,) = [c["layers"] for c in CONFIG["tool"]["importlinter"]["contracts"] if c["id"] == "layers"]
     named = {name.strip() for layer in layers for name in layer.split("|")}
     assert named == set(CONFIG["tool"]["importlinter"]["root_packages"])
 
