@@ -12,6 +12,7 @@ from moe_core.checkpoint.chat import IM_END, IM_START, recognise
 from moe_core.checkpoint.files import parse_json_object, read_bytes, read_json_object
 from moe_core.checkpoint.gguf_config import END_TOKENS
 from moe_core.checkpoint.layout import CONFIG_FILE, MAX_CONFIG_BYTES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
+from moe_core.checkpoint.quantised import widened
 from moe_core.checkpoint.reader import WeightReader
 from moe_core.checkpoint.source import ignorable, source_slots
 from moe_core.checkpoint.store import TORCH_DTYPES, DtypeName, check_slots, fill, write_weights
@@ -35,11 +36,12 @@ def import_hf(src_dir: Path | str, out_dir: Path | str, *, dtype: DtypeName = "b
     source = Path(src_dir)
     spec = spec_of(read_json_object(source / CONFIG_FILE, MAX_CONFIG_BYTES, follow_links=False))
     with WeightReader(source, follow_links=False) as reader, new_directory(Path(out_dir)) as directory:
-        slots = source_slots(spec, reader)
+        weights = widened(reader)
+        slots = source_slots(spec, weights)
         # Old files repeat a tied head.
         tied = ["lm_head.weight"] if spec.tie_word_embeddings else []
-        check_slots(slots, reader, ignorable=[*ignorable(spec), *tied])
-        model = fill(Decoder(spec, TORCH_DTYPES[dtype]), slots, reader)
+        check_slots(slots, weights, ignorable=[*ignorable(spec, weights.names), *tied])
+        model = fill(Decoder(spec, TORCH_DTYPES[dtype]), slots, weights)
         write_weights(directory, model, TORCH_DTYPES[dtype])
         write_json(directory / CONFIG_FILE, config_of(spec, dtype))
         if (source / TOKENIZER_FILE).exists():

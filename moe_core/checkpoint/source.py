@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from moe_core.checkpoint.reader import WeightReader
-from moe_core.model.families import Slot, moe_slots_in, trunk_slots
+import re
+from collections.abc import Set
+
+from moe_core.checkpoint.quantised import Weights
+from moe_core.model.families import FAMILIES, Slot, moe_slots_in, trunk_slots
 from moe_core.spec import ModelSpec
 
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
-def source_slots(spec: ModelSpec, reader: WeightReader) -> list[Slot]:
+
+def source_slots(spec: ModelSpec, weights: Weights) -> list[Slot]:
     """The tensors of a source, each layer's experts in whichever form the files have them."""
-    slots, present = trunk_slots(spec), reader.names
+    slots, present = trunk_slots(spec), weights.names
     for layer in spec.moe.moe_layers if spec.moe else ():
         slots += moe_slots_in(spec, layer, present)
     return slots
 
 
-def ignorable(spec: ModelSpec) -> list[str]:
-    """Tensors that some writers add and that say nothing new."""
-    return [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(spec.num_hidden_layers)]
+def ignorable(spec: ModelSpec, present: Set[str]) -> list[str]:
+    """Tensors that some writers add and that say nothing new, and layers that predict further tokens."""
+    layers = range(spec.num_hidden_layers)
+    frequencies = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in layers]
+    if not FAMILIES[spec.family].predicts_further:
+        return frequencies
+    # Such a layer says what it is by the map that joins a token and a hidden state.
+    beyond = {
+        name: int(match[1])
+        for name in present
+        if (match := _LAYER.match(name)) and int(match[1]) not in layers
+    }
+    joins = {layer for name, layer in beyond.items() if name.endswith(f".{layer}.eh_proj.weight")}
+    return [*frequencies, *(name for name, layer in beyond.items() if layer in joins)]

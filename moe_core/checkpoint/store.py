@@ -25,6 +25,7 @@ from moe_core.checkpoint.layout import (
     index_json,
     shard_of,
 )
+from moe_core.checkpoint.quantised import Weights, widened
 from moe_core.checkpoint.reader import WeightReader
 from moe_core.checkpoint.safetensors import write_safetensors
 from moe_core.checkpoint.source import ignorable, source_slots
@@ -59,12 +60,13 @@ def load(
         verify_hashes(directory, expected_hashes)
     spec = read_spec(directory)
     with WeightReader(directory) as reader:
-        slots = source_slots(spec, reader)
-        check_slots(slots, reader, ignorable=ignorable(spec))
-        return fill(Decoder(spec, TORCH_DTYPES[dtype]), slots, reader).to(device)
+        weights = widened(reader)
+        slots = source_slots(spec, weights)
+        check_slots(slots, weights, ignorable=ignorable(spec, weights.names))
+        return fill(Decoder(spec, TORCH_DTYPES[dtype]), slots, weights).to(device)
 
 
-def check_slots(slots: Iterable[Slot], reader: WeightReader, ignorable: Iterable[str] = ()) -> None:
+def check_slots(slots: Iterable[Slot], reader: Weights, ignorable: Iterable[str] = ()) -> None:
     """Raise FormatError unless the files hold exactly the tensors of the specification, in its shapes."""
     wanted = {slot.tensor: slot for slot in slots}
     missing = sorted(set(wanted) - reader.names)
@@ -77,7 +79,7 @@ def check_slots(slots: Iterable[Slot], reader: WeightReader, ignorable: Iterable
 
 
 @torch.no_grad()
-def fill(model: Decoder, slots: Iterable[Slot], reader: WeightReader) -> Decoder:
+def fill(model: Decoder, slots: Iterable[Slot], reader: Weights) -> Decoder:
     """Read every slot into the decoder's parameters."""
     parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for slot in slots:

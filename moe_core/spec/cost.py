@@ -48,11 +48,16 @@ class Cost:
     bytes: dict[str, int]
     kv_bytes_per_token: int
     _flops_base: int
-    _flops_per_context_token: int
+    # Of one layer, and how far each layer sees (None: all).
+    _flops_per_position: int
+    _windows: tuple[int | None, ...]
 
     def flops_per_token(self, context_tokens: int) -> int:
-        """Floating-point operations for one token that attends to `context_tokens` positions."""
-        return self._flops_base + self._flops_per_context_token * context_tokens
+        """Floating-point operations for one token that attends to `context_tokens` positions, or a layer's window."""
+        seen = sum(
+            context_tokens if window is None else min(window, context_tokens) for window in self._windows
+        )
+        return self._flops_base + self._flops_per_position * seen
 
     def as_dict(self, context_tokens: int = 0) -> dict[str, object]:
         """Plain data for JSON."""
@@ -85,7 +90,8 @@ def cost_of(spec: ModelSpec) -> Cost:
         kv_bytes_per_token=spec.num_hidden_layers * spec.kept.num_values * KV_BYTES_PER_VALUE,
         _flops_base=2 * multiplied + _sink_flops(spec),
         # Scores and the weighted sum: two operations for each value of a head and position.
-        _flops_per_context_token=spec.num_hidden_layers * _flops_a_position(spec),
+        _flops_per_position=_flops_a_position(spec),
+        _windows=tuple(spec.attention.window_of(layer) for layer in range(spec.num_hidden_layers)),
     )
 
 

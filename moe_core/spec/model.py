@@ -15,7 +15,9 @@ from moe_core.spec.quantisation import ExpertQuantSpec
 from moe_core.spec.temperature import TemperatureSpec
 from moe_core.spec.twins import TwinsSpec
 
-Family = Literal["llama", "mixtral", "turnout_moe", "qwen3_moe", "olmoe"]
+Family = Literal[
+    "llama", "mixtral", "turnout_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss", "glam_moe", "palm_moe"
+]
 # What stands between gate and up in a feed-forward. "clamped" is gpt-oss's (up + 1) · gate · sigmoid(alpha · gate).
 Activation = Literal["silu", "gelu", "clamped"]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 20)]
@@ -166,6 +168,8 @@ class ModelSpec(Spec):
         if self.moe is None:
             return
         _check_layers("moe", self.moe.moe_layers, self.num_hidden_layers)
+        if self.moe.quantisation is not None and (self.activation != "silu" or self.moe.expert_bias):
+            raise ValueError("experts in few bits have silu between gate and up and no biases")
         if self.family == "mixtral" and not fits_mixtral(self):
             raise ValueError(
                 "family 'mixtral' has experts of the full width in every layer, no shared expert, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moe_core.model.families import spec_of
 from moe_core.spec import LayoutSpec, ModelSpec
 
 # At the usual 0.02 a swapped expert moves logits by less than rounding would hide; at 0.2 it is plain to see.
@@ -42,3 +43,36 @@ def tiny_turnout() -> ModelSpec:
         shared_intermediate_size=40,
     )  # fmt: skip
     return layout.applied_to(tiny_llama())
+
+
+_SHAPE = {
+    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "rope_theta": 5000.0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+_YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}
+_FAMILIES: dict[str, dict[str, object]] = {
+    "qwen3_moe": {
+        "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 12,
+        "mlp_only_layers": [1], "attention_bias": True,
+    },
+    "olmoe": {"num_experts": 6, "num_experts_per_tok": 2, "clip_qkv": 2.0},
+    "deepseek_v3": {
+        "num_key_value_heads": 4, "moe_intermediate_size": 24, "n_routed_experts": 8, "n_shared_experts": 2,
+        "num_experts_per_tok": 3, "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2, "q_lora_rank": 20,
+        "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10,
+        "rope_scaling": {**_YARN, "mscale": 0.7, "mscale_all_dim": 1.2},
+    },
+    "gpt_oss": {
+        "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 5, "swiglu_limit": 0.8,
+        "rope_scaling": {**_YARN, "truncate": False},
+    },
+    "glam_moe": {"num_experts": 6, "hidden_act": "gelu", "num_hidden_layers": 4},
+    "palm_moe": {"num_experts": 6, "num_key_value_heads": 1},
+}  # fmt: skip
+FAMILIES = tuple(_FAMILIES)
+
+
+def tiny_family(family: str) -> ModelSpec:
+    """A tiny member of a family, by the keys of its own config.json."""
+    return spec_of({"model_type": family, **_SHAPE, **_FAMILIES[family]})

@@ -38,5 +38,9 @@ class Family:
     # The keys of config.json that the family has besides those of all.
     keys: Callable[[ModelSpec], dict[str, Any]]
     names: NameMap = field(default_factory=NameMap)
+    # Other values of model_type for the same thing.
+    aliases: tuple[str, ...] = ()
+    # Checkpoints may hold layers after the last one, which predict further tokens and are not read.
+    predicts_further: bool = False
     # transformers 5.23 has the family and reads what is written here.
     in_transformers: bool = True

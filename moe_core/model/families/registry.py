@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from moe_core.errors import FormatError
-from moe_core.model.families import llama, mixtral, olmoe, qwen3_moe, turnout_moe
+from moe_core.model.families import (
+    deepseek_v3,
+    glam_moe,
+    gpt_oss,
+    llama,
+    mixtral,
+    olmoe,
+    palm_moe,
+    qwen3_moe,
+    turnout_moe,
+)
 from moe_core.model.families.family import Family
 
-FAMILIES: dict[str, Family] = {
-    module.FAMILY.name: module.FAMILY for module in (llama, mixtral, turnout_moe, qwen3_moe, olmoe)
-}
+_MODULES = (llama, mixtral, turnout_moe, qwen3_moe, olmoe, deepseek_v3, gpt_oss, glam_moe, palm_moe)
+FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
+BY_NAME = {name: family for family in FAMILIES.values() for name in (family.name, *family.aliases)}
 
 
 def family_of(model_type: object) -> Family:
     """The family of a model_type; FormatError with the known ones for any other."""
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    family = BY_NAME.get(model_type) if isinstance(model_type, str) else None
     if family is None:
-        known = ", ".join(FAMILIES)
+        known = ", ".join(BY_NAME)
         raise FormatError(
             f"config.json: model_type {str(model_type)[:40]!r} is not served; known are {known}"
         )

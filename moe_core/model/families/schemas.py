@@ -19,6 +19,18 @@ from moe_core.spec.model import Activation
 Ids = int | list[int] | None
 
 
+class QuantisationConfig(Spec):
+    """How released weights are stored; names and dtypes in the files say it again, and are what counts."""
+
+    quant_method: Literal["fp8", "mxfp4"]
+    # One value only.
+    fmt: Literal["e4m3"] = "e4m3"
+    weight_block_size: tuple[Literal[128], Literal[128]] = (128, 128)
+    # Of no effect on the weights.
+    activation_scheme: str | None = None
+    modules_to_not_convert: list[str] | None = Field(default=None, max_length=4096)
+
+
 class DecoderConfig(Spec):
     """Keys that all families share."""
 
@@ -43,7 +55,7 @@ class DecoderConfig(Spec):
     attention_bias: bool = False
     mlp_bias: Literal[False] = False
     sliding_window: int | None = None
-    quantization_config: None = None
+    quantization_config: QuantisationConfig | None = None
     is_encoder_decoder: Literal[False] = False
     # Of no effect on the computation.
     architectures: list[str] | None = Field(default=None, max_length=4)

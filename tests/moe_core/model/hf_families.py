@@ -19,6 +19,15 @@ SHAPE: dict[str, Any] = {
 
 QWEN = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True}
 OLMOE = {"head_dim": 8, "num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 24}
+DEEPSEEK = {
+    "head_dim": 8, "num_key_value_heads": 6, "moe_intermediate_size": 24, "n_routed_experts": 8, "n_shared_experts": 2,
+    "num_experts_per_tok": 3, "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2, "q_lora_rank": 20,
+    "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10, "num_nextn_predict_layers": 0,
+}  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "rope_theta": 5000.0, "factor": 8.0, "original_max_position_embeddings": 16,
+    "beta_fast": 32.0, "beta_slow": 1.0,
+}  # fmt: skip
 
 # name: (config class, what differs from SHAPE)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -30,6 +39,26 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**QWEN, "decoder_sparse_step": 2, "norm_topk_prob": False, "attention_bias": True, "num_hidden_layers": 4},
     ),
     "olmoe": ("OlmoeConfig", OLMOE),
+    "deepseek_v3": ("DeepseekV3Config", DEEPSEEK),
+    "deepseek_v3, yarn, no low rank of queries": (
+        "DeepseekV3Config",
+        {
+            **DEEPSEEK, "q_lora_rank": None, "rope_interleave": False, "n_group": 1, "topk_group": 1,
+            "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.2}, "norm_topk_prob": False,
+        },
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 24,
+            "sliding_window": 6,
+            "swiglu_limit": 0.8,
+            "num_hidden_layers": 4,
+            "rope_parameters": {**YARN, "truncate": False},
+        },
+    ),
     "olmoe, clipped": ("OlmoeConfig", {**OLMOE, "clip_qkv": 0.7, "tie_word_embeddings": True}),
 }  # fmt: skip
 

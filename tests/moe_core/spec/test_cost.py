@@ -22,9 +22,15 @@ from moe_core.spec import LayoutSpec, ModelSpec, cost_of
 from moe_core.spec.cost import ParamCounts
 from moe_core.spec.operations import QuantiseSpec
 from moe_core.spec.quantisation import ExpertQuantSpec
-from tests.moe_core.tiny import tiny_llama, tiny_mixtral, tiny_turnout
+from tests.moe_core.tiny import FAMILIES, tiny_family, tiny_llama, tiny_mixtral, tiny_turnout
 
-SPECS = [tiny_llama(), tiny_llama(tie_word_embeddings=False), tiny_mixtral(), tiny_turnout()]
+SPECS = [
+    tiny_llama(),
+    tiny_llama(tie_word_embeddings=False),
+    tiny_mixtral(),
+    tiny_turnout(),
+    *map(tiny_family, FAMILIES),
+]
 
 SMOLLM2 = ModelSpec(
     family="llama", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
@@ -105,6 +111,18 @@ def test_an_asymmetric_packing_counts_its_zero_points(group_size: Literal[32, 64
 def test_a_dense_model_has_nothing_to_pack() -> None:
     cost = cost_of(tiny_llama())
     assert cost.bytes["int8"] == cost.bytes["int4"] == cost.bytes["bf16"]
+
+
+def test_a_window_bounds_what_attention_costs() -> None:
+    # Layers 0 and 2 of three see 5 tokens; a position costs 2 · 4 heads · (16 + 16).
+    cost = cost_of(tiny_family("gpt_oss"))
+    assert cost.flops_per_token(9) - cost.flops_per_token(5) == 4 * 256
+    assert cost.flops_per_token(5) - cost.flops_per_token(4) == 3 * 256
+
+
+def test_a_latent_is_all_that_is_kept() -> None:
+    # A latent of 16 and a rotary key of 8, three layers, two bytes each.
+    assert cost_of(tiny_family("deepseek_v3")).kv_bytes_per_token == 3 * (16 + 8) * 2
 
 
 def test_the_cache_holds_keys_and_values_of_every_layer() -> None:

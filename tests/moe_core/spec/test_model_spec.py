@@ -8,10 +8,10 @@ import pytest
 
 from moe_core.errors import SpecError
 from moe_core.spec import LayoutSpec, ModelSpec, MoeSpec
-from tests.moe_core.tiny import tiny_llama, tiny_mixtral, tiny_turnout
+from tests.moe_core.tiny import FAMILIES, tiny_family, tiny_llama, tiny_mixtral, tiny_turnout
 
 
-@pytest.mark.parametrize("spec", [tiny_llama(), tiny_mixtral(), tiny_turnout()], ids=lambda spec: spec.family)
+@pytest.mark.parametrize("spec", [tiny_llama(), tiny_mixtral(), tiny_turnout(), *map(tiny_family, FAMILIES)], ids=lambda spec: spec.family)
 def test_a_specification_survives_json(spec: ModelSpec) -> None:
     assert ModelSpec.parse(json.loads(spec.model_dump_json())) == spec
 

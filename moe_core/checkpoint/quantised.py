@@ -1,0 +1,133 @@
+"""Weights in eight and four bits as DeepSeek and gpt-oss release them, widened while they are read.
+
+fp8: `X` in E4M3 beside `X_scale_inv`, a float32 factor for each block of 128 by 128.
+mxfp4: `X_blocks` (…, G, 16) with two E2M1 numbers a byte, the low half first, beside `X_scales` (…, G), the exponent of a
+power of two for each group of 32. Both are given out as if `X` were stored in float32, in the axes of transformers.
+
+Source: DeepSeek-AI 2024, arXiv 2412.19437, section 3.3; Open Compute Project 2023, "OCP Microscaling Formats (MX)".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from moe_core.checkpoint.reader import WeightReader
+from moe_core.checkpoint.safetensors_header import TensorInfo
+from moe_core.errors import FormatError
+
+FP8_BLOCK = 128
+SCALE, BLOCKS, SCALES = "_scale_inv", "_blocks", "_scales"
+# E2M1: one bit of sign, two of exponent, one of mantissa.
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E8M0_BIAS = 127
+
+
+class Weights(Protocol):
+    """Tensors by name, wherever they are and however they are stored."""
+
+    @property
+    def names(self) -> set[str]:
+        """Every tensor."""
+        ...
+
+    def info(self, tensor: str) -> TensorInfo:
+        """Dtype and shape of a tensor, before it is read."""
+        ...
+
+    def tensor(self, tensor: str) -> Tensor:
+        """A copy of a tensor."""
+        ...
+
+    def read_into(self, tensor: str, target: Tensor) -> None:
+        """Fill `target` with a tensor, converting its dtype."""
+        ...
+
+
+def widened(reader: WeightReader) -> Weights:
+    """The reader itself, or one that widens what is quantised."""
+    is_quantised = any(name.endswith((SCALE, BLOCKS)) for name in reader.names)
+    return WidenedWeights(reader) if is_quantised else reader
+
+
+@dataclass(frozen=True, slots=True)
+class WidenedWeights:
+    """Every quantised tensor under its plain name, and all others as they are."""
+
+    reader: WeightReader
+
+    @property
+    def names(self) -> set[str]:
+        """Every tensor, scales left out."""
+        raw = self.reader.names
+        kept = {name for name in raw if not name.endswith((SCALE, SCALES))}
+        return {name.removesuffix(BLOCKS) for name in kept} | {name for name in raw if self._is_alone(name)}
+
+    def _is_alone(self, name: str) -> bool:
+        """A scale without a weight is nothing that is known here; it is shown, so that it is complained about."""
+        owner = name.removesuffix(SCALE).removesuffix(SCALES)
+        return owner != name and owner not in self.reader.names and owner + BLOCKS not in self.reader.names
+
+    def info(self, tensor: str) -> TensorInfo:
+        """Shape as transformers has it; quantised weights come out in float32."""
+        if tensor + BLOCKS in self.reader.names:
+            *outer, rows, groups, half = self.reader.info(tensor + BLOCKS).shape
+            return TensorInfo("F32", (*outer, 2 * groups * half, rows), 0, 0)
+        info = self.reader.info(tensor)
+        return TensorInfo("F32", info.shape, info.begin, info.end) if info.dtype == "F8_E4M3" else info
+
+    def tensor(self, tensor: str) -> Tensor:
+        """The weight that the codes and scales stand for, float32; or the tensor as it is."""
+        if tensor + BLOCKS in self.reader.names:
+            return self._mxfp4(tensor)
+        if self.reader.info(tensor).dtype == "F8_E4M3":
+            scale = self._scale(tensor, tensor + SCALE, "F32")
+            return fp8_blocks(self.reader.tensor(tensor), scale, tensor)
+        return self.reader.tensor(tensor)
+
+    def read_into(self, tensor: str, target: Tensor) -> None:
+        """Fill `target`, converting the dtype."""
+        if tensor in self.reader.names and self.reader.info(tensor).dtype != "F8_E4M3":
+            self.reader.read_into(tensor, target)
+            return
+        target.copy_(self.tensor(tensor).view(target.shape))
+
+    def _mxfp4(self, tensor: str) -> Tensor:
+        blocks = self._scale(tensor, tensor + BLOCKS, "U8")
+        scales = self._scale(tensor, tensor + SCALES, "U8")
+        if blocks.shape[:-1] != scales.shape:
+            raise FormatError(
+                f"{tensor}: blocks {list(blocks.shape)} and scales {list(scales.shape)} do not fit together"
+            )
+        # Stored as (experts, rows, columns); transformers holds the map transposed.
+        return mxfp4(blocks, scales).transpose(-1, -2)
+
+    def _scale(self, owner: str, name: str, dtype: str) -> Tensor:
+        if name not in self.reader.names:
+            raise FormatError(f"{owner}: is quantised, but the files lack {name}")
+        if self.reader.info(name).dtype != dtype:
+            raise FormatError(f"{name}: has dtype {self.reader.info(name).dtype}; it must be {dtype}")
+        return self.reader.tensor(name)
+
+
+def fp8_blocks(codes_RC: Tensor, scale_rc: Tensor, name: str = "weight") -> Tensor:
+    """E4M3 codes (R, C) times the float32 factor of each 128 by 128 block: float32 (R, C).
+
+    Raises FormatError when there are not as many factors as blocks.
+    """
+    rows, columns = codes_RC.shape
+    if tuple(scale_rc.shape) != (-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK)):
+        raise FormatError(f"{name}: {rows} by {columns} weights do not fit scales {list(scale_rc.shape)}")
+    spread = scale_rc.repeat_interleave(FP8_BLOCK, 0)[:rows].repeat_interleave(FP8_BLOCK, 1)[:, :columns]
+    return codes_RC.float() * spread
+
+
+def mxfp4(blocks_G16: Tensor, scales_G: Tensor) -> Tensor:
+    """Bytes (…, G, 16) of two E2M1 numbers each and exponents (…, G): float32 (…, 32 · G)."""
+    table = torch.tensor([*E2M1, *(-value for value in E2M1)])
+    pairs = torch.stack([blocks_G16 & 0xF, blocks_G16 >> 4], dim=-1).flatten(-2)
+    values_G32 = torch.ldexp(table[pairs.long()], (scales_G.int() - E8M0_BIAS)[..., None])
+    return values_G32.flatten(-2)
