@@ -24,6 +24,8 @@ class LayoutSpec(Spec):
     moe_intermediate_size: Width | None = None
     shared_intermediate_size: Width | None = None
     norm_topk_prob: bool = True
+    # Divides the logits of every gate; a schedule stands in its place.
+    temperature: Annotated[float, Field(ge=1e-3, le=100.0)] = 1.0
     temperature_schedule: TemperatureSpec | None = None
     gate: GateSpec = SoftmaxTopk()
     capacity: CapacitySpec | None = None
@@ -32,6 +34,8 @@ class LayoutSpec(Spec):
     def _check(self) -> Self:
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k ({self.top_k}) must not exceed num_experts ({self.num_experts})")
+        if self.temperature_schedule is not None and self.temperature != 1.0:
+            raise ValueError("give temperature or temperature_schedule, not both")
         check_gate(self.gate, self.capacity, self.num_experts, self.top_k)
         if list(self.moe_layers) != sorted(set(self.moe_layers)):
             raise ValueError("moe_layers must be ascending and without repeats")
@@ -56,6 +60,7 @@ class LayoutSpec(Spec):
             num_shared_experts=self.num_shared_experts,
             shared_intermediate_size=self._shared_width(dense),
             norm_topk_prob=self.norm_topk_prob,
+            temperature=self.temperature,
             temperature_schedule=self.temperature_schedule,
             gate=self.gate,
             capacity=self.capacity,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -42,7 +42,6 @@ class RoutingSpec(Spec):
 
     domains: Annotated[tuple[DomainSpec, ...], Field(max_length=256)] = ()
     general_experts: ExpertSet = ()
-    temperature: Annotated[float, Field(ge=1e-3, le=100.0)] = 1.0
     label_weight: Weight = 0.5
     balance_weight: Weight = 1.0
     z_weight: Weight = 0.0
@@ -51,6 +50,14 @@ class RoutingSpec(Spec):
     prior_floor: FloorShare = 0.5
     # Layers that do otherwise, by their number in the model.
     prior_layers: Annotated[dict[LayerIndex, LayerPrior], Field(max_length=512)] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_temperature(cls, data: Any) -> Any:
+        # Policies that were stored before it moved to the layout say 1.0 here, and it had no effect.
+        if isinstance(data, dict) and data.get("temperature") == 1.0:
+            return {key: value for key, value in data.items() if key != "temperature"}
+        return data
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -88,7 +88,7 @@ def recipe_of(job: Job) -> list[tuple[str, str]]:
         (_("Window"), _("%(count)s tokens") % {"count": figures.number(tune["window_tokens"])}),
         (_("Balance weight"), f"{tune['routing']['balance_weight']:g}"),
         (_("Label weight"), f"{tune['routing']['label_weight']:g}"),
-        (_("Temperature"), f"{tune['routing']['temperature']:g}"),
+        *([(_("Temperature"), f"{tune['layout'].get('temperature', 1.0):g}")] if tune["layout"] else []),
         (_("Precision"), _("the quicker on this machine") if tune["dtype"] == "auto" else tune["dtype"]),
         (_("Seed"), str(tune["seed"])),
         (_("Threads"), str(tune["num_threads"])),
