@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from moe_core.errors import SpecError
 from moe_core.kernels import dispatch
+from moe_core.kernels.gating import PLAIN, Gating
 from moe_core.kernels.packing import Packed, code_bytes, dequantise, num_groups, quantise
+from moe_core.kernels.torch_gated import gated_experts_torch
 from moe_core.routers import Routing
 from moe_core.spec.quantisation import ExpertQuantSpec
 
@@ -21,10 +23,17 @@ class PackedExperts(nn.Module):
     """All routed experts of a layer as buffers: codes, scales and zero points; nothing of them is kept in 16 bits."""
 
     def __init__(
-        self, num_experts: int, hidden_size: int, intermediate_size: int, quantisation: ExpertQuantSpec
+        self,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        quantisation: ExpertQuantSpec,
+        *,
+        gating: Gating = PLAIN,
     ) -> None:
         super().__init__()
         self.quantisation = quantisation
+        self.gating = gating
         # Rows and row length of each matrix.
         self.shapes = {
             "gate_up": (2 * intermediate_size, hidden_size),
@@ -89,11 +98,8 @@ class PackedExperts(nn.Module):
         if used_U.numel() and int(used_U[0]) < 0:
             # The first of the sorted ids is the empty place, no expert.
             used_U, ids_N = used_U[1:], ids_N - 1
-        return dispatch.swiglu_experts(
-            hidden_TD,
-            self.widened("gate_up", used_U, hidden_TD.dtype),
-            self.widened("down", used_U, hidden_TD.dtype),
-            ids_N.view(routing.expert_ids_TK.shape),
-            routing.weights_TK,
-            kernel=self.kernel,
-        )
+        gate_up_U2FD, down_UDF = (self.widened(name, used_U, hidden_TD.dtype) for name in MATRICES)
+        packed = (gate_up_U2FD, down_UDF, ids_N.view(routing.expert_ids_TK.shape), routing.weights_TK)
+        if self.gating.kind != "silu":
+            return gated_experts_torch(hidden_TD, *packed, self.gating)
+        return dispatch.swiglu_experts(hidden_TD, *packed, kernel=self.kernel)

@@ -122,7 +122,7 @@ class MoeMlp(nn.Module):
         if moe.quantisation is None:
             self.experts = GroupedExperts(*sizes, dtype, gating=gating, bias=moe.expert_bias)
         else:
-            self.experts = PackedExperts(*sizes, moe.quantisation)
+            self.experts = PackedExperts(*sizes, moe.quantisation, gating=gating)
         shared = moe.shared_intermediate_size
         self.shared_expert = DenseMlp(spec.hidden_size, shared, dtype, gating) if shared else None
 

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, silu
+from torch.nn.functional import normalize
 
+from moe_core.errors import SpecError
+from moe_core.kernels.gating import PLAIN, Gating
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.assignment import assign
 
@@ -27,12 +29,18 @@ class ExpertWeights:
 
     gate_up_2FD: Tensor
     down_DF: Tensor
+    gating: Gating = PLAIN
 
     @classmethod
     def of(cls, layer: MoeMlp, expert: int) -> ExpertWeights:
-        """A copy of one expert's weights."""
+        """A copy of one expert's weights; SpecError for experts with biases."""
+        if layer.moe.expert_bias:
+            raise SpecError(
+                "experts with biases are not aligned; merge experts of a model without expert biases"
+            )
         experts = layer.experts
-        return cls(experts.gate_up_E2FD[expert].detach().float(), experts.down_EDF[expert].detach().float())
+        gate_up_2FD, down_DF = experts.gate_up_E2FD[expert].detach(), experts.down_EDF[expert].detach()
+        return cls(gate_up_2FD.float(), down_DF.float(), experts.gating)
 
     def put(self, layer: MoeMlp, expert: int) -> None:
         """Write the weights into a place of a layer, in its dtype."""
@@ -43,12 +51,12 @@ class ExpertWeights:
     def ordered(self, order_F: Tensor) -> ExpertWeights:
         """The same function with its neurons in another order (or with some of them only)."""
         gate_up_2FD = self.gate_up_2FD.unflatten(0, (2, -1))[:, order_F].flatten(0, 1)
-        return ExpertWeights(gate_up_2FD, self.down_DF[:, order_F])
+        return ExpertWeights(gate_up_2FD, self.down_DF[:, order_F], self.gating)
 
     def activations(self, hidden_ND: Tensor) -> Tensor:
-        """silu(gate(x)) · up(x) of each neuron: (N, F)."""
+        """act(gate(x)) · up(x) of each neuron: (N, F)."""
         gate_NF, up_NF = (hidden_ND.float() @ self.gate_up_2FD.t()).chunk(2, dim=-1)
-        return silu(gate_NF) * up_NF
+        return self.gating(gate_NF, up_NF)
 
     def outputs(self, hidden_ND: Tensor) -> Tensor:
         """The expert's output on each token: (N, D)."""
@@ -81,4 +89,5 @@ def mean_of(experts: list[ExpertWeights], weights: list[float]) -> ExpertWeights
     shares = [weight / total for weight in weights] if total > 0 else [1.0 / len(experts)] * len(experts)
     pairs = list(zip(experts, shares, strict=True))
     gate_up_2FD = torch.stack([share * expert.gate_up_2FD for expert, share in pairs]).sum(0)
-    return ExpertWeights(gate_up_2FD, torch.stack([share * expert.down_DF for expert, share in pairs]).sum(0))
+    down_DF = torch.stack([share * expert.down_DF for expert, share in pairs]).sum(0)
+    return ExpertWeights(gate_up_2FD, down_DF, experts[0].gating)

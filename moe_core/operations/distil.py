@@ -26,7 +26,7 @@ from moe_core.operations.align import ExpertWeights, aligned, mean_of
 from moe_core.operations.edit import ALIGNMENT_TOKENS, router_inputs
 from moe_core.operations.learning import train
 from moe_core.operations.measure import compare, loads, loss_by_domain, next_token_losses
-from moe_core.operations.parts import moe_part, rebuilt, spec_with
+from moe_core.operations.parts import changeable, per_expert, rebuilt, spec_with
 from moe_core.operations.prompts import Prompts
 from moe_core.routers import Routing
 from moe_core.spec import MoeSpec
@@ -70,7 +70,7 @@ def distil(
 @torch.no_grad()
 def merged_student(teacher: Decoder, spec: DistilSpec, prompts: Prompts) -> tuple[Decoder, Groups]:
     """The student before it learns: groups of the teacher's experts, each merged into one."""
-    moe = moe_part(teacher, packed=False)
+    moe = changeable(teacher)
     width = spec.moe_intermediate_size or moe.moe_intermediate_size
     _check_smaller(moe, spec, width)
     top_k = spec.top_k or min(moe.top_k, spec.num_experts)
@@ -134,8 +134,13 @@ def _merge_group(
     if width < merged.down_DF.shape[1]:
         merged = merged.ordered(_busiest_neurons(merged, hidden_ND, width))
     merged.put(new, place)
-    share_m = torch.tensor(usage) / sum(usage)
-    new.router.weight[place] = (share_m[:, None] * old.router.weight[members]).sum(0)
+    before = per_expert(old)
+    for name, tensor in per_expert(new).items():
+        if name.startswith("router."):
+            rows = [
+                use / sum(usage) * before[name][expert] for use, expert in zip(usage, members, strict=True)
+            ]
+            tensor[place] = torch.stack(rows).sum(0)
 
 
 def _busiest_neurons(expert: ExpertWeights, hidden_ND: Tensor, width: int) -> Tensor:

@@ -18,7 +18,7 @@ from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.align import ExpertWeights, aligned, mean_of
 from moe_core.operations.measure import compare, listening, loads, mask_of
-from moe_core.operations.parts import chosen_of, moe_part, spec_with, with_experts
+from moe_core.operations.parts import changeable, chosen_of, moe_part, per_expert, spec_with, with_experts
 from moe_core.operations.prompts import Prompts
 from moe_core.spec import ModelSpec
 from moe_core.spec.operations import MergeExpertsSpec, RemoveExpertSpec
@@ -42,7 +42,7 @@ def remove_expert(
     The rest take its share: outputs are those of the gate renormalised over them. Raises SpecError when no expert is
     named and there are no prompts, when too few would be left, or when a domain would lose more than is allowed.
     """
-    moe = moe_part(model, packed=False)
+    moe = changeable(model)
     experts = _to_remove(model, spec, prompts)
     report: dict[str, Any] = {"kind": spec.kind, "experts": experts, "keeps_function": False}
     if prompts is not None:
@@ -60,7 +60,7 @@ def merge_experts(
 
     Weights and gate rows are means by usage on the prompts, or half and half. Raises SpecError as removal does.
     """
-    moe = moe_part(model, packed=False)
+    moe = changeable(model)
     first, second = chosen_of(model, spec.first), chosen_of(model, spec.second)
     for layer, one, other in zip(moe.moe_layers, first, second, strict=True):
         if one == other:
@@ -102,7 +102,7 @@ def router_inputs(model: Decoder, prompts: Prompts, at_most: int) -> dict[int, T
 
 
 def _to_remove(model: Decoder, spec: RemoveExpertSpec, prompts: Prompts | None) -> list[int]:
-    moe = moe_part(model)
+    moe = changeable(model)
     seen = len(set(moe.twins.roots)) if moe.twins else moe.num_experts
     if moe.num_experts - 1 < moe.top_k or (moe.twins is None and seen - 1 < moe.top_k):
         raise SpecError(
@@ -168,5 +168,7 @@ def _merge_into(
 ) -> None:
     one, other = (ExpertWeights.of(old, expert) for expert in pair)
     mean_of([one, aligned(one, other, hidden_ND)], list(shares)).put(new, place)
-    rows_2D = old.router.weight[list(pair)]
-    new.router.weight[place] = shares[0] * rows_2D[0] + shares[1] * rows_2D[1]
+    before = per_expert(old)
+    for name, tensor in per_expert(new).items():
+        if name.startswith("router."):
+            tensor[place] = shares[0] * before[name][pair[0]] + shares[1] * before[name][pair[1]]

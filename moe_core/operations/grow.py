@@ -24,7 +24,7 @@ import torch
 
 from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
-from moe_core.operations.parts import chosen_of, moe_part, spec_with, with_experts
+from moe_core.operations.parts import changeable, chosen_of, moe_part, spec_with, with_experts
 from moe_core.spec import ModelSpec, MoeSpec
 from moe_core.spec.operations import AddExpertSpec, GrowSpec
 from moe_core.spec.twins import TwinsSpec
@@ -39,7 +39,7 @@ def grow(model: Decoder, spec: GrowSpec) -> tuple[Decoder, dict[str, Any]]:
 
     Raises SpecError when the number is not the old one times a power of two, or the method does not fit.
     """
-    moe = moe_part(model, packed=False)
+    moe = changeable(model)
     times = _doublings(moe.num_experts, spec.num_experts)
     _check_gate(moe)
     if spec.method != "twin" and moe.twins is not None:
@@ -68,7 +68,7 @@ def grow(model: Decoder, spec: GrowSpec) -> tuple[Decoder, dict[str, Any]]:
 @torch.no_grad()
 def add_expert(model: Decoder, spec: AddExpertSpec) -> tuple[Decoder, dict[str, Any]]:
     """The model with one more expert in each layer: the last, a twin of `spec.source`. All others stay bit for bit."""
-    moe = moe_part(model, packed=False)
+    moe = changeable(model)
     _check_gate(moe)
     (source, *_) = chosen_of(model, spec.source)
     if moe.twins is not None and moe.twins.hold is None and moe.twins.has_twins(source):

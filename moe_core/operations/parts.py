@@ -15,6 +15,7 @@ from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.spec import ModelSpec, MoeSpec
+from moe_core.spec.gate import LinearGate, SigmoidGroups
 from moe_core.spec.model import fits_mixtral
 from moe_core.spec.operations import Chosen
 
@@ -33,6 +34,21 @@ def moe_part(model: Decoder, *, packed: bool = True) -> MoeSpec:
         raise SpecError(
             f"the experts are packed in {moe.quantisation.bits} bits and cannot be changed; "
             "start from the model before it was quantised, and quantise last"
+        )
+    return moe
+
+
+def changeable(model: Decoder) -> MoeSpec:
+    """The expert part of a mixture whose experts can be taken away, added and reordered one by one.
+
+    Raises SpecError for a dense model, packed experts, and a gate that is not one row for each expert.
+    """
+    moe = moe_part(model, packed=False)
+    grouped = isinstance(moe.gate, SigmoidGroups) and moe.gate.num_groups > 1
+    if not isinstance(moe.gate, LinearGate) or grouped:
+        raise SpecError(
+            f"gate {moe.gate.kind!r} ties experts to one another (slots, tables or groups), so that none can be "
+            "taken by itself; this operation needs a gate with one row for each expert"
         )
     return moe
 
@@ -101,7 +117,7 @@ def per_expert(layer: MoeMlp) -> dict[str, Tensor]:
 
 def chosen_of(model: Decoder, chosen: Chosen) -> list[int]:
     """One expert number for each expert layer; SpecError when a number or the count does not fit."""
-    moe = moe_part(model)
+    moe = changeable(model)
     num_layers = len(moe.moe_layers)
     each = [chosen] * num_layers if isinstance(chosen, int) else list(chosen)
     if len(each) != num_layers:

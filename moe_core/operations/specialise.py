@@ -24,7 +24,7 @@ from moe_core.model.layers import MoeMlp
 from moe_core.operations.grow import add_expert, release_twins
 from moe_core.operations.learning import dealt, mean_loss, rate_at
 from moe_core.operations.measure import listening, loads, loss_by_domain, loss_change
-from moe_core.operations.parts import moe_part
+from moe_core.operations.parts import changeable
 from moe_core.operations.prompts import Prompts
 from moe_core.spec.operations import AddExpertSpec, SpecialiseCloneSpec
 
@@ -37,7 +37,7 @@ def specialise_clone(
     Loss is told per domain on `measured_on` (default: the prompts learnt from). Raises SpecError for a domain without
     prompts, and for a model in which a hash chooses between other twins.
     """
-    moe = moe_part(model, packed=False)
+    moe = changeable(model)
     if moe.twins is not None and moe.twins.hold != 0.0:
         raise SpecError(
             "the model has twins between which a hash chooses; release them to the gate first (hold 0)"

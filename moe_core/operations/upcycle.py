@@ -16,11 +16,13 @@ that the top k hold whole copies: kept, with each slice scaled by g.
 Source: Komatsuzaki et al. 2022, "Sparse Upcycling"; He et al. 2024, "Upcycling Large Language Models into Mixture of
 Experts", arXiv 2410.07524 (virtual groups, the scale of slices: g renormalised, E·g / K with E slices otherwise). There
 the scale is spread over the three matrices by its cube root, which is exact only where the activation is linear; here
-it is all on the way back. Without renormalisation experts are scaled by E / K: right for a uniform router only.
+it is all on the way back. A gate whose weights do not sum to one has experts scaled by the inverse of what they sum to
+when it treats all alike (E / K for a softmax): right for a uniform router only.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +34,8 @@ from moe_core.model.decoder import Block, Decoder
 from moe_core.model.layers import DenseMlp, MoeMlp
 from moe_core.operations.parts import rebuilt
 from moe_core.routers.start import start_gate
-from moe_core.spec import LayoutSpec, ModelSpec
+from moe_core.spec import LayoutSpec, ModelSpec, MoeSpec
+from moe_core.spec.gate import Base, SigmoidGroups, Soft, SoftmaxTopk
 from moe_core.spec.operations import UpcycleSpec
 
 
@@ -63,11 +66,15 @@ def plan_upcycle(dense: ModelSpec, layout: LayoutSpec, granularity: int = 1) -> 
         moe.moe_intermediate_size,
         moe.shared_intermediate_size or 0,
     )
-    exact = moe.weights_sum_to_one
-    gain = 1.0 if exact else moe.num_experts / moe.top_k
+    exact, weight = weight_of_a_token(moe)
+    gain = 1.0 / weight
     if granularity > 1:
         cut = tuple(NeuronShare(place * inner, inner, gain * granularity) for place in range(granularity))
-        return UpcyclePlan(None, cut * (moe.num_experts // granularity), exact)
+        # Other gates may take some slices of a copy and leave the rest.
+        whole = isinstance(moe.gate, SoftmaxTopk) or (
+            isinstance(moe.gate, SigmoidGroups) and moe.gate.num_groups == 1
+        )
+        return UpcyclePlan(None, cut * (moe.num_experts // granularity), exact and whole)
     if shared >= full:
         part = 0.5 if inner >= full else 0.0
         routed = NeuronShare(0, min(inner, full), part * gain)
@@ -77,6 +84,24 @@ def plan_upcycle(dense: ModelSpec, layout: LayoutSpec, granularity: int = 1) -> 
     slices = _slices(shared, left, inner, moe.num_experts, gain)
     first = NeuronShare(0, shared, 1.0) if shared else None
     return UpcyclePlan(first, slices, exact and inner >= left)
+
+
+def weight_of_a_token(moe: MoeSpec) -> tuple[bool, float]:
+    """What the weights of a token's experts sum to: whether always, and (else) where the gate treats all alike."""
+    gate = moe.gate
+    limited = moe.capacity is not None and moe.capacity.eval_factor is not None
+    # Slots of Soft MoE are mixtures of tokens: no weights make an expert of a mixture compute a token's own output.
+    exact = not limited and not isinstance(gate, Soft)
+    if isinstance(gate, SigmoidGroups):
+        if moe.norm_topk_prob:
+            return exact, gate.routed_scaling_factor
+        score = {"sigmoid": 0.5, "softmax": 1.0 / moe.num_experts, "sqrtsoftplus": math.log(2.0) ** 0.5}
+        return False, moe.top_k * gate.routed_scaling_factor * score[gate.scores]
+    if moe.weights_sum_to_one or isinstance(gate, Soft):
+        return exact, 1.0
+    if isinstance(gate, Base):
+        return False, 0.5
+    return False, moe.top_k / moe.num_experts
 
 
 def _slices(start: int, left: int, inner: int, num_experts: int, gain: float) -> tuple[NeuronShare, ...]:
@@ -125,7 +150,9 @@ def upcycle(dense: Decoder, spec: UpcycleSpec) -> tuple[Decoder, dict[str, Any]]
         gate = moe.router.tensors
         start_gate(moe.moe, gate, generator, spec.router_std, dense.embed_tokens.weight)
         if spec.granularity > 1:
-            gate["weight"].copy_(gate["weight"][:: spec.granularity].repeat_interleave(spec.granularity, dim=0))
+            gate["weight"].copy_(
+                gate["weight"][:: spec.granularity].repeat_interleave(spec.granularity, dim=0)
+            )
         _fill_layer(moe, block.mlp, plan, spec.noise, generator)
     kept = plan.keeps_function and spec.noise == 0.0
     scale = plan.routed[0].scale

@@ -66,6 +66,8 @@ class MoeSpec(Spec):
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k ({self.top_k}) must not exceed num_experts ({self.num_experts})")
         check_gate(self.gate, self.capacity, self.num_experts, self.top_k)
+        if self.quantisation is not None and self.expert_bias:
+            raise ValueError("experts with biases cannot be packed in few bits; quantisation must be null")
         complaint = self.twins.complaint(self.num_experts, self.top_k) if self.twins else None
         if complaint:
             raise ValueError(complaint)

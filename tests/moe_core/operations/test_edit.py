@@ -220,3 +220,45 @@ def test_costs_that_cannot_be_assigned_are_refused(bad: Any) -> None:
 
 def test_an_assignment_of_nothing_is_nothing() -> None:
     assert assign(np.zeros((0, 0))).tolist() == []
+
+
+@pytest.mark.parametrize(
+    "gate", [{"kind": "hash"}, {"kind": "sigmoid_groups", "num_groups": 2}, {"kind": "soft"}]
+)
+def test_a_gate_that_ties_experts_together_is_refused(gate: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match="ties experts to one another"):
+        remove_expert(mixture(gate=gate), RemoveExpertSpec(expert=0))
+
+
+def test_the_rows_of_a_sigmoid_gate_and_its_bias_go_with_their_expert() -> None:
+    model = mixture(gate={"kind": "sigmoid_groups"})
+    smaller, _ = remove_expert(model, RemoveExpertSpec(expert=1))
+    for old, new in zip(model.moe_layers(), smaller.moe_layers(), strict=True):
+        assert {name for name in per_expert(new) if name.startswith("router.")} == {
+            "router.weight",
+            "router.selection_bias",
+        }
+        for name, tensor in per_expert(new).items():
+            assert torch.equal(tensor, per_expert(old)[name][[0, 2, 3]])
+
+
+@pytest.mark.parametrize("activation", ["gelu", "clamped"])
+def test_neurons_are_known_by_what_they_do_whatever_their_activation(activation: str) -> None:
+    from moe_core.model.init import random_decoder
+    from tests.moe_core.operations.models import mixture_spec
+    from tests.moe_core.tiny import STD
+
+    spec = mixture_spec().model_copy(update={"activation": activation})
+    model = random_decoder(spec, 5, STD)
+    inputs: list[torch.Tensor] = []
+    with torch.no_grad(), listening(model, lambda layer, x_TD: inputs.append(x_TD)):
+        model(IDS)
+        layer = next(iter(model.moe_layers()))
+        one = ExpertWeights.of(layer, 2).outputs(inputs[0])
+        from moe_core.routers import Routing
+
+        ids_T1 = torch.full((24, 1), 2)
+        probs_TE = torch.zeros(24, 4)
+        assert torch.allclose(
+            layer.experts(inputs[0], Routing(ids_T1, torch.ones(24, 1), probs_TE, probs_TE)), one, atol=1e-5
+        )

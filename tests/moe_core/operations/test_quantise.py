@@ -217,3 +217,21 @@ def test_a_packed_model_cannot_be_packed_again() -> None:
     small, _ = packed(wide(), bits=8)
     with pytest.raises(SpecError, match="packed in 8 bits"):
         packed(small, bits=4)
+
+
+def test_other_activations_are_packed_too_and_biases_are_refused() -> None:
+    from moe_core.model.init import random_decoder
+    from tests.moe_core.operations.models import mixture_spec
+    from tests.moe_core.tiny import STD
+
+    spec = mixture_spec(moe_intermediate_size=256).model_copy(update={"activation": "gelu"})
+    model = random_decoder(spec, 5, STD)
+    assert distance(model, packed(model, bits=8)[0]) < 0.06
+    with pytest.raises(SpecError, match="biases cannot be packed"):
+        packed(mixture(expert_bias=True))
+
+
+def test_an_empty_place_takes_no_expert() -> None:
+    small, _ = packed(wide(gate={"kind": "top_p", "p": 0.3}, top_k=3), bits=8)
+    with torch.no_grad():
+        assert small(IDS).isfinite().all()

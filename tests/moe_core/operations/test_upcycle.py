@@ -189,3 +189,41 @@ def test_a_width_that_cannot_be_cut_is_refused(dense: Decoder) -> None:
         upcycle(dense, layout({"num_experts": 6, "top_k": 3}), 1, granularity=3)
     with pytest.raises(ValueError, match=r"top_k \(3\) must be divisible by granularity \(2\)"):
         UpcycleSpec(layout=layout({"num_experts": 6, "top_k": 3}), granularity=2)
+
+
+GATES: dict[str, dict[str, Any]] = {
+    "after": {"gate": {"kind": "softmax_topk", "order": "after"}, "norm_topk_prob": False},
+    "deepseek": {"gate": {"kind": "sigmoid_groups", "routed_scaling_factor": 2.5}},
+    "deepseek, free": {
+        "gate": {"kind": "sigmoid_groups", "routed_scaling_factor": 2.5},
+        "norm_topk_prob": False,
+    },
+    "sparsemax": {"gate": {"kind": "sparsemax"}},
+    "top p": {"gate": {"kind": "top_p"}},
+    "switch": {"gate": {"kind": "switch"}, "top_k": 1},
+    "hash": {"gate": {"kind": "hash"}},
+    "base": {"gate": {"kind": "base"}, "top_k": 1},
+    "soft": {"gate": {"kind": "soft"}},
+    "expert choice": {"gate": {"kind": "expert_choice"}},
+    "full": {"capacity": {"eval_factor": 0.5, "overflow": "drop"}},
+}
+
+
+@pytest.mark.parametrize("case", GATES)
+def test_what_it_says_of_a_gate_is_true(dense: Decoder, case: str) -> None:
+    laid = layout(GATES[case])
+    mixture, report = upcycle_with(dense, UpcycleSpec(layout=laid, router_std=0.5, seed=4))
+    assert report["keeps_function"] == keeps_function(dense.spec, laid)
+    assert (distance(dense, mixture) < 2e-6) == report["keeps_function"]
+
+
+@pytest.mark.parametrize("case", ["after", "deepseek", "top p"])
+def test_slices_under_another_gate_are_what_it_says(dense: Decoder, case: str) -> None:
+    laid = layout({**GATES[case], "num_experts": 8, "top_k": 4})
+    mixture, report = upcycle_with(dense, UpcycleSpec(layout=laid, granularity=2, router_std=0.5, seed=4))
+    assert (distance(dense, mixture) < 2e-6) == report["keeps_function"]
+
+
+@pytest.mark.parametrize("case", ["switch", "base", "deepseek, free"])
+def test_a_gate_that_treats_all_alike_keeps_the_function(dense: Decoder, case: str) -> None:
+    assert distance(dense, upcycle(dense, layout(GATES[case]), 3, router_std=0.0)) < 2e-6
