@@ -170,8 +170,6 @@ class ModelSpec(Spec):
         if self.moe is None:
             return
         _check_layers("moe", self.moe.moe_layers, self.num_hidden_layers)
-        if self.moe.quantisation is not None and (self.activation != "silu" or self.moe.expert_bias):
-            raise ValueError("experts in few bits have silu between gate and up and no biases")
         if self.family == "mixtral" and not fits_mixtral(self):
             raise ValueError(
                 "family 'mixtral' has experts of the full width in every layer, no shared expert, "
