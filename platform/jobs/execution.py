@@ -110,6 +110,13 @@ def checkpoint_record(claim: JobClaim, *, path: Path, stage: str, step: int, sha
     return row
 
 
+def checkpoints_follow(claim: JobClaim, places: Mapping[int, Path]) -> None:
+    """Say where accepted checkpoints lie now, by row: the new holder has linked them into its own folder."""
+    with lease_guarded(claim.lease):
+        for number, path in places.items():
+            Checkpoint.objects.filter(pk=number, job_id=claim.job_id).update(path=str(path))
+
+
 @contextmanager
 def job_success(claim: JobClaim, result: Mapping[str, Any]) -> Iterator[list[ModelVersion]]:
     """Run the writes that publish a result and the end of the job as one; the body appends the version it made.

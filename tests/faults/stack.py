@@ -83,6 +83,11 @@ class Stack:
             node,
         )  # fmt: skip
 
+    def ready(self, name: str) -> None:
+        """Wait until a worker takes jobs: starting Python is no part of what is measured."""
+        log = self.folder / f"worker-{name}.log"
+        until(f"worker {name}", lambda: f"{name}@test ready" in log.read_text())
+
     def reconciler(self) -> subprocess.Popen[bytes]:
         return self.start("reconciler", ["manage.py", "reconciler"], "node-1")
 

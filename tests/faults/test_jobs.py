@@ -45,11 +45,13 @@ def steps_of(job: Job, **where: object) -> list[int]:
 
 def test_a_job_of_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_bytes(stack) -> None:
     stack.reconciler()
-    first = stack.worker("a")
+    for name in ("a", "b"):
+        stack.worker(name)
+        stack.ready(name)
     job = stack.submit("steps:60 delay:0.05")
     until("checkpoint", lambda: Checkpoint.objects.filter(job=job, step__gte=10).exists())
-    stack.worker("b")
-    os.kill(first.pid, signal.SIGKILL)
+    _node, _host, pid, _thread = Job.objects.get(pk=job.pk).holder.split("/")
+    os.kill(int(pid), signal.SIGKILL)
     killed = time.monotonic()
     until("end of the killed worker's child", lambda: not children_in(stack.folder), 5)
     until("second attempt", lambda: Job.objects.filter(pk=job.pk, attempts=2).exists())
@@ -58,6 +60,24 @@ def test_a_job_of_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_byte
     assert weights(done) == chain(60)
     again = steps_of(job, epoch=2)
     assert again[0] > 1, "it went on from a checkpoint, not from the start"
+    check_invariants(stack.folder)
+
+
+def test_killed_twice_without_a_checkpoint_between_a_job_still_goes_on_from_its_last_one(stack) -> None:
+    stack.reconciler()
+    first = stack.worker("a")
+    # Slow enough for the second worker to die between its first step and its first checkpoint.
+    job = stack.submit("steps:6 delay:1")
+    until("checkpoint", lambda: Checkpoint.objects.filter(job=job).exists())
+    os.kill(first.pid, signal.SIGKILL)
+    second = stack.worker("b")
+    until("step of the second attempt", lambda: steps_of(job, epoch=2))
+    os.kill(second.pid, signal.SIGKILL)
+    assert not Checkpoint.objects.filter(job=job, epoch=2).exists()
+    stack.worker("c")
+    done = until("result", job_in(job, "succeeded"))
+    assert steps_of(job, epoch=3)[0] > 1, "it went on from the checkpoint of the first attempt"
+    assert weights(done) == chain(6)
     check_invariants(stack.folder)
 
 

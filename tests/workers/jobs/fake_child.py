@@ -27,7 +27,7 @@ def tell(kind: str, **payload: object) -> None:
 
 
 def latest(folder: Path) -> tuple[int, str]:
-    found = sorted(folder.glob("checkpoint-*/state.json"))
+    found = sorted(folder.glob("checkpoint-*/manifest.json"))
     state = json.loads(found[-1].read_text()) if found else {"step": 0, "chain": ""}
     return state["step"], state["chain"]
 
@@ -35,14 +35,15 @@ def latest(folder: Path) -> tuple[int, str]:
 def save(folder: Path, step: int, chain: str) -> None:
     draft, place = folder / ".draft", folder / f"checkpoint-{step:06d}"
     draft.mkdir()
-    (draft / "state.json").write_text(json.dumps({"step": step, "chain": chain}))
+    manifest = json.dumps({"step": step, "chain": chain}).encode()
+    (draft / "manifest.json").write_bytes(manifest)
     draft.rename(place)
     tell(
         "checkpoint",
         path=str(place),
         step=step,
         stage="convert",
-        sha256=hashlib.sha256(chain.encode()).hexdigest(),
+        sha256=hashlib.sha256(manifest).hexdigest(),
     )
 
 

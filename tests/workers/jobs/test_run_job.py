@@ -12,8 +12,9 @@ import pytest
 from django.conf import settings
 from django.db.models.functions import Now
 
+from common.errors import StaleLease
 from common.models import Lease
-from jobs import services
+from jobs import execution, services
 from jobs.models import Checkpoint, Job, JobEvent
 from registry import store
 from registry.models import ModelVersion
@@ -104,6 +105,86 @@ def test_a_checkpoint_without_a_row_is_not_gone_on_from(submit) -> None:
     steps = JobEvent.objects.filter(job=job, kind="step").values_list("payload__step", flat=True)
     assert list(steps) == [1, 2, 3, 4, 5, 3, 4, 5, 6]
     assert weights(end(job)) == chain(6)
+
+
+def killed_before_its_child(job: Job) -> Path:
+    """Claim the job as a worker does and lay out its checkpoints, then be gone: the lease runs out, nothing is said."""
+    Job.objects.filter(pk=job.pk).update(not_before=None, state="queued")
+    Lease.objects.filter(resource=job.resource).update(expires_at=Now() - timedelta(seconds=1))
+    claim = execution.job_claim(job.pk, holder="b")
+    assert claim is not None
+    return folders.checkpoint_folder(claim)
+
+
+def runs_to_its_end(job: Job, script: str) -> list[int]:
+    Job.objects.filter(pk=job.pk).update(
+        not_before=None, state="queued", attempts=1, spec={**job.spec, "name": script}
+    )
+    Lease.objects.filter(resource=job.resource).update(holder=None, expires_at=None)
+    run_job.run(job.pk)
+    epoch = Lease.objects.get(resource=job.resource).epoch
+    steps = JobEvent.objects.filter(job=job, kind="step", epoch=epoch)
+    return list(steps.values_list("payload__step", flat=True))
+
+
+def test_killed_twice_without_a_checkpoint_between_it_still_goes_on_from_the_last_one(submit) -> None:
+    job = submit("steps:7 die:5")
+    run_job.run(job.pk)
+    for _ in range(2):
+        folder = killed_before_its_child(job)
+        assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-000002", "checkpoint-000004"]
+        assert {Path(row.path).parent for row in Checkpoint.objects.filter(job=job)} == {folder}
+        assert [path.name for path in folder.parent.iterdir()] == [folder.name], "the older ones are gone"
+    assert runs_to_its_end(job, "steps:7") == [5, 6, 7]
+    assert weights(end(job)) == chain(7)
+
+
+def test_killed_while_the_rows_follow_it_still_has_what_they_name(submit, monkeypatch) -> None:
+    job = submit("steps:7 die:5")
+    run_job.run(job.pk)
+
+    def killed(_claim, _places) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "checkpoints_follow", killed)
+        with pytest.raises(SystemExit):
+            killed_before_its_child(job)
+    assert runs_to_its_end(job, "steps:7") == [5, 6, 7]
+
+
+def test_a_row_that_names_a_folder_that_is_gone_is_found_where_its_files_lie(submit) -> None:
+    """As older releases left it: the files had moved on, the row had not."""
+    job = submit("steps:7 die:5")
+    run_job.run(job.pk)
+    before = dict(Checkpoint.objects.filter(job=job).values_list("pk", "path"))
+    killed_before_its_child(job)
+    for number, path in before.items():
+        Checkpoint.objects.filter(pk=number).update(path=path)
+    assert runs_to_its_end(job, "steps:7") == [5, 6, 7]
+
+
+def test_a_checkpoint_that_is_not_the_accepted_one_is_not_taken_for_it_nor_thrown_away(submit) -> None:
+    job = submit("steps:7 die:5")
+    run_job.run(job.pk)
+    for row in Checkpoint.objects.filter(job=job):
+        (Path(row.path) / "manifest.json").write_text('{"step": 6, "chain": "of another epoch"}')
+    folder = killed_before_its_child(job)
+    assert not list(folder.iterdir())
+    assert len(list(folder.parent.glob("e1/checkpoint-*"))) == 2, "what could not be used is left to be looked at"
+    assert runs_to_its_end(job, "steps:7") == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_holder_that_lost_the_lease_leaves_the_folders_of_others_alone(submit) -> None:
+    job = submit("steps:7 die:5")
+    run_job.run(job.pk)
+    Job.objects.filter(pk=job.pk).update(not_before=None)
+    stale = execution.job_claim(job.pk, holder="b")
+    folder = killed_before_its_child(job)
+    with pytest.raises(StaleLease):
+        folders.checkpoint_folder(stale)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-000002", "checkpoint-000004"]
+    assert runs_to_its_end(job, "steps:7") == [5, 6, 7]
 
 
 def test_an_error_that_would_come_again_ends_the_job(submit) -> None:
