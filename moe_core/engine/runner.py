@@ -14,6 +14,7 @@ from moe_core.engine.attention import StepAttention
 from moe_core.engine.kv_cache import PagedKVCache
 from moe_core.engine.routing_counts import RoutingCounts
 from moe_core.engine.scheduler import Chunk
+from moe_core.errors import SpecError
 from moe_core.kernels.cpu.linear import MAX_TOKENS, linear_to_float
 from moe_core.model.context import RoutingContext
 from moe_core.model.decoder import Decoder
@@ -34,6 +35,11 @@ class ModelRunner:
         num_threads: int,
     ) -> None:
         moe = model.spec.moe
+        if moe is not None and moe.gate.sees_the_batch:
+            raise SpecError(
+                f"gate {moe.gate.kind!r} lets a token see the others of its batch, later ones included: it cannot answer "
+                "token by token; serve a model with another gate"
+            )
         self.model = model
         self.num_threads = num_threads
         self.cache = PagedKVCache(model.spec, num_blocks, model.dtype)

@@ -85,7 +85,7 @@ def forward(
     batch = cache.windows.take(places)
     size, sequence = batch.ids_NS.shape
     routings: dict[int, Routing] = {}
-    context = RoutingContext(observe=routings.__setitem__)
+    context = RoutingContext(observe=routings.__setitem__, real_T=batch.real_NS.flatten())
     routed = feed_forward or (lambda mlp, normed_TD: mlp(normed_TD, context))
     hidden_TD = cut.above(cache.hidden(places), size, sequence, routed)
     position_P = torch.nonzero(batch.target_NS.flatten()).flatten()

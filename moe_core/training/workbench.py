@@ -19,6 +19,7 @@ from moe_core.kernels.precision import training_dtype
 from moe_core.model.decoder import Decoder
 from moe_core.operations import upcycle
 from moe_core.spec import TuneSpec
+from moe_core.spec.gate import LinearGate
 from moe_core.spec.operations import UpcycleSpec
 from moe_core.training.data import Windows, read_conversations, spread, windows_of
 from moe_core.training.recipes.evaluate import held_out_places
@@ -77,6 +78,12 @@ def _mixture(spec: TuneSpec, directory: Path) -> Decoder:
         model, _ = upcycle(model, laid)
     if model.spec.moe is None:
         raise SpecError("the model is dense; name a layout to lay over it")
+    gate = model.spec.moe.gate
+    if not isinstance(gate, LinearGate) or gate.sees_the_batch:
+        raise SpecError(
+            f"gate {gate.kind!r} is not one map from hidden state to experts; tuning teaches those whose tokens choose by "
+            "themselves (softmax_topk, sigmoid_groups, switch and their kin)"
+        )
     spec.routing.check_fits(model.spec.moe.num_experts)
     return model.requires_grad_(False)
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
-from moe_core.routers import route
-from moe_core.routers.losses import balance_loss, label_loss, z_loss
+from moe_core.routers import Routing, load_of, route
+from moe_core.routers.loss_free import moved_bias, remembered
+from moe_core.routers.losses import (
+    balance_loss,
+    importance_loss,
+    label_loss,
+    sequence_balance_loss,
+    share_of_load,
+    z_loss,
+)
 
 
 def routed(logits: list[list[float]], top_k: int = 1):
@@ -39,9 +50,9 @@ def test_the_label_loss_heeds_neither_padding_nor_tokens_of_no_domain() -> None:
 def test_the_balance_loss_is_one_when_even_and_e_when_one_expert_takes_all() -> None:
     even = [[9.0, 0.0, 0.0, 0.0], [0.0, 9.0, 0.0, 0.0], [0.0, 0.0, 9.0, 0.0], [0.0, 0.0, 0.0, 9.0]]
     _, routing = routed(even)
-    assert float(balance_loss(routing, torch.tensor([True] * 4))) == pytest.approx(1.0)
+    assert balance_loss(routing, torch.tensor([True] * 4)).item() == pytest.approx(1.0)
     _, routing = routed([[99.0, 0.0, 0.0, 0.0]] * 4)
-    assert float(balance_loss(routing, torch.tensor([True] * 4))) == pytest.approx(4.0)
+    assert balance_loss(routing, torch.tensor([True] * 4)).item() == pytest.approx(4.0)
 
 
 def test_the_balance_loss_pushes_the_busy_expert_down() -> None:
@@ -63,3 +74,112 @@ def test_the_balance_loss_can_judge_by_a_longer_memory_than_the_batch() -> None:
 def test_the_z_loss_of_zero_logits_is_the_square_of_log_e() -> None:
     _, routing = routed([[0.0] * 8, [0.0] * 8])
     assert float(z_loss(routing, torch.tensor([True, False]))) == pytest.approx(math.log(8) ** 2)
+
+
+def test_padding_and_empty_places_do_not_count_for_balance() -> None:
+    _, routing = routed([[9.0, 0.0], [0.0, 9.0], [9.0, 0.0]])
+    found = balance_loss(routing, torch.tensor([True, True, False]))
+    assert found.item() == pytest.approx(1.0)
+    emptied = replace(routing, expert_ids_TK=torch.tensor([[0], [1], [-1]]))
+    assert load_of(emptied).tolist() == [1, 1]
+
+
+def test_opposite_imbalances_of_two_layers_do_not_cancel() -> None:
+    """Pooled over layers (as one known library does) these two would look even."""
+    real = torch.tensor([True, True])
+    _, first = routed([[9.0, -9.0]] * 2)
+    _, second = routed([[-9.0, 9.0]] * 2)
+    each = [balance_loss(routing, real).item() for routing in (first, second)]
+    pooled = replace(
+        first,
+        expert_ids_TK=torch.cat([first.expert_ids_TK, second.expert_ids_TK]),
+        probs_TE=torch.cat([first.probs_TE, second.probs_TE]),
+    )
+    assert each == pytest.approx([2.0, 2.0], rel=1e-3)
+    assert balance_loss(pooled, torch.tensor([True] * 4)).item() == pytest.approx(1.0, rel=1e-3)
+
+
+def test_the_global_batch_form_equals_the_loss_of_the_whole_batch() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(40, 6)
+    real = torch.rand(40) < 0.8
+    whole = routed(logits.tolist(), top_k=2)[1]
+    halves = [routed(logits[part].tolist(), top_k=2)[1] for part in (slice(0, 15), slice(15, 40))]
+    reals = [real[:15], real[15:]]
+    share = share_of_load(sum(load_of(routing, mine) for routing, mine in zip(halves, reals, strict=True)))
+    parts = [
+        balance_loss(routing, mine, share) * mine.sum() / real.sum()
+        for routing, mine in zip(halves, reals, strict=True)
+    ]
+    torch.testing.assert_close(sum(parts), balance_loss(whole, real))
+    alone = [balance_loss(r, m).item() for r, m in zip(halves, reals, strict=True)]
+    assert alone != pytest.approx([part.item() for part in parts])
+
+
+def test_the_sequence_form_is_the_mean_of_the_losses_of_each_sequence() -> None:
+    torch.manual_seed(1)
+    logits, sequence = torch.randn(30, 5), torch.randint(3, (30,))
+    real = torch.rand(30) < 0.7
+    routing = routed(logits.tolist(), top_k=2)[1]
+    each = []
+    for name in range(3):
+        own = sequence == name
+        each.append(balance_loss(routed(logits[own].tolist(), top_k=2)[1], real[own]))
+    torch.testing.assert_close(sequence_balance_loss(routing, real, sequence), torch.stack(each).mean())
+    nothing = torch.zeros(30, dtype=torch.bool)
+    assert sequence_balance_loss(routing, nothing, sequence).item() == 0.0
+
+
+def test_two_lopsided_sequences_that_look_even_together_are_seen_one_by_one() -> None:
+    _, routing = routed([[9.0, -9.0]] * 3 + [[-9.0, 9.0]] * 3)
+    real, sequence = torch.ones(6, dtype=torch.bool), torch.arange(6) // 3
+    assert balance_loss(routing, real).item() == pytest.approx(1.0, rel=1e-3)
+    assert sequence_balance_loss(routing, real, sequence).item() == pytest.approx(2.0, rel=1e-3)
+
+
+def test_importance_is_the_squared_variation_of_summed_weights() -> None:
+    _, routing = routed([[2.0, 1.0, 0.0], [0.0, 2.0, 1.0], [5.0, 5.0, 5.0]], top_k=2)
+    real = torch.tensor([True, True, False])
+    high, low = torch.softmax(torch.tensor([2.0, 1.0]), 0).tolist()
+    sums = torch.tensor([high, low + high, low])
+    expected = sums.var(correction=0) / sums.mean() ** 2
+    torch.testing.assert_close(importance_loss(routing, real), expected)
+    _, even = routed([[9.0, 0.0], [0.0, 9.0]])
+    assert importance_loss(even, torch.tensor([True, True])).item() == 0.0
+
+
+@pytest.mark.parametrize("loss", [balance_loss, importance_loss, z_loss])
+def test_no_tokens_have_no_loss(loss: Callable[[Routing, Tensor], Tensor]) -> None:
+    empty = route(torch.empty(0, 3), torch.eye(3), top_k=1)
+    assert loss(empty, torch.empty(0, dtype=torch.bool)).item() == 0.0
+
+
+def test_the_bias_moves_by_the_sign_of_what_is_missing_and_stays_centred() -> None:
+    bias = torch.tensor([[0.0, 0.0, 0.0, 1.0], [1.0, 2.0, 3.0, 4.0]])
+    load = torch.tensor([[10, 2, 2, 2], [0, 0, 0, 0]])
+    moved = moved_bias(bias, load, 0.1)
+    torch.testing.assert_close(moved[0] - bias[0], torch.tensor([-0.15, 0.05, 0.05, 0.05]))
+    assert torch.equal(moved[1], bias[1])
+    plain = moved_bias(bias, load, 0.1, centred=False)
+    torch.testing.assert_close(plain[0] - bias[0], torch.tensor([-0.1, 0.1, 0.1, 0.1]))
+
+
+def test_bias_steps_even_out_a_static_skew() -> None:
+    """32 experts, top-4, a fixed skew of the scores: MaxVio falls from above 2 to below 0.1."""
+    generator = torch.Generator().manual_seed(0)
+    skew_E = torch.linspace(0.1, 0.0, 32)
+    bias_1E = torch.zeros(1, 32)
+
+    def load(num_tokens: int) -> Tensor:
+        scores = torch.rand(num_tokens, 32, generator=generator) * 0.5 + skew_E
+        return torch.bincount((scores + bias_1E).topk(4).indices.flatten(), minlength=32)
+
+    def max_vio(load_E: Tensor) -> float:
+        return float(load_E.max() / load_E.double().mean() - 1.0)
+
+    before = max_vio(load(8192))
+    for _ in range(300):
+        bias_1E = moved_bias(bias_1E, load(1024)[None], 1e-3)
+    assert before > 0.4
+    assert max_vio(load(32768)) < 0.1
+    assert remembered(torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), 0.75).tolist() == [[0.25, -0.25]]
