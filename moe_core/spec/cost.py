@@ -14,8 +14,8 @@ Precision = Literal["fp32", "bf16", "int8", "int4"]
 
 # Beside the codes of a packed row each group keeps a float16 scale, and a zero point when asymmetric.
 SCALE_BYTES, ZERO_BYTES = 2, 1
-# Tables of a gate are int64, all else of it float32, whatever the model's precision.
-ROUTER_BYTES, TABLE_BYTES = 4, 8
+# Gates are float32 whatever the model's precision, expert numbers in a table too.
+ROUTER_BYTES = 4
 KV_BYTES_PER_VALUE = 2
 
 
@@ -123,7 +123,7 @@ def _packing(spec: ModelSpec, precision: Precision) -> ExpertQuantSpec | None:
 
 def _bytes_of(weight: Weight, plain: int, packing: ExpertQuantSpec | None) -> int:
     if weight.part == "router":
-        return weight.size * (TABLE_BYTES if weight.is_table else ROUTER_BYTES)
+        return weight.size * ROUTER_BYTES
     if packing is not None and weight.part == "experts" and weight.length:
         return weight.rows * _row_bytes(weight.length, packing)
     return weight.size * plain

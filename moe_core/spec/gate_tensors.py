@@ -13,7 +13,7 @@ from moe_core.spec.gate import Gate, Hash, Hierarchical, LinearGate, NoisyTopk, 
 
 @dataclass(frozen=True, slots=True)
 class GateTensor:
-    """One tensor of a gate: float32, or int64 for a table of experts."""
+    """One tensor of a gate, float32; in a table too, where every expert number below 1,024 is exact."""
 
     name: str
     shape: tuple[int, ...]

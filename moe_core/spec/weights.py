@@ -21,8 +21,6 @@ class Weight:
     # How many the model holds, and how many of them one token meets.
     count: int = 1
     active: int = 1
-    # Of a gate: expert numbers that are looked up, int64.
-    is_table: bool = False
 
     @property
     def size(self) -> int:
@@ -83,11 +81,10 @@ def _latent(spec: ModelSpec) -> Iterator[Weight]:
 def _moe(spec: ModelSpec, moe: MoeSpec) -> Iterator[Weight]:
     width, inner, experts, top_k = spec.hidden_size, moe.moe_intermediate_size, moe.num_experts, moe.top_k
     for tensor in moe.gate_tensors(width, spec.vocab_size):
-        is_map = len(tensor.shape) == 2 and not tensor.is_table
-        if is_map:
-            yield Weight("router", *tensor.shape)
+        if len(tensor.shape) == 2 and not tensor.is_table:
+            yield Weight("router", tensor.shape[0], tensor.shape[1])
         else:
-            yield Weight("router", tensor.numel, is_table=tensor.is_table)
+            yield Weight("router", tensor.numel)
     yield from _mlp("experts", width, inner, experts, top_k)
     if moe.expert_bias:
         yield Weight("experts", 2 * inner + width, count=experts, active=top_k)
