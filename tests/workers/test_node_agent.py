@@ -49,11 +49,12 @@ def test_a_deployment_is_served_killed_served_again_and_deleted(agent, people, t
     need = need_of(replica.version.spec, deployment.settings).total
     assert 0.4 * need < health["rss_bytes"] < 1.2 * need, "the estimate of the form is not what an engine takes"
 
-    load_seconds = replica.timings["ready_seconds"]
     killed_at = time.monotonic()
     os.kill(replica.pid, signal.SIGKILL)
     again = until(lambda: [one for one in ready_replicas(deployment) if one.epoch > replica.epoch])[0]
-    assert time.monotonic() - killed_at < 2 + 1.5 * load_seconds
+    took_s = time.monotonic() - killed_at
+    # What is promised: within 2 s of load time. The load is this start's own, from its process to its golden prompt.
+    assert took_s - again.timings["ready_seconds"] <= 2
     assert again.pk == replica.pk
     assert again.restarts == 1
     assert again.pid != replica.pid

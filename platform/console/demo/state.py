@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from console.demo.client import Api
+
+LINE_EVERY_S = 5.0
 
 
 @dataclass(slots=True)
@@ -40,20 +42,29 @@ class Journey:
 
 
 class Progress:
-    """One line on the terminal that follows a job; whole lines where nobody watches."""
+    """One line on the terminal that follows a job; whole lines, every few seconds, where they go into a file."""
 
-    def __init__(self, watched: bool) -> None:
-        self.watched = watched
+    def __init__(self, watched: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self.watched, self.clock = watched, clock
         self.last = ""
+        # What the last whole line said: state and stage, percent, and when.
+        self.said: tuple[Any, int, float] = (None, 0, 0.0)
 
     def __call__(self, job: dict[str, Any]) -> None:
         """Show the job's stage and progress when they changed."""
-        percent = f"{100 * (job['progress'] or 0):.0f} %"
-        line = f"  {job['state']:<10} {job['stage'] or '':<18} {percent}"
-        if line == self.last:
-            return
+        percent = round(100 * (job["progress"] or 0))
+        line = f"  {job['state']:<10} {job['stage'] or '':<18} {percent} %"
         if self.watched:
-            print(f"\r{line:<60}", end="" if job["state"] in ("queued", "running") else "\n", flush=True)
-        elif line.split()[:2] != self.last.split()[:2]:
+            if line != self.last:
+                print(f"\r{line:<60}", end="" if job["state"] in ("queued", "running") else "\n", flush=True)
+            self.last = line
+        elif self._is_due(job, percent):
+            self.said = ((job["state"], job["stage"]), percent, self.clock())
             print(line, flush=True)
-        self.last = line
+
+    def _is_due(self, job: dict[str, Any], percent: int) -> bool:
+        """Each stage is told at once; within one, what has moved is told every few seconds."""
+        where, before, at = self.said
+        if (job["state"], job["stage"]) != where:
+            return True
+        return percent != before and self.clock() - at >= LINE_EVERY_S
