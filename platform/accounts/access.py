@@ -2,7 +2,7 @@
 
     @role_required(Role.EDITOR)      a member of the active team with at least this role
     @signed_in                       any signed-in person
-    @public                          everybody; each use is listed in tests/contracts/test_public_routes.py
+    @public                          everybody; each use is listed in tests/contracts/test_default_deny.py
 
 REST views say it with `grants` (accounts.permissions); sockets with `role` (accounts.live).
 """

@@ -1,4 +1,7 @@
-"""One of everything that a team can own, under the number that `tests.contracts.routes` puts into addresses."""
+"""One of everything that a team can own, under the number that `tests.contracts.routes` puts into addresses.
+
+Every name holds MARK, so that an answer that tells an outsider anything of the house is known by that word.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from registry.models import Artifact, Model, ModelVersion, Upload
 from routing.models import Domain, DomainMap
 
 NUMBER = 4242
+MARK = "amaranth"
 SPEC = {
     "family": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 128,
@@ -34,32 +38,32 @@ def furnish(owner: Caller) -> list[Row]:
     ours: dict[str, Any] = {"team": owner.team, "created_by": owner.user, "id": NUMBER}
     sha = "ab" * 32
     artifact = Artifact.objects.create(sha256=sha, size_bytes=10)
-    model = Model.objects.create(**ours, name="Atlas", slug="atlas")
+    model = Model.objects.create(**ours, name=f"Atlas {MARK}", slug=f"atlas-{MARK}")
     version = ModelVersion.objects.create(
         id=NUMBER, model=model, number=1, spec=SPEC, size_bytes=10, created_by=owner.user,
         files={"config.json": {"sha256": sha, "bytes": 10}}, inspection={"family": "llama"},
     )  # fmt: skip
-    upload = Upload.objects.create(**ours, name="logs.jsonl", kind="jsonl", artifact=artifact, size_bytes=10)
-    layout = Layout.objects.create(**ours, name="Eight", base_version=version, spec=LAYOUT)
+    upload = Upload.objects.create(**ours, name=f"{MARK}.jsonl", kind="jsonl", artifact=artifact, size_bytes=10)
+    layout = Layout.objects.create(**ours, name=f"Eight {MARK}", base_version=version, spec=LAYOUT)
     LayoutRevision.objects.create(layout=layout, revision=1, base_version=version, spec=LAYOUT)
-    domain_map = DomainMap.objects.create(**ours, name="Shop", num_experts=8, general_experts=[1, 2])
-    Domain.objects.create(map=domain_map, code="support", name_en="Support", name_zh="客服", experts=[0])
-    corpus = Corpus.objects.create(**ours, name="Logs")
+    domain_map = DomainMap.objects.create(**ours, name=f"Shop {MARK}", num_experts=8, general_experts=[1, 2])
+    Domain.objects.create(map=domain_map, code="support", name_en=f"Support {MARK}", name_zh="客服", experts=[0])
+    corpus = Corpus.objects.create(**ours, name=f"Logs {MARK}")
     file = CorpusFile.objects.create(id=NUMBER, corpus=corpus, upload=upload)
     job = Job.objects.create(
         **ours,
         kind="import",
-        name="import atlas",
+        name=f"import {MARK}",
         state="failed",
-        error="no space",
+        error=f"no space for {MARK}",
         ended_at=timezone.now(),
         last_seq=1,
     )
     JobEvent.objects.create(
-        job=job, seq=1, kind="log", payload={"level": "info", "text": "began"}, at=timezone.now()
+        job=job, seq=1, kind="log", payload={"level": "info", "text": f"began {MARK}"}, at=timezone.now()
     )
     deployment = Deployment.objects.create(
-        **ours, name="atlas-prod", desired_version=version, desired_replicas=0
+        **ours, name=f"{MARK}-prod", desired_version=version, desired_replicas=0
     )
     DeploymentRevision.objects.create(deployment=deployment, number=1, version=version)
     node = Node.objects.create(name="node-1")
@@ -72,9 +76,9 @@ def furnish(owner: Caller) -> list[Row]:
         state="stopped",
         wanted="drain",
     )
-    token = ApiToken.objects.create(**ours, name="ci", prefix="tt_x", digest="d" * 64, scopes=["read"])
+    token = ApiToken.objects.create(**ours, name=f"ci {MARK}", prefix="tt_x", digest="d" * 64, scopes=["read"])
     member = Membership.objects.create(
-        id=NUMBER, user=User.objects.create_user("maria"), team=owner.team, role="viewer"
+        id=NUMBER, user=User.objects.create_user(f"maria-{MARK}"), team=owner.team, role="viewer"
     )
     return [model, version, upload, layout, domain_map, corpus, file, job, deployment, replica, token, member]
 
