@@ -15,9 +15,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Self
+
+from moe_core.sentences import CORE
+
 
 class MoeCoreError(Exception):
-    """The root of every error that moe_core raises on purpose."""
+    """The root of every error that moe_core raises on purpose.
+
+    `reason` and `values` say what happened in data where it is one of `moe_core.sentences`; "" and nothing elsewhere.
+    """
+
+    reason: str = ""
+    values: Mapping[str, object] = MappingProxyType({})
+
+    @classmethod
+    def of(cls, reason: str, **values: object) -> Self:
+        """The error with the sentence of a code. Raises KeyError for an unknown code."""
+        error = cls(CORE.say(reason, **values))
+        error.reason, error.values = reason, MappingProxyType(values)
+        return error
 
 
 class SpecError(MoeCoreError):
@@ -36,9 +55,9 @@ class HashMismatch(CheckpointError):
     """A file's sha256 is not the promised one."""
 
     def __init__(self, path: str, expected: str, actual: str) -> None:
-        super().__init__(
-            f"{path}: sha256 is {actual}, expected {expected}; fetch the file again or import it anew"
-        )
+        super().__init__(CORE.say("wrong_hash", path=path, actual=actual, expected=expected))
+        self.reason = "wrong_hash"
+        self.values = MappingProxyType({"path": path, "actual": actual, "expected": expected})
         self.path = path
         self.expected = expected
         self.actual = actual

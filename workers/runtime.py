@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from common.told import PROCESS
 from moe_core.strict_json import StrictJsonError, loads
 from workers.spawn import Limits, kill_group, scrubbed_environment, spawner
 
@@ -119,6 +121,8 @@ def log_line_of(raw: bytes) -> Message:
 def how_it_ended(code: int) -> str:
     """Say in words how a child ended that did not say so itself."""
     if code >= 0:
-        return f"The process ended with status {code} and without a result."
-    name = {9: "SIGKILL, as the kernel does when memory runs out", 11: "SIGSEGV", 6: "SIGABRT", 25: "SIGXFSZ"}
-    return f"The process was ended by signal {-code} ({name.get(-code, 'see signal(7)')})."
+        return PROCESS.say("ended", status=code)
+    if code == -signal.SIGKILL:
+        return PROCESS.say("killed", signal=-code)
+    name = {11: "SIGSEGV", 6: "SIGABRT", 25: "SIGXFSZ"}.get(-code, "see signal(7)")
+    return PROCESS.say("signalled", signal=-code, name=name)

@@ -96,9 +96,7 @@ class Engine:
         if not prompt_ids:
             raise SpecError("the prompt is empty: send at least one token")
         if len(prompt_ids) >= self.max_tokens:
-            raise PromptTooLong(
-                f"the prompt has {len(prompt_ids)} tokens; this deployment takes at most {self.max_tokens - 1}"
-            )
+            raise PromptTooLong.of("prompt_too_long", tokens=len(prompt_ids), most=self.max_tokens - 1)
         if min(prompt_ids) < 0 or max(prompt_ids) >= self._vocab_size:
             raise SpecError(f"a prompt token is outside the vocabulary of {self._vocab_size}")
 

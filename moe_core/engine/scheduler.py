@@ -64,9 +64,7 @@ class Scheduler:
             EngineBusy: when `max_waiting` sequences wait already.
         """
         if len(self.waiting) >= self.max_waiting:
-            raise EngineBusy(
-                f"{len(self.waiting)} requests wait already; at most {self.max_waiting} may: try again"
-            )
+            raise EngineBusy.of("busy", waiting=len(self.waiting), most=self.max_waiting)
         self.waiting.append(sequence)
 
     def schedule(self) -> list[Chunk]:

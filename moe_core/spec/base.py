@@ -31,8 +31,11 @@ class Spec(BaseModel):
 
 
 def _sentences(name: str, error: ValidationError) -> str:
-    parts = [
-        f"{name}.{'.'.join(str(step) for step in item['loc']) or '*'}: {item['msg']}"
-        for item in error.errors(include_url=False, include_input=False, include_context=False)[:8]
-    ]
-    return "; ".join(parts)
+    found = error.errors(include_url=False, include_input=False, include_context=False)[:8]
+    return "; ".join(_sentence(name, item["loc"], item["msg"]) for item in found)
+
+
+def _sentence(name: str, place: tuple[int | str, ...], message: str) -> str:
+    # What a rule of ours says stands alone; pydantic's own words need the field that they speak of.
+    message = message.removeprefix("Value error, ")
+    return f"{name}.{'.'.join(map(str, place))}: {message}" if place else message

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from moe_core.errors import SpecError
+from moe_core.sentences import CORE
 from moe_core.spec.base import LayerIndex, Spec
 from moe_core.spec.capacity import CapacitySpec
 from moe_core.spec.gate import GateSpec, SoftmaxTopk
@@ -33,12 +34,12 @@ class LayoutSpec(Spec):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.top_k > self.num_experts:
-            raise ValueError(f"top_k ({self.top_k}) must not exceed num_experts ({self.num_experts})")
+            raise ValueError(CORE.say("top_k_over_experts", top_k=self.top_k, num_experts=self.num_experts))
         if self.temperature_schedule is not None and self.temperature != 1.0:
             raise ValueError("give temperature or temperature_schedule, not both")
         check_gate(self.gate, self.capacity, self.num_experts, self.top_k)
         if list(self.moe_layers) != sorted(set(self.moe_layers)):
-            raise ValueError("moe_layers must be ascending and without repeats")
+            raise ValueError(CORE.say("layers_unordered"))
         if self.shared_intermediate_size is not None and not self.num_shared_experts:
             raise ValueError("shared_intermediate_size must be null when num_shared_experts is 0")
         return self
@@ -46,11 +47,11 @@ class LayoutSpec(Spec):
     def applied_to(self, dense: ModelSpec) -> ModelSpec:
         """The mixture that this layout makes of a dense model; raises SpecError when it does not fit."""
         if dense.moe is not None:
-            raise SpecError(f"the model is already a mixture ({dense.family}); a layout needs a dense one")
+            raise SpecError.of("already_a_mixture", family=dense.family)
         if self.moe_layers[-1] >= dense.num_hidden_layers:
-            raise SpecError(
-                f"layer {self.moe_layers[-1]} is outside the model's {dense.num_hidden_layers} layers; "
-                f"choose layers from 0 to {dense.num_hidden_layers - 1}"
+            num_layers = dense.num_hidden_layers
+            raise SpecError.of(
+                "layer_outside", layer=self.moe_layers[-1], num_layers=num_layers, last=num_layers - 1
             )
         moe = MoeSpec(
             moe_layers=self.moe_layers,

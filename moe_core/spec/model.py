@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from moe_core.sentences import CORE
 from moe_core.spec.attention import AttentionSpec, RopeSpec
 from moe_core.spec.base import LayerIndex, Spec
 from moe_core.spec.capacity import CapacitySpec
@@ -64,7 +65,7 @@ class MoeSpec(Spec):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.top_k > self.num_experts:
-            raise ValueError(f"top_k ({self.top_k}) must not exceed num_experts ({self.num_experts})")
+            raise ValueError(CORE.say("top_k_over_experts", top_k=self.top_k, num_experts=self.num_experts))
         check_gate(self.gate, self.capacity, self.num_experts, self.top_k)
         if self.quantisation is not None and self.expert_bias:
             raise ValueError("experts with biases cannot be packed in few bits; quantisation must be null")
@@ -74,7 +75,7 @@ class MoeSpec(Spec):
         if self.temperature_schedule is not None and self.temperature != 1.0:
             raise ValueError("give temperature or temperature_schedule, not both")
         if list(self.moe_layers) != sorted(set(self.moe_layers)):
-            raise ValueError("moe_layers must be ascending and without repeats")
+            raise ValueError(CORE.say("layers_unordered"))
         if self.num_shared_experts and self.shared_intermediate_size is None:
             raise ValueError("shared_intermediate_size is needed when num_shared_experts is 1")
         if not self.num_shared_experts and self.shared_intermediate_size is not None:

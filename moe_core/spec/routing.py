@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from moe_core.errors import SpecError
+from moe_core.sentences import CORE
 from moe_core.spec.base import Code, ExpertIndex, LayerIndex, Spec, Weight
 
 ExpertSet = Annotated[tuple[ExpertIndex, ...], Field(max_length=1024)]
@@ -64,7 +65,7 @@ class RoutingSpec(Spec):
         codes = [domain.code for domain in self.domains]
         repeated = sorted({code for code in codes if codes.count(code) > 1})
         if repeated:
-            raise ValueError(f"domain codes must be unique; repeated: {', '.join(repeated)}")
+            raise ValueError(CORE.say("domains_repeated", codes=", ".join(repeated)))
         for owner, experts in [
             *((d.code, d.experts) for d in self.domains),
             ("general", self.general_experts),
@@ -98,13 +99,16 @@ class RoutingSpec(Spec):
         """Raise SpecError when an expert index is outside the layout."""
         for domain in self.domains:
             if max(domain.experts) >= num_experts:
-                raise SpecError(
-                    f"domain {domain.code!r} names expert {max(domain.experts)}, but the layout has "
-                    f"{num_experts} experts (0 to {num_experts - 1})"
+                raise SpecError.of(
+                    "expert_outside",
+                    domain=repr(domain.code),
+                    expert=max(domain.experts),
+                    num_experts=num_experts,
+                    last=num_experts - 1,
                 )
         if self.general_experts and max(self.general_experts) >= num_experts:
-            raise SpecError(
-                f"general expert {max(self.general_experts)} is outside the layout's {num_experts} experts"
+            raise SpecError.of(
+                "general_expert_outside", expert=max(self.general_experts), num_experts=num_experts
             )
 
     def label_matrix(self, num_experts: int) -> tuple[tuple[float, ...], ...]:
@@ -151,10 +155,7 @@ def _derangement(sets: list[tuple[int, ...]], rng: random.Random) -> list[int]:
 
     for domain in rng.sample(range(len(sets)), len(sets)):
         if not assign(domain, set()):
-            raise SpecError(
-                f"domain number {domain} cannot be given another domain's experts: the expert sets overlap; "
-                "map at least two domains to experts of their own"
-            )
+            raise SpecError.of("no_derangement", domain=domain)
     order = [0] * len(sets)
     for source, domain in taken_by.items():
         order[domain] = source

@@ -149,9 +149,7 @@ class CheckpointStore:
 
     def _read(self, path: Path, manifest: dict[str, Any], notes: list[str]) -> Saved:
         if manifest["config_hash"] != self.config_hash:
-            raise CheckpointError(
-                f"{path}: belongs to a run with other settings or inputs; resume with those, or start a new job"
-            )
+            raise CheckpointError.of("another_run", path=path)
         if manifest["environment"] != self.environment:
             notes.append(
                 f"{path.name} was made with {manifest['environment']}, this process has {self.environment}: "

@@ -148,9 +148,7 @@ class Dealer:
 
     def __init__(self, places: Sequence[int], seed: int, name: str) -> None:
         if not places:
-            raise TrainingError(
-                f"the training logs hold no window for {name}; upload logs of that domain or unmap it"
-            )
+            raise TrainingError.of("no_window", name=name)
         self.places = list(places)
         self.seed = seed
         self.name = name

@@ -92,7 +92,7 @@ def _stepped(learner: Learner, step: int) -> StepFigures:
     try:
         return learner.step(step)
     except NonFiniteLoss as error:
-        raise NonFiniteLoss(
-            f"stopped at step {step + 1} of stage {learner.stage}: {error}; no weight of that step was kept. "
-            f"Lower the learning rate ({learner.peak_learning_rate:g}) or look for damaged logs"
+        rate = f"{learner.peak_learning_rate:g}"
+        raise NonFiniteLoss.of(
+            "stopped_at_step", step=step + 1, stage=learner.stage, why=error, rate=rate
         ) from error

@@ -52,7 +52,7 @@ class MasterAdamW:
         total = float(torch.stack(list(norms.values())).norm()) if norms else 0.0
         if not math.isfinite(total):
             worst = next(name for name, norm in norms.items() if not math.isfinite(float(norm)))
-            raise NonFiniteLoss(f"the gradient of {worst} is not finite")
+            raise NonFiniteLoss.of("gradient_not_finite", name=worst)
         for name, gradient in gradients.items():
             norm = float(norms[name]) if clip_each else total
             self.masters[name].grad = gradient.mul_(min(1.0, clip_norm / norm)) if norm > 0.0 else gradient

@@ -30,9 +30,7 @@ class CutDecoder:
 
     def __init__(self, model: Decoder) -> None:
         if model.spec.moe is None:
-            raise TrainingError(
-                f"a {model.spec.family} model has no router to tune; lay experts over it first"
-            )
+            raise TrainingError.of("no_router", family=model.spec.family)
         if model.spec.parallel_blocks:
             raise TrainingError(
                 f"a {model.spec.family} model adds attention and experts side by side; tuning is for models "

@@ -62,7 +62,7 @@ def build(spec: TuneSpec, inputs: Mapping[str, Path]) -> Workbench:
     )
     places = held_out_places(held_out, spec.routing, spec.held_out_windows)
     if not places:
-        raise TrainingError("the held-out logs hold no window; upload more logs so that some can be held out")
+        raise TrainingError.of("no_held_out_window")
     cut = CutDecoder(model)
     needed = _needed(train, spec)
     return Workbench(cut, TrunkCache(cut, train.take(needed)), TrunkCache(cut, held_out.take(places)))
@@ -77,7 +77,7 @@ def _mixture(spec: TuneSpec, directory: Path) -> Decoder:
         )
         model, _ = upcycle(model, laid)
     if model.spec.moe is None:
-        raise SpecError("the model is dense; name a layout to lay over it")
+        raise SpecError.of("needs_a_layout")
     gate = model.spec.moe.gate
     if not isinstance(gate, LinearGate) or gate.sees_the_batch:
         raise SpecError(

@@ -12,7 +12,9 @@ from accounts.services import MAX_CONCURRENT, MAX_MONTHLY_TOKENS
 class SetupForm(forms.Form):
     """The first admin and the first team."""
 
-    team_name = forms.CharField(label=_("Team name"), max_length=80)
+    team_name = forms.CharField(
+        label=_("Team name"), max_length=80, widget=forms.TextInput(attrs={"autofocus": True})
+    )
     username = forms.CharField(label=_("User name"), max_length=150)
     password = forms.CharField(
         label=_("Password"),

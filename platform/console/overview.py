@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from django.db.models import Exists, OuterRef
 from django.utils import timezone
 from django.utils.translation import gettext, ngettext
 
 from accounts.models import Team
 from common import figures
+from common.told import ended, told
 from console import navigation
 from console.standing import Row, row_of
 from console.traffic import Traffic, traffic_by_deployment, traffic_of
@@ -84,17 +86,26 @@ def _deployment_worries(standings: list[Row]) -> list[Worry]:
 
 def _job_worries(team: Team) -> list[Worry]:
     since = timezone.now() - RECENT
+    # What failed and was then done by a later run of the same kind needs nobody any more.
+    later = Job.objects.filter(
+        team=team, kind=OuterRef("kind"), state=JobState.SUCCEEDED, ended_at__gt=OuterRef("ended_at")
+    )
     failed = Job.objects.filter(
-        team=team, state__in=(JobState.FAILED, JobState.QUARANTINED), ended_at__gte=since
+        ~Exists(later), team=team, state__in=(JobState.FAILED, JobState.QUARANTINED), ended_at__gte=since
     ).order_by("-ended_at")
     return [
         Worry(
             "danger",
-            gettext("The job “%(name)s” failed: %(reason)s") % {"name": job.name, "reason": job.error or "—"},
+            _failure(job),
             _job_url(job),
         )
         for job in failed[:3]
     ]
+
+
+def _failure(job: Job) -> str:
+    reason = told(job.error) or gettext("No reason was told.")
+    return gettext("The job “%(name)s” failed: %(reason)s") % {"name": job.name, "reason": reason}
 
 
 def _job_url(job: Job) -> str:
@@ -119,7 +130,7 @@ def verdict(picture: Picture) -> dict[str, str]:
         }
     worst = next((w for w in picture.worries if w.felt), None) or next(iter(picture.worries), None)
     if worst is not None:
-        return {"state": worst.lamp, "text": worst.text, "rest": _felt(picture, worst)}
+        return {"state": worst.lamp, "text": ended(worst.text), "rest": _felt(picture, worst)}
     serving = sum(one.serves for one in picture.standings)
     if not serving:
         return {

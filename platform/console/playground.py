@@ -22,6 +22,11 @@ def served_names(team: Team) -> list[str]:
     return list(found.values_list("name", flat=True))
 
 
+def is_served(team: Team) -> bool:
+    """Whether some deployment has a version that answers."""
+    return Deployment.objects.filter(team=team, deleted_at=None, live_version__isnull=False).exists()
+
+
 def domains_of(team: Team) -> list[dict[str, Any]]:
     """Each domain code of the team once (the newest map wins), named in the reader's language."""
     newest: dict[str, Domain] = {}
@@ -52,9 +57,9 @@ def _text(example: Any) -> str:
     return str(example).strip()
 
 
-def verdict(served: list[str]) -> dict[str, str]:
+def verdict(can_ask: bool) -> dict[str, str]:
     """Can one ask, and whom."""
-    if served:
+    if can_ask:
         text = gettext(
             "Answers come from the deployment that you choose, through the same gateway that programs use."
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from django.utils.translation import gettext
 
+from common.told import told
 from console import navigation
 from console.traffic import Traffic
 from deployments import selectors
@@ -47,7 +48,7 @@ class Row:
     def reason(self) -> str:
         """What the newest failed replica said."""
         failed = self.standing.failed
-        return (failed[0].error_detail or failed[0].error) if failed else no_reason()
+        return (told(failed[0].error_detail) or failed[0].error) if failed else no_reason()
 
 
 def no_reason() -> str:

@@ -36,13 +36,14 @@ def overview(request: HttpRequest) -> HttpResponse:
 def playground(request: HttpRequest) -> HttpResponse:
     """Ask a deployment something."""
     team = request.caller.team  # type: ignore[attr-defined]
-    served = room.served_names(team)
+    served, can_ask = room.served_names(team), room.is_served(team)
     context = {
         "served": served,
+        "can_ask": can_ask,
         "chosen": request.GET.get("model", ""),
         "domains": room.domains_of(team),
         "starters": room.starters(team),
-        "verdict": room.verdict(served),
+        "verdict": room.verdict(can_ask),
         "tokens_url": reverse("accounts:tokens"),
     }
     return render(request, "console/playground.html", context)

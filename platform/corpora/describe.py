@@ -12,6 +12,7 @@ from common import figures
 from common.verdict import Verdict
 from corpora.models import Corpus, CorpusFile, FileState, Refusal
 from corpora.reasons import REASONS, reason
+from corpora.services import SAMPLE_NOTE
 from routing.models import Domain
 
 FEW_HELD_OUT = 20
@@ -64,6 +65,11 @@ def list_verdict(corpora: list[Corpus]) -> Verdict:
         return Verdict("caution", strong, _("None has rows to train on yet."))
     words = {"name": usable[0].name, "train": figures.number(usable[0].counts["train"])}
     return Verdict("ok", strong, _("The newest, %(name)s, has %(train)s conversations to train on.") % words)
+
+
+def note(corpus: Corpus) -> str:
+    """What the corpus is, as its maker wrote it; our own note in the reader's language."""
+    return _(corpus.description) if corpus.description == SAMPLE_NOTE else corpus.description
 
 
 def domain_rows(corpus: Corpus) -> list[dict[str, Any]]:

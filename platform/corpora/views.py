@@ -66,6 +66,7 @@ def corpus_detail(request: HttpRequest, pk: int) -> HttpResponse:
     context = {
         "corpus": corpus,
         "counts": corpus.counts,
+        "note": describe.note(corpus),
         "files": [(file, describe.refusal_groups(file)) for file in files],
         "verdict": describe.corpus_verdict(corpus),
         "domains": describe.domain_rows(corpus),

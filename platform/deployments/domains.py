@@ -8,6 +8,7 @@ from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 
 from common.errors import Invalid
+from common.told import told
 from deployments.models import Deployment
 from moe_core.errors import SpecError
 from moe_core.spec import RoutingSpec
@@ -30,7 +31,7 @@ def frozen_domains(domain_map: DomainMap | None, version: ModelVersion) -> dict[
     try:
         spec.check_fits(version.num_experts)
     except SpecError as error:
-        raise Invalid(str(error), fields={"domain_map": str(error)}) from error
+        raise Invalid(told(str(error)), fields={"domain_map": told(str(error))}) from error
     data = spec.model_dump(mode="json")
     colours = {domain.code: domain.colour for domain in domain_map.domains.all()}
     data["domains"] = [{**domain, "colour": colours.get(domain["code"], 0)} for domain in data["domains"]]

@@ -9,6 +9,7 @@ from django.utils.translation import gettext as _
 from pydantic import Field, model_validator
 
 from common.errors import Invalid
+from common.told import told
 from moe_core.errors import SpecError
 from moe_core.spec import ModelSpec
 from moe_core.spec.base import Spec
@@ -46,8 +47,8 @@ def settings_checked(data: dict[str, Any]) -> dict[str, Any]:
         return EngineSettings.parse(data).model_dump(exclude_none=True, mode="json")
     except SpecError as error:
         raise Invalid(
-            _("The engine settings are not valid: %(reason)s") % {"reason": error},
-            fields={"settings": str(error)},
+            _("The engine settings are not valid: %(reason)s") % {"reason": told(str(error))},
+            fields={"settings": told(str(error))},
         ) from error
 
 

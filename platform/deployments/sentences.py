@@ -9,6 +9,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext
 
 from common.figures import bytes_parts, joined, number
+from common.told import told
 from deployments.models import DeploymentEvent
 
 CONDITIONS: Mapping[str, str] = {
@@ -70,7 +71,7 @@ EVENT_LAMPS: Mapping[str, str] = {
 def error_words(code: str, detail: str = "") -> str:
     """Why an engine could not go on; the engine's own words follow in brackets."""
     words = _(ERRORS.get(code, ERRORS["engine_broke"]))
-    return f"{words} ({detail})" if detail else words
+    return f"{words} ({told(detail)})" if detail else words
 
 
 def condition_sentence(condition: Mapping[str, Any]) -> str:

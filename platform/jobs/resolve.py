@@ -12,6 +12,7 @@ from django.utils.translation import gettext as _
 
 from accounts.caller import Caller
 from common.errors import Invalid
+from common.told import told
 from corpora.selectors import corpus_get, training_files
 from jobs.builtin import builtin_get
 from jobs.choices import JobKind
@@ -144,8 +145,8 @@ def _tune_spec(
             routing.deranged(tune.seed)
     except SpecError as error:
         raise Invalid(
-            _("These parts do not fit together: %(reason)s") % {"reason": str(error)},
-            fields={"tune": str(error)},
+            _("These parts do not fit together: %(reason)s") % {"reason": told(str(error))},
+            fields={"tune": told(str(error))},
         ) from error
     return tune
 

@@ -10,6 +10,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from common import figures
+from common.told import told
 from jobs.choices import JobKind, JobState
 from jobs.models import MAX_ATTEMPTS, Job, JobEvent
 from jobs.operated import operated_of
@@ -167,8 +168,8 @@ def _loss(report: Report) -> str:
 def _failed(job: Job) -> Verdict:
     if job.state == JobState.QUARANTINED:
         strong = _("Set aside after %(count)s attempts.") % {"count": job.attempts}
-        return Verdict("danger", strong, _(job.error) + " " + _("The end of its log is below."))
-    return Verdict("danger", _("Failed."), _(job.error) if job.error else "")
+        return Verdict("danger", strong, told(job.error) + " " + _("The end of its log is below."))
+    return Verdict("danger", _("Failed."), told(job.error))
 
 
 def last_reason(job: Job) -> str:

@@ -50,6 +50,13 @@ def parse_layers(text: str) -> list[int]:
     return sorted(layers)
 
 
+BOUNDS = {
+    "min_value": gettext_lazy("at least %(limit_value)s."),
+    "max_value": gettext_lazy("at most %(limit_value)s."),
+    "invalid": gettext_lazy("a whole number is needed."),
+}
+
+
 class LayoutForm(forms.Form):
     """Everything that the editor edits."""
 
@@ -59,13 +66,17 @@ class LayoutForm(forms.Form):
         label=gettext_lazy("Layers with experts"), max_length=4000,
         help_text=gettext_lazy("For example 0-29 or 1, 3, 5-9."),
     )  # fmt: skip
-    num_experts = forms.IntegerField(label=gettext_lazy("Experts per layer"), min_value=1, max_value=1024)
-    top_k = forms.IntegerField(label=gettext_lazy("top-k, experts per token"), min_value=1, max_value=64)
+    num_experts = forms.IntegerField(
+        label=gettext_lazy("Experts per layer"), min_value=1, max_value=1024, error_messages=BOUNDS
+    )
+    top_k = forms.IntegerField(
+        label=gettext_lazy("top-k, experts per token"), min_value=1, max_value=64, error_messages=BOUNDS
+    )
     num_shared_experts = forms.TypedChoiceField(
         label=gettext_lazy("Shared expert"), coerce=int, choices=[(0, gettext_lazy("none")), (1, gettext_lazy("one"))]
     )
     moe_intermediate_size = forms.IntegerField(
-        label=gettext_lazy("Expert width"), min_value=1, max_value=1 << 18, required=False,
+        label=gettext_lazy("Expert width"), min_value=1, max_value=1 << 18, required=False, error_messages=BOUNDS,
         help_text=gettext_lazy("Empty: as wide as the dense feed-forward."),
     )  # fmt: skip
     note = forms.CharField(label=gettext_lazy("Why"), max_length=400, required=False)

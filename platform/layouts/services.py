@@ -12,6 +12,7 @@ from accounts.access import Role
 from accounts.audit import audit_record
 from accounts.caller import Caller
 from common.errors import Conflict, Invalid
+from common.told import told
 from layouts.models import Layout, LayoutRevision
 from layouts.selectors import layout_get
 from moe_core.errors import SpecError
@@ -91,7 +92,7 @@ def checked_spec(base: ModelVersion, spec: Any) -> LayoutSpec:
         parsed = spec if isinstance(spec, LayoutSpec) else LayoutSpec.parse(spec)
         parsed.applied_to(ModelSpec.parse(base.spec))
     except SpecError as error:
-        raise Invalid(str(error), fields={"spec": str(error)}) from error
+        raise Invalid(told(str(error)), fields={"spec": told(str(error))}) from error
     return parsed
 
 

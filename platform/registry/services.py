@@ -21,6 +21,7 @@ from accounts.audit import audit_record
 from accounts.caller import Caller
 from accounts.models import Team, User
 from common.errors import Conflict, Invalid, NotFound
+from common.told import told
 from moe_core.errors import HashMismatch, SpecError
 from moe_core.spec import ModelSpec
 from registry import store
@@ -237,7 +238,7 @@ def _plain_spec(spec: ModelSpec | dict[str, Any]) -> dict[str, Any]:
     try:
         parsed = spec if isinstance(spec, ModelSpec) else ModelSpec.parse(spec)
     except SpecError as error:
-        raise Invalid(str(error)) from error
+        raise Invalid(told(str(error))) from error
     return parsed.model_dump(mode="json")
 
 

@@ -40,8 +40,11 @@ def verdict_of(draft: Draft) -> MapVerdict:
     rest = ngettext(
         "%(count)s general expert takes the rest.", "%(count)s general experts take the rest.", general
     ) % {"count": general}
+    if _is_shared(draft):
+        # The first remark names the expert that two domains share.
+        return MapVerdict("caution", remarks[0], rest, problems, remarks)
     gap = "" if is_chinese() else " "
-    return MapVerdict("caution" if _is_shared(draft) else "ok", f"{own}{gap}{rest}", "", problems, remarks)
+    return MapVerdict("ok", f"{own}{gap}{rest}", "", problems, remarks)
 
 
 def _is_shared(draft: Draft) -> bool:

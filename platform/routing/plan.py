@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from common.errors import Invalid
+from common.told import told
 from moe_core.errors import SpecError
 from moe_core.spec import RoutingSpec
 from moe_core.spec.base import Spec, Weight
@@ -90,5 +91,5 @@ def checked_plan(plan: Any) -> MapPlan:
         parsed = plan if isinstance(plan, MapPlan) else MapPlan.parse(plan)
         parsed.routing_spec()
     except SpecError as error:
-        raise Invalid(str(error), fields={"plan": str(error)}) from error
+        raise Invalid(told(str(error)), fields={"plan": told(str(error))}) from error
     return parsed

@@ -9,6 +9,7 @@ from django.utils.translation import gettext as _
 
 from accounts.models import Team
 from common.errors import Invalid, NotFound
+from common.told import told
 from moe_core.errors import SpecError
 from moe_core.spec import RoutingSpec
 from routing.models import DomainMap
@@ -32,7 +33,7 @@ def routing_spec(domain_map: DomainMap) -> RoutingSpec:
     try:
         return RoutingSpec.parse(routing_data(domain_map))
     except SpecError as error:
-        raise Invalid(str(error)) from error
+        raise Invalid(told(str(error))) from error
 
 
 def routing_data(domain_map: DomainMap) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class Specialise:
         passes = [passed for passed, _ in done]
         loss = sum(float(passed.losses_P.sum()) for passed in passes) / whole.num_targets
         if not math.isfinite(loss):
-            raise NonFiniteLoss(f"the loss of expert {turn.learner} is {loss}")
+            raise NonFiniteLoss.of("loss_of_expert_not_finite", expert=turn.learner, loss=loss)
         rate = learning_rate_at(own_step, self.spec.specialise_steps, self.spec.specialise_learning_rate)
         gradients = summed([gradients for _, gradients in done])
         norm = self._optimiser.step(gradients, rate, self.spec.clip_norm, clip_each=False)

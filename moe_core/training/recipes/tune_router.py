@@ -70,7 +70,7 @@ class TuneRouter:
         passes = [passed for passed, _ in done]
         loss = sum(float(passed.losses_P.sum()) for passed in passes) / whole.num_targets
         if not math.isfinite(loss):
-            raise NonFiniteLoss(f"the loss is {loss}")
+            raise NonFiniteLoss.of("loss_not_finite", loss=loss)
         rate = learning_rate_at(step, self.num_steps, self.spec.route_learning_rate)
         gradients = summed([gradients for _, gradients in done])
         norm = self._learnt().step(gradients, rate, self.spec.clip_norm)

@@ -20,6 +20,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext
 
 from common import figures
+from common.told import told
 
 register = template.Library()
 
@@ -326,6 +327,7 @@ def number_filter(value: float | None, digits: int = 0) -> str:
 
 
 register.filter("percent", figures.percent)
+register.filter("told", told)
 register.filter("duration", figures.duration)
 register.filter("ago", figures.ago)
 register.filter("clock", figures.clock)

@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 from django.test import Client
 from django.utils import timezone
+from django.utils.translation import override
 
 from accounts.audit import audit_record
 from console import navigation
@@ -16,6 +17,7 @@ from console.overview import picture_of, verdict
 from console.traffic import traffic_of
 from gateway.models import Usage
 from jobs.models import Job
+from moe_core.errors import TrainingError
 from registry.models import Model
 from tests.people import People
 
@@ -45,6 +47,47 @@ def test_the_overview_says_the_worst_fact_first_and_whether_users_feel_it(people
     assert told["state"] == "danger"
     assert "import tiny" in told["text"] and "disk full" in told["text"]
     assert "Nothing that serves is affected." in told["rest"]
+
+
+def failed_job(people: People, **more: object) -> Job:
+    fields = {"kind": "tune", "name": "hand tune", "state": "failed", "ended_at": timezone.now(), **more}
+    return Job.objects.create(team=people.owner.team, **fields)
+
+
+def test_a_failure_ends_with_its_stop_and_is_chinese_on_a_chinese_page(people: People) -> None:
+    Model.objects.create(team=people.owner.team, name="Tiny", slug="tiny")
+    failed_job(people, error=str(TrainingError.of("no_window", name="expert 1 (copy)")))
+    told = verdict(picture_of(people.owner.team))
+    assert told["text"].endswith("or unmap it.")
+    with override("zh-hans"):
+        chinese = verdict(picture_of(people.owner.team))
+    assert chinese["text"].endswith("请上传该领域的日志，或取消其映射。")
+    assert "window" not in chinese["text"]
+
+
+def test_what_moe_core_says_seldom_stands_under_a_chinese_sentence(people: People) -> None:
+    Model.objects.create(team=people.owner.team, name="Tiny", slug="tiny")
+    failed_job(people, error="the moon is full")
+    with override("zh-hans"):
+        assert verdict(picture_of(people.owner.team))["text"].endswith("技术细节（英文）：the moon is full.")
+
+
+def test_a_failure_that_a_later_run_of_its_kind_made_good_worries_nobody(people: People) -> None:
+    Model.objects.create(team=people.owner.team, name="Tiny", slug="tiny")
+    failed_job(people, error="x", ended_at=timezone.now() - timedelta(hours=2))
+    assert len(picture_of(people.owner.team).worries) == 1
+    failed_job(people, kind="import", state="succeeded", ended_at=timezone.now() - timedelta(hours=1))
+    assert len(picture_of(people.owner.team).worries) == 1
+    failed_job(people, state="succeeded", ended_at=timezone.now() - timedelta(hours=1))
+    assert not picture_of(people.owner.team).worries
+    failed_job(people, error="again")
+    assert len(picture_of(people.owner.team).worries) == 1
+
+
+def test_nothing_can_be_sent_while_nothing_serves(people: People) -> None:
+    page = people.client("owner").get("/playground/").content.decode()
+    assert 'id="send" disabled' in page
+    assert "Nothing serves yet" in page
 
 
 def test_a_job_of_last_week_worries_nobody(people: People) -> None:

@@ -9,7 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layouts.costing import preview
 from layouts.models import Layout
+from moe_core.checkpoint.inspect import inspect_dir
+from moe_core.checkpoint.store import save
 from moe_core.model import Decoder
+from moe_core.model.init import random_decoder
 from moe_core.spec import ModelSpec
 from tests.apps.registry.fixtures import make_version
 
@@ -28,7 +31,6 @@ def test_the_page_promises_what_the_model_holds(people, tmp_path, spec):
     built = Decoder(Layout(base_version=base, spec=spec).model_spec())
     held = {id(weight): weight.numel() for weight in built.parameters()}
     assert promised["total"] == sum(held.values())
-    assert promised["bytes"]["fp32"] == 4 * sum(held.values())
     dense = Decoder(ModelSpec.parse(base.spec))
     assert preview(base, spec)["dense"]["total"] == sum(weight.numel() for weight in dense.parameters())
 
@@ -43,3 +45,12 @@ def test_the_page_promises_the_work_that_one_token_makes(people, tmp_path, spec)
     # One token looks back at itself alone.
     promised = preview(base, spec, context_tokens=1)["mixture"]["flops_per_token"]
     assert counter.get_total_flops() == promised
+
+
+@pytest.mark.parametrize("spec", LAYOUTS, ids=["mixtral", "shared", "narrow"])
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_page_promises_the_bytes_that_a_saved_version_has(people, tmp_path, spec, precision, dtype):
+    base = make_version(people, tmp_path)
+    model = random_decoder(Layout(base_version=base, spec=spec).model_spec(), seed=0, dtype=dtype)
+    saved = save(model, tmp_path / "saved")
+    assert preview(base, spec)["mixture"]["bytes"][precision] == inspect_dir(saved)["bytes_total"]

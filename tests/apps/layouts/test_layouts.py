@@ -126,7 +126,7 @@ def test_the_editor_answers_while_typing_and_says_what_is_wrong(people, base):
     assert f'data-bytes="{whole["mixture"]["bytes"]["int4"]}"' in good
     assert "hx-swap-oob" in good
     bad = client.post(reverse("layouts:preview"), {**FORM, "base_version": base.pk, "layers": "9"}).content.decode()
-    assert "layer 9 is outside" in bad
+    assert "Layer 9 is outside" in bad
     assert not Layout.objects.exists()
 
 
@@ -206,3 +206,38 @@ def test_programs_do_the_same_over_rest(people, base):
 def test_a_layout_outlives_a_new_name_of_its_model(people, layout):
     model_edit(caller=people.owner, model_id=layout.base_version.model_id, name="Renamed")
     assert "Renamed" in people.client("owner").get(reverse("layouts:list")).content.decode()
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ({"num_experts": "1000000000"}, "Experts per layer: at most 1024."),
+        ({"moe_intermediate_size": "99999999999"}, "Expert width: at most 262144."),
+        ({"num_experts": "0"}, "Experts per layer: at least 1."),
+        ({"layers": ""}, "Layers with experts: This field is required."),
+    ],
+)
+def test_what_the_browser_would_hold_back_is_sent_and_answered(people, base, typed, words):
+    client = people.client("owner")
+    editor = client.get(reverse("layouts:new")).content.decode()
+    form = editor[editor.index('<form id="layout-form"') :].split(">", 1)[0]
+    assert " novalidate" in form
+    assert 'hx-sync="this:queue last"' in form
+    answer = client.post(reverse("layouts:preview"), {**FORM, "base_version": base.pk, **typed}).content.decode()
+    assert words in answer
+    assert 'data-state="danger"' in answer
+    assert 'data-cost="total"' not in answer
+
+
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [("en", "top-k (9) must not exceed the number of experts (8)."), ("zh-hans", "top-k（9）不能大于专家数（8）。")],
+)
+def test_a_layout_that_cannot_be_built_says_why_in_the_readers_language(people, base, language, words):
+    client = people.client("owner")
+    client.cookies["django_language"] = language
+    answer = client.post(
+        reverse("layouts:preview"), {**FORM, "base_version": base.pk, "top_k": "9"}, headers={"accept-language": language}
+    ).content.decode()
+    assert words in answer
+    assert "LayoutSpec" not in answer and "Value error" not in answer

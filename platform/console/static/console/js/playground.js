@@ -33,7 +33,7 @@ function bubble(role, text = "") {
 async function ask() {
   const prompt = value("prompt").trim();
   if (!prompt || run) return;
-  if (!value("model")) { toast(t("Deploy a model first, then it can answer here."), { kind: "caution" }); return; }
+  if ($("#send").disabled || !value("model")) { toast(t("Deploy a model first, then it can answer here."), { kind: "caution" }); return; }
   messages.push({ role: "user", content: prompt });
   bubble("user", prompt);
   form.elements.prompt.value = "";

@@ -1,0 +1,85 @@
+"""The errors that people meet often: a code, its parameters, and one sentence with a place for each.
+
+An error is stored and sent as its sentence; whoever reads it finds code and parameters again, so that a console can say it
+in its reader's language. Standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from string import Formatter
+
+
+class Sentences:
+    """Sentences by code, each with named places such as "{top_k}"."""
+
+    def __init__(self, templates: Mapping[str, str]) -> None:
+        self.templates = dict(templates)
+        self._patterns = {code: _pattern(template) for code, template in self.templates.items()}
+
+    def say(self, code: str, **values: object) -> str:
+        """The sentence of a code. Raises KeyError for an unknown code or a missing value."""
+        return self.templates[code].format(**values)
+
+    def understand(self, text: str) -> tuple[str, dict[str, str]] | None:
+        """The code and the values that a text was made of; None when no template fits it."""
+        for code, pattern in self._patterns.items():
+            if found := pattern.fullmatch(text):
+                return code, found.groupdict()
+        return None
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    parts: list[str] = []
+    for words, place, _spec, _conversion in Formatter().parse(template):
+        parts.append(re.escape(words))
+        if place is not None:
+            # A value that stands twice must be the same in both places.
+            parts.append(f"(?P={place})" if f"(?P<{place}>.+?)" in parts else f"(?P<{place}>.+?)")
+    return re.compile("".join(parts), re.DOTALL)
+
+
+CORE = Sentences(
+    {
+        "top_k_over_experts": "top_k ({top_k}) must not exceed num_experts ({num_experts})",
+        "layers_unordered": "moe_layers must be ascending and without repeats",
+        "layer_outside": "layer {layer} is outside the model's {num_layers} layers; choose layers from 0 to {last}",
+        "already_a_mixture": "the model is already a mixture ({family}); a layout needs a dense one",
+        "needs_a_layout": "the model is dense; name a layout to lay over it",
+        "no_router": "a {family} model has no router to tune; lay experts over it first",
+        "expert_outside": (
+            "domain {domain} names expert {expert}, but the layout has {num_experts} experts (0 to {last})"
+        ),
+        "general_expert_outside": "general expert {expert} is outside the layout's {num_experts} experts",
+        "domains_repeated": "domain codes must be unique; repeated: {codes}",
+        "no_derangement": (
+            "domain number {domain} cannot be given another domain's experts: the expert sets overlap; "
+            "map at least two domains to experts of their own"
+        ),
+        "no_window_for_expert": (
+            "the training logs hold no window for expert {expert} ({domains}); "
+            "upload logs of that domain or unmap it"
+        ),
+        "no_window_for_general": (
+            "the training logs hold no window for the general experts; upload logs of that domain or unmap it"
+        ),
+        "no_window": "the training logs hold no window for {name}; upload logs of that domain or unmap it",
+        "no_held_out_window": "the held-out logs hold no window; upload more logs so that some can be held out",
+        "loss_of_expert_not_finite": "the loss of expert {expert} is {loss}",
+        "loss_not_finite": "the loss is {loss}",
+        "gradient_not_finite": "the gradient of {name} is not finite",
+        "stopped_at_step": (
+            "stopped at step {step} of stage {stage}: {why}; no weight of that step was kept. "
+            "Lower the learning rate ({rate}) or look for damaged logs"
+        ),
+        "prompt_too_long": "the prompt has {tokens} tokens; this deployment takes at most {most}",
+        "busy": "{waiting} requests wait already; at most {most} may: try again",
+        "wrong_hash": (
+            "{path}: sha256 is {actual}, expected {expected}; fetch the file again or import it anew"
+        ),
+        "another_run": (
+            "{path}: belongs to a run with other settings or inputs; resume with those, or start a new job"
+        ),
+    }
+)
