@@ -85,6 +85,10 @@ class Meter:
             batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
             try:
                 await self.database.run_many(INSERT, [asdict(one) for one in batch])
+            except asyncio.CancelledError:
+                # The process stops with a batch in hand: it goes back, and `stop` writes it.
+                self._waiting.extendleft(reversed(batch))
+                raise
             except psycopg.OperationalError as error:
                 log.warning("usage waits for the database: %s", error)
                 self._waiting.extendleft(reversed(batch))
