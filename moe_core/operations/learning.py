@@ -17,7 +17,7 @@ WARM_UP_SHARE = 0.1
 FINAL_SHARE = 0.1
 
 
-def rate_at(step: int, num_steps: int, peak: float) -> float:
+def learning_rate_at(step: int, num_steps: int, peak: float) -> float:
     """Linear warm-up over a tenth of the steps, then a cosine down to a tenth of the peak."""
     warm_up = max(1, round(WARM_UP_SHARE * num_steps))
     if step < warm_up:
@@ -69,5 +69,5 @@ def train(
         adam.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        adam.param_groups[0]["lr"] = rate_at(step, steps, learning_rate)
+        adam.param_groups[0]["lr"] = learning_rate_at(step, steps, learning_rate)
         adam.step()

@@ -22,7 +22,7 @@ from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.grow import add_expert, release_twins
-from moe_core.operations.learning import dealt, mean_loss, rate_at
+from moe_core.operations.learning import dealt, learning_rate_at, mean_loss
 from moe_core.operations.measure import listening, loads, loss_by_domain, loss_change
 from moe_core.operations.parts import changeable
 from moe_core.operations.prompts import Prompts
@@ -87,7 +87,7 @@ def _learn(model: Decoder, clone: int, spec: SpecialiseCloneSpec, mine: Prompts,
         for master, gradient in zip(masters, gradients, strict=True):
             master.grad = torch.zeros_like(master) if gradient is None else gradient[clone].float()
         torch.nn.utils.clip_grad_norm_(masters, 1.0)
-        adam.param_groups[0]["lr"] = rate_at(step, spec.steps, spec.learning_rate)
+        adam.param_groups[0]["lr"] = learning_rate_at(step, spec.steps, spec.learning_rate)
         adam.step()
         with torch.no_grad():
             for weight, master in zip(whole, masters, strict=True):

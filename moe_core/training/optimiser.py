@@ -10,18 +10,6 @@ from torch import Tensor
 
 from moe_core.errors import CheckpointError, NonFiniteLoss
 
-FINAL_SHARE = 0.1
-WARM_UP_SHARE = 0.1
-
-
-def learning_rate_at(step: int, num_steps: int, peak: float) -> float:
-    """Linear warm-up over the first tenth of the steps, then a cosine down to a tenth of the peak."""
-    warm_up = max(1, round(WARM_UP_SHARE * num_steps))
-    if step < warm_up:
-        return peak * (step + 1) / warm_up
-    progress = (step - warm_up) / max(1, num_steps - warm_up)
-    return peak * (FINAL_SHARE + (1.0 - FINAL_SHARE) * 0.5 * (1.0 + math.cos(math.pi * progress)))
-
 
 class MasterAdamW:
     """One step at a time: gradients of the working weights in, masters updated, working weights rounded from them."""

@@ -18,11 +18,12 @@ from torch.nn.functional import linear, silu
 
 from moe_core.errors import NonFiniteLoss
 from moe_core.model.layers import MoeMlp
+from moe_core.operations.learning import learning_rate_at
 from moe_core.spec import RoutingSpec, TuneSpec
 from moe_core.training.data import Dealer
 from moe_core.training.forward import Pass, Share, forward
 from moe_core.training.lanes import Lanes, summed
-from moe_core.training.optimiser import MasterAdamW, learning_rate_at
+from moe_core.training.optimiser import MasterAdamW
 from moe_core.training.recipes.learner import StepFigures
 from moe_core.training.tally import Tally
 from moe_core.training.trunk import CutDecoder, TrunkCache

@@ -9,7 +9,7 @@ from django.template import Context, Template
 from django.test import RequestFactory
 from django.utils.translation import override
 
-from common.templatetags.ui import LAMPS, lamp_of
+from common.parts.signs import LAMPS, lamp_of
 
 EVIL = "<img src=x onerror=alert(1)>"
 

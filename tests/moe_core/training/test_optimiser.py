@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from moe_core.errors import CheckpointError, NonFiniteLoss
-from moe_core.training.optimiser import FINAL_SHARE, MasterAdamW, learning_rate_at
+from moe_core.operations.learning import FINAL_SHARE, learning_rate_at
+from moe_core.training.optimiser import MasterAdamW
 
 
 def gradients(step: int) -> list[torch.Tensor]:

@@ -1,0 +1,1 @@
+"""The parts of the console, by kind; `templatetags.ui` gathers them for `{% load ui %}`."""
