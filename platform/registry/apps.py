@@ -9,3 +9,7 @@ class RegistryConfig(AppConfig):
     """Django's handle on this app."""
 
     name = "registry"
+
+    def ready(self) -> None:
+        """Register the loop that sweeps the store."""
+        from registry import loops  # noqa: F401

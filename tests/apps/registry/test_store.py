@@ -16,6 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from common.errors import DomainError, Invalid, NotFound, TooLarge
+from common.loops import loops
 from moe_core.errors import HashMismatch
 from registry import store
 from registry.collector import collect
@@ -185,4 +186,13 @@ def test_the_collector_removes_left_over_parts_and_unknown_objects(store_dir):
         os.utime(path, (1, 1))
     Artifact.objects.all().delete()
     call_command("collect_artifacts", grace_hours=24)
+    assert objects(store_dir) == []
+
+
+@pytest.mark.django_db
+def test_the_reconciler_sweeps_the_store(store_dir):
+    orphan = store.put_stream([b"nobody needs me"])
+    Artifact.objects.update(touched_at=timezone.now() - 30 * DAY)
+    loops["store"].turn()
+    assert not Artifact.objects.filter(pk=orphan.pk).exists()
     assert objects(store_dir) == []
