@@ -9,3 +9,7 @@ class AccountsConfig(AppConfig):
     """Django's handle on this app."""
 
     name = "accounts"
+
+    def ready(self) -> None:
+        """Import what registers itself."""
+        from accounts import throttle  # noqa: F401

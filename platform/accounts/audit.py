@@ -10,16 +10,25 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from accounts.caller import Caller
-from accounts.models import AuditEvent, Team
+from accounts.models import AuditEvent, Team, User
 
 CHAIN_LOCK = 0x7475726E  # one writer at a time extends the chain
 GENESIS = "0" * 64
 
 
 def audit_record(
-    *, caller: Caller | None, action: str, target: object, team: Team | None = None, **detail: Any
+    *,
+    caller: Caller | None,
+    action: str,
+    target: object,
+    team: Team | None = None,
+    actor: str = "",
+    **detail: Any,
 ) -> AuditEvent:
-    """Write one line: who did what to which thing. `detail` must be JSON and hold no secret."""
+    """Write one line: who did what to which thing. `detail` must be JSON and hold no secret.
+
+    Without a caller, `team` and `actor` say whose line it is; nobody named is the system.
+    """
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [CHAIN_LOCK])
@@ -27,7 +36,7 @@ def audit_record(
         event = AuditEvent(
             at=timezone.now(),
             team=caller.team if caller else team,
-            actor=caller.name if caller else "system",
+            actor=caller.name if caller else (actor or "system")[:200],
             action=action,
             target=str(target)[:200],
             detail=detail,
@@ -36,6 +45,13 @@ def audit_record(
         event.hash = line_hash(event)
         event.save()
     return event
+
+
+def audit_person(*, user: User, action: str, actor: str = "", **detail: Any) -> None:
+    """Write one line about a person into the log of each of their teams, for it concerns them all."""
+    teams: list[Team | None] = [*Team.objects.filter(memberships__user=user).order_by("id")]
+    for team in teams or [None]:
+        audit_record(caller=None, action=action, target=user.get_username(), team=team, actor=actor, **detail)
 
 
 def line_hash(event: AuditEvent) -> str:

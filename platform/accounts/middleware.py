@@ -52,7 +52,7 @@ class TeamAndAccessMiddleware:
         if access.role is None:
             return None
         if not request.caller:  # type: ignore[attr-defined]
-            return answer(request, 403, "no_team", _("You belong to no team yet; ask an admin to add you."))
+            return answer(request, 403, "no_team", _("You belong to no team yet; ask an admin of a team to invite you."))
         if not request.caller.role.covers(access.role):  # type: ignore[attr-defined]
             sentence = _("This needs the role %(needed)s; yours is %(role)s.")
             return answer(

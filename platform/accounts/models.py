@@ -91,6 +91,16 @@ class SetupToken(models.Model):
         return f"set-up link #{self.pk}"
 
 
+class SignInLimit(models.Model):
+    """How far the tries of a name, an address or a browser are spent (accounts.throttle); the key is a hash."""
+
+    key = models.CharField(max_length=64, primary_key=True)
+    spent_until = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"{self.key[:8]} until {self.spent_until:%F %T}"
+
+
 class AuditEvent(models.Model):
     """One line of the audit log. A trigger refuses UPDATE and DELETE; each line carries the hash of the one before."""
 

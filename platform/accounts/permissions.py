@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from django.utils.translation import gettext as _
 from rest_framework.permissions import SAFE_METHODS, BasePermission
 from rest_framework.request import Request
 
@@ -54,16 +55,28 @@ MANAGE_ONLY = Grants(MANAGE, MANAGE)
 class GrantedByRoleAndScope(BasePermission):
     """The one permission class: role of the caller, scope of the token."""
 
+    message: str | None = None  # why it was refused; the framework tells it
+
     def has_permission(self, request: Request, view: APIView) -> bool:
         """Whether the view grants this caller the method."""
         grants: Grants | None = getattr(view, "grants", None)
         caller: Caller | None = getattr(request._request, "caller", None)
         grant = grants.for_method(request.method or "") if grants else None
-        if grant is None or not caller:
+        if grant is None:
+            return False
+        if not caller:
+            if request.user.is_authenticated:
+                self.message = _("You belong to no team yet; ask an admin of a team to invite you.")
             return False
         if caller.token is not None and grant.scope.value not in caller.token.scopes:
+            sentence = _("This token lacks the scope “%(scope)s”; make one that has it under API tokens.")
+            self.message = sentence % {"scope": grant.scope.value}
             return False
-        return caller.role.covers(grant.role)
+        if not caller.role.covers(grant.role):
+            sentence = _("This needs the role %(needed)s; yours is %(role)s.")
+            self.message = sentence % {"needed": grant.role.label, "role": caller.role.label}
+            return False
+        return True
 
 
 class TeamScoped:

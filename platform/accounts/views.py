@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
+import logging
+from typing import Any, cast
 
 from django.contrib import messages
 from django.contrib.auth import login
+from django.contrib.auth.forms import AuthenticationForm
 from django.contrib.auth.views import LoginView, LogoutView
 from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse
@@ -13,21 +15,72 @@ from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST
 
-from accounts import services
+from accounts import services, signin, throttle
 from accounts.access import Access, Role, public, role_required, signed_in
 from accounts.forms import MemberForm, SetupForm, TokenForm
 from accounts.middleware import TEAM_KEY
 from accounts.models import AuditEvent, User
 from accounts.selectors import memberships_of, tokens_of
-from common.errors import DomainError, NotFound
+from common.errors import Busy, DomainError, NotFound
+from common.problems import answer, wants_json
+
+log = logging.getLogger(__name__)
 
 
 class SignIn(LoginView):
-    """Sign in."""
+    """Sign in; a password is looked at only while there are tries left (accounts.throttle)."""
 
     access = Access(public=True)
     template_name = "accounts/signin.html"
     redirect_authenticated_user = True
+    tries: list[throttle.Try]
+
+    def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Take a try, then let Django look at the password."""
+        name = request.POST.get("username", "")
+        if not name.strip():
+            self.tries = []
+            return super().post(request, *args, **kwargs)
+        browser = signin.known_browser(request, name)
+        self.tries = throttle.tries_of(name, signin.address_of(request), browser)
+        try:
+            throttle.take(self.tries)
+        except Busy as error:
+            return self.held_back(name, error)
+        return super().post(request, *args, **kwargs)
+
+    def held_back(self, name: str, error: Busy) -> HttpResponse:
+        """Say how long to wait; whether the password was right is not looked at."""
+        log.warning(
+            "a sign-in from %s is held back for %s s", signin.address_of(self.request), error.retry_after_s
+        )
+        if wants_json(self.request):
+            response = answer(self.request, error.status, error.code, error.message)
+        else:
+            form = self.get_form_class()(self.request, initial={"username": name[:150]})
+            response = render(
+                self.request,
+                self.template_name,
+                self.get_context_data(form=form, held_back=error.message),
+                status=error.status,
+            )
+        response["Retry-After"] = str(error.retry_after_s)
+        return response
+
+    def form_valid(self, form: AuthenticationForm) -> HttpResponse:
+        """Start the session."""
+        throttle.give_back(self.tries)
+        user = cast(User, form.get_user())
+        response = super().form_valid(form)
+        signin.record_signin(user, signin.address_of(self.request))
+        signin.remember_browser(self.request, response, user)
+        return response
+
+    def form_invalid(self, form: AuthenticationForm) -> HttpResponse:
+        """Show the form again."""
+        if self.tries:
+            signin.record_failure(form.data.get("username", ""), signin.address_of(self.request))
+        return super().form_invalid(form)
 
 
 class SignOut(LogoutView):
@@ -35,6 +88,11 @@ class SignOut(LogoutView):
 
     access = Access()
     next_page = "accounts:signin"
+
+    def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """End the session."""
+        signin.record_signout(cast(User, request.user))
+        return super().post(request, *args, **kwargs)
 
 
 @public
@@ -61,7 +119,11 @@ def setup(request: HttpRequest, token: str) -> HttpResponse:
 def team_switch(request: HttpRequest) -> HttpResponse:
     """Choose the active team."""
     wanted = request.POST.get("team", "")
-    if not memberships_of(cast(User, request.user)).filter(team_id=int(wanted) if wanted.isdigit() else 0).exists():
+    if (
+        not memberships_of(cast(User, request.user))
+        .filter(team_id=int(wanted) if wanted.isdigit() else 0)
+        .exists()
+    ):
         raise NotFound(_("There is no such team."))
     request.session[TEAM_KEY] = int(wanted)
     return redirect("console:overview")

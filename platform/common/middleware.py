@@ -77,7 +77,10 @@ def domain_errors(get_response: GetResponse) -> GetResponse:
         ):
             messages.error(request, error.message)
             return HttpResponseRedirect(back)
-        return answer(request, error.status, error.code, error.message, error.fields)
+        response = answer(request, error.status, error.code, error.message, error.fields)
+        if error.retry_after_s is not None:
+            response["Retry-After"] = str(error.retry_after_s)
+        return response
 
     middleware.process_exception = process_exception  # type: ignore[attr-defined]
     return middleware
