@@ -6,21 +6,30 @@ from django import forms
 from django.utils.translation import gettext_lazy as _
 
 from accounts.access import Role, Scope
+from accounts.invitations import DEFAULT_DAYS, MAX_DAYS, MAX_NOTE
 from accounts.services import MAX_CONCURRENT, MAX_MONTHLY_TOKENS
 
 
-class SetupForm(forms.Form):
-    """The first admin and the first team."""
+class AccountForm(forms.Form):
+    """A new account."""
 
-    team_name = forms.CharField(
-        label=_("Team name"), max_length=80, widget=forms.TextInput(attrs={"autofocus": True})
+    username = forms.CharField(
+        label=_("User name"), max_length=150, widget=forms.TextInput(attrs={"autocomplete": "username"})
     )
-    username = forms.CharField(label=_("User name"), max_length=150)
     password = forms.CharField(
         label=_("Password"),
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
         help_text=_("At least 10 characters."),
     )
+
+
+class SetupForm(AccountForm):
+    """The first admin and the first team."""
+
+    team_name = forms.CharField(
+        label=_("Team name"), max_length=80, widget=forms.TextInput(attrs={"autofocus": True})
+    )
+    field_order = ["team_name", "username", "password"]
 
 
 class TokenForm(forms.Form):
@@ -43,8 +52,23 @@ class TokenForm(forms.Form):
     )  # fmt: skip
 
 
-class MemberForm(forms.Form):
-    """A role for a person."""
+class RoleForm(forms.Form):
+    """A role for a member."""
 
-    username = forms.CharField(label=_("User name"), max_length=150)
-    role = forms.ChoiceField(label=_("Role"), choices=Role.choices)
+    role = forms.TypedChoiceField(label=_("Role"), choices=Role.choices, coerce=Role)
+
+
+class InviteForm(RoleForm):
+    """A new invitation."""
+
+    note = forms.CharField(
+        label=_("For"),
+        max_length=MAX_NOTE,
+        required=False,
+        help_text=_("A name that tells the invitation apart in the list."),
+    )
+    days = forms.IntegerField(
+        label=_("Life in days"), min_value=1, max_value=MAX_DAYS, initial=DEFAULT_DAYS,
+        help_text=_("1 to 30; the link works once, and not after that time."),
+    )  # fmt: skip
+    field_order = ["note", "role", "days"]

@@ -6,6 +6,7 @@ from django.contrib.auth.models import AbstractUser
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from accounts.access import Role, Scope
 from common.models import Timestamped
@@ -77,6 +78,48 @@ class ApiToken(TeamOwned):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix}…)"
+
+
+class InvitationState(models.TextChoices):
+    """What became of an invitation."""
+
+    OPEN = "open", pgettext_lazy("state of an invitation", "open")
+    ACCEPTED = "accepted", pgettext_lazy("state of an invitation", "used")
+    REVOKED = "revoked", _("revoked")
+    EXPIRED = "expired", _("expired")
+    VOID = "void", pgettext_lazy("state of an invitation", "void")
+
+
+class Invitation(TeamOwned):
+    """A one-time link into a team, with the role that it gives; only its hash is kept.
+
+    It holds only while who made it is an admin of the team: somebody who was removed has left no door open.
+    """
+
+    digest = models.CharField(max_length=64, unique=True)
+    role = models.CharField(max_length=10, choices=Role.choices)
+    note = models.CharField(_("for"), max_length=80, blank=True)
+    expires_at = models.DateTimeField()
+    accepted_at = models.DateTimeField(null=True, blank=True)
+    accepted_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    state: str  # annotated by the selectors: the clock and the maker's role decide
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=models.Q(role__in=Role.values), name="invitation_role_known"),
+            models.CheckConstraint(
+                condition=models.Q(accepted_at=None) | models.Q(revoked_at=None), name="invitation_ends_once"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"#{self.pk} {self.note}".strip()
+
+    @property
+    def state_label(self) -> str:
+        """The word for `state`, which the selectors annotate."""
+        return str(InvitationState(self.state).label)
 
 
 class SetupToken(models.Model):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from django.db.models import Q, QuerySet
+from django.db.models import Case, CharField, Exists, OuterRef, Q, QuerySet, Value, When
 from django.db.models.functions import Now
 
 from accounts.access import SCOPE_ROLE, Role, Scope
 from accounts.caller import Caller
-from accounts.models import ApiToken, Membership, Team, User
+from accounts.models import ApiToken, Invitation, InvitationState, Membership, Team, User
 from accounts.tokens import token_digest
 
 
@@ -46,3 +46,41 @@ def caller_of_token(token: ApiToken) -> Caller | None:
 def tokens_of(team: Team) -> QuerySet[ApiToken]:
     """Return the team's tokens, newest first."""
     return ApiToken.objects.filter(team=team).select_related("created_by").order_by("-id")
+
+
+def members_of(team: Team) -> QuerySet[Membership]:
+    """Return the team's members, oldest first."""
+    return Membership.objects.filter(team=team).select_related("user").order_by("id")
+
+
+def admins_of(team: Team) -> QuerySet[Membership]:
+    """Return the memberships of those who can administer the team now."""
+    return Membership.objects.filter(team=team, role=Role.ADMIN, user__is_active=True)
+
+
+def invitations_with_state() -> QuerySet[Invitation]:
+    """Return invitations with `state`, as the database's clock and the maker's present role make it."""
+    makers = Membership.objects.filter(
+        team=OuterRef("team"), user=OuterRef("created_by"), role=Role.ADMIN, user__is_active=True
+    )
+    state = Case(
+        When(accepted_at__isnull=False, then=Value(InvitationState.ACCEPTED)),
+        When(revoked_at__isnull=False, then=Value(InvitationState.REVOKED)),
+        When(expires_at__lte=Now(), then=Value(InvitationState.EXPIRED)),
+        When(~Exists(makers), then=Value(InvitationState.VOID)),
+        default=Value(InvitationState.OPEN),
+        output_field=CharField(),
+    )
+    return Invitation.objects.annotate(state=state)
+
+
+def invitations_of(team: Team) -> QuerySet[Invitation]:
+    """Return the team's invitations with their state, newest first."""
+    found = invitations_with_state().filter(team=team)
+    return found.select_related("created_by", "accepted_by").order_by("-id")
+
+
+def invitation_find(secret: str) -> Invitation | None:
+    """Return the invitation that this link opens now."""
+    found = invitations_with_state().filter(digest=token_digest(secret), state=InvitationState.OPEN)
+    return found.select_related("team", "created_by").first()

@@ -65,17 +65,26 @@ def first_admin_create(*, token: str, username: str, password: str, team_name: s
 
 
 def user_create(*, username: str, password: str, staff: bool = False) -> User:
-    """Make a person, refusing weak passwords."""
+    """Make a person, refusing weak passwords and names that are taken or odd."""
     user = User(username=username.strip(), is_staff=staff, is_superuser=staff)
+    wrong: dict[str, str] = {}
     try:
         validate_password(password, user)
-        user.set_password(password)
+    except ValidationError as error:
+        wrong["password"] = " ".join(error.messages)
+    user.set_password(password)
+    try:
         user.full_clean()
     except ValidationError as error:
-        raise Invalid(
-            _("The account was not made."), fields={"password": " ".join(error.messages)}
-        ) from error
-    user.save()
+        wrong |= {name: " ".join(map(str, messages)) for name, messages in error.message_dict.items()}
+    if wrong:
+        raise Invalid(_("The account was not made."), fields=wrong)
+    try:
+        with transaction.atomic():
+            user.save()
+    except IntegrityError as error:  # somebody took the name since
+        taken = User._meta.get_field("username").error_messages["unique"]
+        raise Invalid(_("The account was not made."), fields={"username": str(taken)}) from error
     return user
 
 
@@ -97,38 +106,14 @@ def team_create(*, name: str, owner: User) -> Team:
 
 
 @transaction.atomic
-def member_set(*, caller: Caller, username: str, role: Role) -> Membership:
-    """Give a person a role in the caller's team."""
-    caller.must_be(Role.ADMIN)
-    user = User.objects.filter(username=username, is_active=True).first()
-    if user is None:
-        raise NotFound(_("There is no account named %(name)s.") % {"name": username})
-    if caller.user == user and role != Role.ADMIN:
-        raise Conflict(_("You cannot take your own admin role away; ask another admin."))
-    membership, _made = Membership.objects.update_or_create(
-        user=user, team=caller.team, defaults={"role": role}
-    )
-    audit_record(caller=caller, action="member.set", target=user.username, role=role)
-    return membership
-
-
-@transaction.atomic
-def member_remove(*, caller: Caller, membership_id: int) -> None:
-    """Take a person out of the caller's team."""
-    caller.must_be(Role.ADMIN)
-    membership = Membership.objects.filter(team=caller.team, pk=membership_id).select_related("user").first()
-    if membership is None:
-        raise NotFound(_("There is no such member."))
-    if membership.user == caller.user:
-        raise Conflict(_("You cannot remove yourself; ask another admin."))
-    membership.delete()
-    audit_record(caller=caller, action="member.removed", target=membership.user.username)
-
-
-@transaction.atomic
 def api_token_create(
-    *, caller: Caller, name: str, scopes: list[str], days: int | None = 90,
-    max_concurrent: int | None = None, monthly_token_limit: int | None = None,
+    *,
+    caller: Caller,
+    name: str,
+    scopes: list[str],
+    days: int | None = 90,
+    max_concurrent: int | None = None,
+    monthly_token_limit: int | None = None,
 ) -> tuple[ApiToken, str]:
     """Make a token of at most the caller's own rights; the second value is shown once and kept nowhere."""
     wanted = _known_scopes(scopes)
@@ -163,7 +148,8 @@ def _checked_limits(max_concurrent: int | None, monthly_token_limit: int | None)
     for name, value, most in given:
         if value is not None and not 1 <= value <= most:
             raise Invalid(
-                _("%(value)s is no limit: give 1 to %(most)s, or leave it empty.") % {"value": value, "most": most},
+                _("%(value)s is no limit: give 1 to %(most)s, or leave it empty.")
+                % {"value": value, "most": most},
                 fields={name: str(value)},
             )
     return {name: value for name, value, _most in given if value is not None}

@@ -6,12 +6,13 @@ import hashlib
 import secrets
 
 TOKEN_PREFIX = "tt_"  # noqa: S105
+INVITATION_PREFIX = "ti_"
 SHOWN_CHARACTERS = 10
 
 
-def token_new() -> str:
-    """Return a fresh token of 256 random bits."""
-    return TOKEN_PREFIX + secrets.token_urlsafe(32)
+def token_new(prefix: str = TOKEN_PREFIX) -> str:
+    """Return a fresh token of 256 random bits; the prefix says what it is for."""
+    return prefix + secrets.token_urlsafe(32)
 
 
 def token_digest(token: str) -> str:

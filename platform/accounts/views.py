@@ -1,117 +1,28 @@
-"""Pages: sign in and out, first set-up, the team and its tokens, the audit log."""
+"""Pages of those who are in: the team with its invitations, its tokens, its audit log."""
 
 from __future__ import annotations
 
-import logging
-from typing import Any, cast
+from typing import cast
 
 from django.contrib import messages
-from django.contrib.auth import login
-from django.contrib.auth.forms import AuthenticationForm
-from django.contrib.auth.views import LoginView, LogoutView
 from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST
 
-from accounts import services, signin, throttle
-from accounts.access import Access, Role, public, role_required, signed_in
-from accounts.forms import MemberForm, SetupForm, TokenForm
+from accounts import services
+from accounts.access import Role, role_required, signed_in
+from accounts.forms import InviteForm, RoleForm, TokenForm
+from accounts.invitations import invitation_create, invitation_revoke
+from accounts.members import member_remove, member_role_set
 from accounts.middleware import TEAM_KEY
 from accounts.models import AuditEvent, User
-from accounts.selectors import memberships_of, tokens_of
-from common.errors import Busy, DomainError, NotFound
-from common.problems import answer, wants_json
+from accounts.selectors import invitations_of, members_of, memberships_of, tokens_of
+from common.errors import DomainError, Invalid, NotFound
 
-log = logging.getLogger(__name__)
-
-
-class SignIn(LoginView):
-    """Sign in; a password is looked at only while there are tries left (accounts.throttle)."""
-
-    access = Access(public=True)
-    template_name = "accounts/signin.html"
-    redirect_authenticated_user = True
-    tries: list[throttle.Try]
-
-    def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """Take a try, then let Django look at the password."""
-        name = request.POST.get("username", "")
-        if not name.strip():
-            self.tries = []
-            return super().post(request, *args, **kwargs)
-        browser = signin.known_browser(request, name)
-        self.tries = throttle.tries_of(name, signin.address_of(request), browser)
-        try:
-            throttle.take(self.tries)
-        except Busy as error:
-            return self.held_back(name, error)
-        return super().post(request, *args, **kwargs)
-
-    def held_back(self, name: str, error: Busy) -> HttpResponse:
-        """Say how long to wait; whether the password was right is not looked at."""
-        log.warning(
-            "a sign-in from %s is held back for %s s", signin.address_of(self.request), error.retry_after_s
-        )
-        if wants_json(self.request):
-            response = answer(self.request, error.status, error.code, error.message)
-        else:
-            form = self.get_form_class()(self.request, initial={"username": name[:150]})
-            response = render(
-                self.request,
-                self.template_name,
-                self.get_context_data(form=form, held_back=error.message),
-                status=error.status,
-            )
-        response["Retry-After"] = str(error.retry_after_s)
-        return response
-
-    def form_valid(self, form: AuthenticationForm) -> HttpResponse:
-        """Start the session."""
-        throttle.give_back(self.tries)
-        user = cast(User, form.get_user())
-        response = super().form_valid(form)
-        signin.record_signin(user, signin.address_of(self.request))
-        signin.remember_browser(self.request, response, user)
-        return response
-
-    def form_invalid(self, form: AuthenticationForm) -> HttpResponse:
-        """Show the form again."""
-        if self.tries:
-            signin.record_failure(form.data.get("username", ""), signin.address_of(self.request))
-        return super().form_invalid(form)
-
-
-class SignOut(LogoutView):
-    """Sign out (POST only)."""
-
-    access = Access()
-    next_page = "accounts:signin"
-
-    def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """End the session."""
-        signin.record_signout(cast(User, request.user))
-        return super().post(request, *args, **kwargs)
-
-
-@public
-@require_http_methods(["GET", "POST"])
-def setup(request: HttpRequest, token: str) -> HttpResponse:
-    """Make the first admin by the one-time link."""
-    if not services.setup_token_valid(token):
-        raise NotFound(_("This set-up link has been used or has expired."))
-    form = SetupForm(request.POST or None)
-    if request.method == "POST" and form.is_valid():
-        try:
-            user = services.first_admin_create(token=token, **form.cleaned_data)
-        except DomainError as error:
-            for name, message in (error.fields or {"__all__": error.message}).items():
-                form.add_error(name if name in form.fields else None, message)
-        else:
-            login(request, user)
-            return redirect("console:overview")
-    return render(request, "accounts/setup.html", {"form": form}, status=422 if form.errors else 200)
+SHOWN_INVITATIONS = 50
 
 
 @signed_in
@@ -154,28 +65,58 @@ def token_revoke(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 @role_required(Role.VIEWER)
+@require_http_methods(["GET", "HEAD", "POST"])
 def team(request: HttpRequest) -> HttpResponse:
-    """Show the members; admins set roles."""
-    form = MemberForm(request.POST or None)
-    if request.method == "POST" and form.is_valid():
-        data = form.cleaned_data
-        try:
-            services.member_set(caller=request.caller, username=data["username"], role=Role(data["role"]))
-            messages.success(request, _("The role is set."))
-            return redirect("accounts:team")
-        except DomainError as error:
-            form.add_error(None, error.message)
-    members = request.caller.team.memberships.select_related("user").order_by("id")
-    return render(
-        request, "accounts/team.html", {"form": form, "members": members}, status=422 if form.errors else 200
-    )
+    """Show the members; admins invite. The link of a fresh invitation is shown on this answer and never again."""
+    caller, link = request.caller, ""
+    form = InviteForm(request.POST or None)
+    if request.method == "POST":
+        caller.must_be(Role.ADMIN)
+        if form.is_valid():
+            try:
+                _invitation, secret = invitation_create(caller=caller, **form.cleaned_data)
+                link = request.build_absolute_uri(reverse("accounts:join", args=[secret]))
+                form = InviteForm()
+            except DomainError as error:
+                form.add_error(None, error.message)
+    is_admin = caller.role.covers(Role.ADMIN)
+    context = {
+        "form": form,
+        "link": link,
+        "members": members_of(caller.team),
+        "roles": Role.choices,
+        "is_admin": is_admin,
+        "invitations": invitations_of(caller.team)[:SHOWN_INVITATIONS] if is_admin else [],
+    }
+    return render(request, "accounts/team.html", context, status=422 if form.errors else 200)
 
 
 @role_required(Role.ADMIN)
 @require_POST
-def member_remove(request: HttpRequest, pk: int) -> HttpResponse:
-    """Take a person out of the team."""
-    services.member_remove(caller=request.caller, membership_id=pk)
+def invitation_end(request: HttpRequest, pk: int) -> HttpResponse:
+    """Revoke an invitation."""
+    invitation_revoke(caller=request.caller, invitation_id=pk)
+    messages.success(request, _("The invitation is revoked: its link opens nothing any more."))
+    return redirect("accounts:team")
+
+
+@role_required(Role.ADMIN)
+@require_POST
+def member_role(request: HttpRequest, pk: int) -> HttpResponse:
+    """Give a member another role."""
+    form = RoleForm(request.POST)
+    if not form.is_valid():
+        raise Invalid(_("Choose one of the roles %(roles)s.") % {"roles": ", ".join(Role.values)})
+    member_role_set(caller=request.caller, membership_id=pk, role=Role(form.cleaned_data["role"]))
+    messages.success(request, _("The role is set."))
+    return redirect("accounts:team")
+
+
+@role_required(Role.VIEWER)
+@require_POST
+def member_end(request: HttpRequest, pk: int) -> HttpResponse:
+    """Take a person out of the team, or leave it."""
+    member_remove(caller=request.caller, membership_id=pk)
     return redirect("accounts:team")
 
 

@@ -5,6 +5,7 @@ Every name holds MARK, so that an answer that tells an outsider anything of the 
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from django.apps import apps
@@ -13,7 +14,7 @@ from django.db.models import Model as Row
 from django.utils import timezone
 
 from accounts.caller import Caller
-from accounts.models import ApiToken, Membership, User
+from accounts.models import ApiToken, Invitation, Membership, User
 from corpora.models import Corpus, CorpusFile
 from deployments.models import Deployment, DeploymentRevision, Node, Replica
 from jobs.models import Job, JobEvent
@@ -80,7 +81,16 @@ def furnish(owner: Caller) -> list[Row]:
     member = Membership.objects.create(
         id=NUMBER, user=User.objects.create_user(f"maria-{MARK}"), team=owner.team, role="viewer"
     )
-    return [model, version, upload, layout, domain_map, corpus, file, job, deployment, replica, token, member]
+    invitation = Invitation.objects.create(
+        **ours,
+        note=f"for {MARK}",
+        digest="e" * 64,
+        role="viewer",
+        expires_at=timezone.now() + timedelta(days=7),
+    )
+    return [
+        model, version, upload, layout, domain_map, corpus, file, job, deployment, replica, token, member, invitation,
+    ]  # fmt: skip
 
 
 def row_counts() -> dict[str, int]:

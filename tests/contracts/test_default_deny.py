@@ -13,6 +13,7 @@ pytestmark = pytest.mark.django_db
 PUBLIC = {
     "accounts:signin": "to sign in",
     "accounts:setup": "the first admin's one-time link; a wrong one is a 404",
+    "accounts:join": "an invitation's one-time link; a wrong one is a 404",
     "set_language": "the language switch, in a cookie",
     "gateway:healthz": "liveness for a supervisor",
     "gateway:readyz": "readiness for a load balancer, without details",

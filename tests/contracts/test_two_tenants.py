@@ -28,6 +28,7 @@ VIEWER_MAY = {
     "accounts:signout": "their own session",
     "accounts:team_switch": "their own session",
     "accounts:setup": "closed by its one-time link",
+    "accounts:join": "closed by its one-time link",
     "accounts:tokens": "tokens of at most their own rights (the form is empty here, so nothing is made)",
     "set_language": "a cookie",
     "layout-preview": "computes, saves nothing",
@@ -35,7 +36,9 @@ VIEWER_MAY = {
     "routing:preview": "computes, saves nothing",
 }
 # What a viewer may not even see.
-ADMINS_ALONE = {"accounts:audit", "accounts:member_remove", "token-list", "token-detail"}
+ADMINS_ALONE = {
+    "accounts:audit", "accounts:member_role", "accounts:invitation_revoke", "token-list", "token-detail",
+}  # fmt: skip
 
 
 def told(route: Route, steps: list[str]) -> str:
