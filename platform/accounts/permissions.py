@@ -49,6 +49,7 @@ class Grants:
 READ_ONLY = Grants(READ, None)
 READ_WRITE = Grants(READ, WRITE)
 READ_DEPLOY = Grants(READ, DEPLOY)
+READ_MANAGE = Grants(READ, MANAGE)
 MANAGE_ONLY = Grants(MANAGE, MANAGE)
 
 

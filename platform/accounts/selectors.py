@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from django.db.models import Case, CharField, Exists, OuterRef, Q, QuerySet, Value, When
 from django.db.models.functions import Now
 
 from accounts.access import SCOPE_ROLE, Role, Scope
 from accounts.caller import Caller
-from accounts.models import ApiToken, Invitation, InvitationState, Membership, Team, User
+from accounts.models import ApiToken, AuditEvent, Invitation, InvitationState, Membership, Team, User
 from accounts.tokens import token_digest
 
 
@@ -84,3 +86,24 @@ def invitation_find(secret: str) -> Invitation | None:
     """Return the invitation that this link opens now."""
     found = invitations_with_state().filter(digest=token_digest(secret), state=InvitationState.OPEN)
     return found.select_related("team", "created_by").first()
+
+
+def audit_of(
+    team: Team, *, actor: str = "", action: str = "", target: str = "",
+    since: datetime | None = None, until: datetime | None = None,
+) -> QuerySet[AuditEvent]:  # fmt: skip
+    """Return the lines of the team's audit log that fit, newest first.
+
+    `action` is a whole action or its beginning up to a dot ("signin", "deployment"); `actor` and `target` are contained
+    in what the line names; `since` and `until` bound its time, the second one excluded.
+    """
+    found = AuditEvent.objects.filter(team_id=team.pk).order_by("-id")
+    if actor:
+        found = found.filter(actor__icontains=actor)
+    if action:
+        found = found.filter(Q(action=action) | Q(action__startswith=f"{action}."))
+    if target:
+        found = found.filter(target__icontains=target)
+    if since is not None:
+        found = found.filter(at__gte=since)
+    return found if until is None else found.filter(at__lt=until)

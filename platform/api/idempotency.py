@@ -21,6 +21,8 @@ from common.problems import answer
 KEPT = timedelta(hours=24)
 MAX_KEY = 255
 MAX_STORED = 2**20
+# Fields of answers that hold what is kept nowhere: a token, an invitation's link.
+SHOWN_ONCE = ("secret", "link")
 
 
 def idempotency(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
@@ -69,10 +71,12 @@ def remembered(
 
 def without_secrets(body: bytes) -> str:
     """Return the body as it may be kept: a secret is shown once, so a replay has null in its place."""
-    if b'"secret"' not in body:
+    if not any(f'"{name}"'.encode() in body for name in SHOWN_ONCE):
         return body.decode()
     data = json.loads(body)
-    return json.dumps({name: None if name == "secret" else value for name, value in data.items()})
+    if not isinstance(data, dict):
+        return body.decode()
+    return json.dumps({name: None if name in SHOWN_ONCE else value for name, value in data.items()})
 
 
 def stored(request: HttpRequest, reply: IdempotentReply | None, body_hash: str) -> HttpResponse:

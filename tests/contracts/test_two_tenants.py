@@ -20,7 +20,7 @@ UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
 TOO_DEAR = {("POST", "/api/v1/corpora/samples/")}
 LINKS = {"accounts:setup": "closed by its one-time link, to the owner too"}
 # They grant reading alone, so another method is refused before it is found to be unknown.
-READ_ONLY = {"telemetry:metrics", "api-schema", "me", "deployment-routing"}
+READ_ONLY = {"telemetry:metrics", "api-schema", "me", "deployment-routing", "audit-list"}
 
 # What a viewer may post: nothing here changes what the team owns.
 VIEWER_MAY = {
@@ -38,6 +38,7 @@ VIEWER_MAY = {
 # What a viewer may not even see.
 ADMINS_ALONE = {
     "accounts:audit", "accounts:member_role", "accounts:invitation_revoke", "token-list", "token-detail",
+    "invitation-list", "invitation-detail", "audit-list",
 }  # fmt: skip
 
 
@@ -75,7 +76,9 @@ def test_a_viewer_sees_what_is_not_for_admins_alone(walk: Walk, route: Route) ->
     steps = [walk.step("teammate", method, route.path) for method in SAFE]
     assert not [one for one in steps if one.status >= 500 and route.name != "gateway:readyz"]
     refused = {one.status == 403 for one in steps}
-    assert refused == {route.read_role not in (None, Role.VIEWER)}, told(route, [str(one.status) for one in steps])
+    assert refused == {route.read_role not in (None, Role.VIEWER)}, told(
+        route, [str(one.status) for one in steps]
+    )
 
 
 def test_the_list_of_what_is_for_admins_alone_is_true() -> None:

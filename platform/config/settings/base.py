@@ -199,6 +199,7 @@ SPECTACULAR_SETTINGS = {
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
     # Each of these is called "state" where it stands.
     "ENUM_NAME_OVERRIDES": {
+        "InvitationStateEnum": "accounts.models.InvitationState",
         "VersionStateEnum": "registry.models.VersionState",
         "FileStateEnum": "corpora.models.FileState",
         "JobStateEnum": "jobs.choices.JobState",

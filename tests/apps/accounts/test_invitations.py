@@ -165,6 +165,14 @@ def test_a_refused_account_leaves_the_link_usable_and_says_at_which_field(people
     assert state_of(invitation) == "open"
 
 
+def test_a_weak_password_is_refused_in_the_readers_language(people) -> None:
+    _invitation, secret = invite(people)
+    reply = Client().post(
+        f"/join/{secret}/", NEWCOMER | {"password": "short"}, headers={"accept-language": "zh-hans"}
+    )
+    assert "密码太短，至少需要 10 个字符。" in reply.content.decode()
+
+
 def test_only_admins_invite_and_revoke(people) -> None:
     with pytest.raises(Forbidden):
         invitation_create(caller=people.teammate, role=Role.VIEWER)
