@@ -49,6 +49,8 @@ class Tally:
     characters: int = 0
     by_refusal: Counter[str] = field(default_factory=Counter)
     train: Counter[str] = field(default_factory=Counter)
+    # About how many tokens there are to train on, by domain; the tokenizer is the model's, and it is not known here.
+    about_tokens: Counter[str] = field(default_factory=Counter)
     held_out: Counter[str] = field(default_factory=Counter)
 
     def as_counts(self) -> dict[str, Any]:
@@ -64,7 +66,10 @@ class Tally:
             "train": self.train.total(),
             "held_out": self.held_out.total(),
             "by_refusal": dict(self.by_refusal),
-            "by_domain": {code: {"train": self.train[code], "held_out": self.held_out[code]} for code in codes},
+            "about_tokens": dict(self.about_tokens),
+            "by_domain": {
+                code: {"train": self.train[code], "held_out": self.held_out[code]} for code in codes
+            },
         }
 
 
@@ -176,6 +181,8 @@ def _take(
             continue
         counter, sink = (tally.held_out, held_out) if is_held_out(digest) else (tally.train, train)
         counter[row.domain or NO_DOMAIN] += 1
+        if counter is tally.train:
+            tally.about_tokens[row.domain or NO_DOMAIN] += row.about_tokens()
         tally.characters += sum(len(message["content"]) for message in row.messages)
         sink.write(row.as_line())
 

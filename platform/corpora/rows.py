@@ -15,6 +15,7 @@ from moe_core.strict_json import StrictJsonError, loads
 MAX_ROW_BYTES = 1 << 20
 MAX_MESSAGES = 1000
 HELD_OUT_PERCENT = 15
+BYTES_A_TOKEN = 4
 DOMAIN = re.compile(r"[a-z][a-z0-9_-]{1,11}")
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # Control characters that no log needs; PostgreSQL refuses NUL, terminals obey the rest.
@@ -46,8 +47,14 @@ class Row:
 
     def digest(self) -> bytes:
         """SHA-256 of the normalised text: equal for rows that differ only in case, width or white space."""
-        text = "\x1f".join(f"{message['role']}\x1e{normalised(message['content'])}" for message in self.messages)
+        text = "\x1f".join(
+            f"{message['role']}\x1e{normalised(message['content'])}" for message in self.messages
+        )
         return hashlib.sha256(text.encode()).digest()
+
+    def about_tokens(self) -> int:
+        """Tokens, to within about a half: four bytes of UTF-8 make one, in Latin letters and in Chinese alike."""
+        return max(1, sum(len(message["content"].encode()) for message in self.messages) // BYTES_A_TOKEN)
 
     def as_line(self) -> bytes:
         """The row as training reads it: one JSON object and a newline."""

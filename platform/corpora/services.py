@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -43,7 +44,10 @@ def corpus_create(*, caller: Caller, name: str, description: str = "") -> Corpus
     try:
         with transaction.atomic():
             corpus = Corpus.objects.create(
-                team=caller.team, created_by=caller.user, name=_named(name), description=description.strip()[:400]
+                team=caller.team,
+                created_by=caller.user,
+                name=_named(name),
+                description=description.strip()[:400],
             )
     except IntegrityError as error:
         sentence = _("Your team has a corpus named %(name)s already; choose another name.") % {"name": name}
@@ -87,7 +91,9 @@ def upload_add(*, caller: Caller, corpus_id: int, upload_id: int, default_domain
     corpus, upload = corpus_get(caller.team, corpus_id), upload_get(caller.team, upload_id)
     if upload.kind not in KINDS:
         sentence = _("%(name)s is a %(kind)s file; logs are JSON Lines or CSV.")
-        raise Invalid(sentence % {"name": upload.name, "kind": upload.get_kind_display()}, code="refused_format")
+        raise Invalid(
+            sentence % {"name": upload.name, "kind": upload.get_kind_display()}, code="refused_format"
+        )
     return _attach(caller, corpus, upload, checked_domain(default_domain))
 
 
@@ -221,7 +227,12 @@ def _summed(counts: list[dict[str, Any]]) -> dict[str, Any]:
             sums = by_domain.setdefault(code, {"train": 0, "held_out": 0})
             for side, number in sides.items():
                 sums[side] += number
-    return {**total, "by_domain": dict(sorted(by_domain.items()))}
+    # Files that were read before tokens were counted have none.
+    tokens: Counter[str] = Counter()
+    if all("about_tokens" in one for one in counts):
+        for one in counts:
+            tokens.update(one["about_tokens"])
+    return {**total, "about_tokens": dict(tokens), "by_domain": dict(sorted(by_domain.items()))}
 
 
 def _named(name: str) -> str:

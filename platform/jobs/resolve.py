@@ -16,6 +16,7 @@ from common.told import told
 from corpora.selectors import corpus_get, training_files
 from jobs.builtin import builtin_get
 from jobs.choices import JobKind
+from jobs.coverage import Coverage, Effort, coverage_of
 from jobs.folders import folder_checked
 from jobs.resolve_operate import resolve_operate
 from jobs.resolved import Resolved, ready_version
@@ -92,6 +93,13 @@ def resolve_tune(caller: Caller, request: TuneRequest) -> Resolved:
     layout, layout_facts = _layout_of(caller, request, version)
     routing = routing_spec(domain_map)
     tune = _tune_spec(request, version, layout, routing)
+    coverage = coverage_of(routing, corpus.counts, effort_of(tune), is_unsettled=corpus.is_unsettled)
+    if coverage.refusals:
+        raise Invalid(
+            " ".join(coverage.refusals),
+            code="logs_do_not_fit",
+            fields={"corpus": " ".join(coverage.refusals)},
+        )
     inputs = {
         "model_version": {"id": version.pk, "label": str(version)},
         "layout": layout_facts,
@@ -99,7 +107,7 @@ def resolve_tune(caller: Caller, request: TuneRequest) -> Resolved:
             "id": domain_map.pk, "name": domain_map.name, "revision": domain_map.revision,
             "colours": {domain.code: domain.colour for domain in domain_map.domains.all()},
         },
-        "corpus": {"id": corpus.pk, "name": corpus.name, **files},
+        "corpus": {"id": corpus.pk, "name": corpus.name, **files, "coverage": _kept(coverage)},
         "tune": tune.model_dump(mode="json"),
     }  # fmt: skip
     return Resolved(
@@ -109,6 +117,16 @@ def resolve_tune(caller: Caller, request: TuneRequest) -> Resolved:
         artifacts={"train.jsonl": files["train"], "held_out.jsonl": files["held_out"]},
         base_version=version,
     )
+
+
+def effort_of(tune: TuneSpec) -> Effort:
+    """How much a run reads of its logs."""
+    return Effort(tune.specialise_steps, tune.route_steps, tune.tokens_per_batch)
+
+
+def _kept(coverage: Coverage) -> dict[str, dict[str, int]]:
+    """The rows that a run began with; logs that are added later do not change what it was."""
+    return {row.code: {"train": row.train, "held_out": row.held_out} for row in coverage.rows}
 
 
 def _layout_of(

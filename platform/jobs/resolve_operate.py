@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.utils.translation import gettext as _
@@ -9,13 +10,16 @@ from django.utils.translation import gettext as _
 from accounts.caller import Caller
 from common.errors import Invalid
 from corpora.selectors import corpus_get, training_files
+from jobs.coverage import codes_without_rows
 from jobs.resolved import Resolved, ready_version
 from jobs.specs import OperateRequest, default_threads, spec_parse
 from moe_core.spec.operate import OperateSpec
-from moe_core.spec.operations import ComposeSpec
+from moe_core.spec.operations import ComposeSpec, SpecialiseCloneSpec
 
 # They begin with a dense model; all others need experts that are there.
 FROM_DENSE = ("upcycle", "compose")
+# Of every domain that is composed some prompts fit the gate, some set its temperature, some are held out.
+LEAST_PROMPTS = 4
 
 
 def resolve_operate(caller: Caller, request: OperateRequest) -> Resolved:
@@ -46,6 +50,7 @@ def resolve_operate(caller: Caller, request: OperateRequest) -> Resolved:
     if request.corpus is not None:
         corpus = corpus_get(caller.team, request.corpus)
         files = training_files(corpus)
+        _check_rows(operation, corpus.counts)
         inputs["corpus"] = {"id": corpus.pk, "name": corpus.name, **files}
         artifacts = {"train.jsonl": files["train"], "held_out.jsonl": files["held_out"]}
     elif spec.needs_logs:
@@ -57,6 +62,23 @@ def resolve_operate(caller: Caller, request: OperateRequest) -> Resolved:
         artifacts=artifacts,
         base_version=version,
     )
+
+
+def _check_rows(operation: Any, counts: Mapping[str, Any]) -> None:
+    """The domains that an operation names must be in the logs that it learns from."""
+    if isinstance(operation, SpecialiseCloneSpec):
+        field, codes, at_least = "operation.domain", (operation.domain,), 1
+    elif isinstance(operation, ComposeSpec):
+        field, codes, at_least = "operation.domains", operation.domains, LEAST_PROMPTS
+    else:
+        return
+    if lacking := codes_without_rows(counts, codes, at_least):
+        known = ", ".join(code for code in counts.get("by_domain") or {} if code) or "—"
+        words = {"domains": ", ".join(lacking), "least": at_least, "known": known}
+        sentence = _(
+            "These logs have fewer than %(least)s rows to train on of %(domains)s; they have rows of: %(known)s."
+        )
+        _refuse(field, sentence % words)
 
 
 def _operate_spec(request: OperateRequest) -> OperateSpec:

@@ -20,6 +20,7 @@ from accounts.caller import Caller
 from common.errors import DomainError, NotFound
 from jobs import pages, services
 from jobs.choices import ENDED, OPEN, JobState
+from jobs.coverage_of_form import coverage_for
 from jobs.forms import ImportForm, TuneForm, show_error
 from jobs.models import Job
 from jobs.operated import operated_of
@@ -163,8 +164,18 @@ def tune(request: HttpRequest) -> HttpResponse:
         job = _submit(caller, form, "tune", name=form.cleaned_data["name"])
         if job is not None:
             return redirect("jobs:detail", job.pk)
-    context = {"form": form, "missing": form.missing}
+    context = {"form": form, "missing": form.missing, "coverage": coverage_for(caller, form)}
     return render(request, "jobs/tune.html", context, status=422 if form.errors else 200)
+
+
+@role_required(Role.EDITOR)
+@require_GET
+def tune_coverage(request: HttpRequest) -> HttpResponse:
+    """The rows per domain of the chosen logs beside the chosen map, while the form is filled in."""
+    caller = caller_of(request)
+    form = TuneForm(request.GET, team=caller.team)
+    form.is_valid()
+    return render(request, "jobs/coverage.html", {"coverage": coverage_for(caller, form)})
 
 
 @role_required(Role.EDITOR)
@@ -186,7 +197,9 @@ def operate(request: HttpRequest) -> HttpResponse:
     return render(request, "jobs/operate.html", context, status=422 if form.errors else 200)
 
 
-def _submit(caller: Caller, form: ImportForm | TuneForm | OperateForm, kind: str, name: str = "") -> Job | None:
+def _submit(
+    caller: Caller, form: ImportForm | TuneForm | OperateForm, kind: str, name: str = ""
+) -> Job | None:
     """Submit what a form asks for; complaints go into the form."""
     try:
         return services.job_submit(caller=caller, kind=kind, spec=form.spec(), name=name)

@@ -45,8 +45,9 @@ def make_corpus(people: Any, who: str = "owner") -> Corpus:
     """A corpus whose rows lie in the store."""
     caller = getattr(people, who)
     train, held_out = (store.put_stream(io.BytesIO(rows(n, w))) for n, w in ((40, "train"), (16, "held")))
+    counts = {"by_domain": {code: {"train": 20, "held_out": 8} for code in ("copy", "support")}}
     return Corpus.objects.create(
-        team=caller.team, created_by=caller.user, name="Logs", train=train, held_out=held_out
+        team=caller.team, created_by=caller.user, name="Logs", train=train, held_out=held_out, counts=counts
     )
 
 
