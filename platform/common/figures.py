@@ -30,6 +30,11 @@ def number(value: float | str | None, digits: int = 0) -> str:
     return f"{MINUS}{text}" if value < 0 and any(mark in "123456789" for mark in text) else text
 
 
+def sentences(*each: str) -> str:
+    """Sentences one after the other: English parts them with a space, Chinese does not."""
+    return ("" if is_chinese() else " ").join(sentence for sentence in each if sentence)
+
+
 def percent(share: float | str | None, digits: int = 0) -> str:
     """0.018 → '1.8 %', in Chinese '1.8%'."""
     if share is None or isinstance(share, str):

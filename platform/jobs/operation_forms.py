@@ -14,6 +14,7 @@ from jobs.forms import MAX_CHOICES, version_words
 from layouts.selectors import layouts_of
 from moe_core.spec.operate import LEARNING
 from registry.models import VersionState
+from registry.operated import OPERATIONS
 from registry.selectors import versions_of
 
 
@@ -79,7 +80,7 @@ class OperateForm(forms.Form):
 class GrowForm(OperateForm):
     """Double the experts."""
 
-    kind, title = "grow", _("Grow")
+    kind, title = "grow", OPERATIONS["grow"]
     words = _(
         "Double the experts, once or several times. What the model says does not change at that moment."
     )
@@ -99,7 +100,7 @@ class GrowForm(OperateForm):
 class AddForm(OperateForm):
     """Add one expert."""
 
-    kind, title = "add", _("Add one")
+    kind, title = "add", OPERATIONS["add"]
     words = _("One more expert in each layer, a twin of another. All others stay bit for bit.")
     source = _expert(_("Twin of expert"), initial=0)
 
@@ -107,7 +108,7 @@ class AddForm(OperateForm):
 class RemoveForm(OperateForm):
     """Remove one expert."""
 
-    kind, title = "remove", _("Remove one")
+    kind, title = "remove", OPERATIONS["remove"]
     words = _("One expert less in each layer. What every domain loses is measured before it is done.")
     expert = _expert(
         _("Expert"), required=False, help_text=_("Left empty: the one with the least load, by layer.")
@@ -121,7 +122,7 @@ class RemoveForm(OperateForm):
 class MergeForm(OperateForm):
     """Merge two experts."""
 
-    kind, title = "merge", _("Merge two")
+    kind, title = "merge", OPERATIONS["merge"]
     words = _("Two experts of each layer become one, their neurons aligned first.")
     first = _expert(_("Expert that stays"), initial=0)
     second = _expert(_("Expert that goes into it"), initial=1)
@@ -142,7 +143,7 @@ class MergeForm(OperateForm):
 class SpecialiseForm(OperateForm):
     """Clone an expert and teach the clone."""
 
-    kind, title = "specialise_clone", _("Clone and specialise")
+    kind, title = "specialise_clone", OPERATIONS["specialise_clone"]
     words = _("One expert is cloned, and only the clone learns, from the logs of one domain.")
     source = _expert(_("Clone of expert"), initial=0)
     domain = forms.SlugField(label=_("Domain"), max_length=63, help_text=_("Its code, as in the logs."))
@@ -152,7 +153,7 @@ class SpecialiseForm(OperateForm):
 class QuantiseForm(OperateForm):
     """Pack the experts."""
 
-    kind, title = "quantise", _("Quantise")
+    kind, title = "quantise", OPERATIONS["quantise"]
     words = _("The experts' weights in 8 or 4 bits; everything else stays as it is.")
     bits = forms.TypedChoiceField(label=_("Bits"), coerce=int, choices=[(4, "4"), (8, "8")])
     group_size = forms.TypedChoiceField(
@@ -174,7 +175,7 @@ class QuantiseForm(OperateForm):
 class DistilForm(OperateForm):
     """Make a small mixture of a large one."""
 
-    kind, title = "distil", _("Distil")
+    kind, title = "distil", OPERATIONS["distil"]
     words = _("Experts that answer alike are merged, then the small mixture learns from the large one.")
     num_experts = forms.IntegerField(label=_("Experts a layer, then"), min_value=1, max_value=1024, initial=4)
     top_k = forms.IntegerField(label="top_k", min_value=1, max_value=64, required=False)
@@ -188,7 +189,7 @@ class DistilForm(OperateForm):
 class ComposeForm(OperateForm):
     """Put several models together."""
 
-    kind, title = "compose", _("Compose")
+    kind, title = "compose", OPERATIONS["compose"]
     words = _(
         "Several models of one shape become one mixture, with gates fitted on the logs of their domains."
     )
@@ -219,7 +220,7 @@ class ComposeForm(OperateForm):
 class UpcycleForm(OperateForm):
     """Lay experts over a dense version."""
 
-    kind, title = "upcycle", _("Lay experts")
+    kind, title = "upcycle", OPERATIONS["upcycle"]
     words = _("A dense version becomes a mixture that says the same, ready to be tuned.")
     starts_dense = True
     layout = forms.TypedChoiceField(label=_("Expert layout"), coerce=int)

@@ -9,9 +9,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from accounts.models import Team
+from common.verdict import Verdict
 from jobs.choices import HELD, JobState
 from jobs.models import Job
-from jobs.verdict import Verdict
 
 RECENT = timedelta(days=1)
 

@@ -12,6 +12,7 @@ from typing import Any
 from django.utils.functional import Promise
 from django.utils.translation import get_language, gettext_lazy
 
+from common import gains
 from jobs.models import Job, JobEvent
 
 BEFORE, AFTER, CONTROL = "before", "after", "control"
@@ -20,10 +21,6 @@ MOMENTS: tuple[tuple[str, Promise], ...] = (
     (AFTER, gettext_lazy("after")),
     (CONTROL, gettext_lazy("control: deranged map")),
 )
-# A change of less than one in a hundred is not called a change.
-NOISE = 0.01
-# By so much the mapped share must lie above that of a router that learnt another map.
-REAL_LEAD = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +39,17 @@ class DomainRow:
     @property
     def change(self) -> float | None:
         """Relative change of the loss, below zero when it fell."""
-        return change(self.before, self.after)
+        return gains.change(self.before, self.after)
 
     @property
     def control_change(self) -> float | None:
         """The same for the control."""
-        return change(self.before, self.control)
+        return gains.change(self.before, self.control)
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> gains.Change:
         """better, worse, same, or nothing while it cannot be said."""
-        if self.change is None:
-            return ""
-        return "better" if self.change <= -NOISE else "worse" if self.change >= NOISE else "same"
+        return gains.judge("loss", self.before, self.after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,38 +59,32 @@ class Report:
     moments: Mapping[str, Mapping[str, Any]]
     domains: tuple[DomainRow, ...]
 
+    def of(self, moment: str) -> Mapping[str, Any]:
+        """The figures of one moment; nothing while it is not measured."""
+        return self.moments.get(moment) or {}
+
     def figure(self, moment: str, name: str) -> float | None:
         """One figure of one moment."""
-        value = (self.moments.get(moment) or {}).get(name)
-        return float(value) if isinstance(value, int | float) else None
+        return gains.number_of(self.of(moment), name)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether before and after can be compared."""
+        return self.figure(BEFORE, "loss") is not None and self.figure(AFTER, "loss") is not None
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """One row a moment, for the table; moments that are not measured are left out."""
         return [
-            {"key": key, "title": title, **{name: self.figure(key, name) for name in FIGURES}}
+            {
+                "key": key,
+                "title": title,
+                "changes": gains.judged(self.of(BEFORE), self.of(key)) if key == AFTER else {},
+                **{name: self.figure(key, name) for name in gains.FIGURES},
+            }
             for key, title in MOMENTS
             if key in self.moments
         ]
-
-    @property
-    def loss_change(self) -> float | None:
-        """Relative change of the mean loss."""
-        return change(self.figure(BEFORE, "loss"), self.figure(AFTER, "loss"))
-
-    @property
-    def lead(self) -> float | None:
-        """By how much the mapped share lies above the control's."""
-        after, control = self.figure(AFTER, "mapped_share"), self.figure(CONTROL, "mapped_share")
-        return None if after is None or control is None else after - control
-
-
-FIGURES = ("loss", "mapped_share", "max_vio", "entropy", "dead_experts")
-
-
-def change(before: float | None, after: float | None) -> float | None:
-    """after against before, as a share of before."""
-    return None if not before or after is None else after / before - 1.0
 
 
 def report_of(job: Job) -> Report:

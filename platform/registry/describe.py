@@ -10,11 +10,13 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from common import figures
+from common import figures, gains
 from common.verdict import Verdict
 from moe_core.spec import ModelSpec, cost_of
 from registry.models import Model, ModelVersion, VersionState
+from registry.operated import operation_title
 from registry.selectors import ancestors
+from registry.tuned import tuned_verdict
 
 PARTS: dict[str, Promise] = {
     "embedding": gettext_lazy("embedding"),
@@ -29,7 +31,7 @@ PARTS: dict[str, Promise] = {
 STAGES = (
     ("before", gettext_lazy("before")),
     ("after", gettext_lazy("after")),
-    ("control", gettext_lazy("control, misplaced map")),
+    ("control", gettext_lazy("control: deranged map")),
 )
 
 
@@ -130,6 +132,12 @@ def how_made(version: ModelVersion) -> str:
             "parent": version.parent.label if version.parent else "—",
             "job": lineage.get("job_id", "—"),
         }
+    if lineage.get("kind") == "operate":
+        return _("%(operation)s: made from %(parent)s by job %(job)s") % {
+            "operation": operation_title(str((lineage.get("operation") or {}).get("kind", ""))),
+            "parent": version.parent.label if version.parent else "—",
+            "job": lineage.get("job_id", "—"),
+        }
     if lineage.get("kind") == "import":
         return _("imported by job %(job)s") % {"job": lineage.get("job_id", "—")}
     return _("registered")
@@ -137,26 +145,34 @@ def how_made(version: ModelVersion) -> str:
 
 def report_rows(version: ModelVersion) -> list[dict[str, Any]]:
     """Before, after and control of a tuning, one row each; nothing for an imported version."""
-    rows = []
-    for key, title in STAGES:
-        figures_of = version.report.get(key)
-        if isinstance(figures_of, dict):
-            rows.append({"key": key, "title": title, **figures_of})
-    return rows
+    moments = {key: _moment(version, key) for key, _title in STAGES}
+    return [
+        {
+            "key": key,
+            "title": title,
+            "changes": gains.judged(moments["before"], moments["after"]) if key == "after" else {},
+            **moments[key],
+        }
+        for key, title in STAGES
+        if moments[key]
+    ]
 
 
 def report_domains(version: ModelVersion) -> list[dict[str, Any]]:
-    """Loss per domain before and after, and by how much it fell."""
-    before = (version.report.get("before") or {}).get("loss_by_domain") or {}
-    after = (version.report.get("after") or {}).get("loss_by_domain") or {}
+    """Loss per domain before and after, and whether that is a gain."""
+    before = _moment(version, "before").get("loss_by_domain") or {}
+    after = _moment(version, "after").get("loss_by_domain") or {}
     colours: dict[str, int] = version.lineage.get("colours") or {}
-    shares = (version.report.get("after") or {}).get("mapped_share_by_domain") or {}
+    names = domain_names(version)
+    shares = _moment(version, "after").get("mapped_share_by_domain") or {}
     return [
         {
             "code": code,
+            "name": names.get(code, code),
             "before": before[code],
             "after": after[code],
-            "change": (after[code] - before[code]) / before[code] if before[code] else None,
+            "change": gains.change(before[code], after[code]),
+            "verdict": gains.judge("loss", before[code], after[code]),
             "share": shares.get(code),
             "colour": colours.get(code, 0),
         }
@@ -165,23 +181,21 @@ def report_domains(version: ModelVersion) -> list[dict[str, Any]]:
     ]
 
 
+def domain_names(version: ModelVersion) -> dict[str, str]:
+    """The names of the domains that a version was tuned on, in the reader's language."""
+    routing = (version.lineage.get("tune") or {}).get("routing") or {}
+    name = "name_zh" if figures.is_chinese() else "name_en"
+    return {domain["code"]: domain[name] for domain in routing.get("domains") or []}
+
+
 def report_verdict(version: ModelVersion) -> Verdict | None:
-    """Did the tuning help, and is that real?"""
-    before, after, control = (version.report.get(key) or {} for key, _title in STAGES)
+    """Did the tuning help, and is that real? The words of its job's page."""
+    before, after, control = (_moment(version, key) for key, _title in STAGES)
     if not before.get("loss") or not after.get("loss"):
         return None
-    fall = 1 - after["loss"] / before["loss"]
-    words = {
-        "fall": figures.percent(fall, 1),
-        "share": figures.percent(after.get("mapped_share")),
-        "was": figures.percent(before.get("mapped_share")),
-        "control": figures.percent(control.get("mapped_share")),
-    }
-    better = fall > 0 and (after.get("mapped_share") or 0) >= (before.get("mapped_share") or 0)
-    strong = (
-        _("Held-out loss fell by %(fall)s, and %(share)s of the tokens reach their mapped experts (%(was)s before).")
-        if better
-        else _("The tuning did not help: held-out loss fell by %(fall)s, mapped share is %(share)s (%(was)s before).")
-    )
-    rest = _("With a misplaced map it is %(control)s.") if control.get("mapped_share") is not None else ""
-    return Verdict("ok" if better else "caution", strong % words, rest % words if rest else "")
+    return tuned_verdict(before, after, control)
+
+
+def _moment(version: ModelVersion, key: str) -> dict[str, Any]:
+    value = version.report.get(key)
+    return value if isinstance(value, dict) else {}

@@ -16,6 +16,7 @@ from registry import describe, services
 from registry.downloads import version_file_response
 from registry.forms import AliasForm, ModelForm, NoteForm, UploadForm
 from registry.models import Model
+from registry.operated import operated_report, operated_verdict
 from registry.selectors import model_get, models_of, uploads_of, version_get
 
 # What the import form offers first; the job that imports it knows where it lies.
@@ -108,6 +109,7 @@ def alias_remove(request: HttpRequest, pk: int) -> HttpResponse:
 def version_detail(request: HttpRequest, pk: int) -> HttpResponse:
     """One version: what it is, where it comes from, what it holds."""
     version = version_get(caller_of(request).team, pk)
+    operated = operated_report(version.report)
     context = {
         "version": version,
         "model": version.model,
@@ -120,6 +122,8 @@ def version_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "report": describe.report_rows(version),
         "report_domains": describe.report_domains(version),
         "report_verdict": describe.report_verdict(version),
+        "operated": operated,
+        "operated_verdict": operated_verdict(operated) if operated else None,
         "files": sorted(version.files.items()),
         "children": version.children.select_related("model").order_by("id"),
         "note_form": NoteForm(initial={"note": version.note}),

@@ -10,7 +10,7 @@ from django import template
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
-from common import figures
+from common import figures, gains
 from common.parts.render import render
 
 register = template.Library()
@@ -53,6 +53,26 @@ def state_of(thing: Any, reason: str = "") -> SafeString:
     word = getattr(thing, "get_state_display", None)
     value = str(getattr(thing, "state", thing))
     return lamp(getattr(thing, "lamp", None) or value, word() if word else value, reason)
+
+
+@register.simple_tag
+def gain(change: str | None) -> SafeString:
+    """The lamp of a judged change (`common.gains`) beside its figure; its word is for screen readers and the tooltip."""
+    known = next((one for one in gains.WORDS if one and one == change), None)
+    if known is None:
+        return mark_safe("")
+    word = gains.WORDS[known]
+    return format_html(
+        '<span class="gain" title="{}">{}<span class="visually-hidden">{}</span></span>',
+        word, lampdot(gains.LAMPS[known]), word,
+    )  # fmt: skip
+
+
+@register.simple_tag
+def gain_word(change: str | None) -> SafeString:
+    """A judged change as a lamp with its word."""
+    known = next((one for one in gains.WORDS if one == (change or "")), "")
+    return lamp(gains.LAMPS[known], str(gains.WORDS[known]))
 
 
 @register.simple_block_tag

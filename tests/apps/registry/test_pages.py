@@ -102,3 +102,29 @@ def test_the_admin_shows_versions_and_changes_none(people, line):
     assert client.get(f"/admin/registry/model/{line[0].model_id}/change/").status_code == 200
     assert client.post(f"/admin/registry/modelversion/{line[0].pk}/change/", {"note": "x"}).status_code == 403
     assert client.get("/admin/registry/artifact/").status_code == 200
+
+
+def test_a_version_that_an_operation_made_shows_its_lineage_and_its_report(people, tmp_path, line):
+    _dense, mixture = line
+    report = {
+        "kind": "add", "expert": 8, "keeps_function": True,
+        "loss_before": {"support": 2.6, "copy": 2.0}, "loss_after": {"support": 2.6, "copy": 2.2},
+        "kl": {"support": 0.0, "copy": 0.1},
+    }  # fmt: skip
+    lineage = {"kind": "operate", "job_id": 7, "operation": {"kind": "add", "source": 0}}
+    made = make_version(people, tmp_path, spec=moe_spec(num_experts=9), parent=mixture, report=report, lineage=lineage)
+    text = people.client("owner").get(reverse("registry:version", args=[made.pk])).content.decode()
+    assert f"Add one: made from {mixture.label} by job 7" in text
+    assert "What the operation did" in text
+    assert "by 0.200 nats a token" in text
+    assert text.count('data-state="caution"') >= 2
+
+
+def test_the_version_and_its_job_say_the_same_of_a_tuning(people, line):
+    from registry.describe import report_verdict
+    from registry.tuned import tuned_verdict
+
+    verdict = report_verdict(line[1])
+    assert verdict == tuned_verdict(*(REPORT[key] for key in ("before", "after", "control")))
+    assert verdict is not None
+    assert verdict.state == "ok"

@@ -1,0 +1,122 @@
+"""What an operation on experts did, as the pages of its job and of its version show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from common import figures, gains
+from common.verdict import Verdict
+
+OPERATIONS: dict[str, Promise] = {
+    "grow": gettext_lazy("Grow"),
+    "add": gettext_lazy("Add one"),
+    "remove": gettext_lazy("Remove one"),
+    "merge": gettext_lazy("Merge two"),
+    "specialise_clone": gettext_lazy("Clone and specialise"),
+    "quantise": gettext_lazy("Quantise"),
+    "distil": gettext_lazy("Distil"),
+    "compose": gettext_lazy("Compose"),
+    "upcycle": gettext_lazy("Lay experts"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DomainChange:
+    """Loss of one domain before and after, in nats a token."""
+
+    code: str
+    before: float | None
+    after: float | None
+    kl: float | None
+
+    @property
+    def change(self) -> float | None:
+        """By how much the loss rose."""
+        return None if self.before is None or self.after is None else self.after - self.before
+
+    @property
+    def verdict(self) -> gains.Change:
+        """better, worse, same, or nothing while it cannot be said."""
+        return gains.judge("loss", self.before, self.after)
+
+
+@dataclass(frozen=True, slots=True)
+class Operated:
+    """The report of an operation in words and rows."""
+
+    facts: list[tuple[str, str]]
+    domains: list[DomainChange]
+
+
+def operated_report(report: Mapping[str, Any]) -> Operated | None:
+    """What a report says; None where it is not the report of an operation."""
+    return (
+        Operated(list(_facts(report)), list(_domains(report))) if report.get("kind") in OPERATIONS else None
+    )
+
+
+def operation_title(kind: str) -> str:
+    """The operation's name in the reader's language."""
+    return str(OPERATIONS.get(kind, kind))
+
+
+def operated_verdict(operated: Operated | None) -> Verdict:
+    """Whether a domain lost anything by it."""
+    known = [row for row in operated.domains if row.verdict] if operated else []
+    if not known:
+        return Verdict("ok", _("Its loss was not measured; name logs to have it measured."))
+    worse = [row.code for row in known if row.verdict == "worse"]
+    if not worse:
+        return Verdict("ok", _("No domain's loss rose by more than chance."))
+    worst = max(known, key=lambda row: row.change or 0.0)
+    words = {
+        "count": len(worse),
+        "of": len(known),
+        "worst": worst.code,
+        "nats": figures.number(worst.change, 3),
+        "share": figures.percent(gains.change(worst.before, worst.after), 1),
+    }
+    sentence = _(
+        "The loss of %(count)s of %(of)s domains rose; most of all that of %(worst)s, by %(nats)s nats a token (%(share)s)."
+    )
+    return Verdict("caution", sentence % words)
+
+
+def _domains(report: Mapping[str, Any]) -> Iterator[DomainChange]:
+    before, after, kl = (_table(report, name) for name in ("loss_before", "loss_after", "kl"))
+    for code in after or before:
+        yield DomainChange(code, before.get(code), after.get(code), kl.get(code))
+
+
+def _table(report: Mapping[str, Any], name: str) -> dict[str, float]:
+    value = report.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The figures that some operations have, each with its unit."""
+    if "keeps_function" in report:
+        kept = _("yes, to rounding") if report["keeps_function"] else _("no")
+        yield _("Says the same at that moment"), kept
+    if report.get("expert") is not None and not isinstance(report["expert"], list):
+        yield _("New expert"), str(report["expert"])
+    if report.get("experts"):
+        yield _("Removed, by layer"), ", ".join(str(expert) for expert in report["experts"])
+    if "bits_per_weight" in report:
+        words = {"now": _size(report["expert_bytes"]), "before": _size(report["expert_bytes_16_bit"])}
+        yield _("Bits a weight, as stored"), figures.number(report["bits_per_weight"], 2)
+        yield _("Experts' bytes"), _("%(now)s of %(before)s at 16 bits") % words
+        yield _("Saved"), figures.percent(report["saved"], 1)
+    if report.get("same_best_token"):
+        same = report["same_best_token"].values()
+        yield _("Same best next token"), figures.percent(sum(same) / len(same), 1)
+
+
+def _size(num_bytes: float) -> str:
+    return figures.joined(figures.bytes_parts(num_bytes))
