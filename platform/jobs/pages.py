@@ -11,13 +11,14 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from common import figures
+from jobs.by_stage import num_turns, stages_of
 from jobs.choices import HELD, JobKind, JobState
 from jobs.models import Job, JobEvent
 from jobs.operated import operation_words
-from jobs.stages import STAGES
 
 ETA_FROM = 0.08
-CONTROL_STAGES = ("control", "evaluate_control")
+# Their stages take about the shares of the time that `jobs.stages` gives them; an operation's do not.
+FORESEEN = (JobKind.TUNE, JobKind.IMPORT)
 
 
 def stations_of(job: Job) -> list[dict[str, Any]]:
@@ -35,12 +36,6 @@ def stations_of(job: Job) -> list[dict[str, Any]]:
     ]
 
 
-def stages_of(job: Job) -> list[Any]:
-    """The stages that this job goes through."""
-    without_control = job.kind == JobKind.TUNE and not job.inputs.get("tune", {}).get("control", True)
-    return [stage for stage in STAGES[job.kind] if not (without_control and "control" in stage.key)]
-
-
 def _state(job: Job, place: int, at: int) -> str:
     if job.state == JobState.SUCCEEDED or place < at:
         return "done"
@@ -53,11 +48,7 @@ def _note(job: Job, key: str) -> str:
     """What a station is about, in a few words."""
     tune = job.inputs.get("tune", {})
     if key == "specialise":
-        experts = {expert for domain in tune["routing"]["domains"] for expert in domain["experts"]}
-        general = bool(
-            tune.get("layout") and tune["routing"].get("general_experts")
-        )  # one turn for all of them
-        count = tune["specialise_steps"] * (len(experts) + general)
+        count = tune["specialise_steps"] * num_turns(tune)
         return ngettext("%(count)s step", "%(count)s steps", count) % {"count": figures.number(count)}
     if key in ("route", "control"):
         count = tune["route_steps"]
@@ -163,17 +154,9 @@ def took_s(job: Job) -> float | None:
 def time_left_s(job: Job) -> float | None:
     """About how long it still takes, once enough is done to say."""
     spent = took_s(job)
-    if spent is None or job.state != JobState.RUNNING or job.progress < ETA_FROM:
+    if spent is None or job.state != JobState.RUNNING or job.progress < ETA_FROM or job.kind not in FORESEEN:
         return None
     return spent * (1 - job.progress) / job.progress
-
-
-def latest_figures(job: Job) -> dict[str, Any]:
-    """The last step's figures, so that the page is true before its script has run."""
-    steps = JobEvent.objects.filter(job=job, kind="step", payload__has_key="loss")
-    # The control is a yardstick: its figures must not pass for those of the model.
-    event = steps.exclude(payload__stage__in=CONTROL_STAGES).order_by("-seq").first()
-    return dict(event.payload) if event else {}
 
 
 def log_lines(job: Job) -> list[tuple[datetime | None, str]]:

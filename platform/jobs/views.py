@@ -19,7 +19,8 @@ from accounts.access import Role, role_required
 from accounts.caller import Caller
 from common.errors import DomainError, NotFound
 from jobs import pages, services
-from jobs.choices import ENDED, OPEN, JobState
+from jobs.by_stage import latest_own, learning_plan, stage_figures
+from jobs.choices import ENDED, OPEN, JobKind, JobState
 from jobs.coverage_of_form import coverage_for
 from jobs.forms import ImportForm, TuneForm, show_error
 from jobs.models import Job
@@ -86,7 +87,10 @@ def job_detail(request: HttpRequest, pk: int) -> HttpResponse:
 
 def job_context(job: Job) -> dict[str, Any]:
     """Everything that the page of a job shows."""
-    report, left, latest = report_of(job), pages.time_left_s(job), pages.latest_figures(job)
+    report, left = report_of(job), pages.time_left_s(job)
+    by_stage = stage_figures(job) if job.kind == JobKind.TUNE else []
+    own = latest_own(by_stage)
+    latest = own.figures if own else {}
     return {
         "job": job,
         "report": report,
@@ -95,6 +99,9 @@ def job_context(job: Job) -> dict[str, Any]:
         "stations": pages.stations_of(job),
         "stage_title": stage_title(job),
         "latest": latest,
+        "latest_stage": own.title if own else "",
+        "by_stage": by_stage,
+        "plan": learning_plan(job),
         "recipe": pages.recipe_of(job),
         "lineage": pages.lineage_of(job),
         "took_s": pages.took_s(job),

@@ -47,7 +47,8 @@ export function ticksOf(low, high, wanted = 4) {
   return { values: out, digits: Math.max(0, Math.min(3, -Math.floor(Math.log10(step) + 1e-9) + (String(step / power) === "2.5" ? 1 : 0))) };
 }
 
-// series: [{values, kind, area, of: length of the whole axis}], marks: [{at: 0..1, label}], fair: a reference value
+// series: [{values, kind, area, of: length of the whole axis, at: a place 0..1 for each value}], fair: a reference value,
+// marks: [{at: 0..1, label, short: what stands at the flag when it is not the label}]
 export function lines(host, options) {
   let now = options;
   const draw = () => {
@@ -65,8 +66,8 @@ export function lines(host, options) {
       parts.push(s("line", { class: "axis", x1: left, x2: width, y1: y(value), y2: y(value) }), s("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(ticks.digits) + (k === ticks.values.length - 1 ? unit : "")));
     }
     if (fair != null) parts.push(s("line", { class: "fair", x1: left, x2: width, y1: y(fair), y2: y(fair) }));
-    for (const { values, kind, area, of = values.length } of series) {
-      const points = values.map((v, i) => [x(i, of), y(v)]), drawn = points.filter(([, py]) => !gap(py));
+    for (const { values, kind, area, of = values.length, at } of series) {
+      const points = values.map((v, i) => [at ? left + at[i] * (width - left - 2) : x(i, of), y(v)]), drawn = points.filter(([, py]) => !gap(py));
       if (!drawn.length) continue;
       if (area) parts.push(s("path", { class: "area", d: `${path(drawn)}L${drawn.at(-1)[0].toFixed(1)} ${bottom}L${drawn[0][0].toFixed(1)} ${bottom}Z` }));
       parts.push(s("path", { class: kind, d: path(points) }));
@@ -74,13 +75,13 @@ export function lines(host, options) {
     }
     // A label stands where there is room: right of its flag, else left of it, else only the flag stands.
     const taken = [];
-    for (const { at, label } of marks) {
-      const px = left + at * (width - left), w = [...label].reduce((sum, c) => sum + (c > "\u2e80" ? 12 : 6.2), 0);
+    for (const { at, label, short = label } of marks) {
+      const px = left + at * (width - left - 2), w = [...short].reduce((sum, c) => sum + (c > "\u2e80" ? 12 : 6.2), 0);
       const free = (from) => from >= left && from + w <= width && taken.every(([a, b]) => from > b + 8 || from + w < a - 8);
       const from = [px + 7, px - 7 - w].find(free);
       parts.push(s("line", { class: "mark", x1: px, x2: px, y1: 5, y2: bottom }), s("path", { class: "flag", d: `M${px - 3.5} 2h7l-3.5 6z` }, s("title", {}, label)));
       taken.push([px - 4, px + 4]);
-      if (from != null) { taken.push([from, from + w]); parts.push(s("text", { x: from > px ? px + 7 : px - 7, y: 10, "text-anchor": from > px ? "start" : "end" }, label)); }
+      if (from != null) { taken.push([from, from + w]); parts.push(s("text", { x: from > px ? px + 7 : px - 7, y: 10, "text-anchor": from > px ? "start" : "end" }, short)); }
     }
     labels.forEach((label, i) => parts.push(s("text", { x: left + (i / Math.max(1, labels.length - 1)) * (width - left), y: height - 2, "text-anchor": i === 0 ? "start" : i === labels.length - 1 ? "end" : "middle" }, label)));
     host.setAttribute("class", "chart"); host.setAttribute("height", height); host.setAttribute("viewBox", `0 0 ${width} ${height}`);

@@ -2,7 +2,9 @@
 //
 // <section id="job" data-live-url="/ws/jobs/12/" data-steps="600"> and, each optional:
 //   [data-kpi="loss|tokens_per_second|max_vio|entropy|mapped_share|progress"] with [data-kpi-spark], [data-kpi-note]
+//   data-plan='[{"key": "route", "title": "Tune the router", "steps": 16}…]'   the stages that learn: the axis of the curves
 //   svg[data-curve="loss|max_vio|mapped_share|entropy"]      one chart each; data-goal draws a dotted line
+//   [data-stage-row="STAGE"] with [data-figure="loss|…"]      the last figures of each stage
 //   [data-station="STAGE"] in ol.stations                     done, now, next as the stages come
 //   [data-domain-loss="CODE"], svg[data-domain-spark="CODE"]  the loss of one domain, now and on its way
 //   #heat with #heat-at                                       expert load of the last step, every layer
@@ -85,7 +87,7 @@ function enter(name) {
   if (at < 0) return;
   all.forEach((node, i) => { node.classList.toggle("done", i < at); if (i === at) node.setAttribute("aria-current", "step"); else node.removeAttribute("aria-current"); });
 }
-function note(one) { for (const node of $$('[data-kpi-note="progress"]')) node.textContent = t("step {step} of {of}", { step: fmt(one.step), of: fmt(one.of) }); }
+function note(one) { if (!over) for (const node of $$('[data-kpi-note="progress"]')) node.textContent = [stageName(one.stage), t("step {step} of {of}", { step: fmt(one.step), of: fmt(one.of) })].filter(Boolean).join(" · "); }
 function kpi(key, value) { for (const node of $$(`[data-kpi="${key}"]`)) node.textContent = SHOW[key](value); for (const bar of $$(`progress[data-progress]`)) if (key === "progress") bar.value = value; }
 
 function line({ level = "info", text = "" }, at) {
@@ -98,18 +100,26 @@ function line({ level = "info", text = "" }, at) {
 
 // The control is a yardstick: it is drawn as a curve, but its figures must not pass for those of the model.
 const isOwn = (one) => !/control/.test(one.stage ?? "");
+// The run's own axis: the stages that learn, one after the other. What measures counts windows, and has no place on it.
+const plan = JSON.parse(root?.dataset.plan ?? "[]"), total = plan.reduce((sum, one) => sum + one.steps, 0);
+const before = (key) => { const i = plan.findIndex((one) => one.key === key); return i < 0 ? null : plan.slice(0, i).reduce((sum, one) => sum + one.steps, 0); };
+const runStep = (one) => { const from = before(one.stage); return from == null ? null : from + one.step; };
+// Figures that stand side by side are of one stage: the last that speaks for the model.
+function speaking() { const last = steps.findLast(isOwn); return last ? steps.filter((one) => one.stage === last.stage) : []; }
 
 function paint() {
   if (!dirty || document.hidden) return;
   dirty = false;
-  const last = steps.at(-1), own = steps.filter(isOwn);
+  const last = steps.at(-1), own = speaking();
   if (last) {
+    const spoken = stageName(own.at(-1)?.stage);
     for (const key of CURVES) {
       const values = own.map((one) => one[key]).filter((v) => v != null);
-      if (!values.length) continue;
-      kpi(key, values.at(-1));
+      if (own.length) for (const node of $$(`[data-kpi="${key}"]`)) node.textContent = values.length ? SHOW[key](values.at(-1)) : "—";
+      for (const node of $$(`[data-kpi-note="${key}"], .of-stage .plate small`)) if (spoken) node.textContent = spoken;
       for (const svg of $$(`[data-kpi-spark="${key}"]`)) spark(svg, values.slice(-60));
     }
+    byStage();
     for (const svg of $$("[data-curve]")) curve(svg);
     byDomain();
     board();
@@ -122,11 +132,16 @@ function paint() {
 
 function byDomain() {
   for (const node of $$("[data-domain-loss]")) {
-    const code = node.dataset.domainLoss, values = steps.filter(isOwn).map((one) => one.loss_by_domain?.[code]).filter((v) => v != null);
-    if (!values.length) continue;
-    node.textContent = fmt(values.at(-1), 3);
+    const code = node.dataset.domainLoss, values = speaking().map((one) => one.loss_by_domain?.[code]).filter((v) => v != null);
+    node.textContent = values.length ? fmt(values.at(-1), 3) : "—";
     for (const svg of $$(`[data-domain-spark="${CSS.escape(code)}"]`)) spark(svg, values.slice(-60));
   }
+}
+// A stage that goes on writes its row itself; what is done, the server has written.
+function byStage() {
+  const last = steps.at(-1), row = last && $(`[data-stage-row="${CSS.escape(last.stage ?? "")}"]`);
+  if (!row) return;
+  for (const cell of $$("[data-figure]", row)) { const key = cell.dataset.figure; cell.textContent = key === "done" ? `${fmt(last.step)} / ${fmt(last.of)}` : last[key] == null ? "—" : SHOW[key](last[key]); }
 }
 let heat = null;
 function board() {
@@ -136,20 +151,21 @@ function board() {
   heat.show(last.cells);
 }
 
-// One line per stage, so that a new stage starts a new line and is named at its flag.
+// One line per stage, placed on the steps of the whole run; flags carry the stage's number, a list beside them its name.
 function curve(svg) {
-  const key = svg.dataset.curve, known = steps.filter((one) => one[key] != null);
-  if (!known.length) return;
-  const values = [], marks = [];
+  const key = svg.dataset.curve, known = steps.filter((one) => one[key] != null && runStep(one) != null);
+  if (!total) return;
+  const values = [], at = [];
   known.forEach((one, i) => {
-    if (i && one.stage !== known[i - 1].stage) { values.push(null); marks.push({ at: i / Math.max(1, known.length - 1), label: stageName(one.stage) }); }
-    values.push(one[key]);
+    if (i && one.stage !== known[i - 1].stage) { values.push(null); at.push(0); }
+    values.push(one[key]); at.push(runStep(one) / total);
   });
+  const marks = plan.map((one, i) => ({ at: before(one.key) / total, label: one.title, short: String(i + 1) }));
   const goal = svg.dataset.goal ? Number(svg.dataset.goal) : null, finite = values.filter((v) => v != null);
-  const options = { series: [{ values, kind: "a" }], fair: goal, marks, labels: [stepName(known[0]), stepName(known.at(-1))], left: 40, ...(key === "mapped_share" ? { min: 0, max: 1 } : key === "max_vio" ? { min: 0, max: Math.max(1, ...finite, goal ?? 0) } : {}) };
+  const options = { series: [{ values, at, kind: "a" }], fair: goal, marks, labels: ["0", t("step {step}", { step: fmt(total) })], left: 40, ...(key === "mapped_share" ? { min: 0, max: 1 } : key === "max_vio" ? { min: 0, max: Math.max(1, ...finite, goal ?? 0) } : {}) };
   if (charts.has(svg)) charts.get(svg).update(options); else charts.set(svg, lines(svg, options));
 }
-const stepName = (one) => t("step {step}", { step: fmt(one.step) });
+const stepName = (one) => t("step {step}", { step: fmt(runStep(one) ?? one.step) });
 const stageName = (name) => $(`[data-station="${CSS.escape(name ?? "")}"] b`)?.textContent ?? name ?? "";
 
 function layerChoices() {
@@ -158,14 +174,16 @@ function layerChoices() {
   pick.replaceChildren(...shape.layers.map((layer, i) => el("option", { value: i, selected: i === Math.floor(shape.layers.length / 2) }, `L${layer}`)));
 }
 function history() {
-  const canvas = $("#history"), shown = steps.filter((one) => one.cells && isOwn(one));
+  const canvas = $("#history"), shown = steps.filter((one) => one.cells && isOwn(one) && runStep(one) != null);
   if (!canvas || !shape || !shown.length) return;
   const layer = Number($("#layer")?.value ?? 0), { experts } = shape, scale = stops("heat"), style = getComputedStyle(document.documentElement), ink = (name) => style.getPropertyValue(name).trim();
   const box = canvas.getBoundingClientRect(), ratio = devicePixelRatio || 1, ctx = canvas.getContext("2d");
   if (!box.width) return;
   canvas.width = box.width * ratio; canvas.height = box.height * ratio; ctx.scale(ratio, ratio);
   const left = 34, top = 5, bottom = 18, width = (box.width - left) / Math.max(shown.length, 24), height = Math.floor((box.height - bottom - top) / experts);
+  const parted = [];
   shown.forEach(({ cells }, i) => {
+    if (i && shown[i].stage !== shown[i - 1].stage) parted.push(left + i * width);
     for (let e = 0; e < experts; e++) {
       const byte = cells[layer * experts + e];
       if (byte === NONE) continue;
@@ -174,6 +192,9 @@ function history() {
       if (byte === ASLEEP) { ctx.strokeStyle = ink("--heat-dead-ring"); ctx.strokeRect(left + i * width + 0.5, top + e * height + 0.5, Math.max(1, width - 1), height - 2); }
     }
   });
+  // A new stage begins here.
+  ctx.fillStyle = ink("--ink");
+  for (const x of parted) ctx.fillRect(x - 1, top - 3, 2, experts * height + 6);
   ctx.fillStyle = ink("--ink-3"); ctx.font = `${ink("--text-1")} ${ink("--font")}`; ctx.textBaseline = "middle"; ctx.textAlign = "right";
   const every = height >= 14 ? 1 : Math.ceil(14 / height);
   for (let e = 0; e < experts; e += every) ctx.fillText(`E${e}`, left - 7, top + e * height + height / 2);
@@ -181,7 +202,7 @@ function history() {
   ctx.textAlign = "right"; ctx.fillText(stepName(shown.at(-1)), Math.max(left + 120, left + shown.length * width), box.height - 3);
   canvas.onpointermove = (event) => {
     const i = Math.floor((event.clientX - box.left - left) / width), e = Math.floor((event.clientY - canvas.getBoundingClientRect().top - top) / height), byte = shown[i]?.cells[layer * experts + e];
-    if (byte != null && e < experts && $("#history-at")) $("#history-at").textContent = t("step {step}, expert {expert}: {ratio}×", { step: fmt(shown[i].step), expert: e, ratio: ratioText(byte) });
+    if (byte != null && e < experts && $("#history-at")) $("#history-at").textContent = t("step {step}, expert {expert}: {ratio}×", { step: fmt(runStep(shown[i])), expert: e, ratio: ratioText(byte) });
   };
 }
 $("#layer")?.addEventListener("change", history);
