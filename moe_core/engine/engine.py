@@ -128,7 +128,7 @@ class Engine:
         """Start statistics and prefix cache anew; for after the warm-up."""
         self.pool.forget_all()
         if self.runner.counts is not None:
-            self.runner.counts.counts_PNLE.zero_()
+            self.runner.counts.forget()
         self.stats = EngineStats(self.runner.counts, self.routing.codes)
 
     # The steps of a step, in order.

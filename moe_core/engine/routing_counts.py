@@ -2,7 +2,8 @@
 
 Each token is counted once for each of its experts in each layer, when it is first computed for its request:
 padding never, tokens taken from the prefix cache never (no expert sees them), tokens computed again after a
-preemption never.
+preemption never. Beside them, for the share to own experts: by phase and domain how often a token passed an expert layer
+(visits), and in how many of those one of its top-k experts was its domain's own (hits).
 
 Shapes: P phases, N domains (row 0: none), L expert layers, E experts, T tokens of a step, K places.
 """
@@ -12,26 +13,38 @@ from __future__ import annotations
 from collections.abc import Sequence as Chunks
 
 import torch
+from torch import Tensor
 
 from moe_core.engine.scheduler import Chunk
 from moe_core.routers import Routing
+from moe_core.routers.mapped import mapped_hits
 from moe_core.spec import MoeSpec
 
 PHASES = ("prefill", "decode")
 
 
 class RoutingCounts:
-    """An int64 tensor (P, N, L, E) that one index_add a step brings up to date."""
+    """An int64 tensor (P, N, L, E) that one index_add a step brings up to date, and one (P, N, 2) of visits and hits.
 
-    def __init__(self, moe: MoeSpec, num_domains: int, max_batch_tokens: int) -> None:
-        num_layers = len(moe.moe_layers)
+    `labels_NE` (domains without the row of none) is not 0 where an expert is mapped to a domain.
+    """
+
+    def __init__(self, moe: MoeSpec, labels_NE: Tensor, max_batch_tokens: int) -> None:
+        num_layers, num_domains = len(moe.moe_layers), labels_NE.shape[0]
         self.moe_layers = moe.moe_layers
         self.counts_PNLE = torch.zeros(
             len(PHASES), num_domains + 1, num_layers, moe.num_experts, dtype=torch.int64
         )
+        self.reach_PN2 = torch.zeros(len(PHASES), num_domains + 1, 2, dtype=torch.int64)
+        self._labels_NE = labels_NE
         self._index_of = {layer: index for index, layer in enumerate(moe.moe_layers)}
         self._ids_LTK = torch.zeros(num_layers, max_batch_tokens, moe.num_places, dtype=torch.int64)
         self._layer_base_L11 = (torch.arange(num_layers) * moe.num_experts)[:, None, None]
+
+    def forget(self) -> None:
+        """Begin at nothing: what the golden prompt did is nobody's traffic."""
+        self.counts_PNLE.zero_()
+        self.reach_PN2.zero_()
 
     def observe(self, layer: int, routing: Routing) -> None:
         """Keep one layer's choice until the step ends."""
@@ -53,7 +66,7 @@ class RoutingCounts:
             self._count(chunks)
 
     def _count(self, chunks: Chunks[Chunk]) -> None:
-        places, bases = [], []
+        places, rows, domains = [], [], []
         _, num_rows, num_layers, num_experts = self.counts_PNLE.shape
         first = 0
         for chunk in chunks:
@@ -61,12 +74,20 @@ class RoutingCounts:
             for position in range(max(chunk.start, sequence.num_counted_tokens), chunk.end):
                 phase = int(position >= sequence.num_prompt_tokens)
                 places.append(first + position - chunk.start)
-                bases.append((phase * num_rows + sequence.domain + 1) * num_layers * num_experts)
+                rows.append(phase * num_rows + sequence.domain + 1)
+                domains.append(sequence.domain)
             first += chunk.num_tokens
         ids_LTK = self._ids_LTK[:, :first] if len(places) == first else self._ids_LTK[:, places]
-        cells = (ids_LTK + self._layer_base_L11 + torch.tensor(bases, dtype=torch.int64)[None, :, None]).view(
-            -1
-        )
+        row_T = torch.tensor(rows, dtype=torch.int64)
+        base_1T1 = row_T[None, :, None] * (num_layers * num_experts)
+        cells = (ids_LTK + self._layer_base_L11 + base_1T1).view(-1)
         # An empty place adds nothing to whatever cell it falls into; the first layer's would fall before the table.
         filled = (ids_LTK >= 0).to(torch.int64).reshape(-1)
         self.counts_PNLE.view(-1).index_add_(0, cells.clamp_(min=0), filled)
+        self._count_reach(ids_LTK, row_T, torch.tensor(domains, dtype=torch.int64))
+
+    def _count_reach(self, ids_LTK: Tensor, row_T: Tensor, domain_T: Tensor) -> None:
+        num_layers = ids_LTK.shape[0]
+        hits_T = mapped_hits(ids_LTK, self._labels_NE, domain_T).sum(0)
+        both_T2 = torch.stack([torch.full_like(hits_T, num_layers), hits_T], -1)
+        self.reach_PN2.view(-1, 2).index_add_(0, row_T, both_T2)

@@ -19,6 +19,7 @@ from moe_core.kernels.cpu.linear import MAX_TOKENS, linear_to_float
 from moe_core.model.context import RoutingContext
 from moe_core.model.decoder import Decoder
 from moe_core.model.domain_prior import DomainPrior
+from moe_core.routers.mapped import label_table
 from moe_core.spec import RoutingSpec
 
 
@@ -43,7 +44,11 @@ class ModelRunner:
         self.model = model
         self.num_threads = num_threads
         self.cache = PagedKVCache(model.spec, num_blocks, model.dtype)
-        self.counts = None if moe is None else RoutingCounts(moe, len(routing.domains), max_batch_tokens)
+        self.counts = (
+            None
+            if moe is None
+            else RoutingCounts(moe, label_table(routing, moe.num_experts), max_batch_tokens)
+        )
         self.prior: DomainPrior | None = None
         if moe is not None and routing.domains and routing.has_prior:
             self.prior = DomainPrior.from_routing(

@@ -1,5 +1,8 @@
 """Routing samples: what happened between two snapshots, as JSON for the board and the ingest.
 
+`counts` (N, L, E) are of all phases and `counts_decode` of one; so are `reach` and `reach_decode` (N, 2): visits of expert
+layers, and those in which a token reached an expert of its own domain. Arrays are little-endian and base64.
+
 Shapes: P phases, N domains (row 0: none), L expert layers, E experts.
 """
 
@@ -69,12 +72,10 @@ class SampleCursor:
 
 def totals(shape: SampleShape, now: Snapshot) -> dict[str, Any]:
     """Everything since the engine started, in the shape of a sample but with int64 counts."""
-    counts, decode = _by_phase(now, np.dtype("<i8"))
     return {
         "t_ms": now.at_ms,
         **shape.to_json(),
-        "counts": counts,
-        "counts_decode": decode,
+        **_arrays(now.counts_PNLE, now.reach_PN2, "<i8"),
         "num_steps": now.num_steps,
         "preemptions": now.num_preemptions,
         "prompt_tokens": now.prompt_tokens,
@@ -86,22 +87,29 @@ def totals(shape: SampleShape, now: Snapshot) -> dict[str, Any]:
 
 def _counts(now: Snapshot, last: Snapshot) -> dict[str, str]:
     if now.counts_PNLE is None or last.counts_PNLE is None:
-        return {"counts": "", "counts_decode": ""}
+        return _arrays(None, None, "<u4")
+    assert now.reach_PN2 is not None and last.reach_PN2 is not None
     window = now.counts_PNLE - last.counts_PNLE
     # A window would have to last days to reach 2**32; wrapping must not go unseen all the same.
-    if int(window.max(initial=0)) >= 1 << 32:
+    reach = now.reach_PN2 - last.reach_PN2
+    if max(int(window.max(initial=0)), int(reach.max(initial=0))) >= 1 << 32:
         raise OverflowError("more than 2**32 tokens in one window")
-    return {"counts": _encoded(window.sum(0), "<u4"), "counts_decode": _encoded(window[DECODE], "<u4")}
+    return _arrays(window, reach, "<u4")
 
 
-def _by_phase(now: Snapshot, dtype: np.dtype[Any]) -> tuple[str, str]:
-    if now.counts_PNLE is None:
-        return "", ""
-    return _encoded(now.counts_PNLE.sum(0), dtype), _encoded(now.counts_PNLE[DECODE], dtype)
+def _arrays(
+    counts_PNLE: NDArray[np.int64] | None, reach_PN2: NDArray[np.int64] | None, dtype: str
+) -> dict[str, str]:
+    """Both arrays, of all phases together and of decode alone; empty texts for a model without experts."""
+    told = {}
+    for name, array in (("counts", counts_PNLE), ("reach", reach_PN2)):
+        told[name] = "" if array is None else _encoded(array.sum(0), dtype)
+        told[f"{name}_decode"] = "" if array is None else _encoded(array[DECODE], dtype)
+    return told
 
 
-def _encoded(counts_NLE: NDArray[np.int64], dtype: np.dtype[Any] | str) -> str:
-    return base64.b64encode(counts_NLE.astype(dtype).tobytes()).decode()
+def _encoded(array: NDArray[np.int64], dtype: str) -> str:
+    return base64.b64encode(array.astype(dtype).tobytes()).decode()
 
 
 def gauges(now: Snapshot) -> dict[str, int]:

@@ -48,6 +48,8 @@ class Snapshot:
     at_ms: int
     # None for a model without experts.
     counts_PNLE: NDArray[np.int64] | None
+    # Visits and hits: see routing_counts.
+    reach_PN2: NDArray[np.int64] | None
     num_steps: int
     num_preemptions: int
     prompt_tokens: int
@@ -129,6 +131,7 @@ class EngineStats:
             serial=self._num_snapshots,
             at_ms=time.time_ns() // 1_000_000,
             counts_PNLE=None if self.counts is None else self.counts.counts_PNLE.numpy().copy(),
+            reach_PN2=None if self.counts is None else self.counts.reach_PN2.numpy().copy(),
             num_steps=self._num_steps,
             num_preemptions=engine.scheduler.num_preemptions,
             prompt_tokens=self._prompt_tokens,

@@ -14,20 +14,8 @@ from torch import Tensor
 
 from moe_core.operations.metrics import dead_experts, load_entropy, max_violation
 from moe_core.routers import Routing
+from moe_core.routers.mapped import label_table, mapped_hits
 from moe_core.spec import ModelSpec, RoutingSpec
-
-
-def mapped_hits(expert_ids_TK: Tensor, labels_NE: Tensor, domain_T: Tensor) -> Tensor:
-    """(T,) bool: whether one of the token's top-k experts is mapped to its domain; False for no domain."""
-    known_T = domain_T >= 0
-    mine_TE = labels_NE.bool()[domain_T.clamp(min=0)]
-    mine_TK = mine_TE.gather(1, expert_ids_TK.clamp(min=0)) & (expert_ids_TK >= 0)
-    return mine_TK.any(1) & known_T
-
-
-def label_table(routing: RoutingSpec, num_experts: int) -> Tensor:
-    """(N, E) float32: 1 where the expert is mapped to the domain."""
-    return torch.tensor(routing.label_matrix(num_experts), dtype=torch.float32).view(-1, num_experts)
 
 
 @dataclass(slots=True)
@@ -80,9 +68,7 @@ class Tally:
         flat = (rows_R[:, None] * num_experts + ids_RK)[ids_RK >= 0]
         counts = torch.bincount(flat, minlength=self.load_NLE.shape[0] * num_experts)
         self.load_NLE[:, at] += counts.view(-1, num_experts)
-        hits_R = (
-            mapped_hits(ids_RK, self.labels_NE, domain_R) if self.codes else torch.zeros_like(domain_R).bool()
-        )
+        hits_R = mapped_hits(ids_RK, self.labels_NE, domain_R)
         self.hits_NL[:, at] += torch.bincount(rows_R[hits_R], minlength=len(self.tokens_N))
         probs_RE = routing.probs_TE[real_T].detach().double()
         self.hesitation_L[at] -= torch.xlogy(probs_RE, probs_RE).sum()

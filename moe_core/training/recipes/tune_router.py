@@ -15,12 +15,13 @@ from torch import Tensor
 from moe_core.errors import NonFiniteLoss
 from moe_core.operations.learning import learning_rate_at
 from moe_core.routers.losses import balance_loss, label_loss, z_loss
+from moe_core.routers.mapped import label_table
 from moe_core.spec import RoutingSpec, TuneSpec
 from moe_core.training.data import Dealer
 from moe_core.training.forward import Pass, Share, forward, router_inputs
 from moe_core.training.lanes import Lanes, summed
 from moe_core.training.recipes.learner import StepFigures
-from moe_core.training.tally import Tally, label_table
+from moe_core.training.tally import Tally
 from moe_core.training.trunk import CutDecoder, TrunkCache
 from moe_core.training.whitened_adamw import WhitenedAdamW
 from moe_core.training.whitening import Whitening

@@ -34,6 +34,7 @@ class Expected:
 
     def __init__(self) -> None:
         self.counts_PNLE = np.zeros((2, *SHAPE_NLE), dtype=np.int64)
+        self.reach_PN2 = np.zeros((2, SHAPE_NLE[0], 2), dtype=np.int64)
 
     def add(self, lines: list[dict], prompt: bytes, domain: str | None) -> None:
         row = 0 if domain is None else 1 + [item["code"] for item in DOMAINS].index(domain)
@@ -46,10 +47,18 @@ class Expected:
     def _token(self, phase: int, row: int, byte: int) -> None:
         self.counts_PNLE[phase, row, :, byte % 4] += 1
         self.counts_PNLE[phase, row, :, (byte + 1) % 4] += 1
+        own = DOMAINS[row - 1]["experts"] if row else []
+        is_hit = bool({byte % 4, (byte + 1) % 4} & set(own))
+        self.reach_PN2[phase, row] += (SHAPE_NLE[1], SHAPE_NLE[1] * is_hit)
 
 
-def decoded(text: str, dtype: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), dtype=dtype).reshape(SHAPE_NLE).astype(np.int64)
+def decoded(text: str, dtype: str, shape: tuple[int, ...] = SHAPE_NLE) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype=dtype).reshape(shape).astype(np.int64)
+
+
+def reach(sample: dict, name: str, dtype: str) -> np.ndarray:
+    """Visits of expert layers and hits of own experts, by domain."""
+    return decoded(sample[name], dtype, (SHAPE_NLE[0], 2))
 
 
 async def many_requests(client: Client, expected: Expected, *, longest: int = 25) -> None:
@@ -80,6 +89,9 @@ async def test_totals_match_to_the_token(known_dir, tmp_path) -> None:
     assert totals["layers"] == [0, 1, 2]
     assert np.array_equal(decoded(totals["counts_decode"], "<i8"), expected.counts_PNLE[1])
     assert np.array_equal(decoded(totals["counts"], "<i8"), expected.counts_PNLE.sum(0))
+    assert np.array_equal(reach(totals, "reach_decode", "<i8"), expected.reach_PN2[1])
+    assert np.array_equal(reach(totals, "reach", "<i8"), expected.reach_PN2.sum(0))
+    assert (expected.reach_PN2[:, 1:, 1] > 0).all()
     assert min(totals["preemptions"], totals["reused_tokens"]) > 0
     assert totals["prompt_tokens"] * 2 == expected.counts_PNLE[0, :, 0].sum()
 
@@ -99,6 +111,7 @@ async def test_the_windows_of_the_sample_stream_sum_to_the_totals(known_dir, tmp
     assert [sample["seq"] for sample in samples] == list(range(1, len(samples) + 1))
     assert np.array_equal(sum(decoded(s["counts"], "<u4") for s in samples), expected.counts_PNLE.sum(0))
     assert np.array_equal(sum(decoded(s["counts_decode"], "<u4") for s in samples), expected.counts_PNLE[1])
+    assert np.array_equal(sum(reach(s, "reach", "<u4") for s in samples), expected.reach_PN2.sum(0))
     for key in ("prompt_tokens", "reused_tokens", "output_tokens"):
         assert sum(sample[key] for sample in samples) == totals[key]
     assert sum(len(sample["first_token_ms"]) for sample in samples) == 25

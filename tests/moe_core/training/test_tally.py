@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_core.routers import Routing
-from moe_core.training.tally import Tally, mapped_hits
+from moe_core.routers.mapped import mapped_hits
+from moe_core.training.tally import Tally
 
 
 def routing_of(ids: list[list[int]], num_experts: int = 4) -> Routing:
