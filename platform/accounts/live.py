@@ -5,7 +5,8 @@
         async def topic(self) -> str: ...            # raise NotFound for what is not the caller's
         async def snapshot(self) -> dict: ...        # holds "seq": frames up to it are in the snapshot
 
-Frames are JSON texts `{"type": …, "seq": n, …}` or binary. A client that sees a gap sends {"type":"resync"}.
+Frames are JSON texts `{"type": …, "seq": n, …}` or binary. A client that sees a gap sends {"type":"resync"}; one that
+wants to know the server's clock sends {"type":"ping","t":<its own>} and gets {"type":"pong","t":…,"server_ms":…}.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
+import time
 from typing import Any, ClassVar
 
 from channels.db import database_sync_to_async
@@ -32,6 +35,7 @@ RECHECK_S = 4.0
 # An idle feed and a dead one look alike to a browser, so an idle one says that it lives.
 PING_S = 8.0
 REFUSED, GONE, SLOW = 4403, 4404, 4408
+MAX_SAID = 200
 
 
 class LiveSocket(AsyncWebsocketConsumer):
@@ -71,11 +75,15 @@ class LiveSocket(AsyncWebsocketConsumer):
             task.cancel()
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-        """The one thing that a client may say: send the snapshot again."""
-        if text_data and len(text_data) < 200:
-            with contextlib.suppress(ValueError):
-                if json.loads(text_data) == {"type": "resync"}:
-                    await self.send_snapshot()
+        """The two things that a client may say: send the snapshot again, and what time is it."""
+        if not text_data or len(text_data) >= MAX_SAID:
+            return
+        with contextlib.suppress(ValueError, RecursionError):
+            said = json.loads(text_data)
+            if said == {"type": "resync"}:
+                await self.send_snapshot()
+            elif (pong := pong_to(said)) is not None:
+                await self.send(text_data=json.dumps(pong))
 
     async def stream(self, topic: str) -> None:
         """Send the snapshot, then every frame; after a gap the snapshot again."""
@@ -129,3 +137,16 @@ class LiveSocket(AsyncWebsocketConsumer):
         if not isinstance(user, get_user_model()) or not user.is_active:
             return None
         return caller_of(user, fresh.get(TEAM_KEY))
+
+
+def pong_to(said: Any) -> dict[str, Any] | None:
+    """The answer to a client's ping: its own time back, beside the server's; None for what is no ping.
+
+    The server's clock showed it within the round trip, so the client learns that clock and need not trust its own.
+    """
+    if not isinstance(said, dict) or said.keys() != {"type", "t"} or said["type"] != "ping":
+        return None
+    told = said["t"]
+    if isinstance(told, bool) or not isinstance(told, (int, float)) or not math.isfinite(told):
+        return None
+    return {"type": "pong", "t": told, "server_ms": round(time.time() * 1000, 1)}

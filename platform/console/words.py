@@ -33,6 +33,9 @@ WORDS: tuple[str, ...] = (
     _("Layer {layer}, expert {expert}: {ratio} times the fair share"),
     _("Layer {layer}, expert {expert}: asleep, no token came"),
     _("Layer {layer} has no experts: every token passes"),
+    _("Layer {layer} is quiet: no token passed it"),
+    _("quiet: no token passed it"),
+    _("no experts"),
     _("step {step}"),
     _("step {step} of {of}"),
     _("step {step}, expert {expert}: {ratio}×"),
@@ -56,5 +59,7 @@ WORDS: tuple[str, ...] = (
     _("This version is dense: it has no router to trace."),
     _("Tokens of the prompt"),
     _("Experts of the chosen token by layer"),
-    _("{share} of this token's weight goes to the experts of its domain"),
+    _(
+        "Reaches own experts in {hits} of {layers} layers; {share} of its weight goes to the experts of its domain"
+    ),
 )

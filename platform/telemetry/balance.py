@@ -6,6 +6,7 @@ Shapes: L expert layers, E experts, N domains.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,23 @@ def domain_shares(cube: Cube) -> dict[str, list[float]]:
     }
 
 
+def mapped_share(cube: Cube, domains: Iterable[str] | None = None) -> float | None:
+    """The share to own experts of all domains together, or of some; None without tokens of theirs.
+
+    It is `moe_core.routers.mapped`'s, mean over the expert layers.
+    """
+    codes = cube.shape.domains if domains is None else domains
+    rows = [row for row, code in enumerate(cube.shape.domains) if code and code in codes]
+    visits, hits = cube.reach_PN2[:, rows].sum((0, 1))
+    return float(hits / visits) if visits else None
+
+
+def mapped_share_by_domain(cube: Cube) -> dict[str, float]:
+    """The share to own experts of each domain that had tokens."""
+    shares = {code: mapped_share(cube, (code,)) for code in cube.shape.domains if code}
+    return {code: round(share, 5) for code, share in shares.items() if share is not None}
+
+
 def summary(cube: Cube) -> dict[str, Any]:
     """The figures of a whole cube, as JSON."""
     load_LE = cube.load_LE()
@@ -89,6 +107,8 @@ def summary(cube: Cube) -> dict[str, Any]:
         "asleep": [{"layer": one.layer, "expert": one.expert} for one in asleep(cube, load_LE)[:100]],
         "num_asleep": len(asleep(cube, load_LE)),
         "domain_shares": domain_shares(cube),
+        "mapped_share": _rounded(mapped_share(cube)),
+        "mapped_share_by_domain": mapped_share_by_domain(cube),
     }
 
 

@@ -1,4 +1,8 @@
-"""Live boards: one frame a deployment, each the whole picture of the last minute, so that a lost one does no harm."""
+"""Live boards: one frame a deployment, each the whole picture of the last minute, so that a lost one does no harm.
+
+A frame says when it was made (`t_ms`) and when the newest sample that it holds was taken (`sampled_ms`, by the engine's
+clock); a board is as old as its newest sample, whoever sends it again.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from django.db.models import F
 from django.utils import timezone
+from numpy.typing import NDArray
 
 from deployments.models import Deployment
 from telemetry import balance, latency
+from telemetry.axes import Axes, axes_of
+from telemetry.cube import Cube
 from telemetry.models import Board, Rollup
 from telemetry.tally import Tally
 
@@ -73,10 +80,10 @@ def window_from_rows(deployment_id: int, version_id: int, now_s: int) -> Window:
     return Window({row.start_s: Tally.of_row(row) for row in rows})
 
 
-def picture(window: Window, gauges: dict[str, Any], now_s: int) -> dict[str, Any]:
-    """What a board shows, as JSON."""
+def picture(window: Window, gauges: dict[str, Any], now_s: int, axes: Axes) -> dict[str, Any]:
+    """What a board shows, as JSON. A quiet board has its axes all the same: every lamp is there, and none is lit."""
     window.trim(now_s)
-    total = window.total()
+    total = Tally(Cube.empty(axes.shape)).plus(window.total())
     shown = total.cube
     counts = shown.counts_PNLE
     phases, domains = shown.heading()["phases"], list(shown.shape.domains)
@@ -89,8 +96,11 @@ def picture(window: Window, gauges: dict[str, Any], now_s: int) -> dict[str, Any
         "phases": phases,
         "domains": domains,
         "layers": list(shown.shape.layers),
+        "num_layers": axes.num_layers,
         "num_experts": shown.shape.num_experts,
-        "counts": base64.b64encode(counts.clip(max=2**32 - 1).astype("<u4").tobytes()).decode(),
+        "counts": _words(counts),
+        "reach_domains": list(shown.shape.domains),
+        "reach": _words(shown.reach_PN2),
         "prompt_tokens": total.prompt_tokens,
         "output_tokens": total.output_tokens,
         "reused_tokens": total.reused_tokens,
@@ -100,6 +110,10 @@ def picture(window: Window, gauges: dict[str, Any], now_s: int) -> dict[str, Any
         "inter_token": _latency(total.inter_token),
         "gauges": gauges,
     }
+
+
+def _words(array: NDArray[np.int64]) -> str:
+    return base64.b64encode(array.clip(max=2**32 - 1).astype("<u4").tobytes()).decode()
 
 
 def _latency(histogram: latency.Histogram) -> dict[str, float | int | None]:
@@ -121,15 +135,17 @@ class BoardWriter:
         """Add a batch inside its transaction; return the frames to publish when it is committed."""
         frames = []
         changed: dict[int, Tally] = {}
+        sampled_ms: dict[int, int] = {}
         for (deployment, resolution, start, version), bucket in sorted(buckets.items()):
             if resolution != 1:
                 continue
             self._window(deployment, version, int(time.time())).add(start, bucket.tally)
             changed[deployment] = changed.get(deployment, Tally()).plus(bucket.tally)
+            sampled_ms[deployment] = max(sampled_ms.get(deployment, 0), bucket.sampled_ms)
             for replica, gauges in bucket.gauges.items():
                 self.gauges[deployment][replica] = (time.monotonic(), gauges)
         for deployment, tally in changed.items():
-            frame = self._frame(deployment, tally)
+            frame = self._frame(deployment, tally, sampled_ms[deployment])
             if frame is not None:
                 frames.append((topic_of(deployment), frame))
         self._forget_old(int(time.time()))
@@ -147,7 +163,7 @@ class BoardWriter:
             self.windows[key] = window_from_rows(deployment, version, now_s)
         return self.windows[key]
 
-    def _frame(self, deployment_id: int, tally: Tally) -> bytes | None:
+    def _frame(self, deployment_id: int, tally: Tally, sampled_ms: int) -> bytes | None:
         """Number the next frame and write the board's head."""
         deployment = Deployment.objects.filter(pk=deployment_id).first()
         if deployment is None:
@@ -156,13 +172,15 @@ class BoardWriter:
         gauges = self._gauges(deployment_id)
         board, _made = Board.objects.select_for_update().get_or_create(deployment=deployment)
         columns = {} if tally.is_empty else Tally.of_row(board).plus(tally).columns()
+        sampled_ms = max(sampled_ms, board.sampled_ms or 0)
         Board.objects.filter(pk=board.pk).update(
-            **columns, seq=F("seq") + 1, at=timezone.now(), gauges=gauges
+            **columns, seq=F("seq") + 1, at=timezone.now(), sampled_ms=sampled_ms, gauges=gauges
         )
         version = shown_version(deployment, [key[1] for key in self.windows if key[0] == deployment_id])
         window = self.windows.get((deployment_id, version or 0), Window())
-        shown = picture(window, gauges, int(now))
-        head = {"type": "event", "seq": board.seq + 1, "t_ms": int(now * 1000), "version": version}
+        shown = picture(window, gauges, int(now), axes_of(deployment, version))
+        head = {"type": "event", "seq": board.seq + 1, "t_ms": int(now * 1000), "sampled_ms": sampled_ms}
+        head["version"] = version
         return json.dumps({**head, **shown}, separators=(",", ":")).encode()
 
     def _gauges(self, deployment_id: int) -> dict[str, int]:

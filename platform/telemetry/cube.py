@@ -1,12 +1,16 @@
 """Counts of routed tokens. A token counts once for each of its top-k experts in each layer; padding never.
 
+Beside them stand visits and hits: how often a token passed an expert layer, and in how many of those it reached an expert of
+its own domain, as `moe_core.routers.mapped` defines it. They cannot be had from the counts: a token that reaches two of its
+own experts reaches them once.
+
 Shapes: P phases (prefill, decode), N domains (row 0: none), L expert layers, E experts.
 """
 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +39,10 @@ class Shape:
         """A cube in which nothing was counted."""
         return np.zeros((len(PHASES), len(self.domains), len(self.layers), self.num_experts), dtype=np.int64)
 
+    def no_reach(self) -> NDArray[np.int64]:
+        """Visits and hits of nothing."""
+        return np.zeros((len(PHASES), len(self.domains), 2), dtype=np.int64)
+
 
 @dataclass(slots=True)
 class Cube:
@@ -42,6 +50,11 @@ class Cube:
 
     shape: Shape
     counts_PNLE: NDArray[np.int64]
+    reach_PN2: NDArray[np.int64] = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.reach_PN2 is None:
+            self.reach_PN2 = self.shape.no_reach()
 
     @classmethod
     def empty(cls, shape: Shape | None = None) -> Cube:
@@ -67,13 +80,14 @@ class Cube:
         ):
             return other
         if self.shape.domains == other.shape.domains:
-            return Cube(self.shape, self.counts_PNLE + other.counts_PNLE)
+            return Cube(self.shape, self.counts_PNLE + other.counts_PNLE, self.reach_PN2 + other.reach_PN2)
         more = tuple(code for code in other.shape.domains if code not in self.shape.domains)
         shape = Shape(self.shape.domains + more, self.shape.layers, self.shape.num_experts)
         total = Cube.empty(shape)
         for part in (self, other):
             rows = [shape.domains.index(code) for code in part.shape.domains]
             total.counts_PNLE[:, rows] += part.counts_PNLE
+            total.reach_PN2[:, rows] += part.reach_PN2
         return total
 
     def minus(self, earlier: Cube) -> Cube:
@@ -81,7 +95,9 @@ class Cube:
         if earlier.shape != self.shape:
             return self
         difference = self.counts_PNLE - earlier.counts_PNLE
-        return self if difference.min(initial=0) < 0 else Cube(self.shape, difference)
+        if difference.min(initial=0) < 0:
+            return self
+        return Cube(self.shape, difference, (self.reach_PN2 - earlier.reach_PN2).clip(min=0))
 
     def load_LE(self, phase: str = "", domain: str | None = None) -> NDArray[np.int64]:
         """Loads of all phases and domains, or of one of each (domain "" is: none named)."""
@@ -93,7 +109,11 @@ class Cube:
 
     def pack(self) -> bytes:
         """Bytes for a column or a stream."""
-        return zlib.compress(self.counts_PNLE.astype("<u8").tobytes(), 1)
+        return _packed(self.counts_PNLE)
+
+    def pack_reach(self) -> bytes:
+        """Visits and hits as bytes."""
+        return _packed(self.reach_PN2)
 
     def heading(self) -> dict[str, Any]:
         """The axes as JSON."""
@@ -123,14 +143,22 @@ def shape_of(heading: dict[str, Any]) -> Shape:
     return shape
 
 
-def unpack(shape: Shape, data: bytes | memoryview) -> Cube:
-    """Read a packed cube.
+def unpack(shape: Shape, data: bytes | memoryview, reach: bytes | memoryview = b"") -> Cube:
+    """Read a packed cube; rows from before visits and hits were counted have none.
 
     Raises:
         ValueError: for bytes of another shape.
     """
     if not data:
         return Cube.empty(shape)
-    raw = inflate(bytes(data), 8 * shape.num_cells)
-    counts = np.frombuffer(raw, dtype="<u8").astype(np.int64)
-    return Cube(shape, counts.reshape(shape.zeros().shape))
+    counts = _unpacked(data, shape.zeros())
+    return Cube(shape, counts, _unpacked(reach, shape.no_reach()) if reach else None)  # type: ignore[arg-type]
+
+
+def _packed(array: NDArray[np.int64]) -> bytes:
+    return zlib.compress(array.astype("<u8").tobytes(), 1)
+
+
+def _unpacked(data: bytes | memoryview, like: NDArray[np.int64]) -> NDArray[np.int64]:
+    raw = inflate(bytes(data), 8 * like.size)
+    return np.frombuffer(raw, dtype="<u8").astype(np.int64).reshape(like.shape)

@@ -38,6 +38,7 @@ class Bucket:
 
     tally: Tally = field(default_factory=Tally)
     gauges: dict[int, dict[str, int]] = field(default_factory=dict)
+    sampled_ms: int = 0
 
 
 BucketKey = tuple[int, int, int, int]
@@ -132,6 +133,7 @@ def differences(samples: list[Sample]) -> dict[BucketKey, Bucket]:
             bucket = buckets.setdefault((sample.deployment, resolution, start, sample.version), Bucket())
             bucket.tally = bucket.tally.plus(change)
             bucket.gauges[sample.replica] = sample.gauges
+            bucket.sampled_ms = max(bucket.sampled_ms, sample.t_ms)
     return buckets
 
 

@@ -16,7 +16,7 @@ from deployments.selectors import Standing, deployments_of, standing_of
 from telemetry import balance, latency
 from telemetry.boards import window_from_rows
 from telemetry.models import Board
-from telemetry.selectors import version_shown
+from telemetry.selectors import gauges_of, version_shown
 from telemetry.tally import Tally
 
 MAX_DEPLOYMENTS = 100
@@ -55,7 +55,7 @@ class TeamCollector(Collector):
         waiting = _gauge("vllm:num_requests_waiting", "Requests that wait for a place in the batch.")
         cache = _gauge("vllm:kv_cache_usage_perc", "Share of the key-value cache in use, 0 to 1.")
         for deployment in shown:
-            gauges = boards[deployment.pk].gauges if deployment.pk in boards else {}
+            gauges = gauges_of(boards.get(deployment.pk), self.now_s)
             total = gauges.get("kv_total", 0)
             running.add_metric(_labels(deployment), gauges.get("running", 0))
             waiting.add_metric(_labels(deployment), gauges.get("waiting", 0))
@@ -86,8 +86,8 @@ class TeamCollector(Collector):
         )
         asleep = _gauge("moe_dead_expert_ratio", "Share of experts that got no token in the last minute.")
         share = GaugeMetricFamily(
-            "moe_domain_home_share",
-            "Share of a domain's assignments that went to its own experts in the last minute.",
+            "moe_domain_mapped_share",
+            "Share of a domain's tokens whose top-k held one of its own experts; mean of layers, last minute.",
             labels=(*LABELS, "domain"),
         )
         for deployment in shown:
@@ -101,11 +101,8 @@ class TeamCollector(Collector):
                 continue
             vio.add_metric(_labels(deployment), violation)
             asleep.add_metric(_labels(deployment), len(balance.asleep(cube, load_LE)) / load_LE.size)
-            homes = {one["code"]: one["experts"] for one in deployment.domains.get("domains", ())}
-            for code, shares in balance.domain_shares(cube).items():
-                if code in homes:
-                    mine = sum(shares[expert] for expert in homes[code] if expert < len(shares))
-                    share.add_metric((*_labels(deployment), code), mine)
+            for code, reached in balance.mapped_share_by_domain(cube).items():
+                share.add_metric((*_labels(deployment), code), reached)
         yield from (vio, asleep, share)
 
 

@@ -11,13 +11,14 @@ RESOLUTIONS_S = (1, 10, 60)
 
 class Tally(models.Model):
     """What was counted: packed arrays beside plain figures. The shape of `counts` is
-    [phase][domain][layer][expert], little-endian uint64, deflated."""
+    [phase][domain][layer][expert], that of `reach` [phase][domain][visits, hits]; little-endian uint64, deflated."""
 
     phases = models.JSONField(default=list)
     domains = models.JSONField(default=list)
     layers = models.JSONField(default=list)
     num_experts = models.PositiveIntegerField(default=0)
     counts = models.BinaryField(default=bytes)
+    reach = models.BinaryField(default=bytes)
     prompt_tokens = models.BigIntegerField(default=0)
     output_tokens = models.BigIntegerField(default=0)
     reused_tokens = models.BigIntegerField(default=0)
@@ -73,11 +74,13 @@ class EngineCounter(Tally):
 
 
 class Board(Tally):
-    """The head of a deployment's live board: the number of its last frame, and totals since it was made."""
+    """The head of a deployment's live board: the number of its last frame, when the newest sample in it was taken (by its
+    engine's clock), and totals since it was made."""
 
     deployment = models.OneToOneField(Deployment, on_delete=models.CASCADE, related_name="board")
     seq = models.BigIntegerField(default=0)
     at = models.DateTimeField(null=True)
+    sampled_ms = models.BigIntegerField(null=True)
     gauges = models.JSONField(default=dict)
 
     def __str__(self) -> str:

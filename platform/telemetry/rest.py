@@ -56,6 +56,11 @@ RoutingOut = inline_serializer(
             child=_list(child=_list(child=_list(child=_whole()))),
             help_text="[phase][domain][layer][expert]; a token counts once for each of its top-k experts.",
         ),
+        "reach": _list(
+            child=_list(child=_list(child=_whole(), min_length=2, max_length=2)),
+            help_text="[phase][domain]: how often a token passed an expert layer, and in how many of those one of its top-k "
+            "experts was its domain's own.",
+        ),
         "total": _whole(help_text="All assignments."),
         "prompt_tokens": _whole(),
         "output_tokens": _whole(),
@@ -67,7 +72,18 @@ RoutingOut = inline_serializer(
         "hottest": inline_serializer("HottestCell", {**CELL, "ratio": _share()}, allow_null=True),
         "asleep": inline_serializer("AsleepCell", CELL, many=True),
         "num_asleep": _whole(),
-        "domain_shares": serializers.DictField(child=_list(child=_share())),
+        "domain_shares": serializers.DictField(
+            child=_list(child=_share()),
+            help_text="For each domain the share of its assignments that each expert got.",
+        ),
+        "mapped_share": _share(
+            allow_null=True,
+            help_text="Share to own experts: of the tokens of all domains, those whose top-k held an expert of their own; "
+            "mean of the layers.",
+        ),
+        "mapped_share_by_domain": serializers.DictField(
+            child=_share(), help_text="The share to own experts of each domain that had tokens."
+        ),
         "first_token_ms": _percentiles("FirstToken"),
         "inter_token_ms": _percentiles("InterToken"),
         "series": inline_serializer("RoutingPoint", POINT, many=True),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from telemetry import cube as cubes
 from telemetry import latency
@@ -55,6 +56,7 @@ class Sample:
         return {
             "head": json.dumps(head, separators=(",", ":")),
             "counts": self.total.cube.pack(),
+            "reach": self.total.cube.pack_reach(),
             "first_token": latency.pack(self.total.first_token),
             "inter_token": latency.pack(self.total.inter_token),
         }
@@ -69,7 +71,7 @@ class Sample:
         try:
             head: dict[str, Any] = json.loads(fields[b"head"])
             total = Tally(
-                cubes.unpack(shape_of(head), fields[b"counts"]),
+                cubes.unpack(shape_of(head), fields[b"counts"], fields[b"reach"]),
                 _count(head, "prompt_tokens"),
                 _count(head, "output_tokens"),
                 _count(head, "reused_tokens"),
@@ -113,8 +115,15 @@ class Totals:
 
 def _cube_of(line: dict[str, Any]) -> Cube:
     shape = shape_of(line)
+    return Cube(shape, _by_phase(line, "counts", shape.zeros()), _by_phase(line, "reach", shape.no_reach()))
+
+
+def _by_phase(line: dict[str, Any], name: str, like: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Prefill and decode, out of both together and decode alone; a model without experts says nothing."""
+    if not line[name]:
+        return like
     both, decode = (
-        np.frombuffer(base64.b64decode(line[name]), dtype="<i8").reshape(shape.zeros().shape[1:])
-        for name in ("counts", "counts_decode")
+        np.frombuffer(base64.b64decode(line[key]), dtype="<i8").reshape(like.shape[1:])
+        for key in (name, f"{name}_decode")
     )
-    return Cube(shape, np.stack([both - decode, decode]).astype(np.int64))
+    return np.stack([both - decode, decode]).astype(np.int64)

@@ -10,12 +10,13 @@ from django.utils.translation import gettext as _
 
 from common.errors import Invalid
 from deployments.models import Deployment
-from registry.models import ModelVersion
 from telemetry import balance, latency
-from telemetry.boards import Window, picture, shown_version, window_from_rows
-from telemetry.cube import Cube, Shape
+from telemetry.axes import axes_of
+from telemetry.boards import GAUGE_LIFE_S, Window, picture, shown_version, window_from_rows
+from telemetry.cube import Cube
 from telemetry.models import Board, Rollup
 from telemetry.retention import KEPT_S
+from telemetry.sample import GAUGES
 from telemetry.tally import Tally
 
 MAX_POINTS = 360
@@ -80,7 +81,8 @@ def routing_of_window(deployment: Deployment, window_s: int, version_id: int | N
     span = span_of(window_s)
     version = version_id or version_shown(deployment)
     rows = rollups_in(deployment, span, version) if version else []
-    total, points = Tally(), []
+    # Its axes are there in a quiet window too.
+    total, points = Tally(Cube.empty(axes_of(deployment, version).shape)), []
     for row in rows:
         tally = Tally.of_row(row)
         total = total.plus(tally)
@@ -94,6 +96,7 @@ def routing_of_window(deployment: Deployment, window_s: int, version_id: int | N
         "resolution_s": span.resolution_s,
         **cube.heading(),
         "counts": cube.counts_PNLE.tolist(),
+        "reach": cube.reach_PN2.tolist(),
         "total": int(cube.counts_PNLE.sum()),
         "prompt_tokens": total.prompt_tokens,
         "output_tokens": total.output_tokens,
@@ -126,27 +129,23 @@ def _point(row: Rollup, tally: Tally, resolution_s: int) -> dict[str, Any]:
     }
 
 
-def shape_of_version(deployment: Deployment, version_id: int | None) -> Shape:
-    """Return the axes of a version's counts, as its specification says; a dense one has none."""
-    version = ModelVersion.objects.filter(pk=version_id or deployment.desired_version_id).first()
-    moe = version.spec.get("moe") if version else None
-    if not moe:
-        return Shape()
-    codes = ("", *(domain["code"] for domain in deployment.domains.get("domains", ())))
-    return Shape(codes, tuple(moe["moe_layers"]), int(moe["num_experts"]))
-
-
 def board_snapshot(deployment: Deployment) -> dict[str, Any]:
     """Return what the board shows now, in the shape of a frame."""
     now = time.time()
     board = Board.objects.filter(deployment=deployment).first()
     version = version_shown(deployment)
     window = window_from_rows(deployment.pk, version, int(now)) if version else Window()
-    # A quiet board has its shape all the same: every lamp is there, and none is lit.
-    window.add(int(now), Tally(Cube.empty(shape_of_version(deployment, version))))
     return {
         "seq": board.seq if board else 0,
         "t_ms": int(now * 1000),
+        "sampled_ms": board.sampled_ms if board else None,
         "version": version,
-        **picture(window, board.gauges if board else {}, int(now)),
+        **picture(window, gauges_of(board, now), int(now), axes_of(deployment, version)),
     }
+
+
+def gauges_of(board: Board | None, now_s: float) -> dict[str, int]:
+    """The gauges of a board, as long as its engines still speak; what an engine said before it fell silent is not now."""
+    if board is None or board.at is None or now_s - board.at.timestamp() > GAUGE_LIFE_S:
+        return {**dict.fromkeys(GAUGES, 0), "engines": 0}
+    return dict(board.gauges)

@@ -57,6 +57,7 @@ class Tally:
         return {
             **self.cube.heading(),
             "counts": self.cube.pack(),
+            "reach": self.cube.pack_reach(),
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
             "reused_tokens": self.reused_tokens,
@@ -69,7 +70,7 @@ class Tally:
         """Read a row."""
         heading = {"domains": row.domains, "layers": row.layers, "num_experts": row.num_experts}
         return cls(
-            cubes.unpack(shape_of(heading), row.counts),
+            cubes.unpack(shape_of(heading), row.counts, row.reach),
             row.prompt_tokens,
             row.output_tokens,
             row.reused_tokens,

@@ -18,6 +18,7 @@ from deployments.models import Deployment
 from deployments.selectors import deployment_get, deployments_of, standing_of
 from deployments.sentences import event_lamp, event_sentence
 from telemetry import balance, words
+from telemetry.axes import axes_of
 from telemetry.boards import window_from_rows
 from telemetry.selectors import routing_of_window, version_shown
 
@@ -59,13 +60,15 @@ def board(request: HttpRequest, pk: int) -> HttpResponse:
 def verdict_of(deployment: Deployment) -> dict[str, str]:
     """The board's answer for its first paint; the browser keeps it true afterwards."""
     version = version_shown(deployment)
+    if axes_of(deployment, version).is_dense:
+        return {"state": "off", "strong": _(words.DENSE), "rest": "", "more": "deployment"}
     if version is None:
-        return {"state": "off", "strong": _(words.QUIET), "rest": _(words.QUIET_REST)}
+        return {"state": "off", "strong": _(words.NO_ENGINE), "rest": _(words.NO_ENGINE_REST), "more": "deployment"}
     cube = window_from_rows(deployment.pk, version, int(time.time())).total().cube
     load_LE = cube.load_LE()
     hot = balance.hottest(cube, load_LE)
     if hot is None:
-        return {"state": "off", "strong": _(words.QUIET), "rest": _(words.QUIET_REST)}
+        return {"state": "off", "strong": _(words.QUIET), "rest": _(words.QUIET_REST), "more": "playground"}
     asleep = len(balance.asleep(cube, load_LE))
     if hot.ratio > HOT:
         sentence = _(words.HOT_ASLEEP) if asleep else _(words.HOT)
@@ -74,7 +77,7 @@ def verdict_of(deployment: Deployment) -> dict[str, str]:
     strong = sentence.format(
         layer=hot.layer, expert=hot.expert, ratio=figures.number(hot.ratio, 1), count=figures.number(asleep)
     )
-    return {"state": "caution" if hot.ratio > HOT or asleep else "ok", "strong": strong, "rest": ""}
+    return {"state": "caution" if hot.ratio > HOT or asleep else "ok", "strong": strong, "rest": "", "more": "where"}
 
 
 def marks_of(deployment: Deployment, since_s: int) -> list[dict[str, Any]]:

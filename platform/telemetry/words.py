@@ -12,7 +12,9 @@ HOT = _("Layer {layer}, expert {expert} carries {ratio}× its fair share.")
 HOT_ASLEEP = _("Layer {layer}, expert {expert} carries {ratio}× its fair share; {count} experts are asleep.")
 LEVEL = _("The load is level: no expert carries more than {ratio}× its fair share.")
 LEVEL_ASLEEP = _("No expert carries more than {ratio}× its fair share, but {count} are asleep.")
-DOMAIN = _("{name} keeps {share} of its tokens at its own experts.")
+NO_ENGINE = _("No engine reports.")
+NO_ENGINE_REST = _("Its page says what holds it up; the board follows by itself.")
+DOMAIN = _("{share} of the tokens of {name} reach its own experts.")
 DOMAIN_QUIET = _("No token of {name} came in the last minute.")
 
 WORDS: tuple[str, ...] = (
@@ -23,7 +25,31 @@ WORDS: tuple[str, ...] = (
     HOT_ASLEEP,
     LEVEL,
     LEVEL_ASLEEP,
+    NO_ENGINE,
+    NO_ENGINE_REST,
     DOMAIN,
+    _("Even routing would give {chance}."),
+    _("No token of {name} came in this window."),
+    _("No token came in this window."),
+    _("No such token came in this window."),
+    _("Nothing serves here yet; the lamps appear with the first version."),
+    _("{layers} layers × {experts} experts, {dense} layers without"),
+    _("no sample yet"),
+    _("no engine reports; last sample {ago}"),
+    _("no engine"),
+    _("none in this window"),
+    _("tokens/s"),
+    _("tokens/s; dashed: MaxVio, its scale ends at {value}"),
+    _("Nothing to compare: no token came."),
+    _("No experts here: every token passes this part."),
+    _("quiet"),
+    _("Own expert of"),
+    _("no domain"),
+    _("no token"),
+    _("{count} tokens"),
+    _("others"),
+    _("Assignments"),
+    _("This model has too many experts to tell its domains apart live; choose 10 min."),
     DOMAIN_QUIET,
     _("none named"),
     _("{layers} layers × {experts} experts"),
@@ -47,8 +73,6 @@ WORDS: tuple[str, ...] = (
     _("no token in the last minute"),
     _("no token in this window"),
     _("Domain"),
-    _("Routed"),
-    _("At home"),
     _("its own expert"),
     _("now"),
     _("{minutes} min ago"),

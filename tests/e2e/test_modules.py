@@ -85,7 +85,7 @@ def test_a_gap_asks_for_a_snapshot_once_and_goes_on_from_it(console: Page) -> No
     ]
     found = console.evaluate(SOCKET, script)
     assert [one for one in found["heard"] if " " in one] == ["snapshot 4", "event 5", "snapshot 8", "event 9"]
-    assert found["sent"] and set(found["sent"]) == {'{"type":"resync"}'}
+    assert found["sent"] == ['{"type":"resync"}']
 
 
 def test_what_was_already_seen_is_dropped_and_what_has_no_number_passes(console: Page) -> None:
@@ -109,13 +109,16 @@ def test_a_refused_socket_is_not_tried_again(console: Page) -> None:
 
 def test_heat_is_anchored_at_the_fair_share_and_sleep_is_no_colour(console: Page) -> None:
     found = console.evaluate("""async () => {
-      const { loads, quantise, ratioOf, ASLEEP, NONE } = await import("/static/console/js/heat.js");
+      const { loads, quantise, ratioOf, ASLEEP, QUIET, NONE } = await import("/static/console/js/heat.js");
       const bytes = [...loads(new Uint32Array([10, 10, 10, 10, 40, 0, 0, 0, 0, 0, 0, 0]), 3, 4)];
-      return { bytes, ASLEEP, NONE, one: quantise(1), two: ratioOf(quantise(2)), most: quantise(1e9), least: quantise(1e-9) };
+      return { bytes, ASLEEP, QUIET, NONE, one: quantise(1), two: ratioOf(quantise(2)), most: quantise(1e9), least: quantise(1e-9) };
     }""")
     assert found["bytes"][:4] == [found["one"]] * 4 == [127] * 4
     assert found["bytes"][4] == 127 + 84 and found["bytes"][5:8] == [found["ASLEEP"]] * 3
-    assert found["bytes"][8:] == [found["NONE"]] * 4, "a layer through which nothing came says nothing"
+    assert found["bytes"][8:] == [found["QUIET"]] * 4, (
+        "a layer through which nothing came is quiet, not asleep"
+    )
+    assert len({found["ASLEEP"], found["QUIET"], found["NONE"], found["least"], found["most"]}) == 5
     assert (found["two"], found["most"], found["least"]) == (2, 253, 1)
 
 
@@ -164,3 +167,71 @@ def test_numbers_are_written_as_the_server_writes_them(console: Page) -> None:
       return [fmt(18420.4), fmt(-3.25, 1), fmt(-0.001, 2), fmt(null), percent(0.018, 1)];
     }""")
     assert found == ["18,420", "−3.3", "0.00", "—", "1.8\u202f%"]
+
+
+# A clock of our own under the one that is tested, and answers of a server at `offset` from it.
+CLOCK = """async (rounds) => {
+  const { ServerClock } = await import("/static/console/js/clock.js");
+  let here = 1000;
+  const time = new ServerClock(() => here), seen = [time.now()];
+  for (const { out, back, offset, pause = 0 } of rounds) {
+    here += pause;
+    const ping = time.ping();
+    here += out;
+    const told = here + offset;
+    here += back;
+    time.pong({ t: ping.t, server_ms: told });
+    seen.push(time.now() - (here + offset));
+  }
+  return { seen, error: time.error() };
+}"""
+HOURS = 3_600_000
+
+
+def test_the_servers_clock_is_known_to_half_a_round_trip_whatever_the_pages_own_says(console: Page) -> None:
+    rounds = [{"out": 200, "back": 20, "offset": 7 * HOURS}, {"out": 4, "back": 6, "offset": 7 * HOURS}]
+    found = console.evaluate(CLOCK, rounds)
+    assert found["seen"][0] is None, "before the first answer nothing is claimed"
+    assert abs(found["seen"][1]) <= 110 and abs(found["seen"][2]) <= 5
+    assert found["error"] == 5
+
+
+def test_a_slower_answer_does_not_spoil_a_quick_one_and_a_clock_that_was_set_does(console: Page) -> None:
+    quick, slow = {"out": 5, "back": 5, "offset": 0}, {"out": 900, "back": 10, "offset": 0}
+    moved = {"out": 20, "back": 20, "offset": 60_000}
+    found = console.evaluate(CLOCK, [quick, slow, moved])
+    assert [round(one) for one in found["seen"][1:3]] == [0, 0]
+    assert abs(found["seen"][3]) <= 20
+
+
+def test_the_age_of_a_sample_is_a_number_or_nothing(console: Page) -> None:
+    found = console.evaluate("""async () => {
+      const { ageOf } = await import("/static/telemetry/picture.js");
+      return [ageOf(1000, 3500), ageOf(5000, 3500), ageOf(undefined, 3500), ageOf(null, 3500), ageOf(1000, null)];
+    }""")
+    assert found == [2.5, 0, None, None, None]
+
+
+def test_a_board_draws_dense_layers_as_runs_between_those_with_experts(console: Page) -> None:
+    found = console.evaluate("""async () => {
+      const { rowsOf } = await import("/static/telemetry/picture.js");
+      return [rowsOf([2, 3, 5], 9), rowsOf([0, 1], 2), rowsOf([], 4)].map((rows) => rows.map(({ name, index }) => `${name}:${index}`));
+    }""")
+    assert found == [["0–1:null", "2:0", "3:1", "4:null", "5:2", "6–8:null"], ["0:0", "1:1"], []]
+
+
+def test_the_share_to_own_experts_comes_from_hits_and_visits_and_is_measured_against_chance(
+    console: Page,
+) -> None:
+    found = console.evaluate("""async () => {
+      const { reached, topK, byChance } = await import("/static/telemetry/picture.js");
+      const picture = { layers: [1, 3], num_experts: 4, phases: ["all"], domains: ["*"], counts: Float64Array.of(12, 8, 0, 4, 6, 6, 6, 6), reach_domains: ["", "support", "copy"],
+        reach: Float64Array.of(4, 0, 8, 6, 0, 0, 2, 0, 10, 1, 0, 0) };
+      return { both: reached(picture, "", "support"), prefill: reached(picture, "prefill", "support"), none: reached(picture, "", "copy"), stranger: reached(picture, "", "law"),
+        k: topK(picture), chance: [byChance(1, 8, 2), byChance(2, 8, 2), byChance(3, 4, 2)] };
+    }""")
+    assert found["both"] == {"share": pytest.approx(7 / 18), "tokens": 9}
+    assert found["prefill"] == {"share": 0.75, "tokens": 4}
+    assert found["none"] == found["stranger"] == {"share": None, "tokens": 0}
+    assert found["k"] == 2
+    assert found["chance"] == pytest.approx([1 / 4, 1 - 30 / 56, 1.0])

@@ -88,3 +88,27 @@ def test_histograms_add_up_where_percentiles_do_not():
     assert latency.percentile(one + other, 0.99) == pytest.approx(1000, rel=0.2)
     assert latency.percentile(latency.empty(), 0.5) is None
     assert (latency.unpack(latency.pack(one)) == one).all()
+
+
+def test_the_share_to_own_experts_is_hits_over_visits_of_named_domains() -> None:
+    cube = Cube.empty(Shape(("", "support", "copy", "law"), (2, 5), 4))
+    cube.reach_PN2[:, 0] = (50, 0)
+    cube.reach_PN2[0, 1], cube.reach_PN2[1, 1] = (8, 6), (12, 4)
+    cube.reach_PN2[1, 2] = (20, 20)
+    assert balance.mapped_share_by_domain(cube) == {"support": 0.5, "copy": 1.0}
+    assert balance.mapped_share(cube) == pytest.approx(30 / 40)
+    assert balance.mapped_share(cube, ("law",)) is None
+    assert balance.mapped_share(Cube.empty()) is None
+
+
+def test_visits_and_hits_add_up_subtract_and_survive_their_column() -> None:
+    one, other = Cube.empty(SHAPE), Cube.empty(Shape(("", "law", "support"), SHAPE.layers, SHAPE.num_experts))
+    one.reach_PN2[0, 1], other.reach_PN2[0, 2], other.reach_PN2[1, 1] = (4, 3), (6, 1), (2, 2)
+    both = one.plus(other)
+    assert both.shape.domains == ("", "support", "law")
+    assert both.reach_PN2[0].tolist() == [[0, 0], [10, 4], [0, 0]]
+    assert both.reach_PN2[1].tolist() == [[0, 0], [0, 0], [2, 2]]
+    assert (both.minus(both).reach_PN2 == 0).all()
+    again = unpack(both.shape, both.pack(), both.pack_reach())
+    assert (again.reach_PN2 == both.reach_PN2).all()
+    assert not unpack(both.shape, both.pack()).reach_PN2.any(), "rows from before it was counted have none"

@@ -70,6 +70,7 @@ def test_an_entry_of_the_stream_is_read_back_as_it_was_written(replica):
         {b"head": b"not json"},
         {b"counts": b"rubbish"},
         {b"first_token": b""},
+        {b"reach": b"rubbish"},
         {b"head": b'{"layers": [1], "num_experts": 1000000000, "domains": [""]}'},
     ],
 )
@@ -213,12 +214,14 @@ def test_the_frame_the_snapshot_and_the_api_say_the_same(replica, ingester, monk
     assert topic == f"board:{replica.deployment_id}"
     assert (frame["type"], frame["seq"], frame["output_tokens"]) == ("event", 2, 30)
     shot = board_snapshot(replica.deployment)
-    for name in ("seq", "counts", "domains", "layers", "output_tokens", "first_token", "gauges", "version"):
+    same = "seq sampled_ms counts reach reach_domains domains layers num_layers output_tokens first_token gauges version"
+    for name in same.split():
         assert shot[name] == frame[name], name
     routing = routing_of_window(replica.deployment, 60)
     assert (np.array(routing["counts"]) == total).all()
     assert routing["total"] == total.sum()
     assert routing["first_token_ms"]["count"] == 2
+    assert frame["sampled_ms"] == int((now - 1) * 1000)
 
 
 def test_domains_that_a_new_revision_brings_join_the_same_board(replica, ingester):

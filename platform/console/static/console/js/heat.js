@@ -1,27 +1,31 @@
 // The heat board: one canvas, one byte per cell, one look-up per cell.
 //
 //   const board = new Heat(host, { layers: [0, 1, …], experts: 8, groups: 8, height: 400, onPick(layer, expert, byte) });
-//   board.show(frame)      frame: Uint8Array of layers × experts; 0 asleep, 255 no expert here,
-//                          else 127 + 42·log2(load / fair share). `quantise(ratio)` and `loads(counts, experts)` make it.
+//   board.show(frame)      frame: Uint8Array of layers × experts; `quantise(ratio)` and `loads(counts, layers, experts)` make it
 //   board.reshape({layers, experts})      heatTable(shape, frame)      extremes(shape, frame, n)
+// A byte of a frame: 255 NONE: no expert here, the layer is dense · 254 QUIET: no token passed this layer, so nothing can be
+// said of its experts · 0 ASLEEP: tokens passed, this expert got none · 1…253: 127 + 42·log2(load / fair share), 127 is 1.0.
+// A layer is named by its number, or by a text such as "0–9" for a run of dense ones.
 // host: <div class="heat" id="heat" aria-label="…"></div>, with a polite live region of the page for what onPick says.
 // Cells under 12 px are pixels of a tiny image scaled up without smoothing; larger cells are lamps on tracks. The longer
 // axis lies flat. Painted in requestAnimationFrame, newest frame only, nothing while the page is hidden.
 import { el, t, $$ } from "./boot.js";
 
-export const ASLEEP = 0, NONE = 255;
+export const ASLEEP = 0, QUIET = 254, NONE = 255;
+// Whether a byte says anything about a load.
+export const isLoad = (byte) => byte < QUIET;
 export const quantise = (ratio) => (ratio <= 0 ? ASLEEP : 127 + Math.round(42 * Math.max(-3, Math.min(3, Math.log2(ratio)))));
 export const ratioOf = (byte) => (byte === ASLEEP ? 0 : 2 ** ((byte - 127) / 42));
 export const ratioText = (byte) => (byte === ASLEEP ? "0" : byte === 1 ? "≤ ⅛" : byte === 253 ? "≥ 8" : ratioOf(byte).toFixed(byte < 127 ? 2 : 1));
 const HALO = 205;
 
-// Counts of one window → bytes, each layer against its own fair share. `sum` picks rows of [domain][layer][expert].
+// Counts of one window → bytes, each layer against its own fair share; a layer without tokens is quiet.
 export function loads(counts, layers, experts, out = new Uint8Array(layers * experts)) {
   for (let layer = 0; layer < layers; layer++) {
     let total = 0;
     for (let e = 0; e < experts; e++) total += counts[layer * experts + e];
     const fair = total / experts;
-    for (let e = 0; e < experts; e++) out[layer * experts + e] = total ? quantise(counts[layer * experts + e] / fair) : NONE;
+    for (let e = 0; e < experts; e++) out[layer * experts + e] = total ? quantise(counts[layer * experts + e] / fair) : QUIET;
   }
   return out;
 }
@@ -78,7 +82,7 @@ export class Heat {
     const dead = token("--heat-dead");
     this.css[ASLEEP] = dead;
     this.lut[ASLEEP] = ((255 << 24) | (parseInt(dead.slice(5, 7), 16) << 16) | (parseInt(dead.slice(3, 5), 16) << 8) | parseInt(dead.slice(1, 3), 16)) >>> 0;
-    this.lut[NONE] = 0;
+    this.lut[NONE] = this.lut[QUIET] = 0;
     this.ink = { ground: token("--ground"), line: token("--line"), strong: token("--line-strong"), text: token("--ink-3"), ink: token("--ink"), ring: token("--heat-dead-ring"), on: token("--heat-on") };
     this.font = `${token("--text-1")} ${token("--font")}`;
     this.dark = document.documentElement.dataset.theme === "dark";
@@ -87,7 +91,8 @@ export class Heat {
     const width = this.host.clientWidth, layers = this.layers.length, { experts, groups } = this;
     if (!width || !layers || !experts) return;
     this.flat = layers > experts; // layers run left to right when there are more of them
-    const [cols, rows] = this.flat ? [layers, experts] : [experts, layers], gaps = this.flat ? 0 : groups - 1, left = 34, top = 18;
+    const [cols, rows] = this.flat ? [layers, experts] : [experts, layers], gaps = this.flat ? 0 : groups - 1, top = 18;
+    const left = this.flat ? 34 : Math.max(34, 16 + 7 * Math.max(...this.layers.map((one) => String(one).length)));
     const cell = Math.max(1, Math.floor((width - left - gaps * 4) / cols));
     // A lamp is round: its track may be wider than it, but not so wide that the rows fall apart.
     const room = Math.floor((this.height - top) / rows), lamps = cell >= 12 && rows <= 64;
@@ -130,18 +135,26 @@ export class Heat {
   labels() {
     const { ctx } = this, expert = (e) => `E${e}`, layer = (i) => `L${this.layers[i]}`;
     const [colName, rowName] = this.flat ? [layer, expert] : [expert, layer];
+    if (this.lamps) this.denseRows();
     ctx.textAlign = "right";
-    const rowStep = this.pitch >= 14 ? 1 : 5;
+    const rowStep = Math.max(1, Math.ceil(12 / this.pitch));
     for (let row = 0; row < this.rows; row += rowStep) ctx.fillText(rowName(row), this.left - 8, this.y(row) + this.pitch / 2);
     if (this.gap) { ctx.textAlign = "left"; const per = this.cols / this.groups; for (let g = 0; g < this.groups; g++) ctx.fillText(`${g * per}–${(g + 1) * per - 1}`, this.x(g * per), 8); return; }
     ctx.textAlign = "center";
     const colStep = Math.max(1, Math.ceil(24 / this.cell));
     for (let col = 0; col < this.cols; col += colStep) ctx.fillText(col ? String(this.flat ? this.layers[col] : col) : colName(0), this.x(col) + this.cell / 2, 8);
   }
+  // A row without experts says so: its track alone would look like a quiet one.
+  denseRows() {
+    const { ctx } = this;
+    ctx.textAlign = "left";
+    for (let row = 0; row < this.rows; row++) if (this.isDense(row)) ctx.fillText(t("no experts"), this.left, this.y(row) + this.pitch / 2);
+  }
+  isDense(row) { return !this.flat && this.frame?.[row * this.experts] === NONE; }
   tracks() {
     const { ctx, ink } = this;
     ctx.strokeStyle = ink.strong; ctx.lineWidth = 1.25;
-    for (let row = 0; row < this.rows; row++) { const y = this.y(row) + this.pitch / 2; ctx.beginPath(); ctx.moveTo(this.left, y); ctx.lineTo(this.x(this.cols - 1) + this.cell, y); ctx.stroke(); }
+    for (let row = 0; row < this.rows; row++) { const y = this.y(row) + this.pitch / 2, from = this.isDense(row) ? this.left + ctx.measureText(t("no experts")).width + 8 : this.left; ctx.strokeStyle = this.isDense(row) ? ink.line : ink.strong; ctx.beginPath(); ctx.moveTo(from, y); ctx.lineTo(this.x(this.cols - 1) + this.cell, y); ctx.stroke(); }
   }
   paintPixels() {
     const { ctx, ink, words, frame, lut } = this, per = this.cols / this.groups;
@@ -154,6 +167,7 @@ export class Heat {
     // The few that matter must be found at 3 px: hot ones get a halo, sleeping ones a hollow frame.
     for (let row = 0; row < this.rows; row++) for (let col = 0; col < this.cols; col++) {
       const byte = this.at(col, row);
+      if (byte === QUIET) { ctx.fillStyle = ink.strong; ctx.fillRect(x + Math.floor(this.cell / 2), y + Math.floor(this.pitch / 2) - 1, 1, 1); continue; }
       if (byte !== ASLEEP && (byte < HALO || byte === NONE)) continue;
       const x = this.x(col), y = this.y(row);
       if (byte === ASLEEP) { ctx.fillStyle = ink.ring; ctx.fillRect(x - 1, y - 1, this.cell + 2, this.pitch + 1); ctx.fillStyle = this.css[ASLEEP]; ctx.fillRect(x, y, this.cell, this.pitch - 1); }
@@ -169,8 +183,9 @@ export class Heat {
     for (let row = 0; row < this.rows; row++) for (let col = 0; col < this.cols; col++) {
       const byte = this.at(col, row), x = this.x(col) + this.cell / 2, y = this.y(row) + this.pitch / 2;
       if (byte === NONE) continue;
+      if (byte === QUIET) { ctx.beginPath(); ctx.arc(x, y, 2.5, 0, 6.2832); ctx.fillStyle = ink.ground; ctx.fill(); ctx.strokeStyle = ink.strong; ctx.lineWidth = 1.25; ctx.stroke(); continue; }
       ctx.beginPath(); ctx.arc(x, y, r, 0, 6.2832);
-      ctx.shadowBlur = this.dark && byte > 186 ? 10 : 0; ctx.shadowColor = css[byte];
+      ctx.shadowBlur = this.dark && byte > 186 && isLoad(byte) ? 10 : 0; ctx.shadowColor = css[byte];
       ctx.fillStyle = css[byte]; ctx.fill(); ctx.shadowBlur = 0;
       ctx.strokeStyle = byte === ASLEEP ? ink.ring : ink.ground; ctx.lineWidth = byte === ASLEEP ? 1.5 : 2; ctx.stroke();
       if (wide && (byte === ASLEEP || byte > 180)) { ctx.fillStyle = byte === ASLEEP ? ink.ring : this.dark ? "#1a1206" : byte > 200 ? "#fff" : ink.ink; ctx.fillText(byte === ASLEEP ? "0" : ratioOf(byte).toFixed(1), x, y + .5); }
@@ -215,6 +230,7 @@ export class Heat {
 // What a screen reader hears when somebody moved to a cell.
 export function cellWords({ layer, expert, byte }) {
   if (byte === NONE) return t("Layer {layer} has no experts: every token passes", { layer });
+  if (byte === QUIET) return t("Layer {layer} is quiet: no token passed it", { layer });
   if (byte === ASLEEP) return t("Layer {layer}, expert {expert}: asleep, no token came", { layer, expert });
   return t("Layer {layer}, expert {expert}: {ratio} times the fair share", { layer, expert, ratio: ratioText(byte) });
 }
@@ -233,7 +249,7 @@ addEventListener("themechange", legends);
 // The hottest and coldest cells, as {byte, layer, index, expert}.
 export function extremes({ layers, experts }, frame, count = 5) {
   const cells = [];
-  for (let i = 0; i < frame.length; i++) if (frame[i] !== NONE) cells.push({ byte: frame[i], index: Math.floor(i / experts), layer: layers[Math.floor(i / experts)], expert: i % experts });
+  for (let i = 0; i < frame.length; i++) if (isLoad(frame[i])) cells.push({ byte: frame[i], index: Math.floor(i / experts), layer: layers[Math.floor(i / experts)], expert: i % experts });
   cells.sort((a, b) => b.byte - a.byte);
   return { hot: cells.slice(0, count), cold: cells.slice(-count).reverse(), asleep: cells.filter(({ byte }) => byte === ASLEEP).length, over: cells.filter(({ byte }) => byte > quantise(2)).length, of: cells.length };
 }
@@ -243,6 +259,7 @@ export function heatTable({ layers, experts }, frame) {
   layers.forEach((layer, index) => {
     const row = [...frame.subarray(index * experts, (index + 1) * experts)];
     if (row[0] === NONE) return;
+    if (row[0] === QUIET) { body.push(el("tr", {}, el("th", { scope: "row" }, `L${layer}`), el("td", { colspan: 4, class: "quiet" }, t("quiet: no token passed it")))); return; }
     const max = Math.max(...row), min = Math.min(...row);
     body.push(el("tr", {}, el("th", { scope: "row" }, `L${layer}`), el("td", {}, `E${row.indexOf(max)} · ${ratioText(max)}×`), el("td", {}, `E${row.indexOf(min)} · ${ratioText(min)}×`), el("td", { class: "num" }, row.filter((b) => b > quantise(2)).length), el("td", { class: "num" }, row.filter((b) => b === ASLEEP).length)));
   });

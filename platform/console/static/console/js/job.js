@@ -17,7 +17,7 @@
 import { $, $$, el, t, fmt, percent, clock } from "./boot.js";
 import { connect, showState } from "./live.js";
 import { lines, spark } from "./charts.js";
-import { Heat, loads, stops, byteColour, ratioText, ASLEEP, NONE } from "./heat.js";
+import { Heat, loads, stops, byteColour, ratioText, cellWords, isLoad, ASLEEP } from "./heat.js";
 
 const root = $("#job");
 const CURVES = ["loss", "max_vio", "mapped_share", "entropy", "tokens_per_second"];
@@ -147,7 +147,7 @@ let heat = null;
 function board() {
   const host = $("#heat"), last = steps.findLast((one) => one.cells && isOwn(one));
   if (!host || !last || !shape) return;
-  heat ??= new Heat(host, { layers: shape.layers, experts: shape.experts, height: 181, onPick: ({ layer, expert, byte, said }) => { const place = $("#heat-at"); if (said && place) place.textContent = t("Layer {layer}, expert {expert}: {ratio} times the fair share", { layer, expert, ratio: ratioText(byte) }); } });
+  heat ??= new Heat(host, { layers: shape.layers, experts: shape.experts, height: 181, onPick: (cell) => { const place = $("#heat-at"); if (cell.said && place) place.textContent = cellWords(cell); } });
   heat.show(last.cells);
 }
 
@@ -186,7 +186,7 @@ function history() {
     if (i && shown[i].stage !== shown[i - 1].stage) parted.push(left + i * width);
     for (let e = 0; e < experts; e++) {
       const byte = cells[layer * experts + e];
-      if (byte === NONE) continue;
+      if (!isLoad(byte)) continue;
       ctx.fillStyle = byte === ASLEEP ? ink("--heat-dead") : `rgb(${byteColour(scale, byte).join(" ")})`;
       ctx.fillRect(left + i * width, top + e * height, width + 0.5, height - 1);
       if (byte === ASLEEP) { ctx.strokeStyle = ink("--heat-dead-ring"); ctx.strokeRect(left + i * width + 0.5, top + e * height + 0.5, Math.max(1, width - 1), height - 2); }
@@ -202,7 +202,7 @@ function history() {
   ctx.textAlign = "right"; ctx.fillText(stepName(shown.at(-1)), Math.max(left + 120, left + shown.length * width), box.height - 3);
   canvas.onpointermove = (event) => {
     const i = Math.floor((event.clientX - box.left - left) / width), e = Math.floor((event.clientY - canvas.getBoundingClientRect().top - top) / height), byte = shown[i]?.cells[layer * experts + e];
-    if (byte != null && e < experts && $("#history-at")) $("#history-at").textContent = t("step {step}, expert {expert}: {ratio}×", { step: fmt(runStep(shown[i])), expert: e, ratio: ratioText(byte) });
+    if (byte != null && isLoad(byte) && e < experts && $("#history-at")) $("#history-at").textContent = t("step {step}, expert {expert}: {ratio}×", { step: fmt(runStep(shown[i])), expert: e, ratio: ratioText(byte) });
   };
 }
 $("#layer")?.addEventListener("change", history);

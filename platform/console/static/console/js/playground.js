@@ -136,7 +136,8 @@ function drawTrace({ tokens, layers, domain }) {
     });
     picture.setAttribute("viewBox", `0 0 ${width} ${22 + layers.length * rowHeight}`);
     picture.replaceChildren(...parts);
-    if (own.size) { const home = layers.reduce((sum, one) => sum + one.ids[at].reduce((part, e, k) => part + (own.has(e) ? one.weights[at][k] : 0), 0), 0) / layers.length; facts.textContent = t("{share} of this token's weight goes to the experts of its domain", { share: percent(home) }); }
+    if (own.size) { const home = layers.reduce((sum, one) => sum + one.ids[at].reduce((part, e, k) => part + (own.has(e) ? one.weights[at][k] : 0), 0), 0) / layers.length; const hits = layers.filter((one) => one.ids[at].some((e) => own.has(e))).length;
+      facts.textContent = t("Reaches own experts in {hits} of {layers} layers; {share} of its weight goes to the experts of its domain", { hits, layers: layers.length, share: percent(home) }); }
   };
   tokens.forEach((text, i) => words.append(el("button", { type: "button", role: "option", "aria-selected": "false", on: { click: () => shown(i) } }, text)));
   $("#xray").replaceChildren(words, facts, picture);
