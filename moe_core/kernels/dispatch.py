@@ -6,6 +6,8 @@ Shapes: T tokens, D model width, E experts, K top_k, F expert width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from importlib import util
 from typing import Protocol
 
 from torch import Tensor
@@ -55,8 +57,34 @@ def _on_request(hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, exper
     return False
 
 
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed; it is looked for once and not imported."""
+    return util.find_spec("triton") is not None
+
+
+def _triton_experts(
+    hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor
+) -> Tensor:
+    # Imported at the first use: a CPU-only installation may lack triton, and loading it takes half a second.
+    from moe_core.kernels.triton.experts import swiglu_experts_triton
+
+    return swiglu_experts_triton(hidden_TD, gate_up_E2FD, down_EDF, expert_ids_TK, weights_TK)
+
+
+def _triton_supports(
+    hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, expert_ids_TK: Tensor
+) -> bool:
+    if not hidden_TD.is_cuda or not has_triton():
+        return False
+    from moe_core.kernels.triton.experts import supports
+
+    return supports(hidden_TD, gate_up_E2FD, down_EDF, expert_ids_TK)
+
+
 # Asked in this order; the torch path takes everything, the reference only comes when it is named.
 _KERNELS: list[RegisteredKernel] = [
+    RegisteredKernel("triton", _triton_experts, _triton_supports),
     RegisteredKernel("torch", swiglu_experts_torch, _always),
     RegisteredKernel("reference", swiglu_experts_reference, _on_request),
 ]

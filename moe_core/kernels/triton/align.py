@@ -1,0 +1,209 @@
+"""Routed rows in expert order, and the map from row tiles to experts, without a host sync.
+
+Shapes: T tokens, K top_k, R = T·K choices, E experts, C chunks of choices, M row tiles at most.
+Stable and deterministic: within an expert tokens stay in their order. A negative id is no expert; such a choice gets no
+row. Nothing behind the last row and the last tile is ever read, so it may hold anything.
+
+Source: the aligned blocks of vLLM's `moe_align_block_size`, with ScatterMoE's unpadded rows (arXiv 2403.08245).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from moe_core.errors import SpecError
+
+# Up to so many choices one block does everything in one launch.
+FEW_CHOICES = 512
+# Choices that a block ranks among themselves, by comparing all pairs.
+CHUNK = 256
+# What changes from call to call must not give kernels of its own: compiling takes a second.
+SIZES = ("num_choices", "max_tiles", "num_chunks")
+# Experts whose counts fit the one block that scans them.
+MAX_EXPERTS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Choices sorted by expert. All tensors are int32."""
+
+    # (R,): the choice (token · K + place) of each row.
+    choice_R: Tensor
+    # (E + 1,): where the rows of each expert begin; the last is the number of rows.
+    begin_E: Tensor
+    # (M,): the expert of each tile, -1 behind the last one, and its first row.
+    tile_expert_M: Tensor
+    tile_row_M: Tensor
+    block_m: int
+    top_k: int
+
+    @property
+    def max_tiles(self) -> int:
+        """How many tiles there are room for."""
+        return self.tile_expert_M.shape[0]
+
+
+@triton.jit
+def _lay_tiles(
+    count_E, begin_E, expert_E, begin_ptr, tile_expert_ptr, tile_row_ptr, num_experts, max_tiles,
+    BLOCK_M: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """Store where experts begin, and for each tile its expert and first row."""
+    tl.store(begin_ptr + expert_E, begin_E, mask=expert_E < num_experts)
+    tl.store(begin_ptr + num_experts, tl.sum(count_E, axis=0))
+    tiles_E = (count_E + BLOCK_M - 1) // BLOCK_M
+    ends_E = tl.cumsum(tiles_E, axis=0)
+    num_tiles = tl.sum(tiles_E, axis=0)
+    for first in range(0, max_tiles, TILES):
+        tile_I = first + tl.arange(0, TILES)
+        owner_I = tl.sum((ends_E[None, :] <= tile_I[:, None]).to(tl.int32), axis=1)
+        is_owner_IE = expert_E[None, :] == owner_I[:, None]
+        begin_I = tl.sum(tl.where(is_owner_IE, (begin_E - (ends_E - tiles_E) * BLOCK_M)[None, :], 0), axis=1)
+        used_I = tile_I < num_tiles
+        inside_I = tile_I < max_tiles
+        tl.store(tile_expert_ptr + tile_I, tl.where(used_I, owner_I, -1), mask=inside_I)
+        tl.store(tile_row_ptr + tile_I, tl.where(used_I, begin_I + tile_I * BLOCK_M, 0), mask=inside_I)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def align_few(
+    ids_ptr, choice_ptr, begin_ptr, tile_expert_ptr, tile_row_ptr, num_choices, num_experts, max_tiles,
+    CHOICES: tl.constexpr, EXPERTS: tl.constexpr, STEP: tl.constexpr, BLOCK_M: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """All of it in one block: the row of a choice is the number of choices that come before it."""
+    choice_R = tl.arange(0, CHOICES)
+    id_R = tl.load(ids_ptr + choice_R, mask=choice_R < num_choices, other=-1).to(tl.int32)
+    expert_E = tl.arange(0, EXPERTS)
+    row_R = tl.zeros([CHOICES], tl.int32)
+    count_E = tl.zeros([EXPERTS], tl.int32)
+    for first in range(0, num_choices, STEP):
+        other_S = first + tl.arange(0, STEP)
+        id_S = tl.load(ids_ptr + other_S, mask=other_S < num_choices, other=-1).to(tl.int32)
+        before_RS = (id_S[None, :] < id_R[:, None]) | (
+            (id_S[None, :] == id_R[:, None]) & (other_S[None, :] < choice_R[:, None])
+        )
+        row_R += tl.sum((before_RS & (id_S >= 0)[None, :]).to(tl.int32), axis=1)
+        count_E += tl.sum((id_S[:, None] == expert_E[None, :]).to(tl.int32), axis=0)
+    tl.store(choice_ptr + row_R, choice_R, mask=id_R >= 0)
+    begin_E = tl.cumsum(count_E, axis=0) - count_E
+    _lay_tiles(
+        count_E, begin_E, expert_E, begin_ptr, tile_expert_ptr, tile_row_ptr, num_experts, max_tiles, BLOCK_M, TILES
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SIZES)
+def count_chunks(
+    ids_ptr, counts_ptr, num_choices, num_experts,
+    CHUNK: tl.constexpr, EXPERTS: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """How many choices of one chunk fall on each expert: a row of counts_CE."""
+    chunk = tl.program_id(0)
+    expert_E = tl.arange(0, EXPERTS)
+    count_E = tl.zeros([EXPERTS], tl.int32)
+    for first in range(0, CHUNK, STEP):
+        choice_S = chunk * CHUNK + first + tl.arange(0, STEP)
+        id_S = tl.load(ids_ptr + choice_S, mask=choice_S < num_choices, other=-1).to(tl.int32)
+        count_E += tl.sum((id_S[:, None] == expert_E[None, :]).to(tl.int32), axis=0)
+    tl.store(counts_ptr + chunk.to(tl.int64) * num_experts + expert_E, count_E, mask=expert_E < num_experts)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def scan_chunks(
+    counts_ptr, begin_ptr, tile_expert_ptr, tile_row_ptr, num_chunks, num_experts, max_tiles,
+    EXPERTS: tl.constexpr, STEP: tl.constexpr, BLOCK_M: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """Turn counts_CE into the first row of each chunk and expert, and lay the tiles; one block."""
+    expert_E = tl.arange(0, EXPERTS)
+    count_E = tl.zeros([EXPERTS], tl.int32)
+    for first in range(0, num_chunks, STEP):
+        chunk_S = first + tl.arange(0, STEP)
+        at_SE = chunk_S[:, None].to(tl.int64) * num_experts + expert_E[None, :]
+        inside_SE = (chunk_S < num_chunks)[:, None] & (expert_E < num_experts)[None, :]
+        count_E += tl.sum(tl.load(counts_ptr + at_SE, mask=inside_SE, other=0), axis=0)
+    begin_E = tl.cumsum(count_E, axis=0) - count_E
+    next_E = begin_E
+    for first in range(0, num_chunks, STEP):
+        chunk_S = first + tl.arange(0, STEP)
+        at_SE = chunk_S[:, None].to(tl.int64) * num_experts + expert_E[None, :]
+        inside_SE = (chunk_S < num_chunks)[:, None] & (expert_E < num_experts)[None, :]
+        count_SE = tl.load(counts_ptr + at_SE, mask=inside_SE, other=0)
+        tl.store(counts_ptr + at_SE, next_E[None, :] + tl.cumsum(count_SE, axis=0) - count_SE, mask=inside_SE)
+        next_E += tl.sum(count_SE, axis=0)
+    _lay_tiles(
+        count_E, begin_E, expert_E, begin_ptr, tile_expert_ptr, tile_row_ptr, num_experts, max_tiles, BLOCK_M, TILES
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SIZES)
+def place_chunks(
+    ids_ptr, counts_ptr, choice_ptr, num_choices, num_experts, CHUNK: tl.constexpr, STEP: tl.constexpr
+):
+    """Give each choice of one chunk its row: the chunk's first of that expert, plus its rank within the chunk."""
+    chunk = tl.program_id(0)
+    choice_R = chunk * CHUNK + tl.arange(0, CHUNK)
+    id_R = tl.load(ids_ptr + choice_R, mask=choice_R < num_choices, other=-1).to(tl.int32)
+    rank_R = tl.zeros([CHUNK], tl.int32)
+    for first in range(0, CHUNK, STEP):
+        other_S = chunk * CHUNK + first + tl.arange(0, STEP)
+        id_S = tl.load(ids_ptr + other_S, mask=other_S < num_choices, other=-1).to(tl.int32)
+        before_RS = (id_S[None, :] == id_R[:, None]) & (other_S[None, :] < choice_R[:, None])
+        rank_R += tl.sum(before_RS.to(tl.int32), axis=1)
+    chosen_R = id_R >= 0
+    first_R = tl.load(counts_ptr + chunk.to(tl.int64) * num_experts + id_R, mask=chosen_R, other=0)
+    tl.store(choice_ptr + first_R + rank_R, choice_R, mask=chosen_R)
+
+
+def align(expert_ids_TK: Tensor, num_experts: int, block_m: int) -> Rows:
+    """Sort the choices (int64 or int32, contiguous) by expert; negative ids get no row. Ids are below `num_experts`.
+
+    Raises SpecError for other dtypes, non-contiguous ids, and more than MAX_EXPERTS experts.
+    """
+    _check(expert_ids_TK, num_experts)
+    num_choices, device = expert_ids_TK.numel(), expert_ids_TK.device
+    max_tiles = max(1, min(num_choices, num_choices // block_m + min(num_experts, num_choices)))
+    # One allocation for all: a decoding step counts its microseconds.
+    sizes = [num_choices, num_experts + 1, max_tiles, max_tiles]
+    parts = torch.empty(sum(sizes), dtype=torch.int32, device=device).split(sizes)
+    choice_R, begin_E, tile_expert_M, tile_row_M = parts
+    rows = Rows(choice_R, begin_E, tile_expert_M, tile_row_M, block_m, expert_ids_TK.shape[1])
+    experts = triton.next_power_of_2(max(num_experts, 16))
+    tiles = max(16, 4096 // experts)
+    tables = (rows.begin_E, rows.tile_expert_M, rows.tile_row_M)
+    if num_choices <= FEW_CHOICES:
+        align_few[(1,)](
+            expert_ids_TK, rows.choice_R, *tables, num_choices, num_experts, max_tiles,
+            CHOICES=triton.next_power_of_2(max(num_choices, 16)), EXPERTS=experts, STEP=16,
+            BLOCK_M=block_m, TILES=tiles, num_warps=4,
+        )  # fmt: skip
+        return rows
+    num_chunks = triton.cdiv(num_choices, CHUNK)
+    counts_CE = torch.empty(num_chunks, num_experts, dtype=torch.int32, device=device)
+    count_chunks[(num_chunks,)](
+        expert_ids_TK, counts_CE, num_choices, num_experts, CHUNK=CHUNK, EXPERTS=experts, STEP=16
+    )
+    scan_chunks[(1,)](
+        counts_CE, *tables, num_chunks, num_experts, max_tiles,
+        EXPERTS=experts, STEP=max(1, 4096 // experts), BLOCK_M=block_m, TILES=tiles, num_warps=8,
+    )  # fmt: skip
+    place_chunks[(num_chunks,)](
+        expert_ids_TK, counts_CE, rows.choice_R, num_choices, num_experts, CHUNK=CHUNK, STEP=16
+    )
+    return rows
+
+
+def _check(ids_TK: Tensor, num_experts: int) -> None:
+    if ids_TK.ndim != 2 or ids_TK.dtype not in (torch.int64, torch.int32) or not ids_TK.is_contiguous():
+        raise SpecError(
+            f"expert ids must be contiguous (T, K) int64 or int32, not {tuple(ids_TK.shape)} {ids_TK.dtype}"
+        )
+    if not 1 <= num_experts <= MAX_EXPERTS:
+        raise SpecError(
+            f"num_experts ({num_experts}) must be between 1 and {MAX_EXPERTS} for the Triton kernels"
+        )
+    if ids_TK.numel() >= 2**31:
+        raise SpecError(f"{ids_TK.numel()} choices are more than 32 bits can number; split the batch")
