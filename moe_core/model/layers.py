@@ -125,6 +125,7 @@ class MoeMlp(nn.Module):
             self.experts = PackedExperts(*sizes, moe.quantisation, gating=gating)
         shared = moe.shared_intermediate_size
         self.shared_expert = DenseMlp(spec.hidden_size, shared, dtype, gating) if shared else None
+        self.shared_gate = Linear(spec.hidden_size, 1, dtype) if moe.shared_gate else None
 
     def forward(self, x_TD: Tensor, context: RoutingContext | None) -> Tensor:
         """Route, run the chosen experts, add the shared one."""
@@ -132,8 +133,16 @@ class MoeMlp(nn.Module):
         routing: Routing = self.router(x_TD, context, self.moe_index)
         if context.observe is not None:
             context.observe(self.layer, routing)
-        out_TD = self._routed(x_TD, routing)
-        return out_TD if self.shared_expert is None else out_TD + self.shared_expert(x_TD)
+        return self.with_shared(x_TD, self._routed(x_TD, routing))
+
+    def with_shared(self, x_TD: Tensor, out_TD: Tensor) -> Tensor:
+        """What the chosen experts gave for `x_TD` and the shared expert's part, where there is one."""
+        if self.shared_expert is None:
+            return out_TD
+        shared_TD: Tensor = self.shared_expert(x_TD)
+        return out_TD + (
+            shared_TD if self.shared_gate is None else torch.sigmoid(self.shared_gate(x_TD)) * shared_TD
+        )
 
     def _routed(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """The experts' part: of tokens, or of slots; with what passes where an expert was full."""

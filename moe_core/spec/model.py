@@ -17,7 +17,16 @@ from moe_core.spec.temperature import TemperatureSpec
 from moe_core.spec.twins import TwinsSpec
 
 Family = Literal[
-    "llama", "mixtral", "turnout_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss", "glam_moe", "palm_moe"
+    "llama",
+    "mixtral",
+    "turnout_moe",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "deepseek_v3",
+    "gpt_oss",
+    "glam_moe",
+    "palm_moe",
 ]
 # What stands between gate and up in a feed-forward. "clamped" is gpt-oss's (up + 1) · gate · sigmoid(alpha · gate).
 Activation = Literal["silu", "gelu", "clamped"]
@@ -48,6 +57,8 @@ class MoeSpec(Spec):
     moe_intermediate_size: Width
     num_shared_experts: Annotated[int, Field(ge=0, le=1)] = 0
     shared_intermediate_size: Width | None = None
+    # The shared expert's output is weighed by the sigmoid of a map of the hidden state (Qwen2-MoE).
+    shared_gate: bool = False
     norm_topk_prob: bool = True
     temperature: Annotated[float, Field(ge=1e-3, le=100.0)] = 1.0
     # Instead of `temperature`, where it moves while the gate learns.
@@ -80,6 +91,8 @@ class MoeSpec(Spec):
             raise ValueError("shared_intermediate_size is needed when num_shared_experts is 1")
         if not self.num_shared_experts and self.shared_intermediate_size is not None:
             raise ValueError("shared_intermediate_size must be null when num_shared_experts is 0")
+        if self.shared_gate and not self.num_shared_experts:
+            raise ValueError("shared_gate must be false when num_shared_experts is 0")
         return self
 
     @property
@@ -108,9 +121,7 @@ class MoeSpec(Spec):
     def gate_tensors(self, hidden_size: int, vocab_size: int) -> tuple[GateTensor, ...]:
         """The tensors of one layer's gate."""
         sizes = {"num_experts": self.num_experts, "top_k": self.top_k}
-        return gate_tensors(
-            self.gate, self.capacity, **sizes, hidden_size=hidden_size, vocab_size=vocab_size
-        )
+        return gate_tensors(self.gate, self.capacity, **sizes, hidden_size=hidden_size, vocab_size=vocab_size)
 
 
 def check_gate(gate: Gate, capacity: CapacitySpec | None, num_experts: int, top_k: int) -> None:
@@ -119,7 +130,9 @@ def check_gate(gate: Gate, capacity: CapacitySpec | None, num_experts: int, top_
     if complaint is not None:
         raise ValueError(complaint)
     if capacity is not None and isinstance(gate, Soft | ExpertChoice | Base):
-        raise ValueError(f"gate {type(gate).__name__!r} fills its experts evenly by itself; capacity must be null")
+        raise ValueError(
+            f"gate {type(gate).__name__!r} fills its experts evenly by itself; capacity must be null"
+        )
 
 
 class ModelSpec(Spec):

@@ -90,6 +90,8 @@ def _moe(spec: ModelSpec, moe: MoeSpec) -> Iterator[Weight]:
         yield Weight("experts", 2 * inner + width, count=experts, active=top_k)
     if moe.shared_intermediate_size:
         yield from _mlp("shared_experts", width, moe.shared_intermediate_size)
+    if moe.shared_gate:
+        yield Weight("shared_experts", 1, width)
 
 
 def _mlp(part: Part, width: int, inner: int, count: int = 1, active: int = 1) -> Iterator[Weight]:

@@ -52,6 +52,10 @@ _SHAPE = {
 }  # fmt: skip
 _YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}
 _FAMILIES: dict[str, dict[str, object]] = {
+    "qwen2_moe": {
+        "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [1],
+        "shared_expert_intermediate_size": 40,
+    },
     "qwen3_moe": {
         "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 12,
         "mlp_only_layers": [1], "attention_bias": True,

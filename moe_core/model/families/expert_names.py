@@ -16,8 +16,7 @@ def moe_slots(spec: ModelSpec, layer: int) -> list[Slot]:
     quantised = spec.moe is not None and spec.moe.quantisation is not None
     apart = _quantised if quantised else _apart
     experts = _alternating(spec, layer, names.block) if names.alternating else apart(spec, layer)
-    there, here = f"model.layers.{layer}", f"layers.{layer}.mlp"
-    return [*_router(spec, layer), *experts, *_shared(spec, f"{there}.{names.shared}", here, layer)]
+    return [*_router(spec, layer), *experts, *_shared(spec, layer)]
 
 
 def moe_slots_in(spec: ModelSpec, layer: int, present: Container[str]) -> list[Slot]:
@@ -26,9 +25,7 @@ def moe_slots_in(spec: ModelSpec, layer: int, present: Container[str]) -> list[S
     names = family_of(spec.family).names
     if names.alternating or packed not in present:
         return moe_slots(spec, layer)
-    there, here = f"model.layers.{layer}", f"layers.{layer}.mlp"
-    shared = _shared(spec, f"{there}.{names.shared}", here, layer)
-    return [*_router(spec, layer, "mlp"), *_packed(spec, layer), *shared]
+    return [*_router(spec, layer, "mlp"), *_packed(spec, layer), *_shared(spec, layer)]
 
 
 def _router(spec: ModelSpec, layer: int, block: str | None = None) -> Iterator[Slot]:
@@ -105,12 +102,16 @@ def _alternating(spec: ModelSpec, layer: int, block: str) -> Iterator[Slot]:
         yield Slot(f"{there}.{name}", f"{here}.{parameter}", shape, "experts", layer=layer, fold=fold)
 
 
-def _shared(spec: ModelSpec, there: str, here: str, layer: int) -> Iterator[Slot]:
-    moe = spec.moe
+def _shared(spec: ModelSpec, layer: int) -> Iterator[Slot]:
+    moe, names = spec.moe, family_of(spec.family).names
     assert moe is not None
+    there, here = f"model.layers.{layer}", f"layers.{layer}.mlp"
     if moe.shared_intermediate_size:
         sizes = (spec.hidden_size, moe.shared_intermediate_size, layer)
-        yield from mlp_slots(there, f"{here}.shared_expert", *sizes, "shared_experts")
+        yield from mlp_slots(f"{there}.{names.shared}", f"{here}.shared_expert", *sizes, "shared_experts")
+    if moe.shared_gate:
+        both = (f"{there}.{names.shared_gate}.weight", f"{here}.shared_gate.weight")
+        yield Slot(*both, (1, spec.hidden_size), "shared_experts", layer=layer)
 
 
 def mlp_slots(there: str, here: str, width: int, inner: int, layer: int, part: Part) -> Iterator[Slot]:

@@ -22,6 +22,7 @@ class NameMap:
     # An expert's maps: gate, up, down.
     expert: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     shared: str = "mlp.shared_expert"
+    shared_gate: str = "mlp.shared_expert_gate"
     # Experts packed in one tensor, transposed, gate and up alternating.
     alternating: bool = False
 

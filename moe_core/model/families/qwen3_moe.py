@@ -15,15 +15,17 @@ from moe_core.spec import ModelSpec, MoeSpec
 from moe_core.spec.attention import AttentionSpec
 
 
-class Qwen3MoeConfig(DecoderConfig):
-    """Qwen3-MoE's keys. `sliding_window` says nothing while `use_sliding_window` is off, and on is not computed."""
+class QwenMoeConfig(DecoderConfig):
+    """What Qwen2-MoE and Qwen3-MoE share.
 
-    num_key_value_heads: int | None = 4
+    `sliding_window` says nothing while `use_sliding_window` is off, and on is not computed.
+    """
+
     num_hidden_layers: int = Field(ge=1, le=512)
     # transformers 5.23 writes num_local_experts, released files num_experts.
-    num_experts: int = 128
-    num_experts_per_tok: int = 8
-    moe_intermediate_size: int = 768
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
     norm_topk_prob: bool = False
     decoder_sparse_step: int = Field(default=1, ge=1)
     mlp_only_layers: list[int] | None = Field(default=None, max_length=512)
@@ -36,6 +38,10 @@ class Qwen3MoeConfig(DecoderConfig):
     @classmethod
     def _experts(cls, data: Any) -> Any:
         return one_name(data, "num_experts", "num_local_experts")
+
+    def more_of_moe(self) -> dict[str, Any]:
+        """Fields of the expert part that only one of them sets."""
+        return {}
 
     def moe_part(self) -> MoeSpec:
         """Every `decoder_sparse_step`-th layer holds experts, but for those of `mlp_only_layers`."""
@@ -52,8 +58,18 @@ class Qwen3MoeConfig(DecoderConfig):
                 "top_k": self.num_experts_per_tok,
                 "moe_intermediate_size": self.moe_intermediate_size,
                 "norm_topk_prob": self.norm_topk_prob,
+                **self.more_of_moe(),
             }
         )
+
+
+class Qwen3MoeConfig(QwenMoeConfig):
+    """Qwen3-MoE's defaults and attention."""
+
+    num_key_value_heads: int | None = 4
+    num_experts: int = 128
+    num_experts_per_tok: int = 8
+    moe_intermediate_size: int = 768
 
     def attention_part(self) -> AttentionSpec:
         """Queries and keys are normalised head by head."""
@@ -61,7 +77,8 @@ class Qwen3MoeConfig(DecoderConfig):
         return AttentionSpec(qk_norm="head", qkv_bias=bias, o_bias=bias)
 
 
-def _keys(spec: ModelSpec) -> dict[str, Any]:
+def qwen_moe_keys(spec: ModelSpec) -> dict[str, Any]:
+    """The keys of QwenMoeConfig."""
     moe = spec.moe
     assert moe is not None
     return {
@@ -71,9 +88,12 @@ def _keys(spec: ModelSpec) -> dict[str, Any]:
         "norm_topk_prob": moe.norm_topk_prob,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [n for n in range(spec.num_hidden_layers) if n not in moe.moe_layers],
-        "attention_bias": spec.attention.qkv_bias,
         "use_sliding_window": False,
     }
+
+
+def _keys(spec: ModelSpec) -> dict[str, Any]:
+    return {**qwen_moe_keys(spec), "attention_bias": spec.attention.qkv_bias}
 
 
 FAMILY = Family("qwen3_moe", "Qwen3MoeForCausalLM", Qwen3MoeConfig, _keys)

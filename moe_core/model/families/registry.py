@@ -11,12 +11,24 @@ from moe_core.model.families import (
     mixtral,
     olmoe,
     palm_moe,
+    qwen2_moe,
     qwen3_moe,
     turnout_moe,
 )
 from moe_core.model.families.family import Family
 
-_MODULES = (llama, mixtral, turnout_moe, qwen3_moe, olmoe, deepseek_v3, gpt_oss, glam_moe, palm_moe)
+_MODULES = (
+    llama,
+    mixtral,
+    turnout_moe,
+    qwen2_moe,
+    qwen3_moe,
+    olmoe,
+    deepseek_v3,
+    gpt_oss,
+    glam_moe,
+    palm_moe,
+)
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 BY_NAME = {name: family for family in FAMILIES.values() for name in (family.name, *family.aliases)}
 

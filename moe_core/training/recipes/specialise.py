@@ -79,7 +79,7 @@ class LoneExpert:
         """The expert's output, and the shared expert's where there is one."""
         gate_TF, up_TF = linear(x_TD, self.weights[f"{mlp.layer}.gate_up"]).chunk(2, dim=-1)
         out_TD = linear(silu(gate_TF) * up_TF, self.weights[f"{mlp.layer}.down"])
-        return out_TD if mlp.shared_expert is None else out_TD + mlp.shared_expert(x_TD)
+        return mlp.with_shared(x_TD, out_TD)
 
 
 class Specialise:

@@ -33,6 +33,14 @@ YARN = {
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": ("Qwen2MoeConfig", {**QWEN, "shared_expert_intermediate_size": 40}),
+    "qwen2_moe, sparse steps, no biases": (
+        "Qwen2MoeConfig",
+        {
+            **QWEN, "shared_expert_intermediate_size": 40, "qkv_bias": False, "mlp_only_layers": [2],
+            "norm_topk_prob": False,
+        },
+    ),
     "qwen3_moe": ("Qwen3MoeConfig", QWEN),
     "qwen3_moe, sparse steps, biases": (
         "Qwen3MoeConfig",
