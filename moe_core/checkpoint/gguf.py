@@ -16,13 +16,13 @@ from moe_core.checkpoint.atomic import new_directory, write_json
 from moe_core.checkpoint.files import open_regular, read_exactly
 from moe_core.checkpoint.gguf_config import spec_from_metadata
 from moe_core.checkpoint.gguf_header import GgufHead, GgufTensor, read_head
-from moe_core.checkpoint.gguf_names import gguf_name, is_rope_permuted
+from moe_core.checkpoint.gguf_names import gguf_slots, is_rope_permuted
 from moe_core.checkpoint.gguf_tokenizer import write_tokenizer
 from moe_core.checkpoint.layout import CONFIG_FILE
 from moe_core.checkpoint.store import TORCH_DTYPES, DtypeName, write_weights
 from moe_core.errors import FormatError
 from moe_core.model.decoder import Decoder
-from moe_core.model.families import Slot, config_of, slots_of
+from moe_core.model.families import Slot, config_of
 from moe_core.spec import ModelSpec
 
 # Elements unpacked at once: bounds the float32 and the temporary memory of a large tensor.
@@ -96,7 +96,7 @@ def describe_gguf(path: Path | str) -> dict[str, Any]:
 
 
 def import_gguf(path: Path | str, out_dir: Path | str, *, dtype: DtypeName = "bfloat16") -> ModelSpec:
-    """Write a model directory from a GGUF file of the llama architecture, dense or with experts.
+    """Write a model directory from a GGUF file of a known architecture (gguf_architectures).
 
     Weights are dequantised and stored as `dtype`; the tokenizer comes out of the file's own metadata.
     Raises FormatError when the file is broken, lacks a tensor, or is of another architecture.
@@ -104,52 +104,43 @@ def import_gguf(path: Path | str, out_dir: Path | str, *, dtype: DtypeName = "bf
     with read_gguf(path) as file:
         spec = spec_from_metadata(file.head, file.name)
         with new_directory(Path(out_dir)) as directory:
-            model = _filled(file, spec, dtype)
+            model = decoder_from(file, spec, dtype)
             write_weights(directory, model, TORCH_DTYPES[dtype])
             write_json(directory / CONFIG_FILE, config_of(spec, dtype))
             write_tokenizer(directory, file.head, spec, file.name)
     return spec
 
 
-def _filled(file: GgufFile, spec: ModelSpec, dtype: DtypeName) -> Decoder:
+@torch.no_grad()
+def decoder_from(file: GgufFile, spec: ModelSpec, dtype: DtypeName) -> Decoder:
+    """The decoder with every weight of the file; names and shapes are checked before anything is allocated."""
+    slots = gguf_slots(spec, file.head.tensors)
+    _check_tensors(file, slots)
     model = Decoder(spec, TORCH_DTYPES[dtype])
     parameters = dict(model.named_parameters())
-    slots = slots_of(spec)
-    _check_names(file, slots)
-    for name, group in _by_gguf_tensor(slots).items():
-        values = torch.from_numpy(file.dequantised(name))
-        for slot in group:
-            with torch.no_grad():
-                slot.of(parameters[slot.parameter]).copy_(_picked(values, slot, spec))
+    for slot in slots:
+        values = torch.from_numpy(file.dequantised(slot.tensor)).view(slot.shape)
+        slot.of(parameters[slot.parameter]).copy_(_unpermuted(values, slot, spec))
     return model
 
 
-def _by_gguf_tensor(slots: list[Slot]) -> dict[str, list[Slot]]:
-    groups: dict[str, list[Slot]] = {}
-    for slot in slots:
-        groups.setdefault(gguf_name(slot), []).append(slot)
-    return groups
-
-
-def _check_names(file: GgufFile, slots: list[Slot]) -> None:
-    wanted = {gguf_name(slot) for slot in slots}
-    # Frequencies that other writers precompute; plain rotary positions have all ones there.
-    surplus = set(file.head.tensors) - wanted
-    missing = wanted - set(file.head.tensors)
+def _check_tensors(file: GgufFile, slots: list[Slot]) -> None:
+    wanted = {slot.tensor: slot for slot in slots}
+    missing, surplus = wanted.keys() - file.head.tensors.keys(), file.head.tensors.keys() - wanted.keys()
     if missing or surplus:
         which, names = ("lacks", missing) if missing else ("holds unknown", surplus)
         raise FormatError(f"{file.name}: {which} {len(names)} tensors, first {min(names)}")
+    for name, slot in wanted.items():
+        shape = file.head.tensors[name].shape
+        # A map to one value is written as a vector.
+        if shape != slot.shape and (1, *shape) != slot.shape:
+            raise FormatError(f"{name}: has shape {list(shape)}; the metadata demands {list(slot.shape)}")
 
 
-def _picked(values: Tensor, slot: Slot, spec: ModelSpec) -> Tensor:
-    """The part of a GGUF tensor that belongs to a slot, with the rotary order of Hugging Face."""
-    part = values if slot.expert is None else values[slot.expert]
-    if tuple(part.shape) != slot.shape:
-        raise FormatError(
-            f"{slot.tensor}: has shape {list(part.shape)}; the metadata demands {list(slot.shape)}"
-        )
-    if not is_rope_permuted(slot):
-        return part
+def _unpermuted(values: Tensor, slot: Slot, spec: ModelSpec) -> Tensor:
+    """The values in the rotary order of Hugging Face."""
+    if not is_rope_permuted(slot, spec):
+        return values
     # llama.cpp stores rotary pairs side by side (0, d/2, 1, d/2 + 1, …) within each head.
     heads = slot.shape[0] // spec.head_dim
-    return part.view(heads, spec.head_dim // 2, 2, -1).transpose(1, 2).reshape(slot.shape)
+    return values.view(heads, spec.head_dim // 2, 2, -1).transpose(1, 2).reshape(slot.shape)

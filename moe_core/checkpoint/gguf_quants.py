@@ -122,6 +122,17 @@ def _q6_k(blocks: Bytes) -> Floats:
     return (scales[:, :, None] * signed).reshape(-1, 256)
 
 
+def _mxfp4(blocks: Bytes) -> Floats:
+    """An exponent, then sixteen bytes of E2M1 numbers; doubled values with half the power of two are exact."""
+    exponent = blocks[:, :1].astype(np.uint32)
+    # The lowest two powers are subnormal.
+    bits = np.where(exponent < 2, np.uint32(0x00200000) << exponent, (exponent - 1) << np.uint32(23))
+    power: Floats = bits.astype(np.uint32, copy=False).view(np.float32)
+    return power * _E2M1_DOUBLED[_nibbles(blocks[:, 1:])]
+
+
+_E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+
 _ALL = (
     Quant(0, "F32", 1, 4, _f32),
     Quant(1, "F16", 1, 2, _f16),
@@ -134,5 +145,6 @@ _ALL = (
     Quant(13, "Q5_K", 256, 176, _q5_k),
     Quant(14, "Q6_K", 256, 210, _q6_k),
     Quant(30, "BF16", 1, 2, _bf16),
+    Quant(39, "MXFP4", 32, 17, _mxfp4),
 )
 QUANT_BY_ID: Mapping[int, Quant] = {quant.type_id: quant for quant in _ALL}

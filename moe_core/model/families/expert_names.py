@@ -19,6 +19,11 @@ def moe_slots(spec: ModelSpec, layer: int) -> list[Slot]:
     return [*_router(spec, layer), *experts, *_shared(spec, layer)]
 
 
+def router_and_shared_slots(spec: ModelSpec, layer: int) -> list[Slot]:
+    """The same without the experts that tokens are sent to."""
+    return [*_router(spec, layer), *_shared(spec, layer)]
+
+
 def moe_slots_in(spec: ModelSpec, layer: int, present: Container[str]) -> list[Slot]:
     """The same for a source whose tensors are known: the family's own names, or packed as transformers 5 does."""
     packed = f"model.layers.{layer}.mlp.experts.gate_up_proj"

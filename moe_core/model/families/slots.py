@@ -15,9 +15,10 @@ from moe_core.spec.weights import Part
 __all__ = ["Fold", "Part", "Slot"]
 
 # How a checkpoint lays out what the decoder packs as (E, 2F, D), (E, D, F) or (E, 2F):
-# "transposed" swaps the last two axes; the others let gate and up alternate instead of standing one after the other,
-# "columns" as the columns of a transposed map, "rows" as rows, "values" in a bias.
-Fold = Literal["transposed", "columns", "rows", "values"]
+# "transposed" swaps the last two axes; "gate" and "up" are the halves by themselves; the next three let gate and up
+# alternate instead of standing one after the other, "columns" as the columns of a transposed map, "rows" as rows,
+# "values" in a bias. The latent ones are the parts (H, r, n) and (H, e, r) of latent attention's map (H·(n + e), r).
+Fold = Literal["transposed", "gate", "up", "columns", "rows", "values", "latent keys", "latent values"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,16 @@ class Slot:
             return block
         if self.fold == "transposed":
             return block.transpose(-1, -2)
+        if self.fold in ("latent keys", "latent values"):
+            return self._latent(block)
         experts, both = block.shape[:2]
         halves = block.view(experts, 2, both // 2, *block.shape[2:])
+        if self.fold in ("gate", "up"):
+            return halves[:, 0 if self.fold == "gate" else 1]
         return halves.permute(0, 3, 2, 1) if self.fold == "columns" else halves.transpose(1, 2)
+
+    def _latent(self, block: Tensor) -> Tensor:
+        heads = block.view(self.shape[0], -1, block.shape[-1])
+        if self.fold == "latent keys":
+            return heads[:, : self.shape[2]].transpose(1, 2)
+        return heads[:, -self.shape[1] :]

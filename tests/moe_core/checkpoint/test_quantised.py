@@ -117,7 +117,11 @@ def test_a_scale_that_is_missing_or_superfluous_is_named(tmp_path: Path) -> None
     with pytest.raises(FormatError, match="hold unknown 1 tensors, first .*x_proj.weight_scale_inv"):
         moe_core.load(bad)
     bad = rewritten(
-        model, tmp_path / "b", {**codes, **own, "model.layers.2" + name[14:]: codes[name].clone()}, set(), "fp8"
+        model,
+        tmp_path / "b",
+        {**codes, **own, "model.layers.2" + name[14:]: codes[name].clone()},
+        set(),
+        "fp8",
     )
     with pytest.raises(FormatError, match="o_proj.weight: is quantised, but the files lack"):
         moe_core.load(bad)

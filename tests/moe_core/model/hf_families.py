@@ -73,7 +73,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def reference(case: str, seed: int = 11) -> Any:
     """The random model of a case, in float32 and evaluation mode."""
-    config_class, changes = CASES[case]
+    return model_of(*CASES[case], seed=seed)
+
+
+def model_of(config_class: str, changes: dict[str, Any], seed: int = 11) -> Any:
+    """A random model of a configuration that differs from SHAPE."""
     torch.manual_seed(seed)
     config = getattr(transformers, config_class)(**{**SHAPE, **changes})
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")

@@ -1,0 +1,229 @@
+"""The architectures of llama.cpp that are read, each as the config.json that its family would have.
+
+A file's metadata says less than config.json does: what it leaves out is what llama.cpp computes for the architecture, and
+where that cannot be known the file is refused.
+Source: the converters and graphs of llama.cpp (https://github.com/ggml-org/llama.cpp, conversion/ and src/models/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from moe_core.checkpoint.gguf_header import GgufHead
+from moe_core.errors import FormatError
+
+Config = dict[str, Any]
+SIGMOID = 2
+# The most layers of a ModelSpec.
+MAX_LAYERS = 512
+
+
+class Keys:
+    """Typed access to the keys of one architecture, and to which tensors there are."""
+
+    def __init__(self, head: GgufHead, architecture: str, name: str) -> None:
+        self.head, self.architecture, self.name = head, architecture, name
+
+    def number(self, key: str, default: float | None = None) -> Any:
+        """A number; FormatError without one, when there is no default."""
+        value = self.head.metadata.get(f"{self.architecture}.{key}", default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.refusal(f"{key} must be a number, not {str(value)[:40]!r}")
+        return value
+
+    def has(self, key: str) -> bool:
+        """Whether the file says anything about it."""
+        return f"{self.architecture}.{key}" in self.head.metadata
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A boolean."""
+        value = self.head.metadata.get(f"{self.architecture}.{key}", default)
+        if not isinstance(value, bool):
+            raise self.refusal(f"{key} must be true or false, not {str(value)[:40]!r}")
+        return value
+
+    def refusal(self, why: str) -> FormatError:
+        """An error about a key, without its prefix."""
+        return FormatError(f"{self.name}: {self.architecture}.{why}")
+
+
+def config_from(keys: Keys) -> Config:
+    """The config.json of the model; FormatError for what is not known here."""
+    return {**_common(keys), **ARCHITECTURES[keys.architecture](keys)}
+
+
+def _common(keys: Keys) -> Config:
+    width, heads = keys.number("embedding_length"), keys.number("attention.head_count")
+    embedding = keys.head.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise FormatError(f"{keys.name}: lacks the tensor token_embd.weight")
+    num_layers = keys.number("block_count")
+    if not 1 <= num_layers <= MAX_LAYERS:
+        raise keys.refusal(f"block_count is {num_layers}; 1 to {MAX_LAYERS} are served")
+    experts = keys.number("expert_feed_forward_length", 0)
+    return {
+        "vocab_size": embedding.shape[0],
+        "hidden_size": width,
+        "intermediate_size": keys.number("feed_forward_length", experts or None),
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.number("attention.head_count_kv", heads),
+        "max_position_embeddings": keys.number("context_length"),
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "rope_parameters": _rope(keys),
+        "tie_word_embeddings": "output.weight" not in keys.head.tensors,
+        "bos_token_id": keys.head.metadata.get("tokenizer.ggml.bos_token_id"),
+    }
+
+
+def _rope(keys: Keys) -> Config:
+    kind = keys.head.metadata.get(f"{keys.architecture}.rope.scaling.type", "none")
+    theta = {"rope_theta": keys.number("rope.freq_base", 10_000.0)}
+    if kind == "none":
+        return theta
+    if kind != "yarn":
+        raise FormatError(
+            f"{keys.name}: rotary positions are scaled ({str(kind)[:40]!r}); plain ones and 'yarn' are computed"
+        )
+    for factor in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
+        # Writers do not agree on what these multiply.
+        if keys.number(f"rope.scaling.{factor}", 1.0) != 1.0:
+            raise keys.refusal(f"rope.scaling.{factor} changes yarn; only its default is computed")
+    return {
+        **theta,
+        "rope_type": "yarn",
+        "factor": keys.number("rope.scaling.factor"),
+        "original_max_position_embeddings": keys.number("rope.scaling.original_context_length"),
+        "beta_fast": keys.number("rope.scaling.yarn_beta_fast", 32.0),
+        "beta_slow": keys.number("rope.scaling.yarn_beta_slow", 1.0),
+    }
+
+
+def _whole_heads(keys: Keys) -> Config:
+    """Positions turn all of a head."""
+    width, heads = keys.number("embedding_length"), keys.number("attention.head_count")
+    head_dim = keys.number("attention.key_length", width // max(heads, 1))
+    if keys.number("rope.dimension_count", head_dim) != head_dim:
+        raise FormatError(
+            f"{keys.name}: rotary positions cover only a part of each head; all of it is computed"
+        )
+    if keys.number("attention.value_length", head_dim) != head_dim:
+        raise keys.refusal(f"attention.value_length must equal the key length {head_dim}")
+    return {"head_dim": head_dim}
+
+
+def _experts(keys: Keys, count: str) -> Config:
+    """How many experts there are, under the family's own key, and how many a token has."""
+    return {count: keys.number("expert_count"), "num_experts_per_tok": keys.number("expert_used_count")}
+
+
+def _llama(keys: Keys) -> Config:
+    """Llama, or Mixtral where the file has experts."""
+    if not keys.number("expert_count", 0):
+        return {"model_type": "llama", **_whole_heads(keys)}
+    width = keys.number("expert_feed_forward_length", keys.number("feed_forward_length"))
+    return {
+        "model_type": "mixtral",
+        **_whole_heads(keys),
+        **_experts(keys, "num_local_experts"),
+        "intermediate_size": width,
+    }
+
+
+def _qwen2moe(keys: Keys) -> Config:
+    shared = keys.number("expert_shared_feed_forward_length", keys.number("feed_forward_length", 0) or None)
+    return {
+        "model_type": "qwen2_moe",
+        **_whole_heads(keys),
+        **_experts(keys, "num_experts"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "shared_expert_intermediate_size": shared,
+        "norm_topk_prob": keys.flag("expert_weights_norm", default=False),
+        "qkv_bias": "blk.0.attn_q.bias" in keys.head.tensors,
+    }
+
+
+def _qwen3moe(keys: Keys) -> Config:
+    return {
+        "model_type": "qwen3_moe",
+        **_whole_heads(keys),
+        **_experts(keys, "num_experts"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "norm_topk_prob": keys.flag("expert_weights_norm", default=True),
+        "attention_bias": "blk.0.attn_q.bias" in keys.head.tensors,
+    }
+
+
+def _olmoe(keys: Keys) -> Config:
+    clip = keys.number("attention.clamp_kqv", 0.0)
+    return {
+        "model_type": "olmoe",
+        **_whole_heads(keys),
+        **_experts(keys, "num_experts"),
+        "norm_topk_prob": keys.flag("expert_weights_norm", default=False),
+        "clip_qkv": clip or None,
+    }
+
+
+def _deepseek2(keys: Keys) -> Config:
+    """DeepSeek-V3 and Kimi-K2; V2's softmax gate goes by the same name and is refused."""
+    if keys.number("expert_gating_func", 1) != SIGMOID:
+        raise keys.refusal("expert_gating_func is not 2 (sigmoid, DeepSeek-V3); DeepSeek-V2's is not served")
+    rope = keys.number("rope.dimension_count")
+    key_length = keys.number("attention.key_length_mla", keys.number("attention.key_length"))
+    value_length = keys.number("attention.value_length_mla", keys.number("attention.value_length"))
+    return {
+        "model_type": "deepseek_v3",
+        "num_key_value_heads": keys.number("attention.head_count"),
+        "head_dim": rope,
+        "q_lora_rank": keys.number("attention.q_lora_rank", 0) or None,
+        "kv_lora_rank": keys.number("attention.kv_lora_rank"),
+        "qk_nope_head_dim": key_length - rope,
+        "qk_rope_head_dim": rope,
+        "v_head_dim": value_length,
+        "rope_interleave": True,
+        "rope_parameters": _deepseek_rope(keys),
+        **_experts(keys, "n_routed_experts"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "n_shared_experts": keys.number("expert_shared_count"),
+        "first_k_dense_replace": keys.number("leading_dense_block_count"),
+        "n_group": keys.number("expert_group_count", 1),
+        "topk_group": keys.number("expert_group_used_count", 1),
+        "norm_topk_prob": keys.flag("expert_weights_norm", default=False),
+        "routed_scaling_factor": keys.number("expert_weights_scale", 1.0) or 1.0,
+    }
+
+
+def _deepseek_rope(keys: Keys) -> Config:
+    """The file has a tenth of mscale_all_dim; mscale is not in it and equals that in every released model."""
+    rope = _rope(keys)
+    if rope.get("rope_type") == "yarn" and keys.has("rope.scaling.yarn_log_multiplier"):
+        mscale = 10.0 * keys.number("rope.scaling.yarn_log_multiplier")
+        rope |= {"mscale": mscale, "mscale_all_dim": mscale}
+    return rope
+
+
+def _gpt_oss(keys: Keys) -> Config:
+    rope = _rope(keys)
+    if rope.get("rope_type") == "yarn":
+        # Not in the file: released models blend between fractional ends.
+        rope["truncate"] = False
+    return {
+        "model_type": "gpt_oss",
+        **_whole_heads(keys),
+        **_experts(keys, "num_local_experts"),
+        "intermediate_size": keys.number("expert_feed_forward_length"),
+        "rope_parameters": rope,
+        "sliding_window": keys.number("attention.sliding_window"),
+    }
+
+
+ARCHITECTURES: Mapping[str, Callable[[Keys], Config]] = {
+    "llama": _llama,
+    "qwen2moe": _qwen2moe,
+    "qwen3moe": _qwen3moe,
+    "olmoe": _olmoe,
+    "deepseek2": _deepseek2,
+    "gpt-oss": _gpt_oss,
+}

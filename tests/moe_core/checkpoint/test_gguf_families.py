@@ -1,0 +1,188 @@
+"""GGUF files of every architecture: written as llama.cpp's converter does, equal to transformers when read here."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf.quants import quantize
+
+from moe_core.checkpoint import gguf as importing
+from moe_core.checkpoint.gguf import decoder_from, import_gguf, read_gguf
+from moe_core.checkpoint.gguf_architectures import ARCHITECTURES
+from moe_core.checkpoint.gguf_config import spec_from_metadata
+from moe_core.checkpoint.gguf_header import GgufHead, read_head
+from moe_core.checkpoint.store import load
+from moe_core.errors import FormatError
+from moe_core.model import Decoder
+
+transformers = pytest.importorskip("transformers")
+
+from tests.moe_core.checkpoint.gguf_models import Storing, Tensors, widened, write_gguf  # noqa: E402
+from tests.moe_core.model.hf_families import CASES, DEEPSEEK, YARN, model_of  # noqa: E402
+from tests.moe_core.model.test_family_parity import IDS, TOLERANCE, relative  # noqa: E402
+
+Q = gguf.GGMLQuantizationType
+# The file does not say: mscale (equal to mscale_all_dim in released models), the limits of gpt-oss's gating, and whether
+# Qwen2-MoE renormalises (it does not).
+CASE: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: CASES[name] for name in ("llama", "mixtral", "qwen3_moe", "olmoe", "deepseek_v3")},
+    "qwen2_moe": ("Qwen2MoeConfig", {**CASES["qwen2_moe"][1], "norm_topk_prob": False}),
+    "qwen3_moe, biases": ("Qwen3MoeConfig", {**CASES["qwen3_moe"][1], "attention_bias": True}),
+    "llama, tied": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "llama, yarn": ("LlamaConfig", {"rope_parameters": YARN}),
+    "deepseek_v3, yarn, no low rank of queries": (
+        "DeepseekV3Config",
+        {**DEEPSEEK, "q_lora_rank": None, "rope_parameters": {**YARN, "mscale": 1.2, "mscale_all_dim": 1.2}},
+    ),
+    "gpt_oss": ("GptOssConfig", {**CASES["gpt_oss"][1], "swiglu_limit": 7.0}),
+}
+
+
+def read(path: Path) -> Decoder:
+    with read_gguf(path) as file:
+        return decoder_from(file, spec_from_metadata(file.head, file.name), "float32")
+
+
+def test_every_architecture_has_a_case() -> None:
+    told = {gguf.MODEL_ARCH_NAMES[arch] for arch in map(architecture, CASE)}
+    assert told == set(ARCHITECTURES)
+
+
+def architecture(case: str) -> gguf.MODEL_ARCH:
+    from tests.moe_core.checkpoint.gguf_models import ARCHITECTURES as THEIRS
+
+    return THEIRS[case.split(",")[0]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", CASE)
+def test_logits_equal_those_of_transformers(case: str, tmp_path: Path) -> None:
+    theirs = model_of(*CASE[case])
+    path = write_gguf(tmp_path / "m.gguf", theirs)
+    ours = read(path)
+    assert ours.spec.family == case.split(",")[0]
+    assert relative(ours(IDS), theirs(IDS).logits) <= TOLERANCE
+    for moe in ours.moe_layers():
+        moe.experts.down_EDF[[0, 1]] = moe.experts.down_EDF[[1, 0]]
+        assert relative(ours(IDS), theirs(IDS).logits) > 1000 * TOLERANCE
+        moe.experts.down_EDF[[0, 1]] = moe.experts.down_EDF[[1, 0]]
+    # The directory that an import writes is a model of the family, read back as any other.
+    import_gguf(path, tmp_path / "out", dtype="float32")
+    assert torch.equal(load(tmp_path / "out")(IDS), ours(IDS))
+
+
+def as_kind(kind: Q) -> Storing:
+    """Matrices as one kind where their rows are long enough for its blocks, else in float16, as llama.cpp does."""
+
+    def stored(name: str, value: np.ndarray) -> tuple[np.ndarray, Q]:
+        elements, num_bytes = gguf.GGML_QUANT_SIZES[kind]
+        if value.shape[-1] % elements:
+            return value.astype(np.float16), Q.F16
+        if kind == Q.F16:
+            return value.astype(np.float16), kind
+        if kind not in (Q.Q4_K, Q.Q5_K, Q.Q6_K):
+            return quantize(value, kind), kind
+        # The reference package packs no K blocks: random ones, with scales that keep the logits finite.
+        blocks = (*value.shape[:-1], value.shape[-1] // elements)
+        raw = np.random.default_rng(len(name)).integers(0, 256, (*blocks, num_bytes), dtype=np.uint8)
+        halves = np.full((*blocks, 1), 1e-4, np.float16).view(np.uint8)
+        if kind == Q.Q6_K:
+            raw[..., 208:210] = halves
+        else:
+            raw[..., 0:2] = raw[..., 2:4] = halves
+        return raw.reshape(*value.shape[:-1], -1), kind
+
+    return stored
+
+
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+QUANTS = [Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q4_1, Q.Q4_K, Q.Q5_K, Q.Q6_K]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", QUANTS, ids=lambda kind: kind.name)
+def test_a_quantised_file_is_what_the_reference_makes_of_it(kind: Q, tmp_path: Path) -> None:
+    theirs = model_of("MixtralConfig", {**CASES["mixtral"][1], **WIDE})
+    same(theirs, kind, tmp_path)
+
+
+@torch.no_grad()
+def test_gpt_oss_in_mxfp4_is_what_the_reference_makes_of_it(tmp_path: Path) -> None:
+    theirs = model_of("GptOssConfig", {**CASE["gpt_oss"][1], "hidden_size": 64, "intermediate_size": 32})
+    same(theirs, Q.MXFP4, tmp_path)
+
+
+def same(theirs: Any, kind: Q, tmp_path: Path) -> None:
+    stored = read(write_gguf(tmp_path / "stored.gguf", theirs, as_kind(kind)))
+    wide = read(write_gguf(tmp_path / "wide.gguf", theirs, widened(as_kind(kind))))
+    with read_gguf(tmp_path / "stored.gguf") as file:
+        kinds = {tensor.quant.name for name, tensor in file.tensors.items() if "_exps.weight" in name}
+    assert kinds == {kind.name}
+    assert stored(IDS).isfinite().all()
+    for (name, ours), other in zip(stored.named_parameters(), wide.parameters(), strict=True):
+        assert torch.equal(ours, other), name
+
+
+@torch.no_grad()
+def test_forms_of_other_writers_are_read_too(tmp_path: Path) -> None:
+    """Gate and up in one tensor; the map out of the latent whole, as before llama.cpp split it."""
+    mixtral = model_of(*CASE["mixtral"])
+    path = write_gguf(tmp_path / "a.gguf", mixtral, change=fused)
+    assert relative(read(path)(IDS), mixtral(IDS).logits) <= TOLERANCE
+    deepseek = model_of(*CASE["deepseek_v3"])
+    path = write_gguf(tmp_path / "b.gguf", deepseek, change=whole_latent)
+    assert relative(read(path)(IDS), deepseek(IDS).logits) <= TOLERANCE
+
+
+def fused(tensors: Tensors) -> Tensors:
+    for name in [name for name in tensors if "ffn_gate_exps" in name]:
+        both = [tensors.pop(name), tensors.pop(name.replace("gate", "up"))]
+        tensors[name.replace("gate", "gate_up")] = np.concatenate(both, axis=1)
+    return tensors
+
+
+def whole_latent(tensors: Tensors) -> Tensors:
+    for name in [name for name in tensors if "attn_k_b" in name]:
+        keys, values = tensors.pop(name).swapaxes(1, 2), tensors.pop(name.replace("k_b", "v_b"))
+        both = np.concatenate([keys, values], axis=1)
+        tensors[name.replace("k_b", "kv_b")] = both.reshape(-1, both.shape[-1])
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "sentence"),
+    [
+        ("deepseek_v3", {"deepseek2.expert_gating_func": 1}, "DeepSeek-V2's is not served"),
+        ("deepseek_v3", {"deepseek2.expert_shared_count": 0}, "n_shared_experts"),
+        ("deepseek_v3", {"deepseek2.attention.kv_lora_rank": 1 << 40}, "kv_lora_rank"),
+        ("deepseek_v3", {"deepseek2.leading_dense_block_count": 0}, "lacks .* first blk.0.exp_probs_b.bias"),
+        ("qwen3_moe", {"qwen3moe.expert_count": 1 << 40}, "num_experts"),
+        ("qwen3_moe", {"qwen3moe.expert_weights_norm": 3}, "must be true or false"),
+        ("qwen3_moe", {"qwen3moe.expert_feed_forward_length": 25}, "blk.0.ffn_.*the metadata demands"),
+        ("qwen3_moe", {"qwen3moe.attention.value_length": 8}, "must equal the key length 16"),
+        ("gpt_oss", {"gpt-oss.rope.scaling.factor": "x"}, "rope.scaling.factor must be a number"),
+        ("gpt_oss", {"gpt-oss.rope.scaling.yarn_attn_factor": 2.0}, "only its default is computed"),
+        ("gpt_oss", {"gpt-oss.attention.sliding_window": -1}, "sliding_window"),
+        ("olmoe", {"olmoe.expert_used_count": 99}, "top_k"),
+        ("mixtral", {"llama.expert_count": 3}, "blk.0.ffn_"),
+    ],
+)
+def test_what_cannot_be_served_is_named(
+    case: str, change: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "m.gguf", model_of(*CASE[case]))
+
+    def changed(file: Any, name: str) -> GgufHead:
+        head = read_head(file, name)
+        return dataclasses.replace(head, metadata={**head.metadata, **change})
+
+    monkeypatch.setattr(importing, "read_head", changed)
+    with pytest.raises(FormatError, match=sentence):
+        import_gguf(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
