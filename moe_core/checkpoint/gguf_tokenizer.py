@@ -20,11 +20,29 @@ from moe_core.errors import FormatError
 from moe_core.spec import ModelSpec
 
 USER_DEFINED_TOKEN = 4
-# Llama 3's splitter: contractions, words with one leading mark, numbers of at most three digits, marks, spaces.
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-    r"\s+(?!\S)|\s+"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+# Words with one leading mark, numbers of so many digits, marks, spaces.
+_WORDS = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _SPACES
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = "|".join(
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}{upper}{_LOWER}{lower}{_CONTRACTIONS}?"
+    for upper, lower in (("*", "+"), ("+", "*"))
 )
+# By llama.cpp's name, one expression after the other.
+_SPLITS: Mapping[str, tuple[str, ...]] = {
+    "llama-bpe": (_WORDS % "{1,3}",),
+    "qwen2": (_WORDS % "",),
+    "gpt-4o": (_CASED + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + _SPACES,),
+    "deepseek-v3": (
+        r"\p{N}{1,3}",
+        r"[一-龥぀-ゟ゠-ヿ]+",
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
+        r" ?[\p{P}\p{S}]+[\r\n]*|" + _SPACES,
+    ),
+}
+_PLAIN = ("gpt-2", "gpt2", "olmo")
+_DIGITS = ("smollm", "starcoder")
 
 
 def write_tokenizer(directory: Path, head: GgufHead, spec: ModelSpec, name: str) -> None:
@@ -73,21 +91,20 @@ def _pair(merge: str, vocabulary: Mapping[str, int], name: str) -> tuple[str, st
 
 def _splitter(pre: str, name: str) -> pre_tokenizers.PreTokenizer:
     """How text is cut before merging; the names are llama.cpp's."""
-    if pre in ("gpt-2", "gpt2"):
+    if pre in _PLAIN:
         return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if pre in ("smollm", "starcoder"):
+    if pre in _DIGITS:
         digits = pre_tokenizers.Digits(individual_digits=True)
         return pre_tokenizers.Sequence(
             [digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
         )
-    if pre == "llama-bpe":
-        split = pre_tokenizers.Split(Regex(_LLAMA3), behavior="isolated")
+    if pre in _SPLITS:
+        splits = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in _SPLITS[pre]]
         return pre_tokenizers.Sequence(
-            [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+            [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         )
-    raise FormatError(
-        f"{name}: splitter {pre[:40]!r} is not served; known are gpt-2, smollm, starcoder, llama-bpe"
-    )
+    known = ", ".join((*_PLAIN, *_DIGITS, *_SPLITS))
+    raise FormatError(f"{name}: splitter {pre[:40]!r} is not served; known are {known}")
 
 
 def _add_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: Any, name: str) -> None:

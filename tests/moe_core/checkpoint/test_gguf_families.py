@@ -17,6 +17,7 @@ from moe_core.checkpoint.gguf import decoder_from, import_gguf, read_gguf
 from moe_core.checkpoint.gguf_architectures import ARCHITECTURES
 from moe_core.checkpoint.gguf_config import spec_from_metadata
 from moe_core.checkpoint.gguf_header import GgufHead, read_head
+from moe_core.checkpoint.gguf_tokenizer import _splitter
 from moe_core.checkpoint.store import load
 from moe_core.errors import FormatError
 from moe_core.model import Decoder
@@ -153,6 +154,35 @@ def whole_latent(tensors: Tensors) -> Tensors:
         both = np.concatenate([keys, values], axis=1)
         tensors[name.replace("k_b", "kv_b")] = both.reshape(-1, both.shape[-1])
     return tensors
+
+
+TEXTS = [
+    "It's 12345 o'clock, ISN'T it?\r\n\n  Straße-CamelCaseWORD $x_1 = 3.14;",
+    "你好，世界 2024年 カタカナ ひらがな café ﾊﾝｶｸ",
+    "\tdef f(x):\n        return x//2  # done   ",
+]
+
+
+@pytest.mark.parametrize("pre", ["llama-bpe", "qwen2", "gpt-4o"])
+def test_text_is_split_as_transformers_splits_it_for_the_same_name(pre: str) -> None:
+    from tokenizers import Regex, pre_tokenizers
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    theirs = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[pre]), behavior="isolated")
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    both = pre_tokenizers.Sequence([theirs, bytes_of])
+    for text in TEXTS:
+        assert _splitter(pre, "x").pre_tokenize_str(text) == both.pre_tokenize_str(text)
+
+
+def test_deepseeks_splitter_keeps_numbers_scripts_and_words_apart() -> None:
+    pieces = [text for text, _ in split_without_bytes("deepseek-v3", "2024年 x=12345 don't 世界カナ!ok\n")]
+    assert pieces == ["202", "4", "年", " x", "=", "123", "45", " don", "'t", " ", "世界カナ", "!ok", "\n"]
+
+
+def split_without_bytes(pre: str, text: str) -> list[tuple[str, tuple[int, int]]]:
+    offsets = [span for _, span in _splitter(pre, "x").pre_tokenize_str(text)]
+    return [(text[start:end], (start, end)) for start, end in offsets]
 
 
 @pytest.mark.parametrize(
