@@ -20,7 +20,7 @@ MATRICES = ("gate_up", "down")
 
 
 class PackedExperts(nn.Module):
-    """All routed experts of a layer as buffers: codes, scales and zero points; nothing of them is kept in 16 bits."""
+    """All routed experts of a layer as buffers: codes, scales and zero points; no map of them is kept in 16 bits."""
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class PackedExperts(nn.Module):
         quantisation: ExpertQuantSpec,
         *,
         gating: Gating = PLAIN,
+        bias_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.quantisation = quantisation
@@ -46,6 +47,13 @@ class PackedExperts(nn.Module):
             self.register_buffer(f"{name}_scales", torch.empty(per_group, dtype=torch.float16))
             if not quantisation.symmetric:
                 self.register_buffer(f"{name}_zeros", torch.empty(per_group, dtype=torch.uint8))
+        # Biases are few and stay as they are.
+        self.gate_up_bias_E2F: nn.Parameter | None = None
+        self.down_bias_ED: nn.Parameter | None = None
+        if bias_dtype is not None:
+            up, down = (num_experts, 2 * intermediate_size), (num_experts, hidden_size)
+            self.gate_up_bias_E2F = nn.Parameter(torch.empty(up, dtype=bias_dtype))
+            self.down_bias_ED = nn.Parameter(torch.empty(down, dtype=bias_dtype))
         self.kernel: str | None = None
 
     @property
@@ -100,6 +108,9 @@ class PackedExperts(nn.Module):
             used_U, ids_N = used_U[1:], ids_N - 1
         gate_up_U2FD, down_UDF = (self.widened(name, used_U, hidden_TD.dtype) for name in MATRICES)
         packed = (gate_up_U2FD, down_UDF, ids_N.view(routing.expert_ids_TK.shape), routing.weights_TK)
+        if self.gate_up_bias_E2F is not None and self.down_bias_ED is not None:
+            biases = (self.gate_up_bias_E2F[used_U], self.down_bias_ED[used_U])
+            return gated_experts_torch(hidden_TD, *packed, self.gating, *biases)
         if self.gating.kind != "silu":
             return gated_experts_torch(hidden_TD, *packed, self.gating)
         return dispatch.swiglu_experts(hidden_TD, *packed, kernel=self.kernel)

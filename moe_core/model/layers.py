@@ -122,7 +122,8 @@ class MoeMlp(nn.Module):
         if moe.quantisation is None:
             self.experts = GroupedExperts(*sizes, dtype, gating=gating, bias=moe.expert_bias)
         else:
-            self.experts = PackedExperts(*sizes, moe.quantisation, gating=gating)
+            bias = dtype if moe.expert_bias else None
+            self.experts = PackedExperts(*sizes, moe.quantisation, gating=gating, bias_dtype=bias)
         shared = moe.shared_intermediate_size
         self.shared_expert = DenseMlp(spec.hidden_size, shared, dtype, gating) if shared else None
         self.shared_gate = Linear(spec.hidden_size, 1, dtype) if moe.shared_gate else None

@@ -10,7 +10,7 @@ from moe_core.operations.distil import distil
 from moe_core.operations.edit import merge_experts, preview_removal, remove_expert
 from moe_core.operations.grow import add_expert, grow, release_twins
 from moe_core.operations.prompts import Prompts
-from moe_core.operations.quantise import quantise
+from moe_core.operations.quantise import dequantise, quantise
 from moe_core.operations.specialise import specialise_clone
 from moe_core.operations.upcycle import upcycle
 
@@ -18,6 +18,7 @@ __all__ = [
     "Prompts",
     "add_expert",
     "compose",
+    "dequantise",
     "distil",
     "grow",
     "merge_experts",

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
+from moe_core.model.families import family_for
+from moe_core.model.families.config import OWN
 from moe_core.model.layers import MoeMlp
 from moe_core.spec import ModelSpec, MoeSpec
 from moe_core.spec.gate import LinearGate, SigmoidGroups
-from moe_core.spec.model import fits_mixtral
 from moe_core.spec.operations import Chosen
 
 # The modules of an expert layer whose tensors may have one row (or block) for each expert.
@@ -54,13 +55,11 @@ def changeable(model: Decoder) -> MoeSpec:
 
 
 def spec_with(spec: ModelSpec, **changes: Any) -> ModelSpec:
-    """The model with another expert part: of its own family where that can say so, else of Turnout's."""
+    """The model with another expert part: of its own family where that can say so, else of another that can."""
     assert spec.moe is not None
-    changed = {**spec.model_dump(), "moe": {**spec.moe.model_dump(), **changes}}
-    if spec.family == "mixtral":
-        parsed = ModelSpec.parse({**changed, "family": "turnout_moe"})
-        return parsed.model_copy(update={"family": "mixtral"}) if fits_mixtral(parsed) else parsed
-    return ModelSpec.parse(changed)
+    changed = {**spec.model_dump(), "moe": {**spec.moe.model_dump(), **changes}, "family": OWN}
+    parsed = ModelSpec.parse(changed)
+    return parsed.model_copy(update={"family": family_for(parsed, first=spec.family)})
 
 
 @torch.no_grad()

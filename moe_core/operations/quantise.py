@@ -8,14 +8,17 @@ Source: round to nearest in groups; the formats are those of `moe_core.kernels.p
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from moe_core.errors import SpecError
 from moe_core.experts import GroupedExperts, PackedExperts
 from moe_core.experts.packed import MATRICES
 from moe_core.model.decoder import Decoder
+from moe_core.model.families import family_for
 from moe_core.operations.measure import compare
 from moe_core.operations.parts import moe_part, rebuilt, spec_with, tensors_of
 from moe_core.operations.prompts import Prompts
@@ -46,6 +49,25 @@ def quantise(
     return packed, report
 
 
+@torch.no_grad()
+def dequantise(model: Decoder) -> Decoder:
+    """The model with the floats that its packed experts stand for, of a family of transformers where one can say it.
+
+    Raises SpecError for a model whose experts are not packed.
+    """
+    if moe_part(model).quantisation is None:
+        raise SpecError("the experts are not packed; save the model as it is")
+    wide = rebuilt(model, spec_with(model.spec, quantisation=None))
+    wide.spec = wide.spec.model_copy(update={"family": family_for(wide.spec)})
+    for old, new in zip(model.moe_layers(), wide.moe_layers(), strict=True):
+        assert isinstance(old.experts, PackedExperts)
+        for expert in range(old.experts.num_experts):
+            chosen = torch.tensor([expert])
+            new.experts.gate_up_E2FD[expert] = old.experts.widened("gate_up", chosen, model.dtype)[0]
+            new.experts.down_EDF[expert] = old.experts.widened("down", chosen, model.dtype)[0]
+    return wide
+
+
 def relative_error(weight: Tensor, experts: PackedExperts, name: str) -> float:
     """Frobenius norm of what packing changed over that of the weight, one expert at a time."""
     lost = total = 0.0
@@ -66,8 +88,9 @@ def bytes_report(model: Decoder) -> dict[str, Any]:
     weights = 3 * model.spec.hidden_size * moe.moe_intermediate_size * moe.num_experts * len(moe.moe_layers)
     expert_bytes = sum(size[name] for name in experts)
     sixteen = weights * SIXTEEN_BITS
-    # Scales are float16 and small; anything else that is a float is an expert weight that was left out.
-    left = [name for name, t in experts.items() if t.is_floating_point() and not name.endswith("_scales")]
+    # Scales and biases are small; anything else that is a float is an expert weight that was left out.
+    small = re.compile(r"_scales\Z|_bias_E2F\Z|_bias_ED\Z")
+    left = [name for name, t in experts.items() if t.is_floating_point() and not small.search(name)]
     names = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in stored.items()}
     return {
         "expert_bytes": expert_bytes,

@@ -78,8 +78,6 @@ class MoeSpec(Spec):
         if self.top_k > self.num_experts:
             raise ValueError(CORE.say("top_k_over_experts", top_k=self.top_k, num_experts=self.num_experts))
         check_gate(self.gate, self.capacity, self.num_experts, self.top_k)
-        if self.quantisation is not None and self.expert_bias:
-            raise ValueError("experts with biases cannot be packed in few bits; quantisation must be null")
         complaint = self.twins.complaint(self.num_experts, self.top_k) if self.twins else None
         if complaint:
             raise ValueError(complaint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moe_core.model.families.config import config_of, spec_of
+from moe_core.model.families.config import config_of, family_for, spec_of
 from moe_core.model.families.expert_names import moe_slots_in, router_and_shared_slots
 from moe_core.model.families.names import slots_of, trunk_slots
 from moe_core.model.families.registry import FAMILIES
@@ -12,6 +12,7 @@ __all__ = [
     "FAMILIES",
     "Slot",
     "config_of",
+    "family_for",
     "moe_slots_in",
     "router_and_shared_slots",
     "slots_of",

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from moe_core.errors import FormatError, SpecError
-from moe_core.model.families.registry import family_of
+from moe_core.model.families.registry import FAMILIES, family_of
 from moe_core.model.families.rope import rope_parameters
 from moe_core.spec import ModelSpec
+
+# Says whatever a ModelSpec with experts can.
+OWN = "turnout_moe"
 
 
 def spec_of(config: dict[str, Any]) -> ModelSpec:
@@ -25,6 +28,9 @@ def config_of(spec: ModelSpec, dtype: str) -> dict[str, Any]:
     Raises FormatError when the family's spelling cannot say all of the specification.
     """
     family = family_of(spec.family)
+    complaint = family.complaint(spec)
+    if complaint is not None:
+        raise FormatError(f"family {spec.family!r} {complaint}; family {OWN!r} can say the model")
     config: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": spec.family,
@@ -49,9 +55,26 @@ def config_of(spec: ModelSpec, dtype: str) -> dict[str, Any]:
     if said != spec:
         lost = [name for name in ModelSpec.model_fields if getattr(said, name) != getattr(spec, name)]
         raise FormatError(
-            f"a config.json of family {spec.family!r} cannot say this model's {', '.join(lost)}"
+            f"a config.json of family {spec.family!r} cannot say this model's {', '.join(lost)}; "
+            f"family {OWN!r} can: give it to the model's spec and save again"
         )
     return config
+
+
+def family_for(spec: ModelSpec, *, first: str | None = None) -> str:
+    """The family to save a mixture in: `first` where that can say it, else one of transformers, else Turnout's own."""
+    theirs = [family.name for family in FAMILIES.values() if family.in_transformers]
+    names = [*([] if first is None else [first]), *theirs, OWN]
+    return next(name for name in names if _says(name, spec))
+
+
+def _says(name: str, spec: ModelSpec) -> bool:
+    """Whether the specification survives a config.json of that family."""
+    changed = spec.model_copy(update={"family": name})
+    try:
+        return spec_of(config_of(changed, "float32")) == changed
+    except FormatError:
+        return False
 
 
 def _one_or_many(ids: tuple[int, ...]) -> int | list[int] | None:

@@ -120,4 +120,5 @@ FAMILY = Family(
     NameMap(selection_bias="e_score_correction_bias", shared="mlp.shared_experts"),
     aliases=("kimi_k2",),
     predicts_further=True,
+    latent_attention=True,
 )

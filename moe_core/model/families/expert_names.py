@@ -57,6 +57,24 @@ def _apart(spec: ModelSpec, layer: int) -> Iterator[Slot]:
         ):
             tensor = f"{there}.{expert}.{name}.weight"
             yield Slot(tensor, f"{here}.{parameter}", shape, "experts", expert, rows, layer)
+        yield from _biases(spec, layer, expert)
+
+
+def _biases(spec: ModelSpec, layer: int, expert: int) -> Iterator[Slot]:
+    """Those of one expert that lies apart."""
+    moe, names = spec.moe, family_of(spec.family).names
+    assert moe is not None
+    if not moe.expert_bias:
+        return
+    there, here = f"model.layers.{layer}.{names.block}.experts.{expert}", f"layers.{layer}.mlp.experts"
+    inner = moe.moe_intermediate_size
+    gate, up, down = names.expert
+    for name, parameter, size, rows in (
+        (gate, "gate_up_bias_E2F", inner, (0, inner)),
+        (up, "gate_up_bias_E2F", inner, (inner, 2 * inner)),
+        (down, "down_bias_ED", spec.hidden_size, None),
+    ):
+        yield Slot(f"{there}.{name}.bias", f"{here}.{parameter}", (size,), "experts", expert, rows, layer)
 
 
 def _quantised(spec: ModelSpec, layer: int) -> Iterator[Slot]:
@@ -78,6 +96,7 @@ def _quantised(spec: ModelSpec, layer: int) -> Iterator[Slot]:
                 shape = (num_rows, columns(length, moe.quantisation))
                 both = (f"{there}.{expert}.{name}.{kind}", f"{here}.{matrix}_{kind}")
                 yield Slot(*both, shape, "experts", expert, rows, layer, dtype)
+        yield from _biases(spec, layer, expert)
 
 
 def _packed(spec: ModelSpec, layer: int) -> Iterator[Slot]:

@@ -43,5 +43,16 @@ class Family:
     aliases: tuple[str, ...] = ()
     # Checkpoints may hold layers after the last one, which predict further tokens and are not read.
     predicts_further: bool = False
+    # It has experts, and what attention it has.
+    has_experts: bool = True
+    latent_attention: bool = False
     # transformers 5.23 has the family and reads what is written here.
     in_transformers: bool = True
+
+    def complaint(self, spec: ModelSpec) -> str | None:
+        """Why the family's keys cannot be written for a model at all; None when they can."""
+        if self.has_experts != (spec.moe is not None):
+            return "has experts" if self.has_experts else "has no experts"
+        if self.latent_attention and (spec.attention.mla is None or spec.moe.gate.kind != "sigmoid_groups"):
+            return "has latent attention and a sigmoid gate with groups"
+        return None

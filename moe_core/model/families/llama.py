@@ -21,4 +21,4 @@ def _keys(spec: ModelSpec) -> dict[str, Any]:
     return {"attention_bias": False, "mlp_bias": False}
 
 
-FAMILY = Family("llama", "LlamaForCausalLM", LlamaConfig, _keys)
+FAMILY = Family("llama", "LlamaForCausalLM", LlamaConfig, _keys, has_experts=False)

@@ -1,4 +1,8 @@
-"""Turnout's own mixture over Llama: experts in chosen layers, perhaps narrower, perhaps with a shared one."""
+"""Turnout's own mixture: whatever a ModelSpec with experts can say, so that no model is without a way to the disk.
+
+Over a Llama it says only which layers hold which experts. What other families have, and what becomes of their models
+(packed experts, twins, gates of another kind), it says in the words of ModelSpec itself.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from moe_core.model.families.family import Family
 from moe_core.model.families.mixtral import NAMES
 from moe_core.model.families.schemas import DecoderConfig
 from moe_core.spec import CapacitySpec, GateSpec, ModelSpec, MoeSpec, TemperatureSpec
+from moe_core.spec.attention import AttentionSpec
 from moe_core.spec.gate import SoftmaxTopk
 from moe_core.spec.quantisation import ExpertQuantSpec
 from moe_core.spec.twins import TwinsSpec
@@ -31,9 +36,28 @@ class TurnoutMoeConfig(DecoderConfig):
     router_capacity: CapacitySpec | None = None
     router_twins: TwinsSpec | None = None
     expert_quantisation: ExpertQuantSpec | None = None
+    expert_bias: bool = False
+    shared_expert_gate: bool = False
+    attention: AttentionSpec = AttentionSpec()
+    rope_interleave: bool = False
+    parallel_blocks: bool = False
+    swiglu_alpha: float = 1.702
+    swiglu_limit: float = 7.0
+    # Said in `attention`.
     attention_bias: Literal[False] = False
-    hidden_act: Literal["silu"] = "silu"
     sliding_window: None = None
+
+    def attention_part(self) -> AttentionSpec:
+        """As written."""
+        return self.attention
+
+    def interleaved(self) -> bool:
+        """As written."""
+        return self.rope_interleave
+
+    def more_fields(self) -> dict[str, Any]:
+        """As written."""
+        return {name: getattr(self, name) for name in ("parallel_blocks", "swiglu_alpha", "swiglu_limit")}
 
     def moe_part(self) -> MoeSpec:
         """The expert part as written."""
@@ -45,6 +69,7 @@ class TurnoutMoeConfig(DecoderConfig):
                 "moe_intermediate_size": self.moe_intermediate_size,
                 "num_shared_experts": self.num_shared_experts,
                 "shared_intermediate_size": self.shared_intermediate_size,
+                "shared_gate": self.shared_expert_gate,
                 "norm_topk_prob": self.norm_topk_prob,
                 "temperature": self.router_temperature,
                 "temperature_schedule": self.router_temperature_schedule,
@@ -52,6 +77,7 @@ class TurnoutMoeConfig(DecoderConfig):
                 "capacity": self.router_capacity,
                 "twins": self.router_twins,
                 "quantisation": self.expert_quantisation,
+                "expert_bias": self.expert_bias,
             }
         )
 
@@ -69,7 +95,26 @@ def _keys(spec: ModelSpec) -> dict[str, Any]:
         "norm_topk_prob": moe.norm_topk_prob,
         "router_temperature": moe.temperature,
         **_gate_keys(moe),
+        **_other_keys(spec, moe),
     }
+
+
+def _other_keys(spec: ModelSpec, moe: MoeSpec) -> dict[str, Any]:
+    """What a mixture over Llama has not: older readers know only that."""
+    keys: dict[str, Any] = {}
+    if spec.attention != AttentionSpec():
+        keys["attention"] = spec.attention.model_dump(mode="json")
+    for name, value in (
+        ("rope_interleave", spec.rope.interleaved),
+        ("parallel_blocks", spec.parallel_blocks),
+        ("expert_bias", moe.expert_bias),
+        ("shared_expert_gate", moe.shared_gate),
+    ):
+        if value:
+            keys[name] = True
+    if spec.activation == "clamped":
+        keys |= {"swiglu_alpha": spec.swiglu_alpha, "swiglu_limit": spec.swiglu_limit}
+    return keys
 
 
 def _gate_keys(moe: MoeSpec) -> dict[str, Any]:

@@ -219,7 +219,7 @@ def test_a_packed_model_cannot_be_packed_again() -> None:
         packed(small, bits=4)
 
 
-def test_other_activations_are_packed_too_and_biases_are_refused() -> None:
+def test_other_activations_and_biases_are_packed_too() -> None:
     from moe_core.model.init import random_decoder
     from tests.moe_core.operations.models import mixture_spec
     from tests.moe_core.tiny import STD
@@ -227,8 +227,14 @@ def test_other_activations_are_packed_too_and_biases_are_refused() -> None:
     spec = mixture_spec(moe_intermediate_size=256).model_copy(update={"activation": "gelu"})
     model = random_decoder(spec, 5, STD)
     assert distance(model, packed(model, bits=8)[0]) < 0.06
-    with pytest.raises(SpecError, match="biases cannot be packed"):
-        packed(mixture(expert_bias=True))
+    model = wide(expert_bias=True)
+    small, report = packed(model, bits=8)
+    assert distance(model, small) < 0.06
+    assert report["not_packed"] == []
+    with torch.no_grad():
+        for layer in small.moe_layers():
+            layer.experts.down_bias_ED.zero_()
+    assert distance(model, small) > 0.06
 
 
 def test_an_empty_place_takes_no_expert() -> None:
