@@ -11,6 +11,7 @@
     * EngineBusy         no room now; try again later
     * PromptTooLong      the prompt does not fit the model or the cache
   * Cancelled            the caller asked to stop
+  * MissingLibrary       an optional library is not installed, or too old
 """
 
 from __future__ import annotations
@@ -85,3 +86,7 @@ class PromptTooLong(EngineError):
 
 class Cancelled(MoeCoreError):
     """The caller asked to stop."""
+
+
+class MissingLibrary(MoeCoreError):
+    """An optional library is not installed, or too old for what was asked of it."""

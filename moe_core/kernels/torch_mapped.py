@@ -1,0 +1,35 @@
+"""Experts whose maps and activation are given as functions: for weights in any layout, ours or another library's.
+
+Shapes: T tokens, D model width, K top_k, R routed rows, r rows of one expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from moe_core.kernels.torch_grouped import group_rows
+
+# (expert, its rows (r, D)) → what it makes of them (r, D), unweighted.
+OneExpert = Callable[[int, Tensor], Tensor]
+
+
+def mapped_experts_torch(
+    hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, num_experts: int, one_expert: OneExpert
+) -> Tensor:
+    """Sum over the chosen experts of weight · one_expert(expert, x): (T, D) in the dtype of the input.
+
+    Every expert is asked once, with all of its rows; a negative id is no expert. Weighted rows are added up in float32
+    (float64 for such inputs). Gradients by autograd.
+    """
+    dtype = hidden_TD.dtype if hidden_TD.dtype == torch.float64 else torch.float32
+    rows = group_rows(expert_ids_TK, num_experts)
+    in_RD, weights_R = hidden_TD[rows.token_R], weights_TK.to(dtype).reshape(-1)[rows.choice_R]
+    out_TD = torch.zeros_like(hidden_TD, dtype=dtype)
+    for expert, part in rows.parts:
+        out_rD = one_expert(expert, in_RD[part]).to(dtype) * weights_R[part, None]
+        # An expert has each token at most once, so no two rows are added to one place at a time.
+        out_TD = out_TD.index_add(0, rows.token_R[part], out_rD)
+    return out_TD.to(hidden_TD.dtype)
