@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from moe_core.errors import SpecError
 from moe_core.kernels.gating import PLAIN, Gating
 from moe_core.model.layers import MoeMlp
-from moe_core.operations.assignment import assign
+from moe_core.routers.assignment import assign
 
 
 @dataclass(frozen=True, slots=True)

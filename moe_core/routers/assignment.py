@@ -1,12 +1,16 @@
-"""The best assignment of tokens to experts with equal loads, exactly.
+"""The best assignment of tokens to experts with equal loads, exactly; and of rows to columns, which is the same with loads
+of one.
 
 Tokens are few kinds of node here (E experts), so the problem is solved on a graph of E nodes: an edge from expert a to
 expert b costs what the cheapest token to move from a to b loses. Tokens come one after the other; each takes the shortest
-chain of moves that ends at an expert with room, so that what is placed is the best possible at any time.
+chain of moves that ends at an expert with room, so that what is placed is the best possible at any time. Prices on the
+experts keep all edges at or above zero, so that chains are found by Dijkstra's method: O(E²) a token, beside looking
+anew for the movers of the experts that changed.
 
-Shapes: T tokens, E experts.
+Shapes: T tokens, E experts, n rows and columns.
 Source: successive shortest paths for the transportation problem (Ahuja, Magnanti & Orlin 1993, "Network Flows", section
-9.7); for experts: Lewis et al. 2021, "BASE Layers", arXiv 2103.16716, who solve it by auction.
+9.7); with loads of one it is the Hungarian method in the form of Jonker and Volgenant 1987; for experts: Lewis et al.
+2021, "BASE Layers", arXiv 2103.16716, who solve it by auction.
 """
 
 from __future__ import annotations
@@ -36,18 +40,32 @@ def balanced_assignment(scores_TE: Tensor) -> Tensor:
     return torch.from_numpy(_Transport(scores).solve()).to(scores_TE.device)
 
 
+def assign(cost: Floats) -> Ints:
+    """For each row the column that it is paired with, (n,) int64, such that the sum of the costs (n, n) is least.
+
+    O(n³), each inner step one numpy row. Raises SpecError unless the costs are square and finite.
+    """
+    if cost.ndim != 2 or cost.shape[0] != cost.shape[1]:
+        raise SpecError(f"an assignment needs as many rows as columns, not {cost.shape}")
+    if not np.isfinite(cost).all():
+        raise SpecError("an assignment needs finite costs; found NaN or infinity")
+    return _Transport(-cost).solve()
+
+
 class _Transport:
     """A partial assignment that is optimal for its own loads, and grows by one token at a time."""
 
     def __init__(self, scores: Floats) -> None:
         self.num_tokens, self.num_experts = scores.shape
         self.scores = scores
-        self.floor = self.num_tokens // self.num_experts
+        self.floor = self.num_tokens // max(1, self.num_experts)
         self.owner: Ints = np.full(self.num_tokens, -1, dtype=np.int64)
         self.load: Ints = np.zeros(self.num_experts, dtype=np.int64)
         # What the cheapest move from a to b loses, and which token it is.
         self.loss: Floats = np.full((self.num_experts, self.num_experts), np.inf)
         self.mover: Ints = np.full((self.num_experts, self.num_experts), -1, dtype=np.int64)
+        # loss[a, b] + price[a] - price[b] is never below zero.
+        self.price: Floats = np.zeros(self.num_experts)
 
     def solve(self) -> Ints:
         for token in range(self.num_tokens):
@@ -56,12 +74,11 @@ class _Transport:
 
     def _place(self, token: int) -> None:
         """Find the chain of moves with the highest gain, then carry it out from its end."""
-        lost, before = self._cheapest_chains(-self.scores[token])
         # A place below the floor must be filled in any case; one above it, while there are such places.
         room = self.load < self.floor
         if not room.any():
             room = self.load < self.floor + 1
-        end = int(np.where(room, lost, np.inf).argmin())
+        end, before = self._cheapest_chain(-self.scores[token], room)
         self.load[end] += 1
         changed = [end]
         while before[end] >= 0:
@@ -74,18 +91,27 @@ class _Transport:
         for expert in changed:
             self._weigh(expert)
 
-    def _cheapest_chains(self, first: Floats) -> tuple[Floats, Ints]:
-        """Least loss to arrive at each expert with one token more, and the expert before it (-1: the new token)."""
-        lost, before = first.copy(), np.full(self.num_experts, -1, dtype=np.int64)
-        for _ in range(self.num_experts):
-            through = lost[:, None] + self.loss
-            source = through.argmin(0)
-            best = through[source, np.arange(self.num_experts)]
-            better = best < lost - 1e-12
-            if not better.any():
+    def _cheapest_chain(self, first: Floats, room: NDArray[np.bool_]) -> tuple[int, Ints]:
+        """The expert with room that is reached at the least loss, and the expert before each (-1: the new token)."""
+        reduced, before = first - self.price, np.full(self.num_experts, -1, dtype=np.int64)
+        is_open = np.ones(self.num_experts, dtype=bool)
+        cheapest_room = self.price[room].min()
+        best, end = np.inf, -1
+        reach = reduced.min()
+        while is_open.any():
+            nearest = int(np.where(is_open, reduced, np.inf).argmin())
+            # Everything that is still open ends at least this high.
+            if reduced[nearest] + cheapest_room >= best:
                 break
-            lost, before = np.where(better, best, lost), np.where(better, source, before)
-        return lost, before
+            is_open[nearest] = False
+            reach = reduced[nearest]
+            if room[nearest] and reach + self.price[nearest] < best:
+                best, end = reach + self.price[nearest], nearest
+            through = reach + self.price[nearest] + self.loss[nearest] - self.price
+            better = is_open & (through < reduced)
+            reduced[better], before[better] = through[better], nearest
+        self.price += np.minimum(reduced, reach)
+        return end, before
 
     def _weigh(self, expert: int) -> None:
         """Find again which token of an expert moves most cheaply to each other one."""
