@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_core.experts.grouped import GroupedExperts
+from moe_core.experts.mixed import MixedExperts
 from moe_core.experts.packed import PackedExperts
 
-__all__ = ["GroupedExperts", "PackedExperts"]
+__all__ = ["GroupedExperts", "MixedExperts", "PackedExperts"]

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from moe_core.experts import GroupedExperts, PackedExperts
+from moe_core.experts import GroupedExperts, MixedExperts, PackedExperts
 from moe_core.kernels.gating import PLAIN, Gating
 from moe_core.kernels.precision import product
 from moe_core.model.context import RoutingContext
@@ -118,8 +118,10 @@ class MoeMlp(nn.Module):
         self.moe = moe
         self.router = Router(moe, spec.hidden_size, spec.vocab_size)
         sizes, gating = (moe.num_experts, spec.hidden_size, moe.moe_intermediate_size), Gating.of(spec)
-        self.experts: GroupedExperts | PackedExperts
-        if moe.quantisation is None:
+        self.experts: GroupedExperts | PackedExperts | MixedExperts
+        if moe.expert_kinds is not None:
+            self.experts = MixedExperts(moe.expert_kinds, spec.hidden_size, dtype)
+        elif moe.quantisation is None:
             self.experts = GroupedExperts(*sizes, dtype, gating=gating, bias=moe.expert_bias)
         else:
             bias = dtype if moe.expert_bias else None

@@ -44,6 +44,11 @@ def max_violation(load_LE: Tensor) -> float:
     return _mean_of_used(load_LE, lambda f: f.max(-1).values / f.mean(-1) - 1.0, 0.0)
 
 
+def work_violation(load_LE: Tensor, cost_E: Tensor) -> float:
+    """MaxVio of work, load times what a token on each expert costs: for layers whose experts are not alike."""
+    return max_violation(load_LE.double() * cost_E.double())
+
+
 def max_violation_batch(load_BLE: Tensor) -> float:
     """MaxVio_batch: MaxVio of each batch, then the mean over batches; never below that of the summed loads."""
     used = [max_violation(load_LE) for load_LE in load_BLE if int(load_LE.sum())]

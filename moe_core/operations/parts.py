@@ -31,6 +31,10 @@ def moe_part(model: Decoder, *, packed: bool = True) -> MoeSpec:
         raise SpecError(
             f"the model is dense ({model.spec.family}); make it a mixture first (upcycle, compose)"
         )
+    if moe.expert_kinds is not None and not packed:
+        raise SpecError(
+            "the experts are of different kinds and widths (expert_kinds); this operation is for experts that are alike"
+        )
     if moe.quantisation is not None and not packed:
         raise SpecError(
             f"the experts are packed in {moe.quantisation.bits} bits and cannot be changed; "

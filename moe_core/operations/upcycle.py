@@ -10,6 +10,9 @@ output. With F the dense width, W the experts' and S the shared expert's:
 * shared expert, S < F <= S + W: the shared expert has the first S neurons, every routed one the rest. Kept.
 * otherwise the experts have different slices, scaled up so that uniform routing is right on average: not kept.
 
+* experts of several kinds: runs of dense neurons as wide as each of them, scaled as slices; kept only where every
+  expert holds the whole feed-forward.
+
 With granularity g each copy is cut into g slices (experts c·g to c·g + g - 1 are copy c) that share one router row, so
 that the top k hold whole copies: kept, with each slice scaled by g.
 
@@ -30,11 +33,13 @@ import torch
 from torch import Tensor
 
 from moe_core.errors import SpecError
+from moe_core.experts import MixedExperts
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.layers import DenseMlp, MoeMlp
 from moe_core.operations.parts import rebuilt
 from moe_core.routers.start import start_gate
 from moe_core.spec import LayoutSpec, ModelSpec, MoeSpec
+from moe_core.spec.expert_kinds import ExpertKind, MlpExpert, SwigluExpert
 from moe_core.spec.gate import Base, SigmoidGroups, Soft, SoftmaxTopk
 from moe_core.spec.operations import UpcycleSpec
 
@@ -68,6 +73,12 @@ def plan_upcycle(dense: ModelSpec, layout: LayoutSpec, granularity: int = 1) -> 
     )
     exact, weight = weight_of_a_token(moe)
     gain = 1.0 / weight
+    if moe.expert_kinds is not None:
+        first = NeuronShare(0, min(shared, full), 1.0) if shared else None
+        alike = not shared and all(_is_the_dense_one(kind, dense) for kind in moe.expert_kinds)
+        return UpcyclePlan(
+            first, _slices_of_kinds(moe.expert_kinds, min(shared, full), full, gain), exact and alike
+        )
     if granularity > 1:
         cut = tuple(NeuronShare(place * inner, inner, gain * granularity) for place in range(granularity))
         # Other gates may take some slices of a copy and leave the rest.
@@ -113,6 +124,24 @@ def _slices(start: int, left: int, inner: int, num_experts: int, gain: float) ->
     return tuple(
         NeuronShare(start + places[expert % num_slices], count, scale) for expert in range(num_experts)
     )
+
+
+def _is_the_dense_one(kind: ExpertKind, dense: ModelSpec) -> bool:
+    is_wide = isinstance(kind, SwigluExpert) and kind.width >= dense.intermediate_size
+    return is_wide and kind.activation == dense.activation
+
+
+def _slices_of_kinds(
+    kinds: tuple[ExpertKind, ...], start: int, full: int, gain: float
+) -> tuple[NeuronShare, ...]:
+    """Runs of neurons as wide as each expert, one after the other and from the first again; none without a width."""
+    shares, left, place = [], max(1, full - start), 0
+    for kind in kinds:
+        count = min(kind.width, left) if isinstance(kind, SwigluExpert | MlpExpert) else 0
+        at = min(place % left, left - count)
+        shares.append(NeuronShare(start + at if start < full else 0, count, gain * left / max(1, count)))
+        place += count
+    return tuple(shares)
 
 
 def keeps_function(dense: ModelSpec, layout: LayoutSpec, granularity: int = 1) -> bool:
@@ -163,7 +192,9 @@ def _fill_layer(
     moe: MoeMlp, dense: DenseMlp, plan: UpcyclePlan, noise: float, generator: torch.Generator
 ) -> None:
     experts = moe.experts
-    for expert, share in enumerate(plan.routed):
+    if isinstance(experts, MixedExperts):
+        fill_kinds(experts, dense, plan.routed, noise, generator)
+    for expert, share in enumerate(() if isinstance(experts, MixedExperts) else plan.routed):
         _fill(experts.gate_up_E2FD[expert], experts.down_EDF[expert], dense, share)
         if noise:
             _perturb(experts.gate_up_E2FD[expert], noise, generator)
@@ -171,6 +202,31 @@ def _fill_layer(
     if moe.shared_expert is not None and plan.shared is not None:
         shared = moe.shared_expert
         _fill(shared.gate_up_proj.weight, shared.down_proj.weight, dense, plan.shared)
+
+
+def fill_kinds(
+    experts: MixedExperts,
+    dense: DenseMlp,
+    shares: tuple[NeuronShare, ...],
+    noise: float,
+    generator: torch.Generator,
+) -> None:
+    """Experts of several kinds from dense neurons: a swiglu has them whole, an mlp their up rows and the way back.
+
+    A constant expert starts as one half of the token (its shares even, its vector at zero).
+    """
+    gate_FD, up_FD = dense.gate_up_proj.weight.chunk(2)
+    for expert, share in enumerate(shares):
+        run = slice(share.start, share.start + share.count)
+        source = {"w1.weight": gate_FD[run], "w3.weight": up_FD[run]}
+        for name, tensor in experts.tensors(expert).items():
+            tensor.zero_()
+            if name == "w2.weight":
+                tensor[:, : share.count] = dense.down_proj.weight[:, run] * share.scale
+            elif name in source:
+                tensor[: share.count] = source[name]
+            if noise and name in ("w1.weight", "w2.weight", "w3.weight"):
+                _perturb(tensor, noise, generator)
 
 
 def _fill(gate_up_2FD: Tensor, down_DF: Tensor, dense: DenseMlp, share: NeuronShare) -> None:

@@ -24,20 +24,27 @@ def label_loss(routing: Routing, labels_NE: Tensor, domain_T: Tensor, real_T: Te
     return -torch.logsumexp(logits_TE.masked_fill(~mine_TE, float("-inf")), dim=-1).mean()
 
 
-def balance_loss(routing: Routing, real_T: Tensor, share_E: Tensor | None = None) -> Tensor:
+def balance_loss(
+    routing: Routing, real_T: Tensor, share_E: Tensor | None = None, cost_E: Tensor | None = None
+) -> Tensor:
     """E · sum over experts of (share of assignments · mean probability): 1 when even, E when one takes all.
 
     `share_E` (float32, sums to 1) stands in for the batch's own share: that of a larger batch (the global-batch form:
     the sum of `load_of` over ranks and micro-batches, normalised), or of the past.
+    `cost_E` (positive) is what a token on each expert counts for, where experts are not alike: the loss is then 1 where
+    every expert has as much work, load times cost. Only the ratios of the costs matter.
     Source: Fedus et al. 2021, "Switch Transformers", eq. 4, with the k assignments of a token counted each; Qiu et al.
-    2025, "Demons in the Detail" (the global batch).
+    2025, "Demons in the Detail" (the global batch); Jin et al. 2024, "MoE++", eq. 7 (costs, there 1 and τ).
     """
     num_experts = routing.probs_TE.shape[1]
     if not real_T.any():
         return routing.probs_TE.new_zeros(())
     if share_E is None:
         share_E = share_of_load(load_of(routing, real_T))
-    return num_experts * (share_E * routing.probs_TE[real_T].mean(0)).sum()
+    mean_E = routing.probs_TE[real_T].mean(0)
+    if cost_E is None:
+        return num_experts * (share_E * mean_E).sum()
+    return cost_E.reciprocal().sum() * (cost_E * share_E * mean_E).sum()
 
 
 def share_of_load(load_E: Tensor) -> Tensor:

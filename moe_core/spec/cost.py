@@ -108,7 +108,7 @@ def _bytes(spec: ModelSpec, weights: list[Weight], precision: Precision) -> int:
     """Bytes of all tensors as a saved model holds them.
 
     int8 and int4 are what `operations.quantise` makes of the model in bf16: the maps of the routed experts are packed, the
-    rest stays as it is. A model that is packed already stays packed.
+    rest stays as it is. A model that is packed already stays packed, and experts of different kinds are never packed.
     """
     packing = _packing(spec, precision)
     plain = 4 if precision == "fp32" else 2
@@ -116,6 +116,8 @@ def _bytes(spec: ModelSpec, weights: list[Weight], precision: Precision) -> int:
 
 
 def _packing(spec: ModelSpec, precision: Precision) -> ExpertQuantSpec | None:
+    if spec.moe is not None and spec.moe.expert_kinds is not None:
+        return None
     if spec.moe is not None and spec.moe.quantisation is not None:
         return spec.moe.quantisation
     return {"int8": ExpertQuantSpec(bits=8), "int4": ExpertQuantSpec(bits=4)}.get(precision)

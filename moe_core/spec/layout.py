@@ -10,6 +10,7 @@ from moe_core.errors import SpecError
 from moe_core.sentences import CORE
 from moe_core.spec.base import LayerIndex, Spec
 from moe_core.spec.capacity import CapacitySpec
+from moe_core.spec.expert_kinds import ExpertKinds, complaint_of, widest
 from moe_core.spec.gate import GateSpec, SoftmaxTopk
 from moe_core.spec.model import ModelSpec, MoeSpec, Width, check_gate, fits_mixtral
 from moe_core.spec.temperature import TemperatureSpec
@@ -30,6 +31,9 @@ class LayoutSpec(Spec):
     temperature_schedule: TemperatureSpec | None = None
     gate: GateSpec = SoftmaxTopk()
     capacity: CapacitySpec | None = None
+    # What each expert is, where they are not all alike: kinds and widths, `moe_intermediate_size` left out.
+    expert_kinds: ExpertKinds | None = None
+    free_expert_cost: Annotated[float, Field(gt=0.0, le=10.0)] = 0.75
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -37,6 +41,10 @@ class LayoutSpec(Spec):
             raise ValueError(CORE.say("top_k_over_experts", top_k=self.top_k, num_experts=self.num_experts))
         if self.temperature_schedule is not None and self.temperature != 1.0:
             raise ValueError("give temperature or temperature_schedule, not both")
+        if self.expert_kinds is not None:
+            complaint = complaint_of(self.expert_kinds, self.num_experts)
+            if complaint or self.moe_intermediate_size is not None:
+                raise ValueError(complaint or "expert_kinds has the widths; leave moe_intermediate_size out")
         check_gate(self.gate, self.capacity, self.num_experts, self.top_k)
         if list(self.moe_layers) != sorted(set(self.moe_layers)):
             raise ValueError(CORE.say("layers_unordered"))
@@ -57,7 +65,7 @@ class LayoutSpec(Spec):
             moe_layers=self.moe_layers,
             num_experts=self.num_experts,
             top_k=self.top_k,
-            moe_intermediate_size=self.moe_intermediate_size or dense.intermediate_size,
+            moe_intermediate_size=self._width(dense),
             num_shared_experts=self.num_shared_experts,
             shared_intermediate_size=self._shared_width(dense),
             norm_topk_prob=self.norm_topk_prob,
@@ -65,9 +73,15 @@ class LayoutSpec(Spec):
             temperature_schedule=self.temperature_schedule,
             gate=self.gate,
             capacity=self.capacity,
+            expert_kinds=self.expert_kinds,
+            free_expert_cost=self.free_expert_cost,
         )
         mixture = ModelSpec.parse({**dense.model_dump(), "family": "turnout_moe", "moe": moe.model_dump()})
         return mixture.model_copy(update={"family": "mixtral"}) if fits_mixtral(mixture) else mixture
+
+    def _width(self, dense: ModelSpec) -> int:
+        of_kinds = None if self.expert_kinds is None else widest(self.expert_kinds)
+        return of_kinds or self.moe_intermediate_size or dense.intermediate_size
 
     def _shared_width(self, dense: ModelSpec) -> int | None:
         if not self.num_shared_experts:

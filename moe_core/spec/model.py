@@ -10,6 +10,7 @@ from moe_core.sentences import CORE
 from moe_core.spec.attention import AttentionSpec, RopeSpec
 from moe_core.spec.base import LayerIndex, Spec
 from moe_core.spec.capacity import CapacitySpec
+from moe_core.spec.expert_kinds import ExpertKinds, Width, balance_costs, complaint_of, widest
 from moe_core.spec.gate import Base, ExpertChoice, Gate, GateSpec, Soft, SoftmaxTopk
 from moe_core.spec.gate_tensors import GateTensor, gate_tensors
 from moe_core.spec.quantisation import ExpertQuantSpec
@@ -31,7 +32,6 @@ Family = Literal[
 # What stands between gate and up in a feed-forward. "clamped" is gpt-oss's (up + 1) · gate · sigmoid(alpha · gate).
 Activation = Literal["silu", "gelu", "clamped"]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 20)]
-Width = Annotated[int, Field(ge=1, le=1 << 18)]
 
 
 class Kept(NamedTuple):
@@ -72,12 +72,17 @@ class MoeSpec(Spec):
     quantisation: ExpertQuantSpec | None = None
     # A bias on every map of the experts.
     expert_bias: bool = False
+    # What each expert is, where they are not all swiglu of `moe_intermediate_size`; that is then the widest of them.
+    expert_kinds: ExpertKinds | None = None
+    # What a token on an expert without a feed-forward counts for when loads are evened; others count by their FLOPs.
+    free_expert_cost: Annotated[float, Field(gt=0.0, le=10.0)] = 0.75
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.top_k > self.num_experts:
             raise ValueError(CORE.say("top_k_over_experts", top_k=self.top_k, num_experts=self.num_experts))
         check_gate(self.gate, self.capacity, self.num_experts, self.top_k)
+        self._check_kinds()
         complaint = self.twins.complaint(self.num_experts, self.top_k) if self.twins else None
         if complaint:
             raise ValueError(complaint)
@@ -92,6 +97,28 @@ class MoeSpec(Spec):
         if self.shared_gate and not self.num_shared_experts:
             raise ValueError("shared_gate must be false when num_shared_experts is 0")
         return self
+
+    def _check_kinds(self) -> None:
+        if self.expert_kinds is None:
+            return
+        complaint = complaint_of(self.expert_kinds, self.num_experts)
+        if complaint:
+            raise ValueError(complaint)
+        if self.moe_intermediate_size != widest(self.expert_kinds):
+            raise ValueError(
+                f"moe_intermediate_size ({self.moe_intermediate_size}) must be the width of the widest of expert_kinds "
+                f"({widest(self.expert_kinds)})"
+            )
+        if self.quantisation is not None or self.expert_bias or self.twins is not None:
+            raise ValueError(
+                "experts of different kinds have no biases, no twins and are not packed in few bits"
+            )
+
+    def balance_costs(self, hidden_size: int) -> tuple[float, ...] | None:
+        """What a token on each expert counts for when loads are evened; None where all are alike."""
+        if self.expert_kinds is None:
+            return None
+        return balance_costs(self.expert_kinds, hidden_size, self.free_expert_cost)
 
     @property
     def num_places(self) -> int:
@@ -247,6 +274,7 @@ def fits_mixtral(spec: ModelSpec) -> bool:
         and moe.twins is None
         and moe.quantisation is None
         and not moe.expert_bias
+        and moe.expert_kinds is None
         and is_llama_like(spec)
     )
 

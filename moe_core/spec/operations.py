@@ -34,7 +34,8 @@ class UpcycleSpec(Spec):
         for name, value in (("num_experts", self.layout.num_experts), ("top_k", self.layout.top_k)):
             if value % self.granularity:
                 raise ValueError(f"{name} ({value}) must be divisible by granularity ({self.granularity})")
-        if self.granularity > 1 and (self.layout.moe_intermediate_size or self.layout.num_shared_experts):
+        sized = self.layout.moe_intermediate_size or self.layout.expert_kinds
+        if self.granularity > 1 and (sized or self.layout.num_shared_experts):
             raise ValueError(
                 "granularity sets the experts' width; leave the widths and the shared expert out"
             )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from moe_core.spec.expert_kinds import ExpertKind, flops_of
 from moe_core.spec.model import ModelSpec, MoeSpec
 
 Part = Literal["embedding", "attention", "router", "experts", "shared_experts", "dense_mlp", "norms", "head"]
@@ -85,13 +86,24 @@ def _moe(spec: ModelSpec, moe: MoeSpec) -> Iterator[Weight]:
             yield Weight("router", tensor.shape[0], tensor.shape[1])
         else:
             yield Weight("router", tensor.numel)
-    yield from _mlp("experts", width, inner, experts, top_k)
+    if moe.expert_kinds is None:
+        yield from _mlp("experts", width, inner, experts, top_k)
+    else:
+        yield from _kinds(moe.expert_kinds, width, top_k)
     if moe.expert_bias:
         yield Weight("experts", 2 * inner + width, count=experts, active=top_k)
     if moe.shared_intermediate_size:
         yield from _mlp("shared_experts", width, moe.shared_intermediate_size)
     if moe.shared_gate:
         yield Weight("shared_experts", 1, width)
+
+
+def _kinds(kinds: tuple[ExpertKind, ...], width: int, top_k: int) -> Iterator[Weight]:
+    """Experts of their own size each; a token is taken to meet the dearest ones, for which no more is ever needed."""
+    dearest = sorted(range(len(kinds)), key=lambda expert: -flops_of(kinds[expert], width))[:top_k]
+    for expert, kind in enumerate(kinds):
+        for matrix in kind.matrices(width):
+            yield Weight("experts", matrix.rows, matrix.length, active=int(expert in dearest))
 
 
 def _mlp(part: Part, width: int, inner: int, count: int = 1, active: int = 1) -> Iterator[Weight]:

@@ -12,10 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_core.operations.metrics import dead_experts, load_entropy, max_violation
+from moe_core.operations.metrics import dead_experts, load_entropy, max_violation, work_violation
 from moe_core.routers import Routing
 from moe_core.routers.mapped import label_table, mapped_hits
 from moe_core.spec import ModelSpec, RoutingSpec
+
+
+def costs_of(spec: ModelSpec) -> Tensor | None:
+    """(E,) float32: what a token on each expert counts for when loads are evened; None where experts are alike."""
+    costs = None if spec.moe is None else spec.moe.balance_costs(spec.hidden_size)
+    return None if costs is None else torch.tensor(costs, dtype=torch.float32)
 
 
 @dataclass(slots=True)
@@ -34,6 +40,8 @@ class Tally:
     hesitation_L: Tensor
     loss_N: Tensor
     targets_N: Tensor
+    # (E,) what a token on each expert costs, where experts are not alike.
+    cost_E: Tensor | None = None
 
     @classmethod
     def empty(cls, moe_layers: tuple[int, ...], codes: tuple[str, ...], labels_NE: Tensor) -> Tally:
@@ -55,7 +63,9 @@ class Tally:
     def of(cls, spec: ModelSpec, routing: RoutingSpec) -> Tally:
         """An empty tally for a mixture and a routing policy."""
         assert spec.moe is not None
-        return cls.empty(spec.moe.moe_layers, routing.codes, label_table(routing, spec.moe.num_experts))
+        tally = cls.empty(spec.moe.moe_layers, routing.codes, label_table(routing, spec.moe.num_experts))
+        tally.cost_E = costs_of(spec)
+        return tally
 
     def count_routing(self, layer: int, routing: Routing, real_T: Tensor, domain_T: Tensor) -> None:
         """Add one layer's decisions on one batch."""
@@ -146,4 +156,5 @@ class Tally:
             "tokens": int(self.tokens_N.sum()),
             "loss_tokens": int(self.targets_N.sum()),
             "heat": self.heat(),
+            **({} if self.cost_E is None else {"work_vio": work_violation(self.load_LE, self.cost_E)}),
         }

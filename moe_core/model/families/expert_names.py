@@ -15,6 +15,8 @@ def moe_slots(spec: ModelSpec, layer: int) -> list[Slot]:
     names = family_of(spec.family).names
     quantised = spec.moe is not None and spec.moe.quantisation is not None
     apart = _quantised if quantised else _apart
+    if spec.moe is not None and spec.moe.expert_kinds is not None:
+        apart = _kinds
     experts = _alternating(spec, layer, names.block) if names.alternating else apart(spec, layer)
     return [*_router(spec, layer), *experts, *_shared(spec, layer)]
 
@@ -75,6 +77,20 @@ def _biases(spec: ModelSpec, layer: int, expert: int) -> Iterator[Slot]:
         (down, "down_bias_ED", spec.hidden_size, None),
     ):
         yield Slot(f"{there}.{name}.bias", f"{here}.{parameter}", (size,), "experts", expert, rows, layer)
+
+
+def _kinds(spec: ModelSpec, layer: int) -> Iterator[Slot]:
+    """Experts of several kinds: each one's tensors by themselves, out of one flat parameter."""
+    moe, names = spec.moe, family_of(spec.family).names
+    assert moe is not None and moe.expert_kinds is not None
+    there, here = f"model.layers.{layer}.{names.block}.experts", f"layers.{layer}.mlp.experts.weights_N"
+    start = 0
+    for expert, kind in enumerate(moe.expert_kinds):
+        for matrix in kind.matrices(spec.hidden_size):
+            run = (start, start + matrix.numel)
+            tensor = f"{there}.{expert}.{matrix.name}"
+            yield Slot(tensor, here, matrix.shape, "experts", rows=run, layer=layer, fold="flat")
+            start = run[1]
 
 
 def _quantised(spec: ModelSpec, layer: int) -> Iterator[Slot]:

@@ -18,7 +18,8 @@ __all__ = ["Fold", "Part", "Slot"]
 # "transposed" swaps the last two axes; "gate" and "up" are the halves by themselves; the next three let gate and up
 # alternate instead of standing one after the other, "columns" as the columns of a transposed map, "rows" as rows,
 # "values" in a bias. The latent ones are the parts (H, r, n) and (H, e, r) of latent attention's map (H·(n + e), r).
-Fold = Literal["transposed", "gate", "up", "columns", "rows", "values", "latent keys", "latent values"]
+# "flat" is a run of values of a flat parameter, whatever shape the tensor has.
+Fold = Literal["transposed", "gate", "up", "columns", "rows", "values", "flat", "latent keys", "latent values"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Slot:
         """
         block = parameter if self.expert is None else parameter[self.expert]
         block = block if self.rows is None else block[self.rows[0] : self.rows[1]]
-        if self.fold is None:
+        if self.fold in (None, "flat"):
             return block
         if self.fold == "transposed":
             return block.transpose(-1, -2)

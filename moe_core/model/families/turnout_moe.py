@@ -15,6 +15,7 @@ from moe_core.model.families.mixtral import NAMES
 from moe_core.model.families.schemas import DecoderConfig
 from moe_core.spec import CapacitySpec, GateSpec, ModelSpec, MoeSpec, TemperatureSpec
 from moe_core.spec.attention import AttentionSpec
+from moe_core.spec.expert_kinds import ExpertKinds
 from moe_core.spec.gate import SoftmaxTopk
 from moe_core.spec.quantisation import ExpertQuantSpec
 from moe_core.spec.twins import TwinsSpec
@@ -43,6 +44,8 @@ class TurnoutMoeConfig(DecoderConfig):
     parallel_blocks: bool = False
     swiglu_alpha: float = 1.702
     swiglu_limit: float = 7.0
+    expert_kinds: ExpertKinds | None = None
+    free_expert_cost: float = 0.75
     # Said in `attention`.
     attention_bias: Literal[False] = False
     sliding_window: None = None
@@ -78,6 +81,8 @@ class TurnoutMoeConfig(DecoderConfig):
                 "twins": self.router_twins,
                 "quantisation": self.expert_quantisation,
                 "expert_bias": self.expert_bias,
+                "expert_kinds": self.expert_kinds,
+                "free_expert_cost": self.free_expert_cost,
             }
         )
 
@@ -130,6 +135,9 @@ def _gate_keys(moe: MoeSpec) -> dict[str, Any]:
         keys["router_twins"] = moe.twins.model_dump()
     if moe.quantisation is not None:
         keys["expert_quantisation"] = moe.quantisation.model_dump()
+    if moe.expert_kinds is not None:
+        keys["expert_kinds"] = [kind.model_dump() for kind in moe.expert_kinds]
+        keys["free_expert_cost"] = moe.free_expert_cost
     return keys
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from moe_core.errors import NonFiniteLoss
+from moe_core.experts import MixedExperts
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.learning import learning_rate_at
 from moe_core.spec import RoutingSpec, TuneSpec
@@ -45,15 +46,18 @@ class Turn:
         return f"expert-{self.learner}" if self.rows is not None else "expert-general"
 
 
-def turns_of(routing: RoutingSpec, num_experts: int, *, alike: bool) -> list[Turn]:
+def turns_of(
+    routing: RoutingSpec, num_experts: int, *, alike: bool, unlearning: frozenset[int] = frozenset()
+) -> list[Turn]:
     """A turn for each mapped expert in expert order; before them the general turn, while all experts are alike.
 
-    In a mixture that has learnt before, the general turn would overwrite what its experts know; it is left out.
+    In a mixture that has learnt before, the general turn would overwrite what its experts know; it is left out. So are
+    the turns of experts without weights (`unlearning`): identity and zero have nothing to learn.
     """
     turns = []
     if alike and routing.general_experts:
         turns.append(Turn(routing.general_experts[0], None, tuple(range(num_experts))))
-    for expert in sorted({expert for domain in routing.domains for expert in domain.experts}):
+    for expert in sorted({expert for domain in routing.domains for expert in domain.experts} - unlearning):
         rows = tuple(row for row, domain in enumerate(routing.domains) if expert in domain.experts)
         turns.append(Turn(expert, rows, (expert,)))
     return turns
@@ -63,6 +67,9 @@ def expert_tensors(layers: Sequence[MoeMlp], expert: int) -> dict[str, Tensor]:
     """One expert's weights in every expert layer, as views into the model."""
     views: dict[str, Tensor] = {}
     for mlp in layers:
+        if isinstance(mlp.experts, MixedExperts):
+            views[f"{mlp.layer}.packed"] = mlp.experts.part(expert).detach()
+            continue
         views[f"{mlp.layer}.gate_up"] = mlp.experts.gate_up_E2FD.detach()[expert]
         views[f"{mlp.layer}.down"] = mlp.experts.down_EDF.detach()[expert]
     return views
@@ -73,10 +80,14 @@ class LoneExpert:
 
     def __init__(self, layers: Sequence[MoeMlp], expert: int) -> None:
         views = expert_tensors(layers, expert)
+        self.expert = expert
         self.weights = {name: view.clone().requires_grad_() for name, view in views.items()}
 
     def feed_forward(self, mlp: MoeMlp, x_TD: Tensor) -> Tensor:
         """The expert's output, and the shared expert's where there is one."""
+        if isinstance(mlp.experts, MixedExperts):
+            out_TD = mlp.experts.run(self.expert, x_TD, self.weights[f"{mlp.layer}.packed"])
+            return out_TD if mlp.shared_expert is None else out_TD + mlp.shared_expert(x_TD)
         gate_TF, up_TF = linear(x_TD, self.weights[f"{mlp.layer}.gate_up"]).chunk(2, dim=-1)
         out_TD = linear(silu(gate_TF) * up_TF, self.weights[f"{mlp.layer}.down"])
         return mlp.with_shared(x_TD, out_TD)
@@ -94,7 +105,13 @@ class Specialise:
         self.layers = list(cut.model.moe_layers())
         moe = cut.model.spec.moe
         assert moe is not None
-        self.turns = turns_of(routing, moe.num_experts, alike=spec.layout is not None)
+        kinds = moe.expert_kinds or ()
+        self.turns = turns_of(
+            routing,
+            moe.num_experts,
+            alike=spec.layout is not None and not kinds,
+            unlearning=frozenset(at for at, kind in enumerate(kinds) if not kind.matrices(1)),
+        )
         self.num_steps = spec.specialise_steps * len(self.turns)
         self.peak_learning_rate = spec.specialise_learning_rate
         self.batch_windows = max(1, spec.tokens_per_batch // spec.window_tokens)

@@ -21,7 +21,7 @@ from moe_core.training.data import Dealer
 from moe_core.training.forward import Pass, Share, forward, router_inputs
 from moe_core.training.lanes import Lanes, summed
 from moe_core.training.recipes.learner import StepFigures
-from moe_core.training.tally import Tally
+from moe_core.training.tally import Tally, costs_of
 from moe_core.training.trunk import CutDecoder, TrunkCache
 from moe_core.training.whitened_adamw import WhitenedAdamW
 from moe_core.training.whitening import Whitening
@@ -52,6 +52,7 @@ class TuneRouter:
         moe = cut.model.spec.moe
         assert moe is not None
         self.labels_NE = label_table(routing, moe.num_experts)
+        self.cost_E = costs_of(cut.model.spec)
         # Share of assignments of each expert, remembered over some steps: one batch alone is too small to judge by.
         self._load_LE = torch.full((len(moe.moe_layers), moe.num_experts), 1.0 / moe.num_experts)
         self.gates = {f"{mlp.layer}.router": mlp.router.weight for mlp in cut.model.moe_layers()}
@@ -136,7 +137,7 @@ class TuneRouter:
                 labels = label_loss(routing, self.labels_NE, passed.domain_T, passed.real_T)
                 total = total + policy.label_weight * labels
             if policy.balance_weight:
-                balance = balance_loss(routing, passed.real_T, self._load_LE[at])
+                balance = balance_loss(routing, passed.real_T, self._load_LE[at], self.cost_E)
                 total = total + policy.balance_weight * balance
             if policy.z_weight:
                 total = total + policy.z_weight * z_loss(routing, passed.real_T)
