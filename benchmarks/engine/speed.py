@@ -23,7 +23,7 @@ import torch
 import moe_core
 from moe_core.engine.engine import Engine
 from moe_core.engine.events import Delta
-from moe_core.engine.sequence import SamplingParams
+from moe_core.engine.sampling_params import SamplingParams
 from moe_core.kernels.cpu.attach import attach
 from moe_core.kernels.cpu.library import library
 from moe_core.spec import ServeSpec

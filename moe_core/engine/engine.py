@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from collections.abc import Sequence as Chosen
 from itertools import count
+from typing import Any
 
 from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from moe_core.engine.detokenizer import Detokenizer, TextStream
@@ -13,8 +15,10 @@ from moe_core.engine.events import Delta, Done, Event, Failed, Started
 from moe_core.engine.routed_experts import RoutedExperts
 from moe_core.engine.runner import ModelRunner
 from moe_core.engine.sampler import Sample, sample
+from moe_core.engine.sampling_params import SamplingParams
 from moe_core.engine.scheduler import Chunk, Scheduler
-from moe_core.engine.sequence import FinishReason, SamplingParams, Sequence
+from moe_core.engine.score_edits import ScoreEdits, TokenMatcher
+from moe_core.engine.sequence import FinishReason, Sequence
 from moe_core.engine.stats import EngineStats
 from moe_core.errors import PromptTooLong, SpecError
 from moe_core.model.decoder import Decoder
@@ -53,6 +57,11 @@ class Engine:
         self._ids = count(1)
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return self._eos
+
+    @property
     def has_work(self) -> bool:
         """Whether a step would have something to do."""
         return bool(self._sequences)
@@ -67,8 +76,12 @@ class Engine:
         domain: int = -1,
         cache_salt: str = "",
         record_routing: bool = False,
+        fair_key: str = "",
+        priority: int = 0,
+        matcher: TokenMatcher | None = None,
+        leader: Sequence | None = None,
     ) -> Sequence:
-        """Queue a prompt; its events come out of `step`.
+        """Queue a prompt; its events come out of `step`. A further answer to the prompt of `leader` shares its blocks.
 
         Raises:
             PromptTooLong: when not even one token of answer would fit.
@@ -76,6 +89,7 @@ class Engine:
             SpecError: for an empty prompt or a token outside the vocabulary.
         """
         self.check_prompt(prompt_ids)
+        self._check_bias(sampling)
         sequence = Sequence(
             id=next(self._ids),
             request_id=request_id,
@@ -86,10 +100,40 @@ class Engine:
             domain=domain,
             cache_salt=cache_salt,
             routed_experts=self._new_record() if record_routing else None,
+            fair_key=fair_key,
+            priority=priority,
+            leader_id=leader.id if leader is not None and leader.id in self._sequences else 0,
         )
+        if sampling.edits_scores or matcher is not None:
+            sequence.score_edits = ScoreEdits(
+                sampling,
+                sequence.token_ids,
+                vocab_size=self._vocab_size,
+                end_ids=self._eos,
+                matcher=matcher,
+            )
         self.scheduler.submit(sequence)
         self._sequences[sequence.id] = sequence
         return sequence
+
+    def submit_choices(
+        self,
+        prompt_ids: list[int],
+        sampling: SamplingParams,
+        choices: Chosen[tuple[TextStream, TokenMatcher | None]],
+        **options: Any,
+    ) -> list[Sequence]:
+        """Queue one prompt for several answers, each with a seed of its own; the first computes the prompt for all.
+
+        Raises what `submit` raises, and then no answer is queued.
+        """
+        self.scheduler.require_room(len(choices))
+        answers: list[Sequence] = []
+        for index, (stream, matcher) in enumerate(choices):
+            leader = answers[0] if answers else None
+            own = sampling.of_choice(index)
+            answers.append(self.submit(prompt_ids, own, stream, matcher=matcher, leader=leader, **options))
+        return answers
 
     def check_prompt(self, prompt_ids: list[int]) -> None:
         """Raise SpecError or PromptTooLong for a prompt that cannot be served."""
@@ -99,6 +143,13 @@ class Engine:
             raise PromptTooLong.of("prompt_too_long", tokens=len(prompt_ids), most=self.max_tokens - 1)
         if min(prompt_ids) < 0 or max(prompt_ids) >= self._vocab_size:
             raise SpecError(f"a prompt token is outside the vocabulary of {self._vocab_size}")
+
+    def _check_bias(self, sampling: SamplingParams) -> None:
+        for token_id, _ in sampling.logit_bias:
+            if not 0 <= token_id < self._vocab_size:
+                raise SpecError(
+                    f"logit_bias names token {token_id}; the vocabulary has tokens 0 to {self._vocab_size - 1}"
+                )
 
     def cancel(self, sequence_id: int) -> None:
         """Mark a sequence; the next step ends it and frees its blocks. Unknown and finished ones are ignored."""
@@ -139,7 +190,7 @@ class Engine:
 
     def _end_overdue(self) -> Iterable[Event]:
         oldest = time.monotonic() - self.spec.max_wait_s
-        for sequence in list(self.scheduler.waiting):
+        for sequence in self.scheduler.waiting.members():
             if sequence.started_at is None and sequence.arrived_at < oldest:
                 waited = f"the request waited {self.spec.max_wait_s:g} s without a place in the batch"
                 yield self._fail(sequence, "queue_timeout", waited)
@@ -161,10 +212,11 @@ class Engine:
         now = time.monotonic()
         for sequence, drawn in zip(sequences, samples, strict=True):
             if drawn.token_id is None:
-                message = "the model's output is not finite; the version or its precision is at fault"
-                yield self._fail(sequence, "not_finite", message)
+                yield self._fail(sequence, *drawn.failure)
                 continue
             sequence.token_ids.append(drawn.token_id)
+            if sequence.score_edits is not None and sequence.score_edits.matcher is not None:
+                sequence.score_edits.matcher.advance(drawn.token_id)
             self.stats.note_output(sequence, now)
             yield from self._tell(sequence, drawn)
 
@@ -183,7 +235,7 @@ class Engine:
         return token_id in sampling.stop_token_ids or (token_id in self._eos and not sampling.ignore_eos)
 
     def _reason_to_stop(self, sequence: Sequence, ends: bool) -> FinishReason | None:
-        if ends or sequence.detokenizer.stopped:
+        if ends or sequence.detokenizer.stopped or _is_complete(sequence):
             return FinishReason.STOP
         if (
             sequence.num_output_tokens >= sequence.sampling.max_tokens
@@ -216,6 +268,11 @@ class Engine:
     def _new_record(self) -> RoutedExperts | None:
         moe = self.runner.model.spec.moe
         return None if moe is None else RoutedExperts(moe)
+
+
+def _is_complete(sequence: Sequence) -> bool:
+    edits = sequence.score_edits
+    return edits is not None and edits.matcher is not None and edits.matcher.is_complete
 
 
 def _timing_ms(sequence: Sequence) -> dict[str, float | None]:

@@ -42,7 +42,8 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The sequence could not go on; its blocks are free. Codes: queue_timeout, not_finite, engine_failure, draining."""
+    """The sequence could not go on; its blocks are free. Codes: queue_timeout, not_finite,
+    no_way_on, engine_failure, draining."""
 
     sequence_id: int
     code: str

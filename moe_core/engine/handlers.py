@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -14,13 +14,14 @@ from pydantic import BaseModel, ValidationError
 from moe_core import strict_json
 from moe_core.engine import samples, wire
 from moe_core.engine.events import Event, Failed
+from moe_core.engine.grammar import GrammarMatcher
 from moe_core.engine.http_errors import Refusal
 from moe_core.engine.loop import EngineState
 from moe_core.engine.requests import GenerateBody, PromptBody, TokenizeBody, TraceBody
 from moe_core.engine.service import EngineService, Mailbox, require_engine
 from moe_core.engine.text import TextCodec
 from moe_core.engine.trace import trace
-from moe_core.errors import EngineBusy, EngineError
+from moe_core.errors import EngineBusy, EngineError, SpecError
 
 SERVICE: web.AppKey[EngineService] = web.AppKey("service", EngineService)
 MAX_BODY_BYTES = strict_json.MAX_BYTES
@@ -74,7 +75,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
         try:
             return await _stream(request, service, codec, mailbox)
         finally:
-            service.cancel(mailbox.sequence_id)
+            service.cancel(mailbox)
 
 
 @routes.post("/tokenize")
@@ -157,14 +158,19 @@ async def _each_sample(service: EngineService, cumulative: bool) -> AsyncIterato
 
 async def _submit(service: EngineService, codec: TextCodec, body: GenerateBody) -> Mailbox:
     ids = await _prompt_ids(codec, body)
+    matchers = await _matchers(service, body)
     try:
         return await service.submit(
             ids,
             body.sampling(),
+            num_choices=body.n,
+            matchers=matchers,
             request_id=body.request_id,
             domain=_domain(service, body.domain),
             cache_salt=body.cache_salt,
             record_routing=body.routed_experts,
+            fair_key=body.fair_key,
+            priority=body.priority,
         )
     except EngineBusy as error:
         raise Refusal(429, "engine_busy", str(error), retry_after_s=service.retry_after_s) from error
@@ -178,22 +184,43 @@ async def _stream(
     if isinstance(events[0], Failed):
         raise _refusal_of(events[0], service)
     response = await _start_ndjson(request)
+    num_open = len(mailbox.index_of)
     while True:
-        await _write(response, b"".join(_lines(service, codec, events)))
-        if wire.is_last(events[-1]):
+        await _write(response, b"".join(_lines(service, codec, mailbox, events)))
+        num_open -= sum(wire.is_last(event) for event in events)
+        # One answer that fails ends the request; the others are cancelled with it.
+        if not num_open or any(isinstance(event, Failed) for event in events):
             await response.write_eof()
             return response
         events = await mailbox.take()
 
 
-def _lines(service: EngineService, codec: TextCodec, events: list[Event]) -> list[bytes]:
-    lines = []
+def _lines(
+    service: EngineService, codec: TextCodec, mailbox: Mailbox, events: list[Event]
+) -> Iterator[bytes]:
     for event in wire.merged(events):
-        value = wire.to_json(event, codec.token_text)
+        value = wire.to_json(event, codec)
+        index = mailbox.index_of[event.sequence_id]
         if value["type"] == "start":
+            if index:
+                continue
             value |= {"version": service.spec.version, "epoch": service.spec.epoch}
-        lines.append(wire.line(value))
-    return lines
+        if len(mailbox.index_of) > 1:
+            value["index"] = index
+        yield wire.line(value)
+        if value["type"] == "error":
+            return
+
+
+async def _matchers(service: EngineService, body: GenerateBody) -> list[GrammarMatcher]:
+    """Grammars are compiled on a thread: the other requests' tokens are not held up."""
+    if body.grammar is None:
+        return []
+    assert service.grammars is not None
+    try:
+        return await asyncio.to_thread(service.grammars.matchers, body.grammar, body.n)
+    except SpecError as error:
+        raise Refusal(400, "invalid_grammar", str(error)) from error
 
 
 def _refusal_of(failed: Failed, service: EngineService) -> Refusal:

@@ -10,7 +10,7 @@ from moe_core.checkpoint.tokenizer import Tokenizer
 from moe_core.engine.engine import Engine
 from moe_core.engine.events import Delta, Done, Failed
 from moe_core.engine.loop import EngineState
-from moe_core.engine.sequence import SamplingParams
+from moe_core.engine.sampling_params import SamplingParams
 from moe_core.engine.text import TextCodec
 from moe_core.errors import EngineError
 from moe_core.kernels.cpu.attach import attach

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import secrets
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from moe_core.checkpoint.chat import ChatMessage
-from moe_core.engine.sequence import SamplingParams
+from moe_core.engine.sampling_params import SamplingParams
 from moe_core.spec.base import Code
 from moe_core.spec.model import TokenId
 
 MAX_PROMPT_TOKENS = 1 << 20
 MAX_PROMPT_CHARS = 4 << 20
+MAX_CHOICES = 16
+MAX_SCHEMA_CHARS, MAX_REGEX_CHARS = 64 << 10, 8 << 10
 Text = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_TOKENS)]
+Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 
 
@@ -39,6 +43,40 @@ class PromptBody(BaseModel):
     def num_chars(self) -> int:
         """How much text there is to tokenise."""
         return len(self.prompt or "") + sum(len(message.content) for message in self.messages or ())
+
+
+class GrammarBody(BaseModel):
+    """What an answer must match: exactly one of the five."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    json_object: Literal[True] | None = None
+    json_schema: dict[str, Any] | None = None
+    regex: Annotated[str, Field(min_length=1, max_length=MAX_REGEX_CHARS)] | None = None
+    choice: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(min_length=1, max_length=256)
+        ]
+        | None
+    ) = None
+    # Lark's notation, as llguidance reads it.
+    grammar: Annotated[str, Field(min_length=1, max_length=MAX_SCHEMA_CHARS)] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"send exactly one kind of grammar, not {len(given)}: {', '.join(given) or 'none'}"
+            )
+        if self.json_schema is not None and len(json.dumps(self.json_schema)) > MAX_SCHEMA_CHARS:
+            raise ValueError(f"the JSON schema may have {MAX_SCHEMA_CHARS} characters at most")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of the five it is."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
 
 class TokenizeBody(BaseModel):
@@ -70,7 +108,19 @@ class GenerateBody(PromptBody):
     temperature: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
     top_p: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     top_k: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Field(ge=0.1, le=10.0)] = 1.0
+    logit_bias: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,7}$")], Annotated[float, Field(ge=-100.0, le=100.0)]],
+        Field(max_length=1024),
+    ] = {}
     seed: Seed | None = None
+    # So many answers to the one prompt, which is computed once.
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    min_tokens: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    grammar: GrammarBody | None = None
     stop: (
         Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=16)] | None
     ) = None
@@ -79,6 +129,9 @@ class GenerateBody(PromptBody):
     domain: Code | None = None
     # Requests with different salts never share cached prefixes: a team's name keeps its prompts unguessable.
     cache_salt: Annotated[str, Field(max_length=200)] = ""
+    # Keys share the engine evenly, however many requests each has; within a key the lower priority goes first.
+    fair_key: Annotated[str, Field(max_length=200)] = ""
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     routed_experts: bool = False
     epoch: Annotated[int, Field(ge=0)] | None = None
@@ -90,6 +143,12 @@ class GenerateBody(PromptBody):
             temperature=float(self.temperature),
             top_p=float(self.top_p),
             top_k=self.top_k,
+            min_p=float(self.min_p),
+            presence_penalty=float(self.presence_penalty),
+            frequency_penalty=float(self.frequency_penalty),
+            repetition_penalty=float(self.repetition_penalty),
+            logit_bias=tuple((int(token_id), float(bias)) for token_id, bias in self.logit_bias.items()),
+            min_tokens=min(self.min_tokens, self.max_tokens or MAX_PROMPT_TOKENS),
             seed=secrets.randbits(63) if self.seed is None else self.seed,
             stop=tuple(self.stop or ()),
             stop_token_ids=frozenset(self.stop_token_ids),

@@ -6,13 +6,17 @@ Shapes: B rows, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from moe_core.engine.sequence import SamplingParams, Sequence
+from moe_core.engine.sampling_params import SamplingParams
+from moe_core.engine.score_edits import ScoreEdits
+from moe_core.engine.sequence import Sequence
+from moe_core.errors import EngineError
 
 # Below this the division would overflow before it changed the choice.
 MIN_TEMPERATURE = 1e-5
@@ -31,10 +35,16 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The next token of one sequence; `token_id` is None when its logits are not finite."""
+    """The next token of one sequence; without one, `failure` says why in a code and a sentence."""
 
     token_id: int | None
     logprob: TokenLogprob | None = None
+    failure: tuple[str, str] = ("", "")
+
+
+NOT_FINITE = Sample(
+    None, None, ("not_finite", "the model's output is not finite; the version or its precision is at fault")
+)
 
 
 def sample(logits_BV: Tensor, sequences: Rows[Sequence]) -> list[Sample]:
@@ -46,14 +56,30 @@ def sample(logits_BV: Tensor, sequences: Rows[Sequence]) -> list[Sample]:
     samples = []
     for row, sequence in enumerate(sequences):
         if not finite_B[row]:
-            samples.append(Sample(None))
+            samples.append(NOT_FINITE)
             continue
-        token_id = best_B[row]
-        if sequence.sampling.temperature >= MIN_TEMPERATURE:
-            drawn = uniform(sequence.sampling.seed, sequence.num_output_tokens)
-            token_id = draw(logits_BV[row], sequence.sampling, drawn)
-        samples.append(Sample(token_id, _logprob(logits_BV[row], token_id, sequence.sampling.num_logprobs)))
+        params, token_id = sequence.sampling, best_B[row]
+        if sequence.score_edits is not None:
+            samples.append(_sample_edited(logits_BV[row], sequence, sequence.score_edits))
+            continue
+        if params.temperature >= MIN_TEMPERATURE:
+            token_id = draw(logits_BV[row], params, uniform(params.seed, sequence.num_output_tokens))
+        samples.append(Sample(token_id, _logprob(logits_BV[row], token_id, params.num_logprobs)))
     return samples
+
+
+def _sample_edited(logits_V: Tensor, sequence: Sequence, edits: ScoreEdits) -> Sample:
+    """The same where a request changes the scores first; log probabilities stay those of the model."""
+    params = sequence.sampling
+    try:
+        scores_V = edits.applied(logits_V)
+    except EngineError as error:
+        return Sample(None, None, ("no_way_on", str(error)))
+    if params.temperature >= MIN_TEMPERATURE:
+        token_id = draw(scores_V, params, uniform(params.seed, sequence.num_output_tokens))
+    else:
+        token_id = int(scores_V.argmax())
+    return Sample(token_id, _logprob(logits_V, token_id, params.num_logprobs))
 
 
 def uniform(seed: int, position: int) -> float:
@@ -65,8 +91,10 @@ def uniform(seed: int, position: int) -> float:
 
 
 def draw(logits_V: Tensor, params: SamplingParams, drawn: float) -> int:
-    """The token at quantile `drawn` of the distribution after temperature, then top-k, then top-p."""
+    """The token at quantile `drawn` of the distribution after temperature, then min-p, top-k, top-p."""
     scores_V = logits_V.double() / params.temperature
+    if params.min_p > 0.0:
+        scores_V.masked_fill_(scores_V < scores_V.max() + math.log(params.min_p), -torch.inf)
     if params.top_k == 0 and params.top_p >= 1.0:
         return _at_quantile(torch.softmax(scores_V, -1), drawn)
     ids, probs = _candidates(scores_V, params)
@@ -94,7 +122,10 @@ def _candidates(scores_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tenso
 
 def _at_quantile(probs: Tensor, drawn: float) -> int:
     mass = probs.cumsum(0)
-    place = torch.searchsorted(mass, mass[-1] * drawn, right=True)
+    # A place without probability is never chosen: a step of the sum belongs to the token that makes it.
+    place = torch.searchsorted(
+        mass, (mass[-1] * drawn).clamp(max=torch.nextafter(mass[-1], mass[0])), right=True
+    )
     return min(int(place), probs.numel() - 1)
 
 

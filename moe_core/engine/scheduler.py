@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
+from moe_core.engine.fair_queue import OUTPUT_WEIGHT, FairQueue
 from moe_core.engine.sequence import Sequence, SequenceState, num_blocks_for
 from moe_core.errors import EngineBusy
 
@@ -47,8 +47,11 @@ class Scheduler:
         self.max_chunk_tokens = max_chunk_tokens
         self.max_sequences = max_sequences
         self.max_waiting = max_waiting
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = FairQueue()
         self.running: list[Sequence] = []
+        # Further answers to a prompt, by the answer that computes it.
+        self._held: dict[int, list[Sequence]] = {}
+        self._num_held = 0
         self.num_preemptions = 0
         self._preempted = False
 
@@ -57,15 +60,30 @@ class Scheduler:
         """Whether a step would have something to do."""
         return bool(self.waiting or self.running)
 
+    @property
+    def num_waiting(self) -> int:
+        """How many sequences have no place in the batch."""
+        return len(self.waiting) + self._num_held
+
     def submit(self, sequence: Sequence) -> None:
-        """Put a new sequence at the end of the queue.
+        """Put a new sequence in the queue; one with a leader waits until that one's prompt can be shared.
 
         Raises:
             EngineBusy: when `max_waiting` sequences wait already.
         """
-        if len(self.waiting) >= self.max_waiting:
-            raise EngineBusy.of("busy", waiting=len(self.waiting), most=self.max_waiting)
-        self.waiting.append(sequence)
+        self.require_room(1)
+        self.waiting.open(sequence)
+        if sequence.leader_id:
+            sequence.state = SequenceState.HELD
+            self._held.setdefault(sequence.leader_id, []).append(sequence)
+            self._num_held += 1
+        else:
+            self.waiting.push(sequence)
+
+    def require_room(self, number: int) -> None:
+        """Raise EngineBusy when `number` more sequences may not wait."""
+        if self.num_waiting + number > self.max_waiting:
+            raise EngineBusy.of("busy", waiting=self.num_waiting, most=self.max_waiting)
 
     def schedule(self) -> list[Chunk]:
         """The chunks of the next step, decodes before prompt chunks, at most one chunk a sequence."""
@@ -85,6 +103,10 @@ class Scheduler:
             sequence.num_counted_tokens = max(sequence.num_counted_tokens, chunk.end)
             for index in range(chunk.start // BLOCK_TOKENS, chunk.end // BLOCK_TOKENS):
                 self.pool.remember(sequence.block_ids[index], sequence.block_hash(index))
+            if chunk.end > sequence.num_prompt_tokens:
+                self.waiting.charge(sequence, OUTPUT_WEIGHT)
+            if self._held and chunk.end >= sequence.num_prompt_tokens:
+                self._let_go(sequence.id)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a finished or cancelled sequence out and free its blocks."""
@@ -92,8 +114,21 @@ class Scheduler:
             self.running.remove(sequence)
         elif sequence.state is SequenceState.WAITING:
             self.waiting.remove(sequence)
+        elif sequence.state is SequenceState.HELD:
+            self._held[sequence.leader_id].remove(sequence)
+            self._num_held -= 1
         sequence.state = SequenceState.FINISHED
+        self.waiting.close(sequence)
         self._free_blocks(sequence)
+        if self._held:
+            self._let_go(sequence.id)
+
+    def _let_go(self, leader_id: int) -> None:
+        """Let the further answers to a prompt wait for a place like all others."""
+        for sequence in self._held.pop(leader_id, ()):
+            self._num_held -= 1
+            sequence.state = SequenceState.WAITING
+            self.waiting.push(sequence)
 
     def _decode_chunks(self) -> Iterator[Chunk]:
         for sequence in list(self.running):
@@ -119,21 +154,23 @@ class Scheduler:
             yield Chunk(sequence, sequence.num_computed_tokens, end)
 
     def _admit_next(self) -> bool:
-        """Start the oldest waiting sequence if all its tokens fit beside one more block for each running one."""
+        """Start the next waiting sequence if all its tokens fit beside one more block for each running one."""
         if not self.waiting or len(self.running) >= self.max_sequences:
             return False
-        sequence = self.waiting[0]
+        [sequence] = self.waiting.window(1)
         reused = self._reusable_blocks(sequence)
         num_new = num_blocks_for(len(sequence.token_ids)) - len(reused)
         if self.pool.num_free - self.pool.num_free_among(reused) < num_new + len(self.running):
             return False
-        self.waiting.popleft()
+        self.waiting.remove(sequence)
         self.pool.hold(reused)
         sequence.block_ids = reused
         sequence.num_computed_tokens = len(reused) * BLOCK_TOKENS
         if sequence.num_preemptions == 0:
             sequence.num_reused_tokens = sequence.num_computed_tokens
             sequence.num_counted_tokens = sequence.num_computed_tokens
+            # At once, and not while it is computed: the next one admitted in this step should be another key's.
+            self.waiting.charge(sequence, sequence.num_missing_tokens)
         sequence.state = SequenceState.RUNNING
         self.running.append(sequence)
         return True
@@ -169,7 +206,7 @@ class Scheduler:
         sequence.num_computed_tokens = 0
         sequence.num_preemptions += 1
         self.num_preemptions += 1
-        self.waiting.appendleft(sequence)
+        self.waiting.push_preempted(sequence)
 
     def _free_blocks(self, sequence: Sequence) -> None:
         self.pool.release(sequence.block_ids)

@@ -8,15 +8,19 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from moe_core.engine.block_pool import BLOCK_TOKENS, chain_hash, chain_start
+from moe_core.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from moe_core.engine.detokenizer import Detokenizer
     from moe_core.engine.routed_experts import RoutedExperts
+    from moe_core.engine.score_edits import ScoreEdits
 
 
 class SequenceState(StrEnum):
     """Where a sequence is."""
 
+    # Its first answer computes the prompt that they share.
+    HELD = "held"
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
@@ -28,23 +32,6 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How the next token is chosen and when to stop; the borders have checked the bounds."""
-
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: frozenset[int] = frozenset()
-    # Go on after the model's own end token; for measurements.
-    ignore_eos: bool = False
-    # None for no log probabilities, 0 for the chosen token's alone, n for the n likeliest too.
-    num_logprobs: int | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -60,7 +47,14 @@ class Sequence:
     # -1: no domain. It decides the routing prior, hence the keys and values, hence what may be shared.
     domain: int = -1
     cache_salt: str = ""
+    # Whose share of the engine it takes, and which of that key's requests go first: the lower number.
+    fair_key: str = ""
+    priority: int = 0
+    # The answer to the same prompt whose blocks this one waits to share; 0 for none.
+    leader_id: int = 0
     routed_experts: RoutedExperts | None = None
+    # None where the request takes the model's scores as they are.
+    score_edits: ScoreEdits | None = None
     arrived_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None
     first_token_at: float | None = None

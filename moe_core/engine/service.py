@@ -8,16 +8,17 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from moe_core.engine.engine import Engine
 from moe_core.engine.events import Done, Event, Failed
+from moe_core.engine.grammar import GrammarCompiler
 from moe_core.engine.loop import EngineLoop, EngineState
 from moe_core.engine.samples import SampleShape
-from moe_core.engine.sequence import SamplingParams, Sequence
+from moe_core.engine.sampling_params import SamplingParams
+from moe_core.engine.score_edits import TokenMatcher
 from moe_core.engine.stats import Snapshot
 from moe_core.engine.text import TextCodec
 from moe_core.engine.wire import is_last
@@ -32,10 +33,11 @@ Build = Callable[[ServeSpec, Callable[[EngineState], None]], tuple[Engine, TextC
 
 
 class Mailbox:
-    """The events of one sequence that its reader has not taken yet."""
+    """The events of one request's sequences, one for each answer, that its reader has not taken yet."""
 
     def __init__(self) -> None:
-        self.sequence_id = 0
+        # By the place among the answers; those that have ended stay.
+        self.index_of: dict[int, int] = {}
         self._events: list[Event] = []
         self._arrived = asyncio.Event()
 
@@ -67,6 +69,7 @@ class EngineService:
         self.error: BaseException | None = None
         self.load_seconds: float | None = None
         self.codec: TextCodec | None = None
+        self.grammars: GrammarCompiler | None = None
         self.shape: SampleShape | None = None
         self.snapshot: Snapshot | None = None
         self.failed = asyncio.Event()
@@ -112,42 +115,38 @@ class EngineService:
         prompt_ids: list[int],
         sampling: SamplingParams,
         *,
-        request_id: str,
-        domain: int,
-        cache_salt: str,
-        record_routing: bool,
+        num_choices: int = 1,
+        matchers: Sequence[TokenMatcher] = (),
+        **options: Any,
     ) -> Mailbox:
-        """Queue a prompt and return where its events arrive; raises what `Engine.submit` raises."""
-        assert self.codec is not None
-        mailbox, stream = Mailbox(), self.codec.stream()
+        """Queue a prompt for one or more answers and return where their events arrive.
 
-        def on_engine(engine: Engine) -> Sequence:
-            sequence = engine.submit(
-                prompt_ids,
-                sampling,
-                stream,
-                request_id=request_id,
-                domain=domain,
-                cache_salt=cache_salt,
-                record_routing=record_routing,
-            )
-            mailbox.sequence_id = sequence.id
-            # Here, and not after the await: the first event may arrive before the caller wakes.
-            self._mailboxes[sequence.id] = mailbox
-            return sequence
+        `options` and the errors are those of `Engine.submit`; all answers are queued, or none.
+        """
+        assert self.codec is not None
+        mailbox = Mailbox()
+        streams = [self.codec.stream() for _ in range(num_choices)]
+
+        def on_engine(engine: Engine) -> None:
+            chosen = [(stream, matchers[i] if matchers else None) for i, stream in enumerate(streams)]
+            for index, sequence in enumerate(engine.submit_choices(prompt_ids, sampling, chosen, **options)):
+                mailbox.index_of[sequence.id] = index
+                # Here, and not after the await: the first event may arrive before the caller wakes.
+                self._mailboxes[sequence.id] = mailbox
 
         future = self._engine_loop.call(on_engine)
         try:
             await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            future.add_done_callback(self._cancel_submitted)
+            future.add_done_callback(lambda _future: self._hand_over(self.cancel, mailbox))
             raise
         return mailbox
 
-    def cancel(self, sequence_id: int) -> None:
-        """Forget a sequence whose reader went away; the engine frees it at its next step."""
-        self._mailboxes.pop(sequence_id, None)
-        self._engine_loop.call(lambda engine: engine.cancel(sequence_id))
+    def cancel(self, mailbox: Mailbox) -> None:
+        """Forget a request whose reader went away; the engine frees its sequences at its next step."""
+        open_ids = [one for one in mailbox.index_of if self._mailboxes.pop(one, None) is not None]
+        if open_ids:
+            self._engine_loop.call(lambda engine: [engine.cancel(one) for one in open_ids])
 
     @contextmanager
     def open_request(self) -> Iterator[None]:
@@ -205,7 +204,8 @@ class EngineService:
         engine, codec = self._build(self.spec, tell)
         shape = SampleShape(engine.runner.counts, engine.stats.domains)
         engine.stats.on_publish = lambda snapshot: self._hand_over(self._note_snapshot, snapshot)
-        self._hand_over(self._note_engine, codec, shape, engine.stats.snapshot(engine))
+        grammars = GrammarCompiler(codec, engine.end_ids)
+        self._hand_over(self._note_engine, codec, grammars, shape, engine.stats.snapshot(engine))
         return engine
 
     def _hand_over(self, function: Callable[..., None], *arguments: object) -> None:
@@ -214,15 +214,12 @@ class EngineService:
         except RuntimeError:
             logger.debug("nobody listens any more")
 
-    def _cancel_submitted(self, future: Future[Sequence]) -> None:
-        if future.cancelled() or future.exception() is not None:
-            return
-        self._hand_over(self.cancel, future.result().id)
-
     # On the asyncio thread, handed over.
 
-    def _note_engine(self, codec: TextCodec, shape: SampleShape, snapshot: Snapshot) -> None:
-        self.codec, self.shape, self.snapshot = codec, shape, snapshot
+    def _note_engine(
+        self, codec: TextCodec, grammars: GrammarCompiler, shape: SampleShape, snapshot: Snapshot
+    ) -> None:
+        self.codec, self.grammars, self.shape, self.snapshot = codec, grammars, shape, snapshot
 
     def _note_state(self, state: EngineState, error: BaseException | None) -> None:
         if self.state is EngineState.DRAINING and error is None:

@@ -138,7 +138,7 @@ class EngineStats:
             reused_tokens=self._reused_tokens,
             output_tokens=self._output_tokens,
             running=len(engine.scheduler.running),
-            waiting=len(engine.scheduler.waiting),
+            waiting=engine.scheduler.num_waiting,
             kv_used=engine.pool.num_used,
             kv_total=engine.pool.num_blocks - 1,
             first_token=self._first_token.frozen(),

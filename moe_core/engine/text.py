@@ -12,6 +12,15 @@ from moe_core.engine.detokenizer import TextStream
 class TextCodec(Protocol):
     """Text to tokens and back; safe to use from several threads."""
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens; the model may have rows for more."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; none for control tokens."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """The tokens of a plain prompt."""
         ...

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from moe_core.engine.events import Delta, Done, Event, Failed, Started
 from moe_core.engine.sampler import TokenLogprob
-
-TokenText = Callable[[int], str]
+from moe_core.engine.text import TextCodec
 
 
 def merged(events: Sequence[Event]) -> list[Event]:
-    """The same events with neighbouring deltas joined."""
+    """The same events with neighbouring deltas of a sequence joined."""
     result: list[Event] = []
     for event in events:
         last = result[-1] if result else None
-        if isinstance(event, Delta) and isinstance(last, Delta):
+        if isinstance(event, Delta) and isinstance(last, Delta) and event.sequence_id == last.sequence_id:
             result[-1] = Delta(
                 event.sequence_id,
                 last.text + event.text,
@@ -29,10 +28,10 @@ def merged(events: Sequence[Event]) -> list[Event]:
     return result
 
 
-def to_json(event: Event, token_text: TokenText) -> dict[str, Any]:
+def to_json(event: Event, codec: TextCodec) -> dict[str, Any]:
     """One event as the client sees it."""
     if isinstance(event, Delta):
-        return _delta(event, token_text)
+        return _delta(event, codec)
     if isinstance(event, Started):
         return {
             "type": "start",
@@ -54,22 +53,25 @@ def is_last(event: Event) -> bool:
     return isinstance(event, Done | Failed)
 
 
-def _delta(event: Delta, token_text: TokenText) -> dict[str, Any]:
+def _delta(event: Delta, codec: TextCodec) -> dict[str, Any]:
     value: dict[str, Any] = {"type": "delta", "text": event.text, "token_ids": list(event.token_ids)}
     if event.logprobs:
-        value["logprobs"] = [_logprob(logprob, token_text) for logprob in event.logprobs]
+        value["logprobs"] = [_logprob(logprob, codec) for logprob in event.logprobs]
     return value
 
 
-def _logprob(logprob: TokenLogprob, token_text: TokenText) -> dict[str, Any]:
+def _logprob(logprob: TokenLogprob, codec: TextCodec) -> dict[str, Any]:
     return {
-        **_token(logprob.token_id, logprob.logprob, token_text),
-        "top": [_token(token_id, value, token_text) for token_id, value in logprob.top],
+        **_token(logprob.token_id, logprob.logprob, codec),
+        "top": [_token(token_id, value, codec) for token_id, value in logprob.top],
     }
 
 
-def _token(token_id: int, logprob: float, token_text: TokenText) -> dict[str, Any]:
-    return {"token_id": token_id, "token": token_text(token_id), "logprob": round(logprob, 5)}
+def _token(token_id: int, logprob: float, codec: TextCodec) -> dict[str, Any]:
+    text, data = codec.token_text(token_id), codec.token_bytes(token_id)
+    value: dict[str, Any] = {"token_id": token_id, "token": text, "logprob": round(logprob, 5)}
+    # A part of a character, or a control token: the text does not say its bytes.
+    return value if text.encode() == data else value | {"bytes": list(data)}
 
 
 def _done(event: Done) -> dict[str, Any]:

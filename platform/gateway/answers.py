@@ -28,68 +28,119 @@ def event(value: dict[str, Any]) -> bytes:
 
 
 @dataclass(slots=True)
+class _Choice:
+    """One of the answers to a request, as far as it has come."""
+
+    index: int
+    text: list[str] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    done: dict[str, Any] | None = None
+    # Where its next token begins in its text.
+    offset: int = 0
+
+
+@dataclass(slots=True)
 class Shaper:
-    """Turns one answer's events into chunks, or gathers them into one object."""
+    """Turns the events of a request's answers into chunks, or gathers them into one object."""
 
     kind: Kind
     request_id: str
     model: str
     version: str
     include_usage: bool = False
+    num_choices: int = 1
     created: int = field(default_factory=lambda: int(time.time()))
-    text: list[str] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
-    _offset: int = 0
+    choices: list[_Choice] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.choices = [_Choice(index) for index in range(self.num_choices)]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every answer has ended."""
+        return all(choice.done is not None for choice in self.choices)
 
     def opening(self) -> bytes:
-        """The first chunk: a chat names its role, a text begins with itself."""
+        """The first chunks: a chat names its role, a text begins with itself."""
         if self.kind == "text":
             return b""
-        return self._chunk({"role": "assistant", "content": ""}, None, None)
+        opened = {"role": "assistant", "content": ""}
+        return b"".join(self._chunk(choice, opened, None, None) for choice in self.choices)
 
     def delta(self, line: dict[str, Any]) -> bytes:
         """One chunk of text; nothing while bytes are held back and no log probabilities are wanted."""
-        marks = self._logprobs(line.get("logprobs"))
+        choice = self._choice(line)
+        marks = self._logprobs(choice, line.get("logprobs"))
         if not line["text"] and marks is None:
             return b""
         piece = {"content": line["text"]} if self.kind == "chat" else line["text"]
-        return self._chunk(piece, None, marks)
+        return self._chunk(choice, piece, None, marks)
 
-    def closing(self, line: dict[str, Any]) -> bytes:
-        """The last chunks: the reason, the usage, the mark of the end."""
+    def ended(self, line: dict[str, Any]) -> bytes:
+        """The last chunk of one answer, and after the last answer the usage and the mark of the end."""
+        choice = self._choice(line)
+        choice.done = line
         more = {"routed_experts": line["routed_experts"]} if "routed_experts" in line else {}
-        last = self._chunk({} if self.kind == "chat" else "", FINISH[line["finish_reason"]], None, more)
+        nothing: Any = {} if self.kind == "chat" else ""
+        last = self._chunk(choice, nothing, FINISH[line["finish_reason"]], None, more)
+        if not self.is_complete:
+            return last
         usage = b""
         if self.include_usage:
-            usage = event({**self._head(stream=True), "choices": [], "usage": _usage(line)})
+            usage = event({**self._head(stream=True), "choices": [], "usage": self._usage()})
         return last + usage + DONE
 
     def gather(self, line: dict[str, Any]) -> None:
-        """Keep a delta for `whole`."""
-        self.text.append(line["text"])
-        self.logprobs.extend(line.get("logprobs") or ())
+        """Keep a delta or an end for `whole`."""
+        choice = self._choice(line)
+        if line["type"] == "done":
+            choice.done = line
+            return
+        choice.text.append(line["text"])
+        choice.logprobs.extend(line.get("logprobs") or ())
 
-    def whole(self, line: dict[str, Any]) -> dict[str, Any]:
-        """The answer as one object."""
-        text, marks = "".join(self.text), self._logprobs(self.logprobs or None)
-        choice: dict[str, Any] = {
-            "index": 0,
-            "finish_reason": FINISH[line["finish_reason"]],
-            "logprobs": marks,
+    def whole(self) -> dict[str, Any]:
+        """The complete answers as one object."""
+        choices = [self._whole(choice) for choice in self.choices]
+        return {**self._head(stream=False), "choices": choices, "usage": self._usage()}
+
+    def _whole(self, choice: _Choice) -> dict[str, Any]:
+        assert choice.done is not None
+        text = "".join(choice.text)
+        value: dict[str, Any] = {
+            "index": choice.index,
+            "finish_reason": FINISH[choice.done["finish_reason"]],
+            "logprobs": self._logprobs(choice, choice.logprobs or None),
         }
         if self.kind == "chat":
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+            value["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:
-            choice["text"] = text
-        if "routed_experts" in line:
-            choice["routed_experts"] = line["routed_experts"]
-        return {**self._head(stream=False), "choices": [choice], "usage": _usage(line)}
+            value["text"] = text
+        if "routed_experts" in choice.done:
+            value["routed_experts"] = choice.done["routed_experts"]
+        return value
 
-    def _chunk(self, piece: Any, reason: str | None, marks: Any, more: dict[str, Any] | None = None) -> bytes:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": marks, **(more or {})}
-        choice["delta" if self.kind == "chat" else "text"] = piece
+    def _choice(self, line: dict[str, Any]) -> _Choice:
+        return self.choices[line.get("index", 0)]
+
+    def _usage(self) -> dict[str, Any]:
+        """The prompt once, and the tokens of all answers."""
+        found = [choice.done["usage"] for choice in self.choices if choice.done is not None]
+        completion = sum(one["completion_tokens"] for one in found)
+        return usage_of(found[0]["prompt_tokens"], completion, found[0].get("reused_tokens", 0))
+
+    def _chunk(
+        self, choice: _Choice, piece: Any, reason: str | None, marks: Any, more: dict[str, Any] | None = None
+    ) -> bytes:
+        value: dict[str, Any] = {
+            "index": choice.index,
+            "finish_reason": reason,
+            "logprobs": marks,
+            **(more or {}),
+        }
+        value["delta" if self.kind == "chat" else "text"] = piece
         usage = {"usage": None} if self.include_usage else {}
-        return event({**self._head(stream=True), "choices": [choice], **usage})
+        return event({**self._head(stream=True), "choices": [value], **usage})
 
     def _head(self, *, stream: bool) -> dict[str, Any]:
         if self.kind == "chat":
@@ -107,22 +158,23 @@ class Shaper:
             "system_fingerprint": self.version,
         }
 
-    def _logprobs(self, lines: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+    def _logprobs(self, choice: _Choice, lines: list[dict[str, Any]] | None) -> dict[str, Any] | None:
         if not lines:
             return None
-        return _chat_logprobs(lines) if self.kind == "chat" else self._text_logprobs(lines)
+        return _chat_logprobs(lines) if self.kind == "chat" else _text_logprobs(choice, lines)
 
-    def _text_logprobs(self, lines: list[dict[str, Any]]) -> dict[str, Any]:
-        offsets = []
-        for one in lines:
-            offsets.append(self._offset)
-            self._offset += len(one["token"])
-        return {
-            "tokens": [one["token"] for one in lines],
-            "token_logprobs": [one["logprob"] for one in lines],
-            "top_logprobs": [{top["token"]: top["logprob"] for top in one["top"]} for one in lines],
-            "text_offset": offsets,
-        }
+
+def _text_logprobs(choice: _Choice, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    offsets = []
+    for one in lines:
+        offsets.append(choice.offset)
+        choice.offset += len(one["token"])
+    return {
+        "tokens": [one["token"] for one in lines],
+        "token_logprobs": [one["logprob"] for one in lines],
+        "top_logprobs": [{top["token"]: top["logprob"] for top in one["top"]} for one in lines],
+        "text_offset": offsets,
+    }
 
 
 def _chat_logprobs(lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -133,9 +185,6 @@ def _chat_logprobs(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _mark(one: dict[str, Any]) -> dict[str, Any]:
-    return {"token": one["token"], "logprob": one["logprob"], "bytes": list(one["token"].encode())}
-
-
-def _usage(line: dict[str, Any]) -> dict[str, Any]:
-    found = line["usage"]
-    return usage_of(found["prompt_tokens"], found["completion_tokens"], found.get("reused_tokens", 0))
+    # The engine tells the bytes where the text does not: parts of a character.
+    data = one["bytes"] if "bytes" in one else list(one["token"].encode())
+    return {"token": one["token"], "logprob": one["logprob"], "bytes": data}

@@ -5,9 +5,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from gateway.errors import ApiError, bad_request
+from gateway.structured import Closed, StructuredFields
+from gateway.unsupported import (
+    CODE,
+    NoAudio,
+    NoEcho,
+    NoPrediction,
+    NoReasoning,
+    NoSearch,
+    NoStore,
+    NoSuffix,
+    NoTools,
+    NoVerbosity,
+)
 from moe_core.strict_json import StrictJsonError, loads
 
 DEFAULT_MAX_TOKENS = 1024
@@ -17,14 +30,12 @@ ModelName = Annotated[str, Field(min_length=1, max_length=80)]
 DomainCode = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
+TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,7}$")]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 20)]
+Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
+MAX_CHOICES = 16
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 B = TypeVar("B", bound="Body")
-
-
-class Closed(BaseModel):
-    """Unknown fields are refused; numbers are numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class TextPart(Closed):
@@ -59,13 +70,7 @@ class StreamOptions(Closed):
     include_obfuscation: bool | None = None
 
 
-class PlainFormat(Closed):
-    """The only format that is made."""
-
-    type: Literal["text"]
-
-
-class Body(Closed):
+class Body(Closed, StructuredFields):
     """What both kinds of completion have in common."""
 
     model: ModelName
@@ -78,10 +83,17 @@ class Body(Closed):
     max_tokens: Tokens | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=1024)] | None = None
+    # Beyond OpenAI's, under the names that vLLM gave them.
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.1, le=10.0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    ignore_eos: bool = False
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     user: Annotated[str, Field(max_length=512)] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=64)] | None = None
     service_tier: Annotated[str, Field(max_length=32)] | None = None
@@ -90,13 +102,15 @@ class Body(Closed):
     return_routed_experts: bool = False
 
     @model_validator(mode="after")
-    def _only_what_is_done(self) -> Self:
-        for name in ("presence_penalty", "frequency_penalty"):
-            if getattr(self, name):
-                raise ValueError(f"{name} other than 0 is not supported by this server")
+    def _options_of_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only allowed when stream is true")
         return self
+
+    @property
+    def num_choices(self) -> int:
+        """How many answers are wanted."""
+        return self.n or 1
 
     @property
     def num_tokens_wanted(self) -> int:
@@ -130,7 +144,18 @@ class Body(Closed):
             "stop": stop or None,
             "logprobs": self.num_logprobs,
             "routed_experts": self.return_routed_experts,
+            "n": self.num_choices,
+            "priority": self.priority,
+            **self._rarely_sent(),
         }
+
+    def _rarely_sent(self) -> dict[str, Any]:
+        """What most requests leave at the engine's defaults."""
+        names = ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias")
+        names += ("min_tokens", "stop_token_ids", "ignore_eos")
+        given = {name: getattr(self, name) for name in names if getattr(self, name)}
+        grammar = self.grammar()
+        return given | ({} if grammar is None else {"grammar": grammar})
 
 
 class ChatBody(Body):
@@ -140,14 +165,18 @@ class ChatBody(Body):
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: PlainFormat | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: NoTools = None
+    functions: NoTools = None
     tool_choice: Literal["none", "auto"] | None = None
+    function_call: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
-    store: Literal[False] | None = None
+    store: NoStore = None
     modalities: list[Literal["text"]] | None = None
-    reasoning_effort: None = None
-    verbosity: None = None
+    audio: NoAudio = None
+    prediction: NoPrediction = None
+    web_search_options: NoSearch = None
+    reasoning_effort: NoReasoning = None
+    verbosity: NoVerbosity = None
 
     @model_validator(mode="after")
     def _logprobs_before_top(self) -> Self:
@@ -179,9 +208,18 @@ class CompletionBody(Body):
         | Annotated[list[Text], Field(min_length=1, max_length=1)]
     )
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
-    suffix: None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    echo: NoEcho = None
+    suffix: NoSuffix = None
+
+    @model_validator(mode="after")
+    def _all_answers_are_told(self) -> Self:
+        if self.best_of is not None and self.best_of != self.num_choices:
+            raise ValueError(
+                f"best_of ({self.best_of}) other than n ({self.num_choices}) is not supported: ask for n answers "
+                "with logprobs and choose"
+            )
+        return self
 
     @property
     def num_tokens_wanted(self) -> int:
@@ -247,12 +285,17 @@ def parsed(raw: bytes, kind: type[P]) -> P:
 
 def _fault(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    # Branches of a union are named after types; the client knows its own field only.
-    param = ".".join(str(step) for step in first["loc"] if not _is_branch(step)) or None
+    # Branches of a union are named after types or tags; the client knows its own field only.
+    steps = [str(step) for step in first["loc"] if not _is_branch(step)]
+    if steps[:1] == ["response_format"]:
+        del steps[1:2]
+    param = ".".join(steps) or None
     if first["type"] == "extra_forbidden":
         return bad_request(
             f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter"
         )
+    if first["type"] == CODE:
+        return bad_request(f"{param} is not supported: {first['msg']}", param=param, code=CODE)
     words = first["msg"].removeprefix("Value error, ")
     return bad_request(f"{param}: {words}" if param else words, param=param, code="invalid_value")
 

@@ -109,6 +109,8 @@ class Completions:
                 "request_id": call.request_id,
                 # Nobody can learn by timing what another team has asked.
                 "cache_salt": f"team:{principal.team_id}",
+                # Keys share an engine evenly, however many requests each sends.
+                "fair_key": principal.key,
             }
             async with self._quota(principal, target, request, used):
                 await self._answer(call, principal, target, body, kind, request, used)
@@ -125,7 +127,9 @@ class Completions:
         for name in ("messages", "prompt"):
             request.pop(name, None)
         request["prompt_ids"] = ids
-        await quota.reserve(self.database, principal, used.request_id, len(ids) + request["max_tokens"])
+        await quota.reserve(
+            self.database, principal, used.request_id, len(ids) + request["max_tokens"] * request["n"]
+        )
         try:
             yield
         finally:
@@ -175,13 +179,15 @@ class Completions:
                 self.directory.forget(principal.team_id, target.name)
                 self._leave(replica)
                 continue
-            except BaseException:
+            except BaseException as error:
                 self._leave(replica)
+                if isinstance(error, ApiError) and error.code == "invalid_grammar":
+                    error.param = body.grammar_field
                 raise
             used.is_begun, used.version_id = True, target.version_id or 0
             version = f"{target.version} r{target.revision}"
             call.headers.append((b"x-turnout-version", _latin(version)))
-            shaper = Shaper(kind, call.request_id, target.name, version, body.wants_usage)
+            shaper = Shaper(kind, call.request_id, target.name, version, body.wants_usage, body.num_choices)
             try:
                 await self._tell(call, principal, stream, shaper, bool(body.stream), used)
             finally:
@@ -247,18 +253,21 @@ class Completions:
                 await call.write(data)
             return False
         used.prompt_tokens = line["usage"]["prompt_tokens"]
-        used.completion_tokens = line["usage"]["completion_tokens"]
         used.finish_reason = line["finish_reason"]
-        used.first_token_ms = line["timing"].get("first_token_ms")
+        if line.get("index", 0) == 0:
+            used.first_token_ms = line["timing"].get("first_token_ms")
         if streams:
-            await call.write(shaper.closing(line), more=False)
+            data = shaper.ended(line)
+            await call.write(data, more=not shaper.is_complete)
         else:
-            await call.answer(200, shaper.whole(line), _timing(line))
-        return True
+            shaper.gather(line)
+            if shaper.is_complete:
+                await call.answer(200, shaper.whole(), _timing(used))
+        return shaper.is_complete
 
 
-def _timing(line: dict[str, Any]) -> list[Header]:
-    first = line["timing"].get("first_token_ms")
+def _timing(used: Used) -> list[Header]:
+    first = used.first_token_ms
     return [] if first is None else [(b"x-turnout-first-token-ms", str(first).encode())]
 
 

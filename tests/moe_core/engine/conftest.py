@@ -10,7 +10,8 @@ import torch
 
 from moe_core.engine.engine import Engine
 from moe_core.engine.events import Delta, Done, Event, Failed
-from moe_core.engine.sequence import SamplingParams, Sequence
+from moe_core.engine.sampling_params import SamplingParams
+from moe_core.engine.sequence import Sequence
 from moe_core.model.decoder import Decoder
 from moe_core.model.init import random_decoder
 from moe_core.spec import ModelSpec, ServeSpec

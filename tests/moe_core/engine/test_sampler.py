@@ -11,7 +11,8 @@ import torch
 
 from moe_core.engine.detokenizer import Detokenizer
 from moe_core.engine.sampler import draw, sample, uniform
-from moe_core.engine.sequence import SamplingParams, Sequence
+from moe_core.engine.sampling_params import SamplingParams
+from moe_core.engine.sequence import Sequence
 from tests.moe_core.engine.conftest import PlainStream
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0, 2.0])

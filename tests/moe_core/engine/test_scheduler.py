@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from moe_core.engine.detokenizer import Detokenizer
+from moe_core.engine.sampling_params import SamplingParams
 from moe_core.engine.scheduler import Scheduler
-from moe_core.engine.sequence import SamplingParams, Sequence, SequenceState
+from moe_core.engine.sequence import Sequence, SequenceState
 from tests.moe_core.engine.conftest import PlainStream
 
 
@@ -84,7 +85,7 @@ def test_the_youngest_gives_way_and_comes_back_first() -> None:
         step(planner)
     assert [one.id for one in planner.running] == [1]
     assert [one.id for one in planner.waiting] == [2, 3]
-    assert planner.waiting[0].block_ids == []
+    assert next(iter(planner.waiting)).block_ids == []
     planner.remove(planner.running[0])
     again = step(planner)
     assert again[0][0] == 2

@@ -241,3 +241,35 @@ async def test_an_engine_that_breaks_tells_its_readers_and_its_parent(engine) ->
     await asyncio.wait_for(engine.service.failed.wait(), 10)
     status, value = await engine.post("/generate", {"prompt": "more"})
     assert (status, value["error"]["code"]) == (503, "not_ready")
+
+
+async def test_several_answers_share_one_stream_and_one_prompt(engine) -> None:
+    body = {"prompt": "z" * 40, "max_tokens": 5, "temperature": 1.0, "seed": 3}
+    lines = await engine.generate(**body, n=3)
+    assert [line["type"] for line in lines].count("start") == 1
+    assert sorted(line["index"] for line in lines if line["type"] == "done") == [0, 1, 2]
+    reused = {line["index"]: line["usage"]["reused_tokens"] for line in lines if line["type"] == "done"}
+    assert reused == {0: 0, 1: 32, 2: 32}
+    alone = answer_of(await engine.generate(**body))
+    assert answer_of([line for line in lines if line.get("index") == 0]) == alone
+
+
+async def test_leaving_ends_every_answer(engine) -> None:
+    body = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "n": 4, "temperature": 1.0}
+    response = await engine.session.post("http://engine/generate", json=body)
+    assert b'"start"' in await response.content.readline()
+    response.close()
+    snapshot = engine.service.snapshot
+    async with asyncio.timeout(20):
+        while snapshot.running or snapshot.waiting or snapshot.kv_used or not snapshot.num_steps:
+            snapshot = await engine.service.next_snapshot(snapshot, 1.0)
+
+
+async def test_a_schema_is_kept_and_a_bad_one_refused(engine) -> None:
+    schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}
+    body = {"prompt": "x", "max_tokens": 90, "temperature": 1.0, "seed": 1, "grammar": {"json_schema": schema}}
+    assert len(json.loads(answer_of(await engine.generate(**body))[0])) == 2
+    bad = {"prompt": "x", "grammar": {"json_schema": {"items": {"type": "wat"}}}}
+    status, refusal = await engine.post("/generate", bad)
+    assert (status, refusal["error"]["code"]) == (400, "invalid_grammar")
+    assert "at #/items: " in refusal["error"]["message"]

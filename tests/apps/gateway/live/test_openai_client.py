@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
+from typing import Literal
 
 import openai
+import pydantic
 import pytest
 
 from gateway.models import Usage
@@ -125,3 +129,137 @@ def test_errors_arrive_as_the_exceptions_of_the_client(client, served):
     assert outsider.models.list().data == []
     with pytest.raises(openai.NotFoundError):
         outsider.completions.create(model=MODEL, prompt="x")
+
+
+def test_several_answers_come_with_their_numbers_streamed_and_not(client, served):
+    asked = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 6,
+        "seed": 3,
+        "n": 3,
+    }
+    whole = client.chat.completions.create(**asked)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    texts = [choice.message.content for choice in whole.choices]
+    assert len(set(texts)) == 3
+    chunks = list(
+        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    )
+    streamed, ends = ["", "", ""], []
+    for choice in (choice for chunk in chunks for choice in chunk.choices):
+        streamed[choice.index] += choice.delta.content or ""
+        ends += [choice.index] * (choice.finish_reason is not None)
+    assert streamed == texts
+    assert sorted(ends) == [0, 1, 2]
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens > 6
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+    alone = client.chat.completions.create(**asked | {"n": 1})
+    assert alone.choices[0].message.content == texts[0]
+    rows = Usage.objects.filter(request_id=whole.id.removeprefix("chatcmpl-"))
+    until(lambda: rows.count() == 1)
+    assert rows.get().completion_tokens == whole.usage.completion_tokens
+
+
+def test_an_answer_keeps_to_a_schema(client):
+    schema = {
+        "type": "object",
+        "properties": {
+            "city": {"enum": ["Ulm", "Bonn"]},
+            "days": {"type": "integer", "minimum": 1, "maximum": 9},
+        },
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "trip", "schema": schema, "strict": True}}
+    reply = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "x"}], response_format=wanted, seed=1, n=4
+    )
+    for choice in reply.choices:
+        found = json.loads(choice.message.content)
+        assert set(found) == {"city", "days"}
+        assert found["city"] in ("Ulm", "Bonn")
+        assert 1 <= found["days"] <= 9
+        assert choice.finish_reason == "stop"
+
+
+class Trip(pydantic.BaseModel):
+    """What the client's own `parse` asks for."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    city: Literal["Ulm", "Bonn"]
+    nights: bool
+
+
+def test_the_client_parses_answers_into_its_own_classes(client):
+    reply = client.chat.completions.parse(
+        model=MODEL, messages=[{"role": "user", "content": "x"}], response_format=Trip, seed=2
+    )
+    assert isinstance(reply.choices[0].message.parsed, Trip)
+
+
+@pytest.mark.parametrize(
+    "extra", [{"guided_regex": r"[A-F]{3}-\d"}, {"structured_outputs": {"regex": r"[A-F]{3}-\d"}}]
+)
+def test_an_answer_matches_an_expression_under_both_of_vllms_names(client, extra):
+    reply = client.completions.create(model=MODEL, prompt="x", max_tokens=20, seed=5, extra_body=extra)
+    assert re.fullmatch(r"[A-F]{3}-\d", reply.choices[0].text)
+
+
+def test_one_of_the_given_choices_is_said_in_a_stream(client):
+    chunks = client.completions.create(
+        model=MODEL, prompt="x", max_tokens=20, stream=True, extra_body={"guided_choice": ["ja", "nein"]}
+    )
+    assert "".join(chunk.choices[0].text for chunk in chunks) in ("ja", "nein")
+
+
+def test_a_schema_that_cannot_be_used_is_refused_with_its_place(client):
+    schema = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "wat"}}}}
+    with pytest.raises(openai.BadRequestError) as refusal:
+        client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "x"}],
+            response_format={"type": "json_schema", "json_schema": {"name": "bad", "schema": schema}},
+        )
+    assert (refusal.value.code, refusal.value.param) == ("invalid_grammar", "response_format")
+    assert "#/properties/a/items" in refusal.value.message
+
+
+def test_biases_and_penalties_reach_the_engine(client):
+    asked = {"model": MODEL, "prompt": "once", "max_tokens": 6, "temperature": 0}
+    pushed = client.completions.create(**asked, logit_bias={str(ord("z")): 100})
+    assert pushed.choices[0].text == "zzzzzz"
+    varied = client.completions.create(
+        **asked, logit_bias={str(ord("z")): 12}, frequency_penalty=2, presence_penalty=2
+    )
+    assert varied.choices[0].text.count("z") < 6
+    hot = asked | {"temperature": 2, "seed": 8, "logprobs": 0}
+    sure = client.completions.create(**hot, extra_body={"min_p": 1.0})
+    greedy = client.completions.create(**asked)
+    assert sure.choices[0].text == greedy.choices[0].text
+
+
+def test_an_answer_stops_at_a_token_and_not_before_its_least_length(client):
+    bias = {str(ord("z")): 100}
+    asked = {"model": MODEL, "prompt": "x", "max_tokens": 9, "temperature": 0, "logit_bias": bias}
+    stopped = client.completions.create(**asked, extra_body={"stop_token_ids": [ord("z")]})
+    assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == ("", "stop")
+    longer = client.completions.create(**asked, extra_body={"stop_token_ids": [ord("z")], "min_tokens": 4})
+    assert longer.usage.completion_tokens == 5
+    assert "z" not in longer.choices[0].text
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"), [({"echo": True}, "echo"), ({"suffix": "end"}, "suffix"), ({"best_of": 2}, None)]
+)
+def test_what_is_not_done_is_refused_with_the_way_out(client, extra, param):
+    with pytest.raises(openai.BadRequestError, match="is not supported") as refusal:
+        client.completions.create(model=MODEL, prompt="x", **extra)
+    assert refusal.value.param == param
+
+
+def test_tools_are_refused_by_name(client):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    with pytest.raises(openai.BadRequestError, match="ask for a response_format") as refusal:
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "x"}], tools=[tool])
+    assert (refusal.value.code, refusal.value.param) == ("unsupported_parameter", "tools")
