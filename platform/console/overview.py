@@ -132,6 +132,14 @@ def verdict(picture: Picture) -> dict[str, str]:
     if worst is not None:
         return {"state": worst.lamp, "text": ended(worst.text), "rest": _felt(picture, worst)}
     serving = sum(one.serves for one in picture.standings)
+    coming = next((one for one in picture.standings if one.is_coming), None)
+    if not serving and coming is not None:
+        text = gettext("%(name)s is on its way.") % {"name": coming.deployment.name}
+        return {
+            "state": "busy",
+            "text": text,
+            "rest": gettext("It answers as soon as its replica has loaded."),
+        }
     if not serving:
         return {
             "state": "off",

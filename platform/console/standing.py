@@ -29,6 +29,11 @@ class Row:
         return self.standing.ready > 0
 
     @property
+    def is_coming(self) -> bool:
+        """Whether it is wanted, does not answer yet, and nothing has gone wrong so far."""
+        return not self.serves and self.standing.phase in (Phase.PENDING, Phase.STARTING)
+
+    @property
     def worry(self) -> str:
         """What is wrong, in one sentence; nothing when it is well or on its way."""
         name, standing = self.deployment.name, self.standing

@@ -15,10 +15,11 @@ from console import navigation
 from console.lately import sentence
 from console.overview import picture_of, verdict
 from console.traffic import traffic_of
+from deployments.models import Deployment
 from gateway.models import Usage
 from jobs.models import Job
 from moe_core.errors import TrainingError
-from registry.models import Model
+from registry.models import Model, ModelVersion
 from tests.people import People
 
 pytestmark = pytest.mark.django_db
@@ -82,6 +83,17 @@ def test_a_failure_that_a_later_run_of_its_kind_made_good_worries_nobody(people:
     assert not picture_of(people.owner.team).worries
     failed_job(people, error="again")
     assert len(picture_of(people.owner.team).worries) == 1
+
+
+def test_a_deployment_that_loads_is_on_its_way_and_not_absent(people: People) -> None:
+    model = Model.objects.create(team=people.owner.team, name="Tiny", slug="tiny")
+    version = ModelVersion.objects.create(model=model, number=1, spec={}, files={}, size_bytes=1)
+    Deployment.objects.create(
+        team=people.owner.team, name="support", desired_version=version, desired_replicas=1
+    )
+    said = verdict(picture_of(people.owner.team))
+    assert said["state"] == "busy"
+    assert said["text"] == "support is on its way."
 
 
 def test_nothing_can_be_sent_while_nothing_serves(people: People) -> None:
