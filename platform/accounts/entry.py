@@ -70,7 +70,7 @@ class SignIn(LoginView):
     def form_valid(self, form: AuthenticationForm) -> HttpResponse:
         """Start the session."""
         throttle.give_back(self.tries)
-        user = cast(User, form.get_user())
+        user = form.get_user()
         response = super().form_valid(form)
         signin.record_signin(user, signin.address_of(self.request))
         signin.remember_browser(self.request, response, user)
@@ -117,7 +117,7 @@ def setup(request: HttpRequest, token: str) -> HttpResponse:
 def join(request: HttpRequest, token: str) -> HttpResponse:
     """Come into a team by an invitation: signed in as who one is, or with a new account."""
     invitation = invitation_open(token)
-    user = cast(User, request.user) if request.user.is_authenticated else None
+    user = request.user if request.user.is_authenticated else None
     form = AccountForm(request.POST or None) if user is None else None
     if request.method == "POST":
         try:

@@ -103,7 +103,6 @@ class Invitation(TeamOwned):
     accepted_at = models.DateTimeField(null=True, blank=True)
     accepted_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
     revoked_at = models.DateTimeField(null=True, blank=True)
-    state: str  # annotated by the selectors: the clock and the maker's role decide
 
     class Meta:
         constraints = [
@@ -118,8 +117,8 @@ class Invitation(TeamOwned):
 
     @property
     def state_label(self) -> str:
-        """The word for `state`, which the selectors annotate."""
-        return str(InvitationState(self.state).label)
+        """The word for `state`, which the selectors annotate: the clock and the maker's role decide."""
+        return str(InvitationState(self.state).label)  # type: ignore[attr-defined]
 
 
 class SetupToken(models.Model):

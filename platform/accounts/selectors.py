@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from django.db.models import Case, CharField, Exists, OuterRef, Q, QuerySet, Value, When
 from django.db.models.functions import Now
@@ -60,7 +61,7 @@ def admins_of(team: Team) -> QuerySet[Membership]:
     return Membership.objects.filter(team=team, role=Role.ADMIN, user__is_active=True)
 
 
-def invitations_with_state() -> QuerySet[Invitation]:
+def invitations_with_state() -> QuerySet[Any]:
     """Return invitations with `state`, as the database's clock and the maker's present role make it."""
     makers = Membership.objects.filter(
         team=OuterRef("team"), user=OuterRef("created_by"), role=Role.ADMIN, user__is_active=True
@@ -76,7 +77,7 @@ def invitations_with_state() -> QuerySet[Invitation]:
     return Invitation.objects.annotate(state=state)
 
 
-def invitations_of(team: Team) -> QuerySet[Invitation]:
+def invitations_of(team: Team) -> QuerySet[Any]:
     """Return the team's invitations with their state, newest first."""
     found = invitations_with_state().filter(team=team)
     return found.select_related("created_by", "accepted_by").order_by("-id")

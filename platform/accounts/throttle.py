@@ -66,7 +66,7 @@ class Try:
     key: str
 
     @property
-    def values(self) -> dict[str, object]:
+    def values(self) -> dict[str, str | int]:
         """What the statements take."""
         return {"key": self.key, "every": self.bound.every_s, "tries": self.bound.tries}
 
