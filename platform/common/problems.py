@@ -16,6 +16,8 @@ from common.errors import DomainError
 
 log = logging.getLogger(__name__)
 CONTENT_TYPE = "application/problem+json"
+# Below it there are programs; /api/ itself is a page.
+API_PREFIX = "/api/v1/"
 
 
 def problem(
@@ -90,7 +92,7 @@ def _fields(error: Exception) -> dict[str, Any]:
 
 def wants_json(request: HttpRequest) -> bool:
     """Whether the caller is a program."""
-    return request.path.startswith("/api/") or "application/json" in request.headers.get("Accept", "")
+    return request.path.startswith(API_PREFIX) or "application/json" in request.headers.get("Accept", "")
 
 
 def answer(

@@ -20,6 +20,7 @@ PAGES = (
 urlpatterns = [
     path("", include("console.urls")),
     *[path("", include(f"{app}.urls")) for app in PAGES],
+    path("api/", include("api.page_urls")),
     path("api/v1/", include("api.urls")),
     path("admin/", admin.site.urls),
     path("i18n/", include("accounts.i18n_urls")),

@@ -87,6 +87,7 @@ SECTIONS: tuple[Section, ...] = (
         (
             Item("team", _("Members and roles"), "accounts:team"),
             Item("tokens", _("API tokens"), "accounts:tokens"),
+            Item("api", _("API reference"), "api:reference"),
             Item("audit", _("Audit log"), "accounts:audit", min_role=Role.ADMIN),
         ),
     ),
