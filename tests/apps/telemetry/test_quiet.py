@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deployments.models import Deployment
 from telemetry.boards import GAUGE_LIFE_S, WINDOW_S
 from telemetry.ingest import Ingester
 from telemetry.models import Board
 from telemetry.selectors import board_snapshot, routing_of_window
 from telemetry.views import verdict_of
-from tests.apps.registry.fixtures import DENSE, make_version
+from tests.apps.registry.fixtures import DENSE, make_version, moe_spec
 from tests.apps.telemetry.samples import SHAPE, counts, sample, served_replica
 
 pytestmark = pytest.mark.django_db
@@ -23,7 +24,9 @@ AXES = {"layers": list(SHAPE.layers), "num_experts": SHAPE.num_experts, "num_lay
 
 @pytest.fixture
 def replica(people: Any, tmp_path: Any) -> Any:
-    return served_replica(people, tmp_path)
+    served = served_replica(people, tmp_path)
+    served.deployment.refresh_from_db()
+    return served
 
 
 @pytest.fixture
@@ -53,12 +56,12 @@ def test_frames_keep_the_lamps_when_the_last_minute_has_emptied(replica, frames)
 
 def test_a_sample_of_another_version_does_not_take_the_lamps_away(replica, frames, people, tmp_path):
     """While a new version is tried its engine speaks already, and the live one's is silent."""
-    other = make_version(people, tmp_path, name="other")
-    replica.deployment.live_version = other
-    replica.deployment.save()
+    other = make_version(people, tmp_path, name="other", spec=moe_spec())
+    Deployment.objects.filter(pk=replica.deployment_id).update(live_version=other)
     Ingester().write([sample(replica, 1, counts(1), t_s=time.time())])
     assert frames[-1]["version"] == other.pk
-    assert (frames[-1]["num_experts"], frames[-1]["num_layers"]) == (0, DENSE.num_hidden_layers)
+    assert axes(frames[-1]) == AXES
+    assert board_snapshot(replica.deployment)["num_experts"] == AXES["num_experts"]
 
 
 def test_a_window_without_tokens_has_its_axes_in_the_api_too(replica):
