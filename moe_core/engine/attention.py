@@ -34,7 +34,7 @@ class _Rows:
 
     def mask_within(self, window: int) -> Tensor:
         """The same where a row sees only the newest `window` of its keys."""
-        position_S = torch.arange(self.mask.shape[-1])
+        position_S = torch.arange(self.mask.shape[-1], device=self.mask.device)
         too_old_BS = position_S < self.lengths_B[:, None] - window
         return self.mask.masked_fill(too_old_BS[:, None, None], NEG_INF)
 
@@ -58,13 +58,13 @@ class StepAttention:
 
     def __init__(self, cache: PagedKVCache, chunks: Sequence[Chunk], dtype: torch.dtype) -> None:
         self._cache = cache
-        self._slots_T = _slots(chunks)
+        self._slots_T = _slots(chunks, cache.device)
         rows = [chunk for chunk in chunks if chunk.num_tokens == 1]
-        self._rows = _plan_rows(rows, dtype) if rows else None
+        self._rows = _plan_rows(rows, dtype, cache.device) if rows else None
         self._spans: list[_Span] = []
         start = len(rows)
         for chunk in chunks[len(rows) :]:
-            self._spans.append(_plan_span(chunk, start, dtype))
+            self._spans.append(_plan_span(chunk, start, dtype, cache.device))
             start += chunk.num_tokens
 
     def attend(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGe: Tensor, rule: AttentionRule) -> Tensor:
@@ -118,32 +118,34 @@ def _repeat_heads(x_SGd: Tensor, num_queries: int) -> Tensor:
     return x_SGd.transpose(0, 1).repeat_interleave(num_queries, dim=0)[None]
 
 
-def _slots(chunks: Sequence[Chunk]) -> Tensor:
+def _slots(chunks: Sequence[Chunk], device: torch.device) -> Tensor:
     slots = [
         chunk.sequence.block_ids[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
         for chunk in chunks
         for position in range(chunk.start, chunk.end)
     ]
-    return torch.tensor(slots, dtype=torch.int64)
+    return torch.tensor(slots, dtype=torch.int64, device=device)
 
 
-def _plan_rows(rows: Sequence[Chunk], dtype: torch.dtype) -> _Rows:
+def _plan_rows(rows: Sequence[Chunk], dtype: torch.dtype, device: torch.device) -> _Rows:
     num_blocks = max(len(row.sequence.block_ids) for row in rows)
     table = [
         [*row.sequence.block_ids, *[NULL_BLOCK] * (num_blocks - len(row.sequence.block_ids))] for row in rows
     ]
-    ends_B1 = torch.tensor([[row.end] for row in rows])
-    hidden_BS = torch.arange(num_blocks * BLOCK_TOKENS)[None] >= ends_B1
-    mask_BS = torch.zeros(hidden_BS.shape, dtype=dtype).masked_fill_(hidden_BS, NEG_INF)
-    return _Rows(len(rows), torch.tensor(table, dtype=torch.int64), ends_B1.view(-1), mask_BS[:, None, None])
+    ends_B1 = torch.tensor([[row.end] for row in rows], device=device)
+    hidden_BS = torch.arange(num_blocks * BLOCK_TOKENS, device=device)[None] >= ends_B1
+    mask_BS = torch.zeros(hidden_BS.shape, dtype=dtype, device=device).masked_fill_(hidden_BS, NEG_INF)
+    table_BM = torch.tensor(table, dtype=torch.int64, device=device)
+    return _Rows(len(rows), table_BM, ends_B1.view(-1), mask_BS[:, None, None])
 
 
-def _plan_span(chunk: Chunk, start: int, dtype: torch.dtype) -> _Span:
+def _plan_span(chunk: Chunk, start: int, dtype: torch.dtype, device: torch.device) -> _Span:
     end = start + chunk.num_tokens
     if chunk.start == 0:
         return _Span(start, end, None, None)
     num_blocks = -(-chunk.end // BLOCK_TOKENS)
-    hidden_CS = torch.arange(chunk.end)[None] > torch.arange(chunk.start, chunk.end)[:, None]
-    mask_CS = torch.zeros(hidden_CS.shape, dtype=dtype).masked_fill_(hidden_CS, NEG_INF)
-    blocks_M = torch.tensor(chunk.sequence.block_ids[:num_blocks], dtype=torch.int64)
+    position_S = torch.arange(chunk.end, device=device)
+    hidden_CS = position_S[None] > position_S[chunk.start :, None]
+    mask_CS = torch.zeros(hidden_CS.shape, dtype=dtype, device=device).masked_fill_(hidden_CS, NEG_INF)
+    blocks_M = torch.tensor(chunk.sequence.block_ids[:num_blocks], dtype=torch.int64, device=device)
     return _Span(start, end, blocks_M, mask_CS)

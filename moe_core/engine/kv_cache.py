@@ -18,16 +18,19 @@ from moe_core.spec import ModelSpec
 class PagedKVCache:
     """Two tensors a layer, zero at first: padding reads zeros, never another's memory."""
 
-    def __init__(self, spec: ModelSpec, num_blocks: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: ModelSpec, num_blocks: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
         kept, layers = spec.kept, range(spec.num_hidden_layers)
         shape = (num_blocks, BLOCK_TOKENS, kept.num_heads)
         self.num_blocks = num_blocks
+        self.device = torch.device(device)
         self._shares_keys = kept.shares_keys
-        self._k_NPGd = [torch.zeros(*shape, kept.key_dim, dtype=dtype) for _ in layers]
+        self._k_NPGd = [torch.zeros(*shape, kept.key_dim, dtype=dtype, device=device) for _ in layers]
         if kept.shares_keys:
             self._v_NPGe = [k[..., : kept.value_dim] for k in self._k_NPGd]
         else:
-            self._v_NPGe = [torch.zeros(*shape, kept.value_dim, dtype=dtype) for _ in layers]
+            self._v_NPGe = [torch.zeros(*shape, kept.value_dim, dtype=dtype, device=device) for _ in layers]
         self._k_slots = [k.flatten(0, 1) for k in self._k_NPGd]
         self._v_slots = [v.flatten(0, 1) for v in self._v_NPGe]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import torch
+
 from moe_core.checkpoint.store import load
 from moe_core.checkpoint.tokenizer import Tokenizer
 from moe_core.engine.engine import Engine
@@ -14,6 +16,7 @@ from moe_core.engine.sampling_params import SamplingParams
 from moe_core.engine.text import TextCodec
 from moe_core.errors import EngineError
 from moe_core.kernels.cpu.attach import attach
+from moe_core.kernels.device import chosen_device
 from moe_core.spec import ServeSpec
 
 logger = logging.getLogger(__name__)
@@ -28,9 +31,11 @@ def build_engine(spec: ServeSpec, tell: Callable[[EngineState], None]) -> tuple[
         SpecError: when domains name experts that the model has not.
         EngineError: when the model does not answer.
     """
-    model = load(spec.model_dir, spec.dtype, expected_hashes=spec.files or None)
+    device = chosen_device(spec.device)
+    model = load(spec.model_dir, spec.dtype, device=device, expected_hashes=spec.files or None)
     codec = Tokenizer(spec.model_dir)
-    kernels = attach(model.eval(), spec.num_threads)
+    model.eval()
+    kernels = attach(model, spec.num_threads) if device.type == "cpu" else torch.cuda.get_device_name(device)
     logger.info("decode kernels: %s, threads: %d", kernels, spec.num_threads)
     engine = Engine(spec, model, end_tokens=codec.eos_ids)
     tell(EngineState.WARMING)

@@ -42,5 +42,5 @@ class RoutedExperts:
             "layers": list(self._moe_layers),
             "shape": shape,
             "dtype": "uint8" if self._dtype == torch.uint8 else "int16",
-            "ids": base64.b64encode(ids.contiguous().numpy().tobytes()).decode(),
+            "ids": base64.b64encode(ids.contiguous().cpu().numpy().tobytes()).decode(),
         }

@@ -29,17 +29,20 @@ class RoutingCounts:
     `labels_NE` (domains without the row of none) is not 0 where an expert is mapped to a domain.
     """
 
-    def __init__(self, moe: MoeSpec, labels_NE: Tensor, max_batch_tokens: int) -> None:
+    def __init__(
+        self, moe: MoeSpec, labels_NE: Tensor, max_batch_tokens: int, device: torch.device | str = "cpu"
+    ) -> None:
         num_layers, num_domains = len(moe.moe_layers), labels_NE.shape[0]
         self.moe_layers = moe.moe_layers
         self.counts_PNLE = torch.zeros(
-            len(PHASES), num_domains + 1, num_layers, moe.num_experts, dtype=torch.int64
+            len(PHASES), num_domains + 1, num_layers, moe.num_experts, dtype=torch.int64, device=device
         )
-        self.reach_PN2 = torch.zeros(len(PHASES), num_domains + 1, 2, dtype=torch.int64)
-        self._labels_NE = labels_NE
+        self.reach_PN2 = torch.zeros(len(PHASES), num_domains + 1, 2, dtype=torch.int64, device=device)
+        self._labels_NE = labels_NE.to(device)
         self._index_of = {layer: index for index, layer in enumerate(moe.moe_layers)}
-        self._ids_LTK = torch.zeros(num_layers, max_batch_tokens, moe.num_places, dtype=torch.int64)
-        self._layer_base_L11 = (torch.arange(num_layers) * moe.num_experts)[:, None, None]
+        shape = (num_layers, max_batch_tokens, moe.num_places)
+        self._ids_LTK = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._layer_base_L11 = (torch.arange(num_layers, device=device) * moe.num_experts)[:, None, None]
 
     def forget(self) -> None:
         """Begin at nothing: what the golden prompt did is nobody's traffic."""
@@ -78,13 +81,13 @@ class RoutingCounts:
                 domains.append(sequence.domain)
             first += chunk.num_tokens
         ids_LTK = self._ids_LTK[:, :first] if len(places) == first else self._ids_LTK[:, places]
-        row_T = torch.tensor(rows, dtype=torch.int64)
+        row_T = torch.tensor(rows, dtype=torch.int64, device=ids_LTK.device)
         base_1T1 = row_T[None, :, None] * (num_layers * num_experts)
         cells = (ids_LTK + self._layer_base_L11 + base_1T1).view(-1)
         # An empty place adds nothing to whatever cell it falls into; the first layer's would fall before the table.
         filled = (ids_LTK >= 0).to(torch.int64).reshape(-1)
         self.counts_PNLE.view(-1).index_add_(0, cells.clamp_(min=0), filled)
-        self._count_reach(ids_LTK, row_T, torch.tensor(domains, dtype=torch.int64))
+        self._count_reach(ids_LTK, row_T, torch.tensor(domains, dtype=torch.int64, device=ids_LTK.device))
 
     def _count_reach(self, ids_LTK: Tensor, row_T: Tensor, domain_T: Tensor) -> None:
         num_layers = ids_LTK.shape[0]

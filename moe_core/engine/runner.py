@@ -42,13 +42,13 @@ class ModelRunner:
                 "token by token; serve a model with another gate"
             )
         self.model = model
+        self.device = model.embed_tokens.weight.device
         self.num_threads = num_threads
-        self.cache = PagedKVCache(model.spec, num_blocks, model.dtype)
-        self.counts = (
-            None
-            if moe is None
-            else RoutingCounts(moe, label_table(routing, moe.num_experts), max_batch_tokens)
-        )
+        self.cache = PagedKVCache(model.spec, num_blocks, model.dtype, self.device)
+        self.counts: RoutingCounts | None = None
+        if moe is not None:
+            labels_NE = label_table(routing, moe.num_experts)
+            self.counts = RoutingCounts(moe, labels_NE, max_batch_tokens, self.device)
         self.prior: DomainPrior | None = None
         if moe is not None and routing.domains and routing.has_prior:
             self.prior = DomainPrior.from_routing(
@@ -57,7 +57,7 @@ class ModelRunner:
                 num_experts=moe.num_experts,
                 top_k=moe.top_k,
                 moe_layers=moe.moe_layers,
-            )
+            ).to(self.device)
 
     @torch.inference_mode()
     def run(self, chunks: Chunks[Chunk], *, counted: bool = True) -> Tensor:
@@ -68,14 +68,14 @@ class ModelRunner:
         # kernels have threads of their own that nobody waits for.
         torch.set_num_threads(1 if len(ids) <= MAX_TOKENS else self.num_threads)
         hidden_TD = self.model.hidden(
-            torch.tensor(ids),
-            torch.tensor(positions),
+            torch.tensor(ids, device=self.device),
+            torch.tensor(positions, device=self.device),
             StepAttention(self.cache, chunks, self.model.dtype),
             self.routing_context(chunks),
         )
         if self.counts is not None:
             self.counts.end_of_step(chunks, counted=counted)
-        return linear_to_float(hidden_TD[_sampled_rows(chunks)], self.model.head_weight_VD)
+        return linear_to_float(hidden_TD[self._sampled_rows(chunks)], self.model.head_weight_VD)
 
     def routing_context(self, chunks: Chunks[Chunk]) -> RoutingContext | None:
         """What the routers see and tell in this step; None for a dense model."""
@@ -85,15 +85,15 @@ class ModelRunner:
         # Without a prior, and where no sequence has a domain, the routers need not look.
         if self.prior is not None and any(chunk.sequence.domain >= 0 for chunk in chunks):
             domain_T = torch.tensor(
-                [chunk.sequence.domain for chunk in chunks for _ in range(chunk.num_tokens)]
+                [chunk.sequence.domain for chunk in chunks for _ in range(chunk.num_tokens)],
+                device=self.device,
             )
         return RoutingContext(domain_T=domain_T, prior=self.prior, observe=self.counts.observe)
 
-
-def _sampled_rows(chunks: Chunks[Chunk]) -> Tensor:
-    rows, end = [], 0
-    for chunk in chunks:
-        end += chunk.num_tokens
-        if chunk.wants_sample:
-            rows.append(end - 1)
-    return torch.tensor(rows, dtype=torch.int64)
+    def _sampled_rows(self, chunks: Chunks[Chunk]) -> Tensor:
+        rows, end = [], 0
+        for chunk in chunks:
+            end += chunk.num_tokens
+            if chunk.wants_sample:
+                rows.append(end - 1)
+        return torch.tensor(rows, dtype=torch.int64, device=self.device)

@@ -130,8 +130,8 @@ class EngineStats:
         return Snapshot(
             serial=self._num_snapshots,
             at_ms=time.time_ns() // 1_000_000,
-            counts_PNLE=None if self.counts is None else self.counts.counts_PNLE.numpy().copy(),
-            reach_PN2=None if self.counts is None else self.counts.reach_PN2.numpy().copy(),
+            counts_PNLE=None if self.counts is None else self.counts.counts_PNLE.cpu().numpy().copy(),
+            reach_PN2=None if self.counts is None else self.counts.reach_PN2.cpu().numpy().copy(),
             num_steps=self._num_steps,
             num_preemptions=engine.scheduler.num_preemptions,
             prompt_tokens=self._prompt_tokens,

@@ -47,9 +47,12 @@ def trace(engine: Engine, prompt_ids: list[int], domain: int) -> list[dict[str, 
             }
         )
 
-    context = RoutingContext(torch.full((num_tokens,), domain), runner.prior, observe)
+    context = RoutingContext(torch.full((num_tokens,), domain, device=runner.device), runner.prior, observe)
     runner.model.hidden(
-        torch.tensor(prompt_ids), torch.arange(num_tokens), DenseCausal(1, num_tokens), context
+        torch.tensor(prompt_ids, device=runner.device),
+        torch.arange(num_tokens, device=runner.device),
+        DenseCausal(1, num_tokens),
+        context,
     )
     return layers
 

@@ -32,6 +32,8 @@ class ServeSpec(Spec):
     prior_floor: FloorShare = 0.5
     prior_layers: Annotated[dict[LayerIndex, LayerPrior], Field(max_length=512)] = {}
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    # "auto" is the GPU where there is one.
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
     # Tokens of one step; a prompt advances by no more than max_chunk_tokens while others are answering.
     max_batch_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 512

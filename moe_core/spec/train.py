@@ -36,6 +36,9 @@ class TuneSpec(Spec):
     seed: Seed = 0
     # "auto" is the quicker of the two on the machine that trains.
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    # "auto" is the GPU where there is one.
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # Lanes of the CPU; a GPU has one.
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
     checkpoint_every_steps: Annotated[int, Field(ge=1, le=100_000)] = 4
     # A checkpoint that is due by its steps still waits until so many seconds have passed since the last one.

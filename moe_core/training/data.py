@@ -63,8 +63,17 @@ class Windows:
 
     def take(self, index: Sequence[int]) -> Windows:
         """The windows at these places."""
-        at = torch.tensor(index, dtype=torch.long)
+        at = torch.tensor(index, dtype=torch.long, device=self.ids_NS.device)
         return Windows(self.ids_NS[at], self.real_NS[at], self.target_NS[at], self.domain_N[at])
+
+    def to(self, device: torch.device) -> Windows:
+        """The same windows on a device."""
+        return Windows(
+            self.ids_NS.to(device),
+            self.real_NS.to(device),
+            self.target_NS.to(device),
+            self.domain_N.to(device),
+        )
 
     def of_domain(self, domain: int) -> list[int]:
         """Places of the windows of one domain."""

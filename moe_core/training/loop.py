@@ -71,7 +71,7 @@ def run_steps(
             save(step)
             raise
         figures = _stepped(learner, step)
-        tally = Tally.of(*tally_for)
+        tally = Tally.of(*tally_for, device=figures.passes[0].losses_P.device)
         for passed in figures.passes:
             passed.count_into(tally)
         learner.count_forced(tally, step)

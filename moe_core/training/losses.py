@@ -28,7 +28,7 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_PD: Tensor, head_VD: Tensor, target_P: Tensor) -> Tensor:
-        losses_P = torch.empty(hidden_PD.shape[0], dtype=torch.float32)
+        losses_P = torch.empty(hidden_PD.shape[0], dtype=torch.float32, device=hidden_PD.device)
         wants_gradient = ctx.needs_input_grad[0]
         direction_PD = torch.empty_like(hidden_PD) if wants_gradient else None
         for rows in _row_slices(hidden_PD.shape[0]):
@@ -36,7 +36,9 @@ class _FrozenHead(torch.autograd.Function):
             losses_P[rows] = -log_probs_RV.gather(1, target_P[rows, None])[:, 0]
             if direction_PD is not None:
                 probs_RV = log_probs_RV.exp_()
-                probs_RV[torch.arange(probs_RV.shape[0]), target_P[rows]] -= 1.0
+                probs_RV.scatter_add_(
+                    1, target_P[rows, None], probs_RV.new_full((probs_RV.shape[0], 1), -1.0)
+                )
                 torch.mm(probs_RV.to(head_VD.dtype), head_VD, out=direction_PD[rows])
         ctx.save_for_backward(direction_PD)
         return losses_P

@@ -67,7 +67,7 @@ class MasterAdamW:
             master.copy_(tensors[f"{name}.master"])
             keys = [key.removeprefix(f"{name}.") for key in tensors if key.startswith(f"{name}.")]
             self._adam.state[master] = {
-                key: tensors[f"{name}.{key}"].clone() for key in keys if key != "master"
+                key: tensors[f"{name}.{key}"].to(master.device, copy=True) for key in keys if key != "master"
             }
         self._write_back()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from moe_core.errors import SpecError
+from moe_core.kernels.device import chosen_device
 from moe_core.spec import TuneSpec
 from moe_core.spec.operate import OperateSpec
 from moe_core.training.importing import import_model
@@ -34,8 +36,12 @@ def run_job(kind: str, spec: Mapping[str, Any], io: JobIO) -> dict[str, Any]:
 
 
 def tune(spec: TuneSpec, io: JobIO) -> dict[str, Any]:
-    """Tune with deterministic algorithms and as many lanes as the specification has threads."""
+    """Tune with deterministic algorithms; as many lanes as the specification has threads, one on a GPU."""
+    on_gpu = chosen_device(spec.device).type == "cuda"
+    if on_gpu:
+        # cuBLAS promises equal bits only with a fixed workspace, and reads this when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(spec.seed)
-    with Lanes(spec.num_threads) as lanes:
+    with Lanes(1 if on_gpu else spec.num_threads) as lanes:
         return Tuning(spec, io, lanes).run()

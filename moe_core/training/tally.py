@@ -45,25 +45,27 @@ class Tally:
 
     @classmethod
     def empty(cls, moe_layers: tuple[int, ...], codes: tuple[str, ...], labels_NE: Tensor) -> Tally:
-        """Nothing counted yet; one row a domain and one for tokens of no domain."""
+        """Nothing counted yet, on the device of the labels; one row a domain and one for tokens of no domain."""
+        device = labels_NE.device
         rows, layers, experts = len(codes) + 1, len(moe_layers), labels_NE.shape[1]
         return cls(
             moe_layers=moe_layers,
             codes=codes,
             labels_NE=labels_NE,
-            load_NLE=torch.zeros(rows, layers, experts, dtype=torch.int64),
-            hits_NL=torch.zeros(rows, layers, dtype=torch.int64),
-            tokens_N=torch.zeros(rows, dtype=torch.int64),
-            hesitation_L=torch.zeros(layers, dtype=torch.float64),
-            loss_N=torch.zeros(rows, dtype=torch.float64),
-            targets_N=torch.zeros(rows, dtype=torch.int64),
+            load_NLE=torch.zeros(rows, layers, experts, dtype=torch.int64, device=device),
+            hits_NL=torch.zeros(rows, layers, dtype=torch.int64, device=device),
+            tokens_N=torch.zeros(rows, dtype=torch.int64, device=device),
+            hesitation_L=torch.zeros(layers, dtype=torch.float64, device=device),
+            loss_N=torch.zeros(rows, dtype=torch.float64, device=device),
+            targets_N=torch.zeros(rows, dtype=torch.int64, device=device),
         )
 
     @classmethod
-    def of(cls, spec: ModelSpec, routing: RoutingSpec) -> Tally:
+    def of(cls, spec: ModelSpec, routing: RoutingSpec, device: torch.device | str = "cpu") -> Tally:
         """An empty tally for a mixture and a routing policy."""
         assert spec.moe is not None
-        tally = cls.empty(spec.moe.moe_layers, routing.codes, label_table(routing, spec.moe.num_experts))
+        labels_NE = label_table(routing, spec.moe.num_experts).to(device)
+        tally = cls.empty(spec.moe.moe_layers, routing.codes, labels_NE)
         tally.cost_E = costs_of(spec)
         return tally
 
@@ -95,8 +97,8 @@ class Tally:
 
     @property
     def load_LE(self) -> Tensor:
-        """Load of every expert over all domains."""
-        return self.load_NLE.sum(0)
+        """Load of every expert over all domains, on the CPU: figures are made of it."""
+        return self.load_NLE.sum(0).cpu()
 
     def mapped_share(self) -> float | None:
         """Share of the tokens of mapped domains whose top-k holds one of their experts; None without any."""

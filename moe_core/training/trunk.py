@@ -37,6 +37,7 @@ class CutDecoder:
                 "whose experts read what attention has left behind"
             )
         self.model = model
+        self.device = model.embed_tokens.weight.device
         self.first = model.spec.moe.moe_layers[0]
         self.blocks: list[Block] = [block for block in model.layers if isinstance(block, Block)]
 
@@ -65,7 +66,7 @@ class CutDecoder:
         return hidden_TD
 
     def _surroundings(self, batch: int, sequence: int) -> tuple[DenseCausal, Rotary]:
-        positions_T = torch.arange(sequence).repeat(batch)
+        positions_T = torch.arange(sequence, device=self.device).repeat(batch)
         return DenseCausal(batch, sequence), rotary_of(self.model.spec, positions_T, self.model.dtype)
 
 

@@ -15,6 +15,7 @@ from moe_core.checkpoint.hashes import hashes_of, sha256_of
 from moe_core.checkpoint.store import load
 from moe_core.checkpoint.tokenizer import Tokenizer
 from moe_core.errors import SpecError, TrainingError
+from moe_core.kernels.device import chosen_device
 from moe_core.kernels.precision import training_dtype
 from moe_core.model.decoder import Decoder
 from moe_core.operations import upcycle
@@ -65,7 +66,11 @@ def build(spec: TuneSpec, inputs: Mapping[str, Path]) -> Workbench:
         raise TrainingError.of("no_held_out_window")
     cut = CutDecoder(model)
     needed = _needed(train, spec)
-    return Workbench(cut, TrunkCache(cut, train.take(needed)), TrunkCache(cut, held_out.take(places)))
+    return Workbench(
+        cut,
+        TrunkCache(cut, train.take(needed).to(cut.device)),
+        TrunkCache(cut, held_out.take(places).to(cut.device)),
+    )
 
 
 def _mixture(spec: TuneSpec, directory: Path) -> Decoder:
@@ -85,7 +90,8 @@ def _mixture(spec: TuneSpec, directory: Path) -> Decoder:
             "themselves (softmax_topk, sigmoid_groups, switch and their kin)"
         )
     spec.routing.check_fits(model.spec.moe.num_experts)
-    return model.requires_grad_(False)
+    # Upcycling draws its noise on the CPU, so that a seed means the same everywhere.
+    return model.requires_grad_(False).to(chosen_device(spec.device))
 
 
 def _needed(windows: Windows, spec: TuneSpec) -> list[int]:

@@ -36,7 +36,7 @@ def evaluate(
     after_batch: Callable[[int, int, Tally], None] = lambda done, of, tally: None,
 ) -> Tally:
     """Count and measure every window at `places`; `after_batch(done, of, tally so far)` is called in between."""
-    tally = Tally.of(cut.model.spec, routing)
+    tally = Tally.of(cut.model.spec, routing, cut.device)
     batches = [places[start : start + BATCH_WINDOWS] for start in range(0, len(places), BATCH_WINDOWS)]
     done = 0
     for start in range(0, len(batches), lanes.num_lanes):

@@ -51,10 +51,12 @@ class TuneRouter:
         self.peak_learning_rate = spec.route_learning_rate
         moe = cut.model.spec.moe
         assert moe is not None
-        self.labels_NE = label_table(routing, moe.num_experts)
-        self.cost_E = costs_of(cut.model.spec)
+        self.labels_NE = label_table(routing, moe.num_experts).to(cut.device)
+        costs_E = costs_of(cut.model.spec)
+        self.cost_E = None if costs_E is None else costs_E.to(cut.device)
         # Share of assignments of each expert, remembered over some steps: one batch alone is too small to judge by.
-        self._load_LE = torch.full((len(moe.moe_layers), moe.num_experts), 1.0 / moe.num_experts)
+        shape = (len(moe.moe_layers), moe.num_experts)
+        self._load_LE = torch.full(shape, 1.0 / moe.num_experts, device=cut.device)
         self.gates = {f"{mlp.layer}.router": mlp.router.weight for mlp in cut.model.moe_layers()}
         for gate in self.gates.values():
             gate.requires_grad_()
@@ -96,7 +98,7 @@ class TuneRouter:
         """Gates, moments and load back."""
         if CURRENT in groups:
             self._learnt().restore(groups[CURRENT])
-            self._load_LE = groups[CURRENT][LOAD].clone()
+            self._load_LE = groups[CURRENT][LOAD].to(self.cut.device, copy=True)
 
     def _places(self, step: int) -> list[int]:
         """The windows of one batch: as many of each domain."""
@@ -131,7 +133,7 @@ class TuneRouter:
 
     def _routing_loss(self, passed: Pass) -> Tensor:
         """Label, balance and z losses, each the mean over expert layers."""
-        policy, total = self.routing, torch.zeros(())
+        policy, total = self.routing, torch.zeros((), device=self.cut.device)
         for at, routing in enumerate(passed.routings.values()):
             if policy.label_weight and policy.domains:
                 labels = label_loss(routing, self.labels_NE, passed.domain_T, passed.real_T)
@@ -144,10 +146,10 @@ class TuneRouter:
         return total / max(1, len(passed.routings))
 
     def _remember_load(self, passes: Sequence[Pass]) -> None:
-        tally = Tally.of(self.cut.model.spec, self.routing)
+        tally = Tally.of(self.cut.model.spec, self.routing, self.cut.device)
         for passed in passes:
             passed.count_into(tally)
-        load_LE = tally.load_LE.float()
+        load_LE = tally.load_LE.float().to(self.cut.device)
         share_LE = load_LE / load_LE.sum(-1, keepdim=True).clamp(min=1.0)
         self._load_LE = LOAD_MEMORY * self._load_LE + (1.0 - LOAD_MEMORY) * share_LE
 

@@ -79,15 +79,19 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+# The engine's tests run where the engine would: on the GPU, if there is one.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def serve_spec(**changes: Any) -> ServeSpec:
     return ServeSpec(model_dir=Path("model"), socket_path=Path("engine.sock"), dtype="float32", **changes)
 
 
 @pytest.fixture(scope="session")
 def llama() -> Decoder:
-    return random_decoder(ModelSpec(family="llama", **TINY), seed=1, std=0.3)
+    return random_decoder(ModelSpec(family="llama", **TINY), seed=1, std=0.3).to(DEVICE)
 
 
 @pytest.fixture(scope="session")
 def mixtral() -> Decoder:
-    return random_decoder(ModelSpec(family="mixtral", moe=MOE, **TINY), seed=2, std=0.3)
+    return random_decoder(ModelSpec(family="mixtral", moe=MOE, **TINY), seed=2, std=0.3).to(DEVICE)

@@ -12,7 +12,7 @@ from moe_core.engine.kv_cache import PagedKVCache
 from moe_core.model.decoder import Decoder
 from moe_core.model.init import random_decoder
 from moe_core.spec import cost_of
-from tests.moe_core.engine.conftest import Run, serve_spec
+from tests.moe_core.engine.conftest import DEVICE, Run, serve_spec
 from tests.moe_core.tiny import FAMILIES, STD, tiny_family
 
 
@@ -20,7 +20,7 @@ from tests.moe_core.tiny import FAMILIES, STD, tiny_family
 def model(request: pytest.FixtureRequest) -> Decoder:
     # Without an end token answers are long enough for windows to matter.
     spec = tiny_family(request.param).model_copy(update={"eos_token_ids": ()})
-    return random_decoder(spec, 2, STD)
+    return random_decoder(spec, 2, STD).to(DEVICE)
 
 
 def test_a_crowd_with_chunked_prompts_gets_what_plain_generation_gives(model: Decoder) -> None:

@@ -16,14 +16,14 @@ from moe_core.model.init import random_decoder
 from moe_core.routers import Routing
 from moe_core.spec import ModelSpec
 from moe_core.spec.gate import ExpertChoice, Gate, Hash, SigmoidGroups, Soft, TopP
-from tests.moe_core.engine.conftest import MOE, TINY, Run, serve_spec
+from tests.moe_core.engine.conftest import DEVICE, MOE, TINY, Run, serve_spec
 
 PROMPT = [5, 17, 3, 88, 40, 2, 9]
 
 
 def model_with(gate: Gate) -> Decoder:
     spec = ModelSpec.parse({**TINY, "family": "turnout_moe", "moe": {**MOE, "gate": gate}})
-    return random_decoder(spec, 5, 0.2)
+    return random_decoder(spec, 5, 0.2).to(DEVICE)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_empty_places_are_recorded_as_such_and_never_counted() -> None:
     model = model_with(TopP(p=0.4))
     seen: dict[int, Routing] = {}
     ids = [*PROMPT, *model.generate(PROMPT, 6)][:-1]
-    model(torch.tensor([ids]), RoutingContext(observe=seen.__setitem__))
+    model(torch.tensor([ids], device=DEVICE), RoutingContext(observe=seen.__setitem__))
     engine = Engine(serve_spec(), model)
     run = Run(engine)
     sequence = run.submit(PROMPT, 6, record_routing=True)
@@ -52,7 +52,7 @@ def test_empty_places_are_recorded_as_such_and_never_counted() -> None:
     record = sequence.routed_experts.to_json()
     assert record["dtype"] == "int16"
     found = np.frombuffer(base64.b64decode(str(record["ids"])), np.int16).reshape(record["shape"])  # type: ignore[call-overload]
-    expected = np.stack([seen[layer].expert_ids_TK.numpy() for layer in (0, 1, 2)], 1)
+    expected = np.stack([seen[layer].expert_ids_TK.cpu().numpy() for layer in (0, 1, 2)], 1)
     assert (expected == -1).any()
     assert (expected >= 0).all(-1).any()
     assert (found == expected).all()
