@@ -43,13 +43,16 @@ class Block(nn.Module):
         self, x_TD: Tensor, rotary: Rotary, attention: AttentionContext, routing: RoutingContext | None
     ) -> Tensor:
         """One layer: (T, D) to (T, D)."""
-        normed_TD = self.input_norm(x_TD)
-        x_TD = x_TD + self.attention(normed_TD, rotary, attention)
-        if self.mlp_norm is not None:
-            normed_TD = self.mlp_norm(x_TD)
+        x_TD, normed_TD = self.attended(x_TD, rotary, attention)
         if isinstance(self.mlp, MoeMlp):
             return x_TD + self.mlp(normed_TD, routing)
         return x_TD + self.mlp(normed_TD)
+
+    def attended(self, x_TD: Tensor, rotary: Rotary, attention: AttentionContext) -> tuple[Tensor, Tensor]:
+        """The residual stream after attention, and what the feed-forward reads: both (T, D)."""
+        normed_TD = self.input_norm(x_TD)
+        x_TD = x_TD + self.attention(normed_TD, rotary, attention)
+        return x_TD, normed_TD if self.mlp_norm is None else self.mlp_norm(x_TD)
 
 
 class Decoder(nn.Module):

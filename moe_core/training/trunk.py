@@ -31,11 +31,6 @@ class CutDecoder:
     def __init__(self, model: Decoder) -> None:
         if model.spec.moe is None:
             raise TrainingError.of("no_router", family=model.spec.family)
-        if model.spec.parallel_blocks:
-            raise TrainingError(
-                f"a {model.spec.family} model adds attention and experts side by side; tuning is for models "
-                "whose experts read what attention has left behind"
-            )
         self.model = model
         self.device = model.embed_tokens.weight.device
         self.first = model.spec.moe.moe_layers[0]
@@ -43,23 +38,27 @@ class CutDecoder:
 
     @torch.no_grad()
     def below(self, ids_BS: Tensor) -> Tensor:
-        """The residual stream (T, D) that enters the first expert layer's feed-forward, its attention included."""
+        """The residual stream (T, D) that enters the first expert layer's feed-forward, its attention included.
+
+        Where attention and experts stand side by side, the stream that enters both.
+        """
         attention, rotary = self._surroundings(*ids_BS.shape)
         x_TD = self.model.embed_tokens(ids_BS.reshape(-1))
         for block in self.blocks[: self.first]:
             x_TD = block(x_TD, rotary, attention, None)
-        block = self.blocks[self.first]
-        summed: Tensor = x_TD + block.attention(block.input_norm(x_TD), rotary, attention)
-        return summed
+        if self.model.spec.parallel_blocks:
+            return x_TD
+        summed_TD, _ = self.blocks[self.first].attended(x_TD, rotary, attention)
+        return summed_TD
 
     def above(self, x_TD: Tensor, batch: int, sequence: int, feed_forward: FeedForward) -> Tensor:
         """Hidden states after the final norm (T, D), from what `below` gave; expert layers do what they are told."""
         attention, rotary = self._surroundings(batch, sequence)
         for block in self.blocks[self.first :]:
-            if block is not self.blocks[self.first]:
-                x_TD = x_TD + block.attention(block.input_norm(x_TD), rotary, attention)
-            assert block.mlp_norm is not None
-            normed_TD = block.mlp_norm(x_TD)
+            if block is self.blocks[self.first] and block.mlp_norm is not None:
+                normed_TD = block.mlp_norm(x_TD)
+            else:
+                x_TD, normed_TD = block.attended(x_TD, rotary, attention)
             mlp = block.mlp
             x_TD = x_TD + (feed_forward(mlp, normed_TD) if isinstance(mlp, MoeMlp) else mlp(normed_TD))
         hidden_TD: Tensor = self.model.norm(x_TD)

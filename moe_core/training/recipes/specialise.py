@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear
 
 from moe_core.errors import NonFiniteLoss
 from moe_core.experts import MixedExperts
@@ -72,6 +72,9 @@ def expert_tensors(layers: Sequence[MoeMlp], expert: int) -> dict[str, Tensor]:
             continue
         views[f"{mlp.layer}.gate_up"] = mlp.experts.gate_up_E2FD.detach()[expert]
         views[f"{mlp.layer}.down"] = mlp.experts.down_EDF.detach()[expert]
+        if mlp.experts.gate_up_bias_E2F is not None and mlp.experts.down_bias_ED is not None:
+            views[f"{mlp.layer}.gate_up_bias"] = mlp.experts.gate_up_bias_E2F.detach()[expert]
+            views[f"{mlp.layer}.down_bias"] = mlp.experts.down_bias_ED.detach()[expert]
     return views
 
 
@@ -87,10 +90,13 @@ class LoneExpert:
         """The expert's output, and the shared expert's where there is one."""
         if isinstance(mlp.experts, MixedExperts):
             out_TD = mlp.experts.run(self.expert, x_TD, self.weights[f"{mlp.layer}.packed"])
-            return out_TD if mlp.shared_expert is None else out_TD + mlp.shared_expert(x_TD)
-        gate_TF, up_TF = linear(x_TD, self.weights[f"{mlp.layer}.gate_up"]).chunk(2, dim=-1)
-        out_TD = linear(silu(gate_TF) * up_TF, self.weights[f"{mlp.layer}.down"])
-        return mlp.with_shared(x_TD, out_TD)
+            return mlp.with_shared(x_TD, out_TD)
+        both_T2F = self._mapped(x_TD, f"{mlp.layer}.gate_up")
+        inner_TF = mlp.experts.gating(*both_T2F.chunk(2, dim=-1))
+        return mlp.with_shared(x_TD, self._mapped(inner_TF, f"{mlp.layer}.down"))
+
+    def _mapped(self, x: Tensor, name: str) -> Tensor:
+        return linear(x, self.weights[name], self.weights.get(f"{name}_bias"))
 
 
 class Specialise:

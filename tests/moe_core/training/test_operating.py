@@ -30,7 +30,13 @@ def mixture(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def done(io: RecordingIO, operation: dict[str, Any], **options: Any) -> dict[str, Any]:
-    spec = {"operation": operation, "dtype": "float32", "prompts_per_domain": 6, "prompt_tokens": 24, **options}
+    spec = {
+        "operation": operation,
+        "dtype": "float32",
+        "prompts_per_domain": 6,
+        "prompt_tokens": 24,
+        **options,
+    }
     return run_job("operate", spec, io)
 
 
@@ -85,12 +91,16 @@ def test_composing_takes_all_versions_in_their_order(world: Path, mixture: Path,
     assert result["spec"]["moe"]["num_experts"] == 2
 
 
-def test_learning_without_logs_is_refused_with_the_way_out(world: Path, mixture: Path, tmp_path: Path) -> None:
+def test_learning_without_logs_is_refused_with_the_way_out(
+    world: Path, mixture: Path, tmp_path: Path
+) -> None:
     with pytest.raises(SpecError, match="name a corpus"):
         done(io_on(mixture, world, tmp_path, logs=False), {"kind": "distil", "num_experts": 2})
 
 
-def test_without_logs_nothing_is_measured_and_nothing_is_made_up(world: Path, mixture: Path, tmp_path: Path) -> None:
+def test_without_logs_nothing_is_measured_and_nothing_is_made_up(
+    world: Path, mixture: Path, tmp_path: Path
+) -> None:
     report = done(io_on(mixture, world, tmp_path, logs=False), {"kind": "add"})["operation"]
     assert "loss_after" not in report
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.functional import silu
+from torch import Tensor
 
 from moe_core.checkpoint.hashes import hashes_of
 from moe_core.checkpoint.safetensors import SafetensorsFile
 from moe_core.checkpoint.store import load
 from moe_core.errors import Cancelled, CheckpointError, NonFiniteLoss, SpecError, TrainingError
+from moe_core.model.layers import MoeMlp
 from moe_core.routers.losses import label_loss
 from moe_core.training import Paused, run_job
 from moe_core.training.recipes import specialise, tune_router
@@ -145,7 +146,12 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkp
 ) -> None:
     calls = iter(range(10_000))
     # Two expert layers and two lanes: four calls a step; the third step goes wrong.
-    monkeypatch.setattr(specialise, "silu", lambda x: silu(x) * (float("inf") if next(calls) >= 8 else 1.0))
+    honest = specialise.LoneExpert.feed_forward
+
+    def broken(self: specialise.LoneExpert, mlp: MoeMlp, x_TD: Tensor) -> Tensor:
+        return honest(self, mlp, x_TD) * (float("inf") if next(calls) >= 8 else 1.0)
+
+    monkeypatch.setattr(specialise.LoneExpert, "feed_forward", broken)
     with pytest.raises(NonFiniteLoss, match="stopped at step 3 of stage specialise") as caught:
         run_job("tune", tune_spec(), io)
     assert "Lower the learning rate" in str(caught.value)
