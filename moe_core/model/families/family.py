@@ -51,8 +51,10 @@ class Family:
 
     def complaint(self, spec: ModelSpec) -> str | None:
         """Why the family's keys cannot be written for a model at all; None when they can."""
-        if self.has_experts != (spec.moe is not None):
+        moe = spec.moe
+        if self.has_experts != (moe is not None):
             return "has experts" if self.has_experts else "has no experts"
-        if self.latent_attention and (spec.attention.mla is None or spec.moe.gate.kind != "sigmoid_groups"):
-            return "has latent attention and a sigmoid gate with groups"
-        return None
+        if not self.latent_attention:
+            return None
+        fits = spec.attention.mla is not None and moe is not None and moe.gate.kind == "sigmoid_groups"
+        return None if fits else "has latent attention and a sigmoid gate with groups"

@@ -64,7 +64,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": 6,
             "swiglu_limit": 0.8,
             "num_hidden_layers": 4,
-            "rope_parameters": {**YARN, "truncate": False},
+            # Long enough for the ends of the blend to lie between whole pairs.
+            "rope_parameters": {**YARN, "truncate": False, "original_max_position_embeddings": 64},
         },
     ),
     "olmoe, clipped": ("OlmoeConfig", {**OLMOE, "clip_qkv": 0.7, "tie_word_embeddings": True}),

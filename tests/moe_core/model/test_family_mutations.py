@@ -1,0 +1,143 @@
+"""Each peculiarity of a family is seen by the comparison with transformers: left out, the logits are far off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import moe_core
+from moe_core.model import Decoder
+from moe_core.spec.attention import RopeSpec
+
+pytest.importorskip("transformers")
+
+from tests.moe_core.model.hf_families import CASES, reference
+from tests.moe_core.model.test_family_parity import IDS, TOLERANCE, relative
+
+YARN = "deepseek_v3, yarn, no low rank of queries"
+BIASES = "qwen3_moe, sparse steps, biases"
+
+
+def no_sinks(model: Decoder) -> None:
+    for block in model.layers:
+        block.attention.sinks_H = None
+
+
+def no_window(model: Decoder) -> None:
+    for block in model.layers:
+        block.attention.window = None
+
+
+def no_yarn(model: Decoder) -> None:
+    plain = RopeSpec(interleaved=model.spec.rope.interleaved)
+    model.spec = model.spec.model_copy(update={"rope": plain})
+
+
+def other_ends(model: Decoder) -> None:
+    rope = model.spec.rope
+    changed = rope.model_copy(update={"truncate": not rope.truncate})
+    model.spec = model.spec.model_copy(update={"rope": changed})
+
+
+def no_softmax_factor(model: Decoder) -> None:
+    for block in model.layers:
+        block.attention.rule = replace(block.attention.rule, scale=model.spec.head_dim**-0.5)
+
+
+def not_interleaved(model: Decoder) -> None:
+    rope = model.spec.rope.model_copy(update={"interleaved": not model.spec.rope.interleaved})
+    model.spec = model.spec.model_copy(update={"rope": rope})
+
+
+def no_router_bias(model: Decoder) -> None:
+    for moe in model.moe_layers():
+        moe.router.bias.zero_()
+
+
+def no_correction_bias(model: Decoder) -> None:
+    for moe in model.moe_layers():
+        moe.router.selection_bias.zero_()
+
+
+def gate_with(**changes: object) -> Callable[[Decoder], None]:
+    def changed(model: Decoder) -> None:
+        for moe in model.moe_layers():
+            gate = moe.router.moe.gate.model_copy(update=changes)
+            moe.router.moe = moe.router.moe.model_copy(update={"gate": gate})
+
+    return changed
+
+
+def other_norm(model: Decoder) -> None:
+    for moe in model.moe_layers():
+        turned = not moe.router.moe.norm_topk_prob
+        moe.router.moe = moe.router.moe.model_copy(update={"norm_topk_prob": turned})
+
+
+def no_shared_expert(model: Decoder) -> None:
+    for moe in model.moe_layers():
+        moe.shared_expert = None
+
+
+def no_shared_gate(model: Decoder) -> None:
+    for moe in model.moe_layers():
+        moe.shared_gate = None
+
+
+def no_qkv_bias(model: Decoder) -> None:
+    for block in model.layers:
+        block.attention.qkv_proj.bias = None
+
+
+def no_qk_norm(model: Decoder) -> None:
+    for block in model.layers:
+        block.attention.q_norm = block.attention.k_norm = None
+
+
+def no_clipping(model: Decoder) -> None:
+    for block in model.layers:
+        block.attention.kind = block.attention.kind.model_copy(update={"clip_qkv": None})
+
+
+def no_expert_bias(model: Decoder) -> None:
+    for moe in model.moe_layers():
+        moe.experts.gate_up_bias_E2F.zero_()
+        moe.experts.down_bias_ED.zero_()
+
+
+def no_clamp(model: Decoder) -> None:
+    for moe in model.moe_layers():
+        moe.experts.gating = replace(moe.experts.gating, limit=1e4)
+
+
+MUTATIONS: list[tuple[str, Callable[[Decoder], None]]] = [
+    ("gpt_oss", no_sinks), ("gpt_oss", no_window), ("gpt_oss", no_yarn), ("gpt_oss", other_ends),
+    ("gpt_oss", no_router_bias), ("gpt_oss", no_expert_bias), ("gpt_oss", no_clamp), ("gpt_oss", no_qkv_bias),
+    ("deepseek_v3", no_correction_bias), ("deepseek_v3", not_interleaved), ("deepseek_v3", no_shared_expert),
+    ("deepseek_v3", gate_with(num_groups=1, topk_group=1)),
+    ("deepseek_v3", gate_with(routed_scaling_factor=1.0)), ("deepseek_v3", other_norm),
+    (YARN, no_yarn), (YARN, no_softmax_factor), (YARN, no_correction_bias),
+    ("qwen2_moe", no_shared_gate), ("qwen2_moe", no_shared_expert), ("qwen2_moe", no_qkv_bias),
+    ("qwen3_moe", no_qk_norm), (BIASES, no_qkv_bias), (BIASES, other_norm),
+    ("olmoe", no_qk_norm), ("olmoe", other_norm), ("olmoe, clipped", no_clipping), ("mixtral", other_norm),
+]  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("case", "mutation"), MUTATIONS, ids=lambda value: getattr(value, "__name__", value))
+def test_what_is_left_out_shows(case: str, mutation: Callable[[Decoder], None], tmp_path: Path) -> None:
+    theirs = reference(case)
+    theirs.save_pretrained(tmp_path)
+    ours, logits = moe_core.load(tmp_path), theirs(IDS).logits
+    assert relative(ours(IDS), logits) <= TOLERANCE
+    mutation(ours)
+    assert relative(ours(IDS), logits) > 1000 * TOLERANCE
+
+
+def test_every_case_but_the_plain_one_is_mutated() -> None:
+    told = {case for case, _ in MUTATIONS}
+    assert {case.split(",")[0] for case in CASES} - {"llama"} == {case.split(",")[0] for case in told}
