@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moe_core.model.domain_prior import DomainPrior
 from moe_core.routers import Floor, GateCall, Routing
-from moe_core.spec import MoeSpec
+from moe_core.spec import CapacitySpec, MoeSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,9 @@ class RoutingContext:
     rng: torch.Generator | None = None
     # Where the temperature's schedule stands; None is where the model's specification says.
     step: int | None = None
+    # While training: standard deviation of normal noise on the logits, and a capacity in the place of the model's.
+    noise: float = 0.0
+    capacity: CapacitySpec | None = None
 
     def call(self, moe: MoeSpec, moe_index: int, x_TD: Tensor) -> GateCall:
         """The question to the gate of one expert layer (counted among expert layers)."""
@@ -76,7 +79,7 @@ class RoutingContext:
             moe.top_k,
             moe.norm_topk_prob,
             moe.temperature_at(self.step),
-            self.bias_for(moe_index),
+            self._noisy(self.bias_for(moe_index), x_TD, moe.num_experts),
             self.floor_for(moe_index),
             self.selection_bias_for(moe_index),
             self.forced_TK,
@@ -87,6 +90,20 @@ class RoutingContext:
             self.rng,
             moe.num_experts,
         )
+
+    def rule(self, moe: MoeSpec) -> MoeSpec:
+        """The expert part with this call's capacity."""
+        if self.capacity is None or not self.training:
+            return moe
+        return moe.model_copy(update={"capacity": self.capacity})
+
+    def _noisy(self, bias_TE: Tensor | None, x_TD: Tensor, num_experts: int) -> Tensor | None:
+        if not (self.training and self.noise and self.rng is not None):
+            return bias_TE
+        # Drawn where the generator is, so that a seed means the same on every device.
+        drawn_TE = torch.randn(x_TD.shape[0], num_experts, generator=self.rng, device=self.rng.device)
+        drawn_TE = drawn_TE.to(x_TD.device)
+        return self.noise * drawn_TE if bias_TE is None else bias_TE + self.noise * drawn_TE
 
     def bias_for(self, moe_index: int) -> Tensor | None:
         """The prior's bias for one expert layer, or None when there is nothing to add."""

@@ -97,7 +97,7 @@ class Router(nn.Module):
         call = context.call(self.moe, moe_index, x_TD)
         if self.moe.twins is not None:
             call = replace(call, bias_TE=self._with_hidden_twins(x_TD, call.bias_TE))
-        return decide(self.moe, self.tensors, call)
+        return decide(context.rule(self.moe), self.tensors, call)
 
     def _with_hidden_twins(self, x_TD: Tensor, prior_TE: Tensor | None) -> Tensor:
         """The domain prior, and -inf for the twins that a token does not see."""

@@ -55,6 +55,9 @@ def distil(
             lambda batch: distillation_loss(teacher, student, groups, batch, spec),
             steps=spec.steps,
             learning_rate=spec.learning_rate,
+            router_learning_rate=spec.router_learning_rate,
+            clip_norm=spec.clip_norm,
+            router_clip_norm=spec.router_clip_norm,
             batch_prompts=spec.batch_prompts,
             seed=spec.seed,
         )

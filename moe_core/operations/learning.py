@@ -12,6 +12,7 @@ from moe_core.errors import NonFiniteLoss
 from moe_core.model.decoder import Decoder
 from moe_core.operations.measure import next_token_losses
 from moe_core.operations.prompts import Prompts
+from moe_core.routers.param_groups import clip_gradients, parameter_groups
 
 WARM_UP_SHARE = 0.1
 FINAL_SHARE = 0.1
@@ -52,12 +53,17 @@ def train(
     *,
     steps: int,
     learning_rate: float,
+    router_learning_rate: float | None = None,
+    clip_norm: float = 1.0,
+    router_clip_norm: float = 1.0,
     batch_prompts: int,
     seed: int,
 ) -> None:
-    """AdamW on every weight of the model, in place. Raises NonFiniteLoss."""
-    weights = [weight.requires_grad_(True) for weight in model.parameters()]
-    adam = torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
+    """AdamW on every weight of the model, in place; gates have a rate and a clip of their own. Raises NonFiniteLoss."""
+    model.requires_grad_(True)
+    rates = (learning_rate if router_learning_rate is None else router_learning_rate, learning_rate)
+    groups = parameter_groups(model, learning_rate, rates[0])
+    adam = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
     batches = dealt(prompts, batch_prompts, torch.Generator().manual_seed(seed))
     for step, batch in zip(range(steps), batches, strict=False):
         assert batch is not None
@@ -68,6 +74,7 @@ def train(
             )
         adam.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        adam.param_groups[0]["lr"] = learning_rate_at(step, steps, learning_rate)
+        clip_gradients(model, clip_norm, router_clip_norm)
+        for group, rate in zip(adam.param_groups, rates, strict=True):
+            group["lr"] = learning_rate_at(step, steps, rate)
         adam.step()

@@ -10,7 +10,7 @@ from moe_core.spec.base import Code, ExpertIndex, LayerIndex, Spec, Weight
 from moe_core.spec.layout import LayoutSpec
 from moe_core.spec.model import Width
 from moe_core.spec.quantisation import ExpertQuantSpec
-from moe_core.spec.train import Rate, Seed, Steps
+from moe_core.spec.train import Norm, Rate, Seed, Steps
 
 Noise = Annotated[float, Field(ge=0.0, le=1.0)]
 # One expert number for all expert layers, or one for each, lowest layer first.
@@ -134,6 +134,10 @@ class DistilSpec(Spec):
     moe_intermediate_size: Width | None = None
     steps: Steps = 64
     learning_rate: Rate = 1e-3
+    # Of the gates; None: as the rest. Gates are clipped by their own norm, then everything by that of all.
+    router_learning_rate: Rate | None = None
+    clip_norm: Norm = 1.0
+    router_clip_norm: Norm = 1.0
     batch_prompts: Annotated[int, Field(ge=1, le=1024)] = 8
     temperature: Annotated[float, Field(ge=0.1, le=100.0)] = 2.0
     logit_weight: Weight = 1.0

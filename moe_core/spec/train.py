@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from moe_core.errors import SpecError
 from moe_core.spec.base import Spec, Weight
+from moe_core.spec.capacity import CapacitySpec
 from moe_core.spec.layout import LayoutSpec
+from moe_core.spec.model import MoeSpec, check_gate
 from moe_core.spec.routing import RoutingSpec
+from moe_core.spec.temperature import TemperatureSpec
 
 Steps = Annotated[int, Field(ge=0, le=1_000_000)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+Norm = Annotated[float, Field(gt=0.0, le=1e3)]
 
 
 class TuneSpec(Spec):
@@ -27,7 +34,22 @@ class TuneSpec(Spec):
     specialise_learning_rate: Rate = 3e-4
     route_learning_rate: Rate = 3e-2
     weight_decay: Weight = 0.0
-    clip_norm: Annotated[float, Field(gt=0.0, le=1e3)] = 1.0
+    clip_norm: Norm = 1.0
+    # Every gate is clipped by its own norm; None: to `clip_norm`.
+    route_clip_norm: Norm | None = None
+    # While routers learn, gates do what they do in training: learnt noise, jitter, a random second expert, evened
+    # loads, the training capacity. False: they choose as when serving.
+    explore: bool = True
+    # Standard deviation of normal noise on all logits at the first step; it falls to 0 at the last one.
+    gate_noise: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    # How far the bias that picks experts moves against their load after each step; 0 leaves it where it is.
+    balance_bias_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    # Of losses that gates compute themselves (noisy_topk's smooth load).
+    gate_loss_weight: Weight = 0.1
+    # How full experts may be while routers learn; None is as the model says. It is not saved with the model.
+    capacity: CapacitySpec | None = None
+    # In the place of the model's temperature, from its own step on; saved with the model at the step that was reached.
+    temperature_schedule: TemperatureSpec | None = None
     lm_weight: Weight = 1.0
     held_out_windows: Annotated[int, Field(ge=1, le=10_000)] = 24
     control: bool = True
@@ -43,3 +65,35 @@ class TuneSpec(Spec):
     checkpoint_every_steps: Annotated[int, Field(ge=1, le=100_000)] = 4
     # A checkpoint that is due by its steps still waits until so many seconds have passed since the last one.
     checkpoint_min_seconds: Annotated[float, Field(ge=0.0, le=86_400.0)] = 20.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.explore and (self.gate_noise or self.capacity is not None):
+            raise ValueError("gate_noise and capacity are for gates that explore; leave explore at true")
+        return self
+
+    @property
+    def gate_clip_norm(self) -> float:
+        """What each gate's gradient is clipped to."""
+        return self.clip_norm if self.route_clip_norm is None else self.route_clip_norm
+
+    def check_gates(self, moe: MoeSpec) -> None:
+        """Raise SpecError when a mixture's gates cannot do what is asked of them."""
+        if self.balance_bias_rate and not getattr(moe.gate, "selection_bias", False):
+            raise SpecError(
+                f"balance_bias_rate ({self.balance_bias_rate:g}) moves the bias that picks experts, and gate "
+                f"{moe.gate.kind!r} has none; set selection_bias in the layout's gate, or balance_bias_rate to 0"
+            )
+        if self.capacity is None:
+            return
+        try:
+            check_gate(moe.gate, self.capacity, moe.num_experts, moe.top_k)
+        except ValueError as error:
+            raise SpecError(f"capacity: {error}") from error
+        if self.capacity.overflow == "learned" and (
+            moe.capacity is None or moe.capacity.overflow != "learned"
+        ):
+            raise SpecError(
+                "capacity.overflow 'learned' needs the correction that a layout with that overflow gives its gates; "
+                "set it in the layout, or choose drop, residual or next_best"
+            )

@@ -6,7 +6,7 @@ Shapes: B windows, S tokens a window, T = B·S tokens, P positions with a loss, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -79,13 +79,22 @@ def router_inputs(cut: CutDecoder, cache: TrunkCache, places: Sequence[int]) -> 
 
 
 def forward(
-    cut: CutDecoder, cache: TrunkCache, places: Sequence[int], feed_forward: FeedForward | None = None
+    cut: CutDecoder,
+    cache: TrunkCache,
+    places: Sequence[int],
+    feed_forward: FeedForward | None = None,
+    surroundings: RoutingContext | None = None,
 ) -> Pass:
-    """Run the windows at `places` through the upper half; `feed_forward` replaces routers and experts."""
+    """Run the windows at `places` through the upper half; `feed_forward` replaces routers and experts.
+
+    `surroundings` say how gates behave (by default as when serving); whom they are told of is added here.
+    """
     batch = cache.windows.take(places)
     size, sequence = batch.ids_NS.shape
     routings: dict[int, Routing] = {}
-    context = RoutingContext(observe=routings.__setitem__, real_T=batch.real_NS.flatten())
+    context = replace(
+        surroundings or RoutingContext(), observe=routings.__setitem__, real_T=batch.real_NS.flatten()
+    )
     routed = feed_forward or (lambda mlp, normed_TD: mlp(normed_TD, context))
     hidden_TD = cut.above(cache.hidden(places), size, sequence, routed)
     position_P = torch.nonzero(batch.target_NS.flatten()).flatten()

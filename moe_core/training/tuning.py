@@ -109,6 +109,7 @@ class Tuning:
             self._write_model()
 
     def _measure(self, stage: str) -> None:
+        self.bench.advance(0 if stage == "evaluate_before" else self.spec.route_steps)
         self.bench.set_gates(self.kept[GATES_OF[stage]])
         cache = self.bench.held_out
         self._fill(stage, cache)
@@ -129,6 +130,7 @@ class Tuning:
 
     def _route(self, stage: str, routing: RoutingSpec, group: str, step: int, groups: Groups) -> None:
         self.bench.set_gates(self.kept["first-gates"])
+        self.bench.advance(0)
         learner = TuneRouter(self.lanes, self.bench.cut, self.bench.train, routing, self.spec, stage)
         self._learn(learner, step, groups)
         self.kept[group] = self.bench.gates()
@@ -160,6 +162,7 @@ class Tuning:
 
     def _write_model(self) -> None:
         self.bench.set_gates(self.kept["tuned-gates"])
+        self.bench.advance(self.spec.route_steps)
         source = self.io.inputs[MODEL]
         # Kept in the precision of the base version, so that an unchanged trunk is the same file.
         dtype = read_json_object(source / CONFIG_FILE).get("dtype")

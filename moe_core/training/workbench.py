@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from moe_core.errors import SpecError, TrainingError
 from moe_core.kernels.device import chosen_device
 from moe_core.kernels.precision import training_dtype
 from moe_core.model.decoder import Decoder
+from moe_core.model.families import config_of
 from moe_core.operations import upcycle
+from moe_core.operations.parts import spec_with
 from moe_core.spec import TuneSpec
 from moe_core.spec.gate import LinearGate
 from moe_core.spec.operations import UpcycleSpec
@@ -36,6 +39,8 @@ class Workbench:
     cut: CutDecoder
     train: TrunkCache
     held_out: TrunkCache
+    # Where the schedule of the gates' temperature stood when the run began.
+    first_step: int | None = None
 
     @property
     def model(self) -> Decoder:
@@ -43,14 +48,43 @@ class Workbench:
         return self.cut.model
 
     def gates(self) -> dict[str, Tensor]:
-        """A copy of every router's weight."""
-        return {f"{mlp.layer}.router": mlp.router.weight.detach().clone() for mlp in self.model.moe_layers()}
+        """A copy of every tensor of every router."""
+        return {name: tensor.detach().clone() for name, tensor in gate_tensors_of(self.model).items()}
 
     @torch.no_grad()
     def set_gates(self, gates: Mapping[str, Tensor]) -> None:
         """Put routers back."""
-        for mlp in self.model.moe_layers():
-            mlp.router.weight.copy_(gates[f"{mlp.layer}.router"])
+        for name, tensor in gate_tensors_of(self.model).items():
+            tensor.copy_(gates[name])
+
+    def advance(self, steps: int) -> None:
+        """Put the schedule of the gates' temperature so many steps beyond where the run found it."""
+        moe = self.model.spec.moe
+        assert moe is not None
+        if moe.temperature_schedule is None:
+            return
+        if self.first_step is None:
+            self.first_step = moe.temperature_schedule.step
+        with_moe(
+            self.model, temperature_schedule=moe.temperature_schedule.advanced_to(self.first_step + steps)
+        )
+
+
+def gate_tensors_of(model: Decoder) -> dict[str, Tensor]:
+    """Every tensor of every gate by layer; the map itself is called after the router alone."""
+    return {
+        f"{mlp.layer}.router" + ("" if name == "weight" else f".{name}"): tensor
+        for mlp in model.moe_layers()
+        for name, tensor in mlp.router.tensors.items()
+    }
+
+
+def with_moe(model: Decoder, **changes: Any) -> None:
+    """Say something else about how a model's gates work, in place; no tensor changes its shape by it."""
+    model.spec = spec_with(model.spec, **changes)
+    assert model.spec.moe is not None
+    for mlp in model.moe_layers():
+        mlp.moe = mlp.router.moe = model.spec.moe
 
 
 def build(spec: TuneSpec, inputs: Mapping[str, Path]) -> Workbench:
@@ -90,6 +124,11 @@ def _mixture(spec: TuneSpec, directory: Path) -> Decoder:
             "themselves (softmax_topk, sigmoid_groups, switch and their kin)"
         )
     spec.routing.check_fits(model.spec.moe.num_experts)
+    spec.check_gates(model.spec.moe)
+    if spec.temperature_schedule is not None:
+        with_moe(model, temperature=1.0, temperature_schedule=spec.temperature_schedule)
+    # Whether it can be saved is better known now than after the last step.
+    config_of(model.spec, "float32")
     # Upcycling draws its noise on the CPU, so that a seed means the same everywhere.
     return model.requires_grad_(False).to(chosen_device(spec.device))
 

@@ -159,6 +159,7 @@ def _tune_spec(
         if mixture.moe is None:
             raise SpecError("the model has no experts")
         routing.check_fits(mixture.moe.num_experts)
+        tune.check_gates(mixture.moe)
         if tune.control:
             routing.deranged(tune.seed)
     except SpecError as error:

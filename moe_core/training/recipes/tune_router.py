@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 from moe_core.errors import NonFiniteLoss
+from moe_core.model.context import RoutingContext
 from moe_core.operations.learning import learning_rate_at
 from moe_core.routers.losses import balance_loss, label_loss, z_loss
 from moe_core.routers.mapped import label_table
 from moe_core.spec import RoutingSpec, TuneSpec
 from moe_core.training.data import Dealer
 from moe_core.training.forward import Pass, Share, forward, router_inputs
+from moe_core.training.gates import BalanceBias, other_tensors, seed_of
 from moe_core.training.lanes import Lanes, summed
+from moe_core.training.optimiser import MasterAdamW
 from moe_core.training.recipes.learner import StepFigures
 from moe_core.training.tally import Tally, costs_of
 from moe_core.training.trunk import CutDecoder, TrunkCache
@@ -58,8 +61,14 @@ class TuneRouter:
         shape = (len(moe.moe_layers), moe.num_experts)
         self._load_LE = torch.full(shape, 1.0 / moe.num_experts, device=cut.device)
         self.gates = {f"{mlp.layer}.router": mlp.router.weight for mlp in cut.model.moe_layers()}
-        for gate in self.gates.values():
+        # What else of a gate learns: noise, a bias of the logits, the correction of an overflow.
+        self.others = other_tensors(cut.model)
+        for gate in (*self.gates.values(), *self.others.values()):
             gate.requires_grad_()
+        self._beside = MasterAdamW(self.others) if self.others else None
+        self.balance = BalanceBias(cut.model, spec.balance_bias_rate, self.cost_E)
+        schedule = moe.temperature_schedule
+        self.first_step = None if schedule is None else schedule.step
         self._optimiser: WhitenedAdamW | None = None
         self._dealers = self._dealers_by_domain() if self.num_steps else []
         windows = max(1, spec.tokens_per_batch // spec.window_tokens)
@@ -70,15 +79,19 @@ class TuneRouter:
         places = self._places(step)
         whole = Share.of(self.cache.windows, places)
         self.lanes.each(self.cache.fill, self.cache.missing(places))
-        done = self.lanes.each(lambda part: self._lane(part, whole), self.lanes.split(places))
+        parts = list(enumerate(self.lanes.split(places)))
+        done = self.lanes.each(
+            lambda part: self._lane(part[1], whole, self._surroundings(step, part[0])), parts
+        )
         passes = [passed for passed, _ in done]
         loss = sum(float(passed.losses_P.sum()) for passed in passes) / whole.num_targets
         if not math.isfinite(loss):
             raise NonFiniteLoss.of("loss_not_finite", loss=loss)
         rate = learning_rate_at(step, self.num_steps, self.spec.route_learning_rate)
         gradients = summed([gradients for _, gradients in done])
-        norm = self._learnt().step(gradients, rate, self.spec.clip_norm)
+        norm = self._learn(gradients, rate)
         self._remember_load(passes)
+        self.balance.move(passes)
         return StepFigures(loss, passes, rate, norm)
 
     def count_forced(self, tally: Tally, step: int) -> None:
@@ -88,7 +101,9 @@ class TuneRouter:
         """The gates with their moments, and the load so far."""
         if not self.num_steps:
             return {}
-        return {CURRENT: {**self._learnt().tensors(), LOAD: self._load_LE}}
+        beside = {} if self._beside is None else self._beside.tensors()
+        learnt = {**self._learnt().tensors(), **beside, **self.balance.tensors()}
+        return {CURRENT: {**learnt, LOAD: self._load_LE}}
 
     def frozen_groups(self) -> frozenset[str]:
         """None: gates learn to the last step."""
@@ -98,6 +113,9 @@ class TuneRouter:
         """Gates, moments and load back."""
         if CURRENT in groups:
             self._learnt().restore(groups[CURRENT])
+            if self._beside is not None:
+                self._beside.restore(groups[CURRENT])
+            self.balance.restore(groups[CURRENT])
             self._load_LE = groups[CURRENT][LOAD].to(self.cut.device, copy=True)
 
     def _places(self, step: int) -> list[int]:
@@ -124,15 +142,41 @@ class TuneRouter:
         )
         return {name: torch.cat([part[name] for part in parts]) for name in self.gates}
 
-    def _lane(self, places: Sequence[int], whole: Share) -> tuple[Pass, tuple[Tensor, ...]]:
-        passed = forward(self.cut, self.cache, places)
+    def _learn(self, gradients: Sequence[Tensor], rate: float) -> float:
+        """One step of the maps and of what is beside them; nothing has changed when a gradient is not finite."""
+        for name, gradient in zip((*self.gates, *self.others), gradients, strict=True):
+            if not torch.isfinite(gradient).all():
+                raise NonFiniteLoss.of("gradient_not_finite", name=name)
+        maps, others = gradients[: len(self.gates)], gradients[len(self.gates) :]
+        norm = self._learnt().step(maps, rate, self.spec.gate_clip_norm)
+        if self._beside is None:
+            return norm
+        return math.hypot(norm, self._beside.step(others, rate, self.spec.gate_clip_norm, clip_each=True))
+
+    def _surroundings(self, step: int, lane: int) -> RoutingContext:
+        """How gates behave in one step of one lane; chance hangs on nothing else."""
+        generator = torch.Generator().manual_seed(seed_of(self.spec.seed, self.stage, step, lane))
+        return RoutingContext(
+            training=self.spec.explore,
+            rng=generator,
+            step=None if self.first_step is None else self.first_step + step,
+            noise=self.spec.gate_noise * (1.0 - step / max(1, self.num_steps - 1)),
+            capacity=self.spec.capacity,
+        )
+
+    def _lane(
+        self, places: Sequence[int], whole: Share, surroundings: RoutingContext
+    ) -> tuple[Pass, tuple[Tensor, ...]]:
+        passed = forward(self.cut, self.cache, places, surroundings=surroundings)
         mine = int(passed.real_T.sum()) / whole.num_tokens
         language = passed.losses_P.sum() / whole.num_targets
         objective = self.spec.lm_weight * language + mine * self._routing_loss(passed)
-        return passed.without_graph(), torch.autograd.grad(objective, list(self.gates.values()))
+        leaves = [*self.gates.values(), *self.others.values()]
+        gradients = torch.autograd.grad(objective, leaves, allow_unused=True, materialize_grads=True)
+        return passed.without_graph(), gradients
 
     def _routing_loss(self, passed: Pass) -> Tensor:
-        """Label, balance and z losses, each the mean over expert layers."""
+        """Label, balance and z losses and those of the gates themselves, each the mean over expert layers."""
         policy, total = self.routing, torch.zeros((), device=self.cut.device)
         for at, routing in enumerate(passed.routings.values()):
             if policy.label_weight and policy.domains:
@@ -143,6 +187,8 @@ class TuneRouter:
                 total = total + policy.balance_weight * balance
             if policy.z_weight:
                 total = total + policy.z_weight * z_loss(routing, passed.real_T)
+            for loss in routing.losses.values():
+                total = total + self.spec.gate_loss_weight * loss
         return total / max(1, len(passed.routings))
 
     def _remember_load(self, passes: Sequence[Pass]) -> None:

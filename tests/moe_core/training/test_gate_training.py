@@ -1,0 +1,231 @@
+"""What a tuning job may do to gates while they learn, each shown to take effect: bias, capacity, noise, temperature, norms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from moe_core.checkpoint.hashes import hashes_of
+from moe_core.checkpoint.store import load
+from moe_core.errors import FormatError, SpecError
+from moe_core.model import RoutingContext
+from moe_core.model.layers import Router
+from moe_core.routers import Routing
+from moe_core.spec import ModelSpec, TuneSpec
+from moe_core.training import Paused, run_job
+from tests.moe_core.training.world import RecordingIO, tune_spec
+
+BIASED = {"kind": "softmax_topk", "selection_bias": True}
+SCHEDULE = {"kind": "linear", "start": 3.0, "end": 1.0, "num_steps": 8, "step": 2}
+
+
+def laid(**layout: Any) -> dict[str, Any]:
+    return {"moe_layers": [1, 3], "num_experts": 4, "top_k": 2, **layout}
+
+
+def quick(**changes: Any) -> dict[str, Any]:
+    """Routers alone: no expert is taught, no control beside."""
+    return tune_spec(**{"specialise_steps": 0, "control": False, **changes})
+
+
+def tensors(io: RecordingIO) -> dict[str, torch.Tensor]:
+    return {
+        f"{mlp.layer}.{name}": t
+        for mlp in load(io.out_dir).moe_layers()
+        for name, t in mlp.router.tensors.items()
+    }
+
+
+class Seen:
+    """Every decision of a gate while it was training, with what it was told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[RoutingContext, Routing]] = []
+        plain = Router.forward
+
+        def noting(router: Router, x_TD: torch.Tensor, context: RoutingContext, moe_index: int) -> Routing:
+            routing = plain(router, x_TD, context, moe_index)
+            if context.training:
+                self.calls.append((context, routing))
+            return routing
+
+        monkeypatch.setattr(Router, "forward", noting)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    return Seen(monkeypatch)
+
+
+def test_the_balancing_bias_moves_by_its_rate_and_is_saved(io: RecordingIO) -> None:
+    run_job("tune", quick(layout=laid(gate=BIASED), balance_bias_rate=0.01), io)
+    for layer in (1, 3):
+        bias_E = tensors(io)[f"{layer}.selection_bias"]
+        assert float(bias_E.abs().max()) > 0.0
+        # Centred at every step, and no step is longer than two rates.
+        assert abs(float(bias_E.mean())) < 1e-6
+        assert float(bias_E.abs().max()) <= 4 * 2 * 0.01 + 1e-6
+
+
+def test_without_a_rate_it_stays(io: RecordingIO) -> None:
+    run_job("tune", quick(layout=laid(gate=BIASED)), io)
+    assert not tensors(io)["1.selection_bias"].any()
+
+
+def test_the_bias_evens_loads_that_nothing_else_evens(world: Path, tmp_path: Path) -> None:
+    """No balance loss, no labels: what falls is the bias's doing."""
+    figures = {}
+    for rate in (0.0, 0.03):
+        io = RecordingIO(world, tmp_path / str(rate))
+        routing = {**tune_spec()["routing"], "balance_weight": 0.0, "label_weight": 0.0}
+        spec = quick(
+            layout=laid(gate=BIASED),
+            routing=routing,
+            route_steps=24,
+            balance_bias_rate=rate,
+            route_learning_rate=1e-6,
+            router_std=0.3,
+        )
+        figures[rate] = run_job("tune", spec, io)["tuning"]
+    assert figures[0.0]["after"]["max_vio"] == pytest.approx(figures[0.0]["before"]["max_vio"], abs=0.02)
+    assert figures[0.03]["after"]["max_vio"] < 0.6 * figures[0.0]["after"]["max_vio"]
+
+
+def test_a_gate_that_solves_its_bias_leaves_it_in_the_model(io: RecordingIO) -> None:
+    run_job("tune", quick(layout=laid(gate={"kind": "quantile"})), io)
+    assert tensors(io)["1.selection_bias"].any()
+
+
+def test_a_rate_without_a_bias_is_refused_with_the_way_out(io: RecordingIO) -> None:
+    with pytest.raises(SpecError, match="set selection_bias in the layout's gate, or balance_bias_rate to 0"):
+        run_job("tune", quick(balance_bias_rate=0.01), io)
+
+
+def test_capacity_limits_experts_while_they_learn_and_is_not_saved(io: RecordingIO, seen: Seen) -> None:
+    result = run_job("tune", quick(capacity={"train_factor": 0.5, "overflow": "residual"}), io)
+    dropped = sum(int(r.overflow.dropped_TK.sum()) for _, r in seen.calls if r.overflow is not None)
+    assert seen.calls and all(routing.overflow is not None for _, routing in seen.calls)
+    assert dropped > 0
+    assert ModelSpec.parse(result["spec"]).moe.capacity is None  # type: ignore[union-attr]
+
+
+def test_the_capacity_of_the_layout_counts_in_training(io: RecordingIO, seen: Seen) -> None:
+    run_job("tune", quick(layout=laid(capacity={"train_factor": 0.5, "eval_factor": None})), io)
+    assert seen.calls and all(routing.overflow is not None for _, routing in seen.calls)
+
+
+def test_gates_that_do_not_explore_choose_as_when_serving(io: RecordingIO, seen: Seen) -> None:
+    run_job("tune", quick(layout=laid(capacity={"train_factor": 0.5}), explore=False), io)
+    assert not seen.calls
+
+
+def test_noise_falls_to_nothing_at_the_last_step(io: RecordingIO, seen: Seen) -> None:
+    run_job("tune", quick(gate_noise=0.8, num_threads=1), io)
+    noise = [context.noise for context, _ in seen.calls]
+    # Two layers a step.
+    assert noise[::2] == pytest.approx([0.8, 0.8 * 2 / 3, 0.8 / 3, 0.0])
+
+
+def test_noise_changes_what_is_learnt_and_only_by_its_seed(world: Path, tmp_path: Path) -> None:
+    found = []
+    for number, changes in enumerate(
+        [{}, {"gate_noise": 0.8}, {"gate_noise": 0.8}, {"gate_noise": 0.8, "seed": 1}]
+    ):
+        io = RecordingIO(world, tmp_path / str(number))
+        run_job("tune", quick(**changes), io)
+        found.append(tensors(io)["1.weight"])
+    assert torch.equal(found[1], found[2])
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[3])
+
+
+def test_learnt_noise_learns(io: RecordingIO) -> None:
+    run_job("tune", quick(layout=laid(gate={"kind": "noisy_topk"})), io)
+    assert tensors(io)["1.noise_weight"].any()
+
+
+def test_the_temperature_goes_on_with_the_steps_and_is_saved_where_it_stopped(
+    io: RecordingIO, seen: Seen
+) -> None:
+    result = run_job("tune", quick(temperature_schedule=SCHEDULE, num_threads=1), io)
+    assert [context.step for context, _ in seen.calls[::2]] == [2, 3, 4, 5]
+    moe = load(io.out_dir).spec.moe
+    assert moe is not None and moe.temperature_schedule is not None
+    assert moe.temperature_schedule.step == 2 + 4
+    assert moe.temperature_at() == pytest.approx(1.5)
+    assert result["spec"]["moe"]["temperature_schedule"]["step"] == 6
+
+
+def test_the_schedule_of_a_layout_moves_too(io: RecordingIO) -> None:
+    run_job("tune", quick(layout=laid(temperature_schedule={**SCHEDULE, "step": 0})), io)
+    moe = load(io.out_dir).spec.moe
+    assert moe is not None and moe.temperature_schedule is not None and moe.temperature_schedule.step == 4
+
+
+def test_a_family_that_cannot_say_a_schedule_is_refused_before_the_first_step(
+    io: RecordingIO, world: Path, tmp_path: Path
+) -> None:
+    from moe_core.checkpoint.store import copy_tokenizer, save
+    from moe_core.model.init import random_decoder
+    from tests.moe_core.tiny import tiny_family
+
+    spec = tiny_family("olmoe")
+    vocab = load(world / "model").spec.vocab_size
+    spec = spec.model_copy(update={"vocab_size": vocab})
+    directory = save(random_decoder(spec, 1, 0.1), tmp_path / "olmoe")
+    copy_tokenizer(world / "model", directory)
+    (directory / "config.json").chmod(0o644)
+    io.inputs = {**io.inputs, "model": directory}
+    with pytest.raises(FormatError, match="cannot say this model's moe"):
+        run_job("tune", quick(layout=None, temperature_schedule=SCHEDULE), io)
+    assert not io.of("step")
+
+
+def test_the_clip_of_gates_is_their_own(world: Path, tmp_path: Path) -> None:
+    found = []
+    for number, clip in enumerate([None, 1.0, 1e-12]):
+        io = RecordingIO(world, tmp_path / str(number))
+        run_job("tune", quick(route_clip_norm=clip), io)
+        found.append(tensors(io)["1.weight"])
+    # None is clip_norm, which is 1; with hardly any gradient Adam's epsilon holds the gate where it was.
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("gate", [BIASED, {"kind": "noisy_topk", "selection_bias": True}])
+def test_a_paused_run_goes_on_to_the_same_bytes_with_all_of_it(
+    world: Path, tmp_path: Path, gate: dict[str, Any]
+) -> None:
+    spec = quick(
+        layout=laid(gate=gate), balance_bias_rate=0.01, gate_noise=0.5, temperature_schedule=SCHEDULE,
+        capacity={"train_factor": 1.0},
+    )  # fmt: skip
+    whole, halted = RecordingIO(world, tmp_path / "whole"), RecordingIO(world, tmp_path / "halted")
+    run_job("tune", spec, whole)
+    halted.stop_at = ("route", 2, "pause")
+    with pytest.raises(Paused):
+        run_job("tune", spec, halted)
+    halted.stop_at = None
+    run_job("tune", spec, halted)
+    assert hashes_of(halted.out_dir) == hashes_of(whole.out_dir)
+
+
+@pytest.mark.parametrize(
+    "field", [{"balance_bias_rate": 1.5}, {"gate_noise": -1}, {"route_clip_norm": 0}, {"gate_loss_weight": -1},
+              {"capacity": {"train_factor": 0}}, {"temperature_schedule": {"start": 0}},
+              {"explore": False, "gate_noise": 0.1}],
+)  # fmt: skip
+def test_numbers_out_of_bounds_are_refused_by_name(field: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValidationError, match=next(iter(field)) if len(field) == 1 else "leave explore at true"
+    ):
+        TuneSpec.model_validate(tune_spec(**field))
+
+
+def test_a_learnt_overflow_needs_its_tensors(io: RecordingIO) -> None:
+    with pytest.raises(SpecError, match="set it in the layout, or choose drop"):
+        run_job("tune", quick(capacity={"train_factor": 1.0, "overflow": "learned"}), io)
