@@ -11,16 +11,31 @@ from moe_core.engine.engine import Engine
 from moe_core.engine.kv_cache import PagedKVCache
 from moe_core.model.decoder import Decoder
 from moe_core.model.init import random_decoder
-from moe_core.spec import cost_of
+from moe_core.spec import LayoutSpec, cost_of
 from tests.moe_core.engine.conftest import DEVICE, Run, serve_spec
-from tests.moe_core.tiny import FAMILIES, STD, tiny_family
+from tests.moe_core.tiny import FAMILIES, STD, tiny_family, tiny_llama
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+MIXED = LayoutSpec.parse(
+    {
+        "moe_layers": [0, 2],
+        "num_experts": 4,
+        "expert_kinds": [
+            {"kind": "swiglu", "width": 20},
+            {"kind": "mlp", "width": 9},
+            {"kind": "identity"},
+            {"kind": "zero"},
+        ],
+    }
+)
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, "experts of several kinds"])
 def model(request: pytest.FixtureRequest) -> Decoder:
+    mixed = request.param not in FAMILIES
+    spec = MIXED.applied_to(tiny_llama()) if mixed else tiny_family(request.param)
     # Without an end token answers are long enough for windows to matter.
-    spec = tiny_family(request.param).model_copy(update={"eos_token_ids": ()})
-    return random_decoder(spec, 2, STD).to(DEVICE)
+    return random_decoder(spec.model_copy(update={"eos_token_ids": ()}), 2, STD).to(DEVICE)
 
 
 def test_a_crowd_with_chunked_prompts_gets_what_plain_generation_gives(model: Decoder) -> None:
