@@ -100,9 +100,7 @@ class RoutingContext:
     def _noisy(self, bias_TE: Tensor | None, x_TD: Tensor, num_experts: int) -> Tensor | None:
         if not (self.training and self.noise and self.rng is not None):
             return bias_TE
-        # Drawn where the generator is, so that a seed means the same on every device.
-        drawn_TE = torch.randn(x_TD.shape[0], num_experts, generator=self.rng, device=self.rng.device)
-        drawn_TE = drawn_TE.to(x_TD.device)
+        drawn_TE = torch.randn(x_TD.shape[0], num_experts, generator=self.rng, device=x_TD.device)
         return self.noise * drawn_TE if bias_TE is None else bias_TE + self.noise * drawn_TE
 
     def bias_for(self, moe_index: int) -> Tensor | None:
