@@ -15,7 +15,6 @@ from moe_core.spec import LayoutSpec, cost_of
 from tests.moe_core.engine.conftest import DEVICE, Run, serve_spec
 from tests.moe_core.tiny import FAMILIES, STD, tiny_family, tiny_llama
 
-
 MIXED = LayoutSpec.parse(
     {
         "moe_layers": [0, 2],
