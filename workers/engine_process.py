@@ -78,6 +78,7 @@ def serve_spec(replica: Replica, epoch: int) -> ServeSpec:
         max_sequences=chosen.max_sequences,
         max_waiting=chosen.max_waiting,
         kv_tokens=chosen.kv_tokens,
+        batch_invariant=chosen.batch_invariant,
         drain_s=DRAIN_S,
     )
 

@@ -7,7 +7,8 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-BLOCK_TOKENS = 16
+from moe_core.spec.serve import BLOCK_TOKENS as BLOCK_TOKENS
+
 # Padding in a gathered batch reads this block: it stays zero for ever and belongs to no sequence.
 NULL_BLOCK = 0
 

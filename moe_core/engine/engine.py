@@ -41,6 +41,7 @@ class Engine:
             max_chunk_tokens=spec.max_chunk_tokens,
             max_sequences=spec.max_sequences,
             max_waiting=spec.max_waiting,
+            fixed_chunk_tokens=spec.fixed_chunk_tokens if spec.batch_invariant else 0,
         )
         self.runner = ModelRunner(
             model,
@@ -151,11 +152,11 @@ class Engine:
                     f"logit_bias names token {token_id}; the vocabulary has tokens 0 to {self._vocab_size - 1}"
                 )
 
-    def cancel(self, sequence_id: int) -> None:
-        """Mark a sequence; the next step ends it and frees its blocks. Unknown and finished ones are ignored."""
-        sequence = self._sequences.get(sequence_id)
-        if sequence is not None:
-            sequence.cancelled = True
+    def cancel(self, *sequence_ids: int) -> None:
+        """Mark sequences; the next step ends them and frees their blocks. Unknown and finished ones are ignored."""
+        for sequence_id in sequence_ids:
+            if sequence_id in self._sequences:
+                self._sequences[sequence_id].cancelled = True
 
     def step(self) -> list[Event]:
         """Compute one batch and tell what became of each sequence in it."""
@@ -163,7 +164,7 @@ class Engine:
         chunks = self._plan()
         if chunks:
             events += self._note_started(chunks)
-            logits = self.runner.run(chunks)
+            logits = self.runner.run(chunks, one_by_one=self.spec.batch_invariant)
             self.stats.count_tokens(chunks)
             self.scheduler.commit(chunks)
             sampled = [chunk.sequence for chunk in chunks if chunk.wants_sample]

@@ -12,7 +12,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llguidance
 import numpy as np
@@ -23,21 +23,15 @@ from moe_core.engine.requests import GrammarBody
 from moe_core.engine.text import TextCodec
 from moe_core.errors import EngineError, SpecError
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 MAX_CACHED = 64
 # So many parts of a refused schema are looked at to find the one at fault.
 MAX_PROBES = 200
-LIMITS = {
-    # Some 20 ms of reading regular expressions, and of walking them in one step.
-    "initial_lexer_fuel": 1_000_000,
-    "step_lexer_fuel": 200_000,
-    "step_max_items": 50_000,
-    "max_lexer_states": 50_000,
-    "max_grammar_size": 200_000,
-    "verbose_errors": False,
-}
 # An indented object needs no more; without an end a small model writes blanks for ever.
 BLANKS = r"[\x20\x0A\x09]{0,32}"
-JSON_OPTIONS: dict[str, Any] = {"whitespace_pattern": BLANKS, "lenient": False, "coerce_one_of": False}
+JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": BLANKS, "lenient": False, "coerce_one_of": False}
 # Where a JSON schema holds further schemas: one, a list, or one by name.
 ONE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -164,7 +158,15 @@ class _Words:
 
 
 def _limits() -> llguidance.LLParserLimits:
-    return llguidance.LLParserLimits(**LIMITS)
+    return llguidance.LLParserLimits(
+        # Some 20 ms of reading expressions, and of walking them in one step.
+        initial_lexer_fuel=1_000_000,
+        step_lexer_fuel=200_000,
+        step_max_items=50_000,
+        max_lexer_states=50_000,
+        max_grammar_size=200_000,
+        verbose_errors=False,
+    )
 
 
 def _of_schema(schema: dict[str, Any]) -> str:

@@ -60,8 +60,16 @@ class ModelRunner:
             ).to(self.device)
 
     @torch.inference_mode()
-    def run(self, chunks: Chunks[Chunk], *, counted: bool = True) -> Tensor:
-        """Float32 logits (B, V) of the chunks that want a sample, in their order; single tokens must come first."""
+    def run(self, chunks: Chunks[Chunk], *, counted: bool = True, one_by_one: bool = False) -> Tensor:
+        """Float32 logits (B, V) of the chunks that want a sample, in their order; single tokens must come first.
+
+        With `one_by_one` no chunk's numbers depend on the others: kernels round by the number of rows that they see.
+        """
+        if one_by_one and len(chunks) > 1:
+            return torch.cat([self._run([chunk], counted) for chunk in chunks])
+        return self._run(chunks, counted)
+
+    def _run(self, chunks: Chunks[Chunk], counted: bool) -> Tensor:
         ids = [chunk.sequence.token_ids[place] for chunk in chunks for place in range(chunk.start, chunk.end)]
         positions = [place for chunk in chunks for place in range(chunk.start, chunk.end)]
         # For few tokens a barrier costs more than it saves, and on a busy machine a scheduler's quantum; the decode

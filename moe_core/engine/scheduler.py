@@ -41,8 +41,11 @@ class Scheduler:
         max_chunk_tokens: int,
         max_sequences: int,
         max_waiting: int,
+        fixed_chunk_tokens: int = 0,
     ) -> None:
         self.pool = pool
+        # Above 0: a chunk's borders depend on its own sequence alone, never on what shares the step.
+        self.fixed_chunk_tokens = fixed_chunk_tokens
         self.max_batch_tokens = max_batch_tokens
         self.max_chunk_tokens = max_chunk_tokens
         self.max_sequences = max_sequences
@@ -101,8 +104,10 @@ class Scheduler:
             sequence = chunk.sequence
             sequence.num_computed_tokens = chunk.end
             sequence.num_counted_tokens = max(sequence.num_counted_tokens, chunk.end)
-            for index in range(chunk.start // BLOCK_TOKENS, chunk.end // BLOCK_TOKENS):
-                self.pool.remember(sequence.block_ids[index], sequence.block_hash(index))
+            # Blocks of a shorter piece hold other roundings than those of a whole one.
+            if not self.fixed_chunk_tokens or chunk.num_tokens == self.fixed_chunk_tokens:
+                for index in range(chunk.start // BLOCK_TOKENS, chunk.end // BLOCK_TOKENS):
+                    self.pool.remember(sequence.block_ids[index], sequence.block_hash(index))
             if chunk.end > sequence.num_prompt_tokens:
                 self.waiting.charge(sequence, OUTPUT_WEIGHT)
             if self._held and chunk.end >= sequence.num_prompt_tokens:
@@ -141,17 +146,30 @@ class Scheduler:
         for sequence in list(self.running):
             if sequence.state is not SequenceState.RUNNING or sequence.is_decoding or budget <= 0:
                 continue
-            end = sequence.num_computed_tokens + min(sequence.num_missing_tokens, budget)
-            if self._make_room(sequence, end):
+            end = self._end_of_chunk(sequence, budget)
+            if end and self._make_room(sequence, end):
                 budget -= end - sequence.num_computed_tokens
                 yield Chunk(sequence, sequence.num_computed_tokens, end)
         # A sequence preempted in this very step waits at least until the next one.
         while budget > 0 and not self._preempted and self._admit_next():
             sequence = self.running[-1]
-            end = sequence.num_computed_tokens + min(sequence.num_missing_tokens, budget)
+            end = self._end_of_chunk(sequence, budget)
+            if not end:
+                return
             self._grow(sequence, end)
             budget -= end - sequence.num_computed_tokens
             yield Chunk(sequence, sequence.num_computed_tokens, end)
+
+    def _end_of_chunk(self, sequence: Sequence, budget: int) -> int:
+        """Where the next chunk ends; 0 when it has to wait for a step with more room."""
+        start = sequence.num_computed_tokens
+        if not self.fixed_chunk_tokens:
+            return start + min(sequence.num_missing_tokens, budget)
+        if start >= sequence.num_prompt_tokens:
+            # What was answered before a preemption, as it was answered: token by token.
+            return start + 1
+        end = min(start + self.fixed_chunk_tokens, sequence.num_prompt_tokens)
+        return end if end - start <= budget else 0
 
     def _admit_next(self) -> bool:
         """Start the next waiting sequence if all its tokens fit beside one more block for each running one."""
@@ -181,7 +199,11 @@ class Scheduler:
         if sequence.routed_experts is not None:
             return []
         num_full = (len(sequence.token_ids) - 1) // BLOCK_TOKENS
-        return self.pool.find(sequence.block_hash(index) for index in range(num_full))
+        found = self.pool.find(sequence.block_hash(index) for index in range(num_full))
+        if self.fixed_chunk_tokens:
+            whole = self.fixed_chunk_tokens // BLOCK_TOKENS
+            del found[len(found) // whole * whole :]
+        return found
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Give `sequence` blocks for `num_tokens`, taken from the youngest if need be; False when that was itself."""

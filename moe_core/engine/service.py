@@ -146,7 +146,7 @@ class EngineService:
         """Forget a request whose reader went away; the engine frees its sequences at its next step."""
         open_ids = [one for one in mailbox.index_of if self._mailboxes.pop(one, None) is not None]
         if open_ids:
-            self._engine_loop.call(lambda engine: [engine.cancel(one) for one in open_ids])
+            self._engine_loop.call(lambda engine: engine.cancel(*open_ids))
 
     @contextmanager
     def open_request(self) -> Iterator[None]:

@@ -12,6 +12,8 @@ from moe_core.spec.routing import DomainSpec, FloorShare, LayerPrior, PriorMode,
 
 # sun_path holds 108 bytes including the closing NUL.
 MAX_SOCKET_PATH_BYTES = 107
+# Keys and values are kept in blocks of so many tokens.
+BLOCK_TOKENS = 16
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -42,6 +44,8 @@ class ServeSpec(Spec):
     max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 256
     max_wait_s: Annotated[float, Field(gt=0.0, le=3600.0)] = 30.0
     kv_tokens: Annotated[int, Field(ge=16, le=1 << 28)] = 16_384
+    # The same numbers whatever shares the batch: each chunk is computed by itself, prompts in equal pieces. Slower.
+    batch_invariant: bool = False
     drain_s: Annotated[float, Field(ge=0.0, le=3600.0)] = 20.0
     # Answered once before the engine says that it is ready.
     golden_prompt: Annotated[str, Field(min_length=1, max_length=2000)] = "The trains run on time because"
@@ -66,7 +70,18 @@ class ServeSpec(Spec):
                 f"max_batch_tokens ({self.max_batch_tokens}) must give each of max_sequences "
                 f"({self.max_sequences}) one token a step"
             )
+        if self.batch_invariant and self.fixed_chunk_tokens < BLOCK_TOKENS:
+            raise ValueError(
+                f"batch_invariant needs max_chunk_tokens ({self.max_chunk_tokens}) and max_batch_tokens "
+                f"({self.max_batch_tokens}) less max_sequences ({self.max_sequences}) of {BLOCK_TOKENS} at least"
+            )
         return self
+
+    @property
+    def fixed_chunk_tokens(self) -> int:
+        """The piece in which a batch-invariant engine computes prompts: whole blocks, beside a token for each other."""
+        room = min(self.max_chunk_tokens, self.max_batch_tokens - self.max_sequences)
+        return room // BLOCK_TOKENS * BLOCK_TOKENS
 
     def routing(self) -> RoutingSpec:
         """The served domains as a routing policy."""

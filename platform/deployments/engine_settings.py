@@ -14,6 +14,7 @@ from moe_core.errors import SpecError
 from moe_core.spec import ModelSpec
 from moe_core.spec.base import Spec
 from moe_core.spec.cost import cost_of
+from moe_core.spec.serve import BLOCK_TOKENS
 
 DTYPE_PRECISION = {"bfloat16": "bf16", "float32": "fp32"}
 # An engine without a model: Python, torch, buffers of one step. Measured; a test holds the estimate to its band.
@@ -29,6 +30,8 @@ class EngineSettings(Spec):
     max_batch_tokens: Annotated[int, Field(ge=1, le=65_536)] = 512
     kv_tokens: Annotated[int, Field(ge=256, le=1 << 22)] = 16_384
     max_waiting: Annotated[int, Field(ge=0, le=4096)] = 64
+    # The same answers to the last bit whatever shares the batch; slower.
+    batch_invariant: bool = False
     prior_mode: Literal["none", "bias", "mask"] | None = None
     prior_strength: Annotated[float, Field(ge=0.0, le=50.0)] | None = None
 
@@ -37,6 +40,11 @@ class EngineSettings(Spec):
         if self.max_batch_tokens < self.max_sequences:
             raise ValueError(
                 f"max_batch_tokens ({self.max_batch_tokens}) must give each of max_sequences ({self.max_sequences}) a token"
+            )
+        if self.batch_invariant and self.max_batch_tokens - self.max_sequences < BLOCK_TOKENS:
+            raise ValueError(
+                f"batch_invariant needs max_batch_tokens ({self.max_batch_tokens}) of {BLOCK_TOKENS} more than max_sequences "
+                f"({self.max_sequences}) at least"
             )
         return self
 

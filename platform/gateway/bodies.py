@@ -35,6 +35,16 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 20)]
 Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
 MAX_CHOICES = 16
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
+RARELY_SENT = (
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "min_tokens",
+    "stop_token_ids",
+    "ignore_eos",
+)
 B = TypeVar("B", bound="Body")
 
 
@@ -151,9 +161,7 @@ class Body(Closed, StructuredFields):
 
     def _rarely_sent(self) -> dict[str, Any]:
         """What most requests leave at the engine's defaults."""
-        names = ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias")
-        names += ("min_tokens", "stop_token_ids", "ignore_eos")
-        given = {name: getattr(self, name) for name in names if getattr(self, name)}
+        given = {name: getattr(self, name) for name in RARELY_SENT if getattr(self, name)}
         grammar = self.grammar()
         return given | ({} if grammar is None else {"grammar": grammar})
 
