@@ -9,6 +9,7 @@ from collections.abc import Sequence as Chosen
 from itertools import count
 from typing import Any
 
+from moe_core.engine.affinity import ExpertAffinity
 from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from moe_core.engine.detokenizer import Detokenizer, TextStream
 from moe_core.engine.events import Delta, Done, Event, Failed, Started
@@ -50,7 +51,10 @@ class Engine:
             max_batch_tokens=spec.max_batch_tokens,
             num_threads=spec.num_threads,
         )
-        self.stats = EngineStats(self.runner.counts, self.routing.codes)
+        counts = self.runner.counts
+        if counts is not None and self.routing.domains and spec.expert_affinity_steps:
+            self.scheduler.affinity = ExpertAffinity(counts, max_delay_steps=spec.expert_affinity_steps)
+        self.stats = EngineStats(counts, self.routing.codes)
         self.max_tokens = min(model.spec.max_position_embeddings, (self.pool.num_blocks - 1) * BLOCK_TOKENS)
         self._eos = frozenset(model.spec.eos_token_ids).union(end_tokens)
         self._vocab_size = model.spec.vocab_size

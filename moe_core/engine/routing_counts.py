@@ -34,6 +34,7 @@ class RoutingCounts:
     ) -> None:
         num_layers, num_domains = len(moe.moe_layers), labels_NE.shape[0]
         self.moe_layers = moe.moe_layers
+        self.top_k = moe.top_k
         self.counts_PNLE = torch.zeros(
             len(PHASES), num_domains + 1, num_layers, moe.num_experts, dtype=torch.int64, device=device
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from moe_core.engine.affinity import WINDOW, ExpertAffinity
 from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from moe_core.engine.fair_queue import OUTPUT_WEIGHT, FairQueue
 from moe_core.engine.sequence import Sequence, SequenceState, num_blocks_for
@@ -42,8 +43,11 @@ class Scheduler:
         max_sequences: int,
         max_waiting: int,
         fixed_chunk_tokens: int = 0,
+        affinity: ExpertAffinity | None = None,
     ) -> None:
         self.pool = pool
+        self.affinity = affinity
+        self.num_steps = 0
         # Above 0: a chunk's borders depend on its own sequence alone, never on what shares the step.
         self.fixed_chunk_tokens = fixed_chunk_tokens
         self.max_batch_tokens = max_batch_tokens
@@ -91,6 +95,7 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """The chunks of the next step, decodes before prompt chunks, at most one chunk a sequence."""
         self._preempted = False
+        self.num_steps += 1
         decodes = list(self._decode_chunks())
         # Beside decodes a prompt advances in small bites, so that the others' next tokens do not wait long.
         limit = self.max_chunk_tokens if decodes else self.max_batch_tokens
@@ -172,10 +177,23 @@ class Scheduler:
         return end if end - start <= budget else 0
 
     def _admit_next(self) -> bool:
-        """Start the next waiting sequence if all its tokens fit beside one more block for each running one."""
+        """Start the next waiting sequence; False when none may start now."""
         if not self.waiting or len(self.running) >= self.max_sequences:
             return False
-        [sequence] = self.waiting.window(1)
+        if self.affinity is None or len(self.waiting) == 1:
+            return self._admit(self.waiting.window(1)[0])
+        window = self.waiting.window(WINDOW)
+        place = self.affinity.choose(window, self.running, self.num_steps)
+        if not self._admit(window[place]):
+            # Whom the others would share experts with may be too long for now; the first in the order may fit.
+            return place > 0 and self._admit(window[0])
+        for overtaken in window[:place]:
+            if overtaken.overtaken_at_step is None:
+                overtaken.overtaken_at_step = self.num_steps
+        return True
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Start a waiting sequence if all its tokens fit beside one more block for each running one."""
         reused = self._reusable_blocks(sequence)
         num_new = num_blocks_for(len(sequence.token_ids)) - len(reused)
         if self.pool.num_free - self.pool.num_free_among(reused) < num_new + len(self.running):

@@ -68,6 +68,8 @@ class Sequence:
     # they are computed again, but a token is counted once.
     num_counted_tokens: int = 0
     num_preemptions: int = 0
+    # When another that came later in the order was first taken before it.
+    overtaken_at_step: int | None = None
     _hashes: list[bytes] = field(default_factory=list)
 
     @property

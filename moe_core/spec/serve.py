@@ -44,6 +44,9 @@ class ServeSpec(Spec):
     max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 256
     max_wait_s: Annotated[float, Field(gt=0.0, le=3600.0)] = 30.0
     kv_tokens: Annotated[int, Field(ge=16, le=1 << 28)] = 16_384
+    # Waiting requests whose domain shares experts with the running ones go first, but nobody is overtaken once it has
+    # been overtaken so many steps ago; 0: the fair order alone.
+    expert_affinity_steps: Annotated[int, Field(ge=0, le=100_000)] = 0
     # The same numbers whatever shares the batch: each chunk is computed by itself, prompts in equal pieces. Slower.
     batch_invariant: bool = False
     drain_s: Annotated[float, Field(ge=0.0, le=3600.0)] = 20.0

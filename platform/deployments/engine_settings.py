@@ -43,8 +43,8 @@ class EngineSettings(Spec):
             )
         if self.batch_invariant and self.max_batch_tokens - self.max_sequences < BLOCK_TOKENS:
             raise ValueError(
-                f"batch_invariant needs max_batch_tokens ({self.max_batch_tokens}) of {BLOCK_TOKENS} more than max_sequences "
-                f"({self.max_sequences}) at least"
+                f"batch_invariant needs max_batch_tokens ({self.max_batch_tokens}) of {BLOCK_TOKENS} more than "
+                f"max_sequences ({self.max_sequences}) at least"
             )
         return self
 
