@@ -26,7 +26,7 @@ class Node(models.Model):
 
 
 class Deployment(TeamOwned):
-    """A name that clients call, and what is wanted behind it. The reconciler writes the observed part.
+    """A name that a team's clients call, and what is wanted behind it. The reconciler writes the observed part.
 
     `revision` counts changes that need other engines (version, domains, settings); `generation` counts every change.
     `live_version` with `live_revision` is the one row that sends requests to a version.
@@ -57,7 +57,7 @@ class Deployment(TeamOwned):
     class Meta:
         constraints = [
             models.UniqueConstraint(
-                fields=["name"], condition=Q(deleted_at=None), name="one_deployment_per_name"
+                fields=["team", "name"], condition=Q(deleted_at=None), name="one_deployment_name_per_team"
             ),
             models.CheckConstraint(
                 condition=Q(name__regex=NAME_PATTERN), name="deployment_name_is_a_model_id"

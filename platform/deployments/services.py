@@ -65,7 +65,7 @@ def deployment_create(
     except IntegrityError as error:
         raise Invalid(
             _("There is a deployment named %(name)s already.") % {"name": name},
-            fields={"name": _("This name is taken; names are unique in the whole installation.")},
+            fields={"name": _("This name is taken in your team; choose another one.")},
         ) from error
     _remember_revision(deployment, caller, note=note)
     _changed(deployment, caller, "created", version=str(version), replicas=replicas)

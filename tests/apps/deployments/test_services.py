@@ -96,11 +96,10 @@ def test_a_name_that_no_client_could_send_is_refused(people, version, name):
     assert "name" in refusal.value.fields
 
 
-def test_a_name_is_taken_once_and_free_again_after_the_deletion(people, version, tmp_path):
+def test_a_name_is_taken_once_and_free_again_after_the_deletion(people, version):
     made = deploy(people, version)
-    theirs = make_version(people, tmp_path, who="outsider", name="Other")
     with pytest.raises(Invalid):
-        services.deployment_create(caller=people.outsider, name="support", version_id=theirs.pk)
+        deploy(people, version)
     services.deployment_delete(caller=people.owner, deployment_id=made.pk)
     with pytest.raises(NotFound):
         deployment_get(people.owner.team, made.pk)
