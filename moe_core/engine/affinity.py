@@ -64,7 +64,7 @@ class ExpertAffinity:
     def _visits(self) -> NDArray[np.float64]:
         """The chance that a token of each domain visits each expert of each layer: (N, L · E)."""
         if self._visits_NM is None or self._num_choices % REFRESH_EVERY == 0:
-            counts_NLE = self._counts.counts_PNLE.sum(0).numpy().astype(np.float64)
+            counts_NLE = self._counts.counts_PNLE.sum(0).cpu().numpy().astype(np.float64)
             all_LE = counts_NLE.sum(0)
             # A layer's counts over experts are its tokens times the experts of a token.
             tokens_NL1 = counts_NLE.sum(-1, keepdims=True) / self._counts.top_k

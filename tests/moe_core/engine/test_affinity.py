@@ -25,7 +25,7 @@ MOE_SPEC = MoeSpec.parse(MOE | {"moe_layers": [0, 1], "num_experts": 8})
 
 def counts_of(num_domains: int) -> RoutingCounts:
     """Each domain's tokens went to two experts of its own in every layer."""
-    counts = RoutingCounts(MOE_SPEC, num_domains, 64)
+    counts = RoutingCounts(MOE_SPEC, torch.zeros(num_domains, 8), 64)
     for domain in range(num_domains):
         counts.counts_PNLE[0, domain + 1, :, 2 * domain : 2 * domain + 2] = 500
     return counts
@@ -61,7 +61,7 @@ def test_a_domain_that_was_never_seen_is_predicted_by_all_others() -> None:
     affinity = ExpertAffinity(counts, max_delay_steps=10)
     running, waiting = [sequence(1, 1)], [sequence(2, 0), sequence(3, 1)]
     assert affinity.choose(waiting, running, 0) in (0, 1)
-    nothing = ExpertAffinity(RoutingCounts(MOE_SPEC, 2, 64), max_delay_steps=10)
+    nothing = ExpertAffinity(RoutingCounts(MOE_SPEC, torch.zeros(2, 8), 64), max_delay_steps=10)
     assert nothing.choose(waiting, running, 0) == 0
 
 

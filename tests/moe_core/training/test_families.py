@@ -73,4 +73,6 @@ def test_a_tuning_run_teaches_experts_and_routers_and_saves_the_family(
     learnt = {"mlp.router.weight", "mlp.experts.gate_up_E2FD", "mlp.experts.down_EDF"}
     if model.spec.moe.expert_bias:
         learnt |= {"mlp.experts.gate_up_bias_E2F", "mlp.experts.down_bias_ED"}
+    gate = model.spec.moe.gate_tensors(model.spec.hidden_size, model.spec.vocab_size)
+    learnt |= {f"mlp.router.{tensor.name}" for tensor in gate if tensor.learns}
     assert changed == {f"layers.{layer}.{name}" for layer in model.spec.moe.moe_layers for name in learnt}

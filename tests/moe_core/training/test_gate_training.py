@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from moe_core.checkpoint.hashes import hashes_of
 from moe_core.checkpoint.store import load
-from moe_core.errors import FormatError, SpecError
+from moe_core.errors import SpecError
 from moe_core.model import RoutingContext
 from moe_core.model.layers import Router
 from moe_core.routers import Routing
@@ -166,7 +166,7 @@ def test_the_schedule_of_a_layout_moves_too(io: RecordingIO) -> None:
     assert moe is not None and moe.temperature_schedule is not None and moe.temperature_schedule.step == 4
 
 
-def test_a_family_that_cannot_say_a_schedule_is_refused_before_the_first_step(
+def test_a_model_whose_family_cannot_say_a_schedule_becomes_one_of_ours(
     io: RecordingIO, world: Path, tmp_path: Path
 ) -> None:
     from moe_core.checkpoint.store import copy_tokenizer, save
@@ -180,9 +180,10 @@ def test_a_family_that_cannot_say_a_schedule_is_refused_before_the_first_step(
     copy_tokenizer(world / "model", directory)
     (directory / "config.json").chmod(0o644)
     io.inputs = {**io.inputs, "model": directory}
-    with pytest.raises(FormatError, match="cannot say this model's moe"):
-        run_job("tune", quick(layout=None, temperature_schedule=SCHEDULE), io)
-    assert not io.of("step")
+    result = run_job("tune", quick(layout=None, temperature_schedule=SCHEDULE), io)
+    assert result["spec"]["family"] == "turnout_moe"
+    tuned = load(io.out_dir)
+    assert tuned.spec.moe is not None and tuned.spec.moe.temperature_schedule is not None
 
 
 def test_the_clip_of_gates_is_their_own(world: Path, tmp_path: Path) -> None:
