@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from django.conf import settings
 from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect, resolve_url
+from django.shortcuts import redirect, render, resolve_url
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 
@@ -52,7 +52,7 @@ class TeamAndAccessMiddleware:
         if access.role is None:
             return None
         if not request.caller:  # type: ignore[attr-defined]
-            return answer(request, 403, "no_team", _("You belong to no team yet; ask an admin of a team to invite you."))
+            return no_team(request)
         if not request.caller.role.covers(access.role):  # type: ignore[attr-defined]
             sentence = _("This needs the role %(needed)s; yours is %(role)s.")
             return answer(
@@ -87,6 +87,15 @@ def admin_gate(request: HttpRequest) -> HttpResponse | None:
         if request.user.is_staff
         else answer(request, 403, "forbidden", _("This part is for administrators of the installation."))
     )
+
+
+def no_team(request: HttpRequest) -> HttpResponse:
+    """Say to somebody who is in no team how to come into one."""
+    if wants_json(request):
+        return answer(
+            request, 403, "no_team", _("You belong to no team yet; ask an admin of a team to invite you.")
+        )
+    return render(request, "accounts/no_team.html", status=403)
 
 
 def to_signin(request: HttpRequest) -> HttpResponse:

@@ -23,6 +23,7 @@ SETUP_LINK_LIFE = timedelta(hours=24)
 SETUP_LOCK = 0x73657475
 # Bounds of what a token may ask for, so that a slip of the finger is not a limit.
 MAX_CONCURRENT = 1000
+DEFAULT_CONCURRENT = 16
 MAX_MONTHLY_TOKENS = 10**12
 
 
@@ -123,7 +124,7 @@ def api_token_create(
         raise Invalid(_("A token needs a name."), fields={"name": _("Give a name.")})
     if days is not None and not 1 <= days <= 3650:
         raise Invalid(_("The life of a token is 1 to 3650 days."), fields={"days": str(days)})
-    limits = _checked_limits(max_concurrent, monthly_token_limit)
+    limits = _checked_limits(caller.role, max_concurrent, monthly_token_limit)
     secret = token_new()
     token = ApiToken.objects.create(
         team=caller.team,
@@ -139,10 +140,22 @@ def api_token_create(
     return token, secret
 
 
-def _checked_limits(max_concurrent: int | None, monthly_token_limit: int | None) -> dict[str, int]:
+def scopes_of(role: Role) -> list[Scope]:
+    """Return the scopes that a person of this role may give to a token."""
+    return [scope for scope in Scope if role.covers(SCOPE_ROLE[scope])]
+
+
+def most_concurrent(role: Role) -> int:
+    """Return how many requests at once a person of this role may allow a token: more than usual is an admin's choice."""
+    return MAX_CONCURRENT if role.covers(Role.ADMIN) else DEFAULT_CONCURRENT
+
+
+def _checked_limits(
+    role: Role, max_concurrent: int | None, monthly_token_limit: int | None
+) -> dict[str, int]:
     """Return the limits that were given, refusing those out of bounds; the others keep the model's defaults."""
     given = (
-        ("max_concurrent", max_concurrent, MAX_CONCURRENT),
+        ("max_concurrent", max_concurrent, most_concurrent(role)),
         ("monthly_token_limit", monthly_token_limit, MAX_MONTHLY_TOKENS),
     )
     for name, value, most in given:

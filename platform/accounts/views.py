@@ -43,15 +43,20 @@ def team_switch(request: HttpRequest) -> HttpResponse:
 @role_required(Role.VIEWER)
 def tokens(request: HttpRequest) -> HttpResponse:
     """List tokens; make one. A fresh secret is shown on this answer and never again."""
-    form = TokenForm(request.POST or None)
+    form = TokenForm(request.POST or None, role=request.caller.role)
     secret = None
     if request.method == "POST" and form.is_valid():
         try:
             _token, secret = services.api_token_create(caller=request.caller, **form.cleaned_data)
-            form = TokenForm()
+            form = TokenForm(role=request.caller.role)
         except DomainError as error:
             form.add_error(None, error.message)
-    context = {"form": form, "tokens": tokens_of(request.caller.team), "secret": secret}
+    context = {
+        "form": form,
+        "tokens": tokens_of(request.caller.team),
+        "secret": secret,
+        "is_admin": request.caller.role.covers(Role.ADMIN),
+    }
     return render(request, "accounts/tokens.html", context, status=422 if form.errors else 200)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -138,3 +139,50 @@ def test_a_limit_out_of_bounds_is_refused(people, limit) -> None:
     with pytest.raises(Invalid):
         api_token_create(caller=people.owner, name="x", scopes=["infer"], **limit)
     assert not ApiToken.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("who", "offered"),
+    [("teammate", {"read", "infer"}), ("owner", {"read", "write", "deploy", "infer", "admin"})],
+)
+def test_the_page_offers_the_scopes_that_its_reader_may_give(people, who, offered) -> None:
+    page = people.client(who).get("/tokens/").content.decode()
+    assert set(re.findall(r'name="scopes" value="(\w+)"', page)) == offered
+
+
+def test_a_viewer_who_asks_for_more_is_refused_by_the_page_and_by_the_service(people) -> None:
+    viewer = people.client("teammate")
+    for wrong in ({"scopes": ["admin"]}, {"scopes": ["write"]}, {"scopes": ["read"], "max_concurrent": 17}):
+        reply = viewer.post("/tokens/", {"name": "x", "days": 30, **wrong})
+        assert reply.status_code == 422
+    with pytest.raises(Invalid):
+        api_token_create(caller=people.teammate, name="x", scopes=["infer"], max_concurrent=17)
+    assert not ApiToken.objects.exists()
+    assert viewer.post("/tokens/", {"name": "x", "days": 30, "scopes": ["infer"], "max_concurrent": 16}).status_code == 200
+    page = viewer.get("/tokens/").content.decode()
+    assert 'max="16"' in page
+    assert 'max="1000"' in people.client("owner").get("/tokens/").content.decode()
+
+
+def test_the_page_offers_to_revoke_only_what_its_reader_may_revoke(people) -> None:
+    api_token_create(caller=people.owner, name="ci", scopes=["read"])
+    own, _secret = api_token_create(caller=people.teammate, name="mine", scopes=["read"])
+    shown = re.findall(r'data-open="revoke-(\d+)"', people.client("teammate").get("/tokens/").content.decode())
+    assert shown == [str(own.pk)]
+    assert people.client("owner").get("/tokens/").content.decode().count('data-open="revoke-') == 2
+
+
+@pytest.mark.parametrize("language", ["en", "zh-hans"])
+def test_a_person_without_a_team_is_told_the_way_in_and_can_leave(people, language) -> None:
+    Membership.objects.filter(user=people.teammate.user).delete()
+    lonely = people.client("teammate")
+    for path in ("/", "/jobs/", "/team/", "/api/"):
+        reply = lonely.get(path, headers={"accept-language": language})
+        page = reply.content.decode()
+        assert reply.status_code == 403
+        assert {"en": "Ask an admin of a team to invite you", "zh-hans": "请团队管理员发出邀请"}[language] in page
+        assert 'action="/signout/"' in page
+        assert 'action="/i18n/setlang/"' in page
+    program = lonely.get("/api/v1/jobs/")
+    assert (program.status_code, "invite you" in program.json()["detail"]) == (403, True)
+    assert lonely.post("/signout/").status_code == 302
