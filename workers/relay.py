@@ -28,6 +28,7 @@ KEPT_STEPS_PER_STAGE = 400
 KEPT_LOG_LINES = 300
 TAIL_LINES = 200
 FRAME_EVERY_S = 0.25
+PART_EVERY_S = 2.0
 MAX_LOG_CHARS = 1000
 DATABASE_RETRY_S = 0.5
 
@@ -43,7 +44,7 @@ class Relay:
         self.kept_at = -FRAME_EVERY_S
         # What goes on from a checkpoint goes on from there; what begins anew begins at nothing.
         self.progress = claim.job.progress if claim.job.checkpoints.exists() else 0.0
-        self.kept_bucket: tuple[object, int] | None = None
+        self.kept_bucket: tuple[object, object, int] | None = None
         # The child's last word, when it has said it: result, failed or stopped.
         self.last_word: Message | None = None
 
@@ -94,10 +95,12 @@ class Relay:
 
     def _step(self, payload: Mapping[str, Any]) -> None:
         now = time.monotonic()
-        bucket = (payload.get("stage"), bucket_of(payload))
-        is_new = bucket != self.kept_bucket and now - self.kept_at >= FRAME_EVERY_S
+        bucket = (payload.get("stage"), payload.get("part"), bucket_of(payload))
+        # Parts of an operation are counted, not drawn: a row now and then shows a page that opens how far they are.
+        every_s = PART_EVERY_S if "part" in payload else FRAME_EVERY_S
+        is_new = bucket != self.kept_bucket and now - self.kept_at >= every_s
         # Preparation without figures is for those who watch now, not for the record.
-        if "loss" in payload and (is_new or is_last(payload)):
+        if ("loss" in payload or "part" in payload) and (is_new or is_last(payload)):
             self.kept_at, self.framed_at, self.kept_bucket = now, now, bucket
             self._keep("step", payload)
         elif now - self.framed_at >= FRAME_EVERY_S:

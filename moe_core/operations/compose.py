@@ -21,9 +21,10 @@ from moe_core.errors import SpecError
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.layers import DenseMlp, MoeMlp
 from moe_core.operations.gate_fit import Labelled, accuracy, calibrated_temperature, divergence, fit_rows
-from moe_core.operations.measure import listening, loss_by_domain
+from moe_core.operations.measure import hidden_of, listening, loss_by_domain
 from moe_core.operations.parts import moe_part, per_expert, rebuilt, spec_with, tensors_of
 from moe_core.operations.prompts import Prompts
+from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec import LayoutSpec, ModelSpec
 from moe_core.spec.operations import ComposeSpec
 
@@ -33,7 +34,9 @@ MAX_TOKENS = 1 << 16
 
 
 @torch.no_grad()
-def compose(models: Sequence[Decoder], spec: ComposeSpec, prompts: Prompts) -> tuple[Decoder, dict[str, Any]]:
+def compose(
+    models: Sequence[Decoder], spec: ComposeSpec, prompts: Prompts, watch: Watch = unwatched
+) -> tuple[Decoder, dict[str, Any]]:
     """One mixture of all models, which are left as they were; held-out routing accuracy is told for every layer.
 
     Raises SpecError when the models differ in shape, or a domain has too few prompts.
@@ -43,7 +46,7 @@ def compose(models: Sequence[Decoder], spec: ComposeSpec, prompts: Prompts) -> t
     trunk = _join_trunks(composed, models, spec.trunk)
     for layer in composed.moe_layers():
         _fill_experts(layer, models)
-    layers = _fit_gates(composed, models, spec, prompts)
+    layers = _fit_gates(composed, spec, prompts, watch)
     return composed, {
         "kind": spec.kind,
         "domains": list(spec.domains),
@@ -51,9 +54,10 @@ def compose(models: Sequence[Decoder], spec: ComposeSpec, prompts: Prompts) -> t
         "trunk": spec.trunk,
         "trunk_distance": trunk,
         "layers": layers,
-        "loss_after": loss_by_domain(composed, prompts),
+        "loss_after": loss_by_domain(composed, prompts, watch=watch),
         "loss_of_each": {
-            code: loss_by_domain(model, prompts) for code, model in zip(spec.domains, models, strict=True)
+            code: loss_by_domain(model, prompts, watch=watch)
+            for code, model in zip(spec.domains, models, strict=True)
         },
     }
 
@@ -136,9 +140,7 @@ def _fill_experts(layer: MoeMlp, models: Sequence[Decoder]) -> None:
             tensor[place * count : (place + 1) * count] = own[name]
 
 
-def _fit_gates(
-    composed: Decoder, models: Sequence[Decoder], spec: ComposeSpec, prompts: Prompts
-) -> list[dict[str, Any]]:
+def _fit_gates(composed: Decoder, spec: ComposeSpec, prompts: Prompts, watch: Watch) -> list[dict[str, Any]]:
     """Fit every gate in one forward pass, lowest layer first."""
     order = [place for code in spec.domains for place in prompts.of_domain(code)]
     used = prompts.take(order)
@@ -151,9 +153,10 @@ def _fit_gates(
         x_NSD = x_TD.view(*used.ids_NS.shape, -1)
         parts = [_labelled(x_NSD, used, domain_N, turn_N, turns) for turns in ((0, 1), (2,), (3,))]
         told.append({"layer": layer.layer, **_fit_layer(layer, spec, *parts)})
+        watch("fit", len(told), len(moe_part(composed).moe_layers))
 
     with listening(composed, fit):
-        composed(used.ids_NS)
+        hidden_of(composed, used)
     return told
 
 

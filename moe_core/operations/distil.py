@@ -28,6 +28,7 @@ from moe_core.operations.learning import train
 from moe_core.operations.measure import compare, loads, loss_by_domain, next_token_losses
 from moe_core.operations.parts import changeable, per_expert, rebuilt, spec_with
 from moe_core.operations.prompts import Prompts
+from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers import Routing
 from moe_core.spec import MoeSpec
 from moe_core.spec.operations import DistilSpec
@@ -38,16 +39,20 @@ TINY = 1e-9
 
 
 def distil(
-    teacher: Decoder, spec: DistilSpec, prompts: Prompts, measured_on: Prompts | None = None
+    teacher: Decoder,
+    spec: DistilSpec,
+    prompts: Prompts,
+    measured_on: Prompts | None = None,
+    watch: Watch = unwatched,
 ) -> tuple[Decoder, dict[str, Any]]:
     """A student with fewer (and perhaps narrower) experts, and what it lost; the teacher is left as it was.
 
     Figures are those on `measured_on` (default: the prompts learnt from). Raises SpecError when the student would be
     larger than the teacher, NonFiniteLoss when learning fails.
     """
-    student, groups = merged_student(teacher, spec, prompts)
+    student, groups = merged_student(teacher, spec, prompts, watch)
     shown = measured_on or prompts
-    at_first = loss_by_domain(student, shown)
+    at_first = loss_by_domain(student, shown, watch=watch)
     if spec.steps:
         train(
             student,
@@ -60,18 +65,21 @@ def distil(
             router_clip_norm=spec.router_clip_norm,
             batch_prompts=spec.batch_prompts,
             seed=spec.seed,
+            watch=watch,
         )
     return student, {
         "kind": spec.kind,
         "groups": groups,
         "parameters": [sum(p.numel() for p in model.parameters()) for model in (teacher, student)],
         "loss_merged": at_first,
-        **compare(teacher, student, shown),
+        **compare(teacher, student, shown, watch=watch),
     }
 
 
 @torch.no_grad()
-def merged_student(teacher: Decoder, spec: DistilSpec, prompts: Prompts) -> tuple[Decoder, Groups]:
+def merged_student(
+    teacher: Decoder, spec: DistilSpec, prompts: Prompts, watch: Watch = unwatched
+) -> tuple[Decoder, Groups]:
     """The student before it learns: groups of the teacher's experts, each merged into one."""
     moe = changeable(teacher)
     width = spec.moe_intermediate_size or moe.moe_intermediate_size
@@ -79,15 +87,15 @@ def merged_student(teacher: Decoder, spec: DistilSpec, prompts: Prompts) -> tupl
     top_k = spec.top_k or min(moe.top_k, spec.num_experts)
     changes = {"num_experts": spec.num_experts, "top_k": top_k, "moe_intermediate_size": width}
     student = rebuilt(teacher, spec_with(teacher.spec, **changes, twins=None))
-    hidden_L = router_inputs(teacher, prompts, ALIGNMENT_TOKENS)
+    hidden_L = router_inputs(teacher, prompts, ALIGNMENT_TOKENS, watch)
+    load_LE = loads(teacher, prompts, watch)
     groups: Groups = []
-    for old, new, load_E in zip(
-        teacher.moe_layers(), student.moe_layers(), loads(teacher, prompts), strict=True
-    ):
+    for old, new, load_E in zip(teacher.moe_layers(), student.moe_layers(), load_LE, strict=True):
         hidden_ND = hidden_L[old.layer]
         groups.append(grouped(likeness(old, hidden_ND), spec.num_experts))
         for place, members in enumerate(groups[-1]):
             _merge_group(new, place, old, members, load_E, hidden_ND, width)
+        watch("align", len(groups), len(load_LE))
     return student, groups
 
 

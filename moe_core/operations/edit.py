@@ -17,9 +17,10 @@ from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.align import ExpertWeights, aligned, mean_of
-from moe_core.operations.measure import compare, listening, loads, mask_of
+from moe_core.operations.measure import compare, hidden_of, listening, loads, mask_of
 from moe_core.operations.parts import changeable, chosen_of, moe_part, per_expert, spec_with, with_experts
 from moe_core.operations.prompts import Prompts
+from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec import ModelSpec
 from moe_core.spec.operations import MergeExpertsSpec, RemoveExpertSpec
 
@@ -27,15 +28,20 @@ from moe_core.spec.operations import MergeExpertsSpec, RemoveExpertSpec
 ALIGNMENT_TOKENS = 512
 
 
-def preview_removal(model: Decoder, spec: RemoveExpertSpec, prompts: Prompts) -> dict[str, Any]:
+def preview_removal(
+    model: Decoder, spec: RemoveExpertSpec, prompts: Prompts, watch: Watch = unwatched
+) -> dict[str, Any]:
     """What removing would cost, measured with the expert hidden from every token; the model is not touched."""
-    experts = _to_remove(model, spec, prompts)
-    return {"experts": experts, **compare(model, model, prompts, mask_of(model, experts))}
+    return _preview(model, _to_remove(model, spec, prompts, watch), prompts, watch)
+
+
+def _preview(model: Decoder, experts: list[int], prompts: Prompts, watch: Watch) -> dict[str, Any]:
+    return {"experts": experts, **compare(model, model, prompts, mask_of(model, experts), watch)}
 
 
 @torch.no_grad()
 def remove_expert(
-    model: Decoder, spec: RemoveExpertSpec, prompts: Prompts | None = None
+    model: Decoder, spec: RemoveExpertSpec, prompts: Prompts | None = None, watch: Watch = unwatched
 ) -> tuple[Decoder, dict[str, Any]]:
     """The model without one expert of each layer, and what was measured before that was done.
 
@@ -43,10 +49,10 @@ def remove_expert(
     named and there are no prompts, when too few would be left, or when a domain would lose more than is allowed.
     """
     moe = changeable(model)
-    experts = _to_remove(model, spec, prompts)
+    experts = _to_remove(model, spec, prompts, watch)
     report: dict[str, Any] = {"kind": spec.kind, "experts": experts, "keeps_function": False}
     if prompts is not None:
-        report |= preview_removal(model, spec, prompts)
+        report |= _preview(model, experts, prompts, watch)
     _check_loss(report, spec.max_loss_increase)
     keep_LE = [[e for e in range(moe.num_experts) if e != removed] for removed in experts]
     return with_experts(model, keep_LE, _fewer(model, keep_LE)), report
@@ -54,7 +60,7 @@ def remove_expert(
 
 @torch.no_grad()
 def merge_experts(
-    model: Decoder, spec: MergeExpertsSpec, prompts: Prompts | None = None
+    model: Decoder, spec: MergeExpertsSpec, prompts: Prompts | None = None, watch: Watch = unwatched
 ) -> tuple[Decoder, dict[str, Any]]:
     """The model with two experts of each layer merged in the place of the first, neurons aligned.
 
@@ -65,13 +71,14 @@ def merge_experts(
     for layer, one, other in zip(moe.moe_layers, first, second, strict=True):
         if one == other:
             raise SpecError(f"expert {one} of layer {layer} cannot be merged with itself; name two")
-    usage_L2 = _usage(model, spec, prompts, first, second)
+    usage_L2 = _usage(model, spec, prompts, first, second, watch)
     keep_LE = [[e for e in range(moe.num_experts) if e != gone] for gone in second]
     merged = with_experts(model, keep_LE, _fewer(model, keep_LE))
-    hidden_L = router_inputs(model, prompts, ALIGNMENT_TOKENS) if prompts is not None else {}
+    hidden_L = router_inputs(model, prompts, ALIGNMENT_TOKENS, watch) if prompts is not None else {}
     for row, (old, new) in enumerate(zip(model.moe_layers(), merged.moe_layers(), strict=True)):
         place = keep_LE[row].index(first[row])
         _merge_into(new, place, old, (first[row], second[row]), usage_L2[row], hidden_L.get(old.layer))
+        watch("align", row + 1, len(first))
     report = {
         "kind": spec.kind,
         "first": first,
@@ -80,28 +87,34 @@ def merge_experts(
         "keeps_function": False,
     }
     if prompts is not None:
-        report |= compare(model, merged, prompts)
+        report |= compare(model, merged, prompts, watch=watch)
     _check_loss(report, spec.max_loss_increase)
     return merged, report
 
 
 @torch.no_grad()
-def router_inputs(model: Decoder, prompts: Prompts, at_most: int) -> dict[int, Tensor]:
+def router_inputs(
+    model: Decoder, prompts: Prompts, at_most: int, watch: Watch = unwatched
+) -> dict[int, Tensor]:
     """Layer → what its router sees of up to so many real tokens, evenly spread over the prompts: (N, D)."""
     seen: dict[int, list[Tensor]] = {}
     real_T = prompts.real_T
-    stride = max(1, -(-int(real_T.sum()) // at_most))
+    stride, done = max(1, -(-int(real_T.sum()) // at_most)), 0
     for batch in prompts.batches():
 
         def keep(layer: MoeMlp, x_TD: Tensor, real_T: Tensor = batch.real_T) -> None:
             seen.setdefault(layer.layer, []).append(x_TD[real_T])
 
         with listening(model, keep):
-            model(batch.ids_NS)
+            hidden_of(model, batch)
+        done += len(batch)
+        watch("inputs", done, len(prompts))
     return {layer: torch.cat(parts)[::stride] for layer, parts in seen.items()}
 
 
-def _to_remove(model: Decoder, spec: RemoveExpertSpec, prompts: Prompts | None) -> list[int]:
+def _to_remove(
+    model: Decoder, spec: RemoveExpertSpec, prompts: Prompts | None, watch: Watch = unwatched
+) -> list[int]:
     moe = changeable(model)
     seen = len(set(moe.twins.roots)) if moe.twins else moe.num_experts
     if moe.num_experts - 1 < moe.top_k or (moe.twins is None and seen - 1 < moe.top_k):
@@ -112,7 +125,7 @@ def _to_remove(model: Decoder, spec: RemoveExpertSpec, prompts: Prompts | None) 
         return chosen_of(model, spec.expert)
     if prompts is None:
         raise SpecError("no expert is named; give prompts, so that the least used one can be found")
-    return [int(load_E.argmin()) for load_E in loads(model, prompts)]
+    return [int(load_E.argmin()) for load_E in loads(model, prompts, watch)]
 
 
 def _fewer(model: Decoder, keep_LE: list[list[int]]) -> ModelSpec:
@@ -145,13 +158,18 @@ def _check_loss(report: dict[str, Any], at_most: float | None) -> None:
 
 
 def _usage(
-    model: Decoder, spec: MergeExpertsSpec, prompts: Prompts | None, first: list[int], second: list[int]
+    model: Decoder,
+    spec: MergeExpertsSpec,
+    prompts: Prompts | None,
+    first: list[int],
+    second: list[int],
+    watch: Watch,
 ) -> list[tuple[float, float]]:
     """Each layer's two shares of the merged expert."""
     if spec.weights == "even" or prompts is None:
         return [(0.5, 0.5)] * len(first)
     shares = []
-    for load_E, one, other in zip(loads(model, prompts).double(), first, second, strict=True):
+    for load_E, one, other in zip(loads(model, prompts, watch).double(), first, second, strict=True):
         total = float(load_E[one] + load_E[other])
         share = float(load_E[one]) / total if total else 0.5
         shares.append((share, 1.0 - share))

@@ -12,6 +12,7 @@ from moe_core.errors import NonFiniteLoss
 from moe_core.model.decoder import Decoder
 from moe_core.operations.measure import next_token_losses
 from moe_core.operations.prompts import Prompts
+from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers.param_groups import clip_gradients, parameter_groups
 
 WARM_UP_SHARE = 0.1
@@ -58,6 +59,7 @@ def train(
     router_clip_norm: float = 1.0,
     batch_prompts: int,
     seed: int,
+    watch: Watch = unwatched,
 ) -> None:
     """AdamW on every weight of the model, in place; gates have a rate and a clip of their own. Raises NonFiniteLoss."""
     model.requires_grad_(True)
@@ -78,3 +80,4 @@ def train(
         for group, rate in zip(adam.param_groups, rates, strict=True):
             group["lr"] = learning_rate_at(step, steps, rate)
         adam.step()
+        watch("learn", step + 1, steps)

@@ -1,33 +1,50 @@
 """What an operation does to a model: loss per domain, divergence from the model before, load of the experts.
 
-Shapes: N prompts, S tokens, T = N·S, V vocabulary, L expert layers, E experts, D model width.
+Shapes: N prompts, S tokens, T = N·S, V vocabulary, L expert layers, E experts, D model width,
+C tokens of a stretch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from moe_core.model.attention import DenseCausal
 from moe_core.model.context import DomainPrior, RoutingContext
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.prompts import Prompts
+from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers import Routing
 
 # Called with a layer and its (T, D) input; T counts padding too.
 Listener = Callable[[MoeMlp, Tensor], None]
+# Logits of so many tokens are held at once: a vocabulary of 50,000 in float32 is 200 kB for each.
+HEAD_TOKENS = 256
 
 
-def log_probs(model: Decoder, batch: Prompts, prior: DomainPrior | None = None) -> Tensor:
-    """(N, S, V) float32 log probabilities of the next token; a prior is that of its first domain, for all."""
-    context = None
-    if prior is not None:
-        context = RoutingContext(domain_T=torch.zeros(batch.ids_NS.numel(), dtype=torch.long), prior=prior)
-    return torch.log_softmax(model(batch.ids_NS, context).float(), dim=-1)
+def hidden_of(model: Decoder, batch: Prompts, context: RoutingContext | None = None) -> Tensor:
+    """(T, D) hidden states after the final norm, padding included: all that routing needs, without any logits."""
+    num_prompts, length = batch.ids_NS.shape
+    positions_T = torch.arange(length).repeat(num_prompts)
+    return model.hidden(batch.ids_NS.reshape(-1), positions_T, DenseCausal(num_prompts, length), context)
+
+
+def under(prior: DomainPrior | None, batch: Prompts) -> RoutingContext | None:
+    """The routing of a batch under a prior, that of its first domain for all."""
+    if prior is None:
+        return None
+    return RoutingContext(domain_T=torch.zeros(batch.ids_NS.numel(), dtype=torch.long), prior=prior)
+
+
+def log_probs(model: Decoder, hidden_TD: Tensor) -> Tensor:
+    """(T, V) float32 log probabilities of the next token."""
+    return torch.log_softmax(model.logits(hidden_TD).float(), dim=-1)
 
 
 def next_token_losses(log_probs_NSV: Tensor, batch: Prompts) -> tuple[Tensor, Tensor]:
@@ -45,11 +62,10 @@ class DomainMeans:
         self._sum_N = torch.zeros(len(codes), dtype=torch.float64)
         self._count_N = torch.zeros(len(codes), dtype=torch.float64)
 
-    def add(self, figure_NS: Tensor, counted_NS: Tensor, domain_N: Tensor) -> None:
-        """Add a figure of each token; those that are not counted may hold anything."""
-        rows_T = domain_N[:, None].expand_as(counted_NS)[counted_NS]
-        self._sum_N.index_add_(0, rows_T, figure_NS[counted_NS].detach().double())
-        self._count_N.index_add_(0, rows_T, torch.ones_like(rows_T, dtype=torch.float64))
+    def add(self, figure_T: Tensor, domain_T: Tensor) -> None:
+        """Add a figure of each token, (T,), with its domain, (T,) int64."""
+        self._sum_N.index_add_(0, domain_T, figure_T.detach().double())
+        self._count_N.index_add_(0, domain_T, torch.ones_like(domain_T, dtype=torch.float64))
 
     def by_domain(self) -> dict[str, float]:
         """The mean of each domain that has tokens."""
@@ -60,12 +76,41 @@ class DomainMeans:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Some real tokens of a batch: their places in it, their domains, and the token that follows each, -1 for none."""
+
+    at_C: Tensor
+    domain_C: Tensor
+    next_C: Tensor
+
+    def losses(self, log_probs_CV: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the next token where there is one, and the domains of those."""
+        has_C = self.next_C >= 0
+        return -log_probs_CV[has_C].gather(-1, self.next_C[has_C, None])[:, 0], self.domain_C[has_C]
+
+
+def stretches(batch: Prompts) -> Iterator[Stretch]:
+    """The real tokens of a batch, so many at a time as may have logits at once."""
+    next_NS = torch.full_like(batch.ids_NS, -1)
+    next_NS[:, :-1] = torch.where(batch.real_NS[:, 1:], batch.ids_NS[:, 1:], -1)
+    at_T = torch.nonzero(batch.real_T).flatten()
+    for at_C in at_T.split(HEAD_TOKENS):
+        yield Stretch(at_C, batch.domain_T[at_C], next_NS.flatten()[at_C])
+
+
 @torch.no_grad()
-def loss_by_domain(model: Decoder, prompts: Prompts, prior: DomainPrior | None = None) -> dict[str, float]:
+def loss_by_domain(
+    model: Decoder, prompts: Prompts, prior: DomainPrior | None = None, watch: Watch = unwatched
+) -> dict[str, float]:
     """Mean next-token loss in nats of each domain."""
-    means = DomainMeans(prompts.codes)
+    means, done = DomainMeans(prompts.codes), 0
     for batch in prompts.batches():
-        means.add(*next_token_losses(log_probs(model, batch, prior), batch), batch.domain_N)
+        hidden_TD = hidden_of(model, batch, under(prior, batch))
+        for part in stretches(batch):
+            means.add(*part.losses(log_probs(model, hidden_TD[part.at_C])))
+        done += len(batch)
+        watch("measure", done, len(prompts))
     return means.by_domain()
 
 
@@ -77,21 +122,28 @@ def loss_change(before: dict[str, float], after: dict[str, float]) -> dict[str, 
 
 @torch.no_grad()
 def compare(
-    before: Decoder, after: Decoder, prompts: Prompts, prior: DomainPrior | None = None
+    before: Decoder,
+    after: Decoder,
+    prompts: Prompts,
+    prior: DomainPrior | None = None,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Loss per domain of both, KL(before ‖ after) in nats, and how often their best next token is the same.
 
     `prior` is applied to `after` only.
     """
     losses, others, divergences, same = (DomainMeans(prompts.codes) for _ in range(4))
+    done = 0
     for batch in prompts.batches():
-        ours_NSV, theirs_NSV = log_probs(before, batch), log_probs(after, batch, prior)
-        losses.add(*next_token_losses(ours_NSV, batch), batch.domain_N)
-        others.add(*next_token_losses(theirs_NSV, batch), batch.domain_N)
-        kl_NS = (ours_NSV.exp() * (ours_NSV - theirs_NSV)).sum(-1)
-        divergences.add(kl_NS, batch.real_NS, batch.domain_N)
-        agree_NS = (ours_NSV.argmax(-1) == theirs_NSV.argmax(-1)).float()
-        same.add(agree_NS, batch.real_NS, batch.domain_N)
+        ours_TD, theirs_TD = hidden_of(before, batch), hidden_of(after, batch, under(prior, batch))
+        for part in stretches(batch):
+            ours_CV, theirs_CV = log_probs(before, ours_TD[part.at_C]), log_probs(after, theirs_TD[part.at_C])
+            losses.add(*part.losses(ours_CV))
+            others.add(*part.losses(theirs_CV))
+            divergences.add((ours_CV.exp() * (ours_CV - theirs_CV)).sum(-1), part.domain_C)
+            same.add((ours_CV.argmax(-1) == theirs_CV.argmax(-1)).float(), part.domain_C)
+        done += len(batch)
+        watch("measure", done, len(prompts))
     return {
         **loss_change(losses.by_domain(), others.by_domain()),
         "kl": divergences.by_domain(),
@@ -100,18 +152,21 @@ def compare(
 
 
 @torch.no_grad()
-def loads(model: Decoder, prompts: Prompts) -> Tensor:
+def loads(model: Decoder, prompts: Prompts, watch: Watch = unwatched) -> Tensor:
     """(L, E) int64: how many choices of real tokens each expert gets."""
     moe = model.spec.moe
     assert moe is not None
     load_LE = torch.zeros(len(moe.moe_layers), moe.num_experts, dtype=torch.long)
+    done = 0
     for batch in prompts.batches():
 
         def count(layer: int, routing: Routing, real_T: Tensor = batch.real_T) -> None:
             ids = routing.expert_ids_TK[real_T].flatten()
             load_LE[moe.moe_layers.index(layer)] += torch.bincount(ids[ids >= 0], minlength=moe.num_experts)
 
-        model(batch.ids_NS, RoutingContext(observe=count))
+        hidden_of(model, batch, RoutingContext(observe=count))
+        done += len(batch)
+        watch("load", done, len(prompts))
     return load_LE
 
 

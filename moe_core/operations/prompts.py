@@ -13,7 +13,8 @@ from torch import Tensor
 
 from moe_core.errors import SpecError
 
-BATCH_TOKENS = 4096
+# Few enough that a batch takes seconds and its activations little memory; more make no product quicker.
+BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,12 @@ class Prompts:
             )
 
     def batches(self) -> Iterator[Prompts]:
-        """All prompts in their order, about so many tokens at a time."""
+        """All prompts in their order, about so many tokens at a time, without columns that are padding alone."""
         size = max(1, BATCH_TOKENS // self.ids_NS.shape[1])
         for start in range(0, len(self), size):
-            yield self.take(range(start, min(start + size, len(self))))
+            batch = self.take(range(start, min(start + size, len(self))))
+            longest = int(batch.real_NS.sum(-1).max())
+            yield Prompts(batch.codes, batch.ids_NS[:, :longest], batch.real_NS[:, :longest], batch.domain_N)
 
     @property
     def domain_T(self) -> Tensor:

@@ -22,6 +22,7 @@ from moe_core.model.families import family_for
 from moe_core.operations.measure import compare
 from moe_core.operations.parts import moe_part, rebuilt, spec_with, tensors_of
 from moe_core.operations.prompts import Prompts
+from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec.operations import QuantiseSpec
 
 SIXTEEN_BITS = 2
@@ -29,10 +30,10 @@ SIXTEEN_BITS = 2
 
 @torch.no_grad()
 def quantise(
-    model: Decoder, spec: QuantiseSpec, prompts: Prompts | None = None
+    model: Decoder, spec: QuantiseSpec, prompts: Prompts | None = None, watch: Watch = unwatched
 ) -> tuple[Decoder, dict[str, Any]]:
     """The model with packed experts; with prompts also KL and loss per domain. Raises SpecError for a packed one."""
-    moe_part(model, packed=False)
+    moe = moe_part(model, packed=False)
     quantisation = spec.quantisation
     packed = rebuilt(model, spec_with(model.spec, quantisation=quantisation.model_dump()))
     errors = []
@@ -43,9 +44,10 @@ def quantise(
             new.experts.pack(name, weight)
         per_matrix = {name: relative_error(weights[name], new.experts, name) for name in MATRICES}
         errors.append({"layer": old.layer, **per_matrix})
+        watch("pack", len(errors), len(moe.moe_layers))
     report = {"kind": spec.kind, **quantisation.model_dump(), "error": errors, **bytes_report(packed)}
     if prompts is not None:
-        report |= compare(model, packed, prompts)
+        report |= compare(model, packed, prompts, watch=watch)
     return packed, report
 
 

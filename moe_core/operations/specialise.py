@@ -23,14 +23,19 @@ from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.grow import add_expert, release_twins
 from moe_core.operations.learning import dealt, learning_rate_at, mean_loss
-from moe_core.operations.measure import listening, loads, loss_by_domain, loss_change
+from moe_core.operations.measure import compare, hidden_of, listening, loads
 from moe_core.operations.parts import changeable
 from moe_core.operations.prompts import Prompts
+from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec.operations import AddExpertSpec, SpecialiseCloneSpec
 
 
 def specialise_clone(
-    model: Decoder, spec: SpecialiseCloneSpec, prompts: Prompts, measured_on: Prompts | None = None
+    model: Decoder,
+    spec: SpecialiseCloneSpec,
+    prompts: Prompts,
+    measured_on: Prompts | None = None,
+    watch: Watch = unwatched,
 ) -> tuple[Decoder, dict[str, Any]]:
     """The model with a clone that has learnt `spec.domain`; every other tensor, and every other row, bit for bit.
 
@@ -46,11 +51,12 @@ def specialise_clone(
     others = [row for row in range(len(prompts)) if prompts.codes[int(prompts.domain_N[row])] != spec.domain]
     born, _ = add_expert(model, AddExpertSpec(source=spec.source))
     clone = release_twins(born, 0.0)
-    _learn(clone, moe.num_experts, spec, mine, prompts.take(others))
+    _learn(clone, moe.num_experts, spec, mine, prompts.take(others), watch)
     shown = measured_on or prompts
     share = {
         code: clone_share(clone, moe.num_experts, shown.take(shown.of_domain(code))) for code in shown.codes
     }
+    measured = compare(model, clone, shown, watch=watch)
     return clone, {
         "kind": spec.kind,
         "expert": moe.num_experts,
@@ -58,7 +64,7 @@ def specialise_clone(
         "domain": spec.domain,
         "steps": spec.steps,
         "clone_share": share,
-        **loss_change(loss_by_domain(model, shown), loss_by_domain(clone, shown)),
+        **measured,
     }
 
 
@@ -68,7 +74,9 @@ def clone_share(model: Decoder, expert: int, prompts: Prompts) -> float:
     return float(load_LE[:, expert].sum() / load_LE.sum())
 
 
-def _learn(model: Decoder, clone: int, spec: SpecialiseCloneSpec, mine: Prompts, others: Prompts) -> None:
+def _learn(
+    model: Decoder, clone: int, spec: SpecialiseCloneSpec, mine: Prompts, others: Prompts, watch: Watch
+) -> None:
     model.requires_grad_(False)
     whole = list(_weights(model))
     for weight in whole:
@@ -92,6 +100,7 @@ def _learn(model: Decoder, clone: int, spec: SpecialiseCloneSpec, mine: Prompts,
         with torch.no_grad():
             for weight, master in zip(whole, masters, strict=True):
                 weight[clone] = master.to(weight.dtype)
+        watch("learn", step + 1, spec.steps)
     model.requires_grad_(True)
 
 
@@ -117,7 +126,7 @@ def _loss(
         loss = mean_loss(model, batch)
     if other is not None:
         with torch.no_grad(), listening(model, lambda layer, x_TD: _with_grad(listen, other, layer, x_TD)):
-            model(other.ids_NS)
+            hidden_of(model, other)
     return loss + spec.gate_weight * torch.stack(gate_losses).mean()
 
 

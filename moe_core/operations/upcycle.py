@@ -37,6 +37,7 @@ from moe_core.experts import MixedExperts
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.layers import DenseMlp, MoeMlp
 from moe_core.operations.parts import rebuilt
+from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers.start import start_gate
 from moe_core.spec import LayoutSpec, ModelSpec, MoeSpec
 from moe_core.spec.expert_kinds import ExpertKind, MlpExpert, SwigluExpert
@@ -163,7 +164,7 @@ def cut_layout(dense: ModelSpec, layout: LayoutSpec, granularity: int) -> Layout
 
 
 @torch.no_grad()
-def upcycle(dense: Decoder, spec: UpcycleSpec) -> tuple[Decoder, dict[str, Any]]:
+def upcycle(dense: Decoder, spec: UpcycleSpec, watch: Watch = unwatched) -> tuple[Decoder, dict[str, Any]]:
     """A mixture made of a dense decoder, which is left as it is, and what it has become.
 
     With noise 0 and a plan that keeps the function, outputs equal the dense model's to rounding. Equal seeds give equal
@@ -173,7 +174,7 @@ def upcycle(dense: Decoder, spec: UpcycleSpec) -> tuple[Decoder, dict[str, Any]]
     plan = plan_upcycle(dense.spec, layout, spec.granularity)
     model = rebuilt(dense, layout.applied_to(dense.spec))
     generator = torch.Generator().manual_seed(spec.seed)
-    for moe in model.moe_layers():
+    for done, moe in enumerate(model.moe_layers(), start=1):
         block = dense.layers[moe.layer]
         assert isinstance(block, Block) and isinstance(block.mlp, DenseMlp)
         gate = moe.router.tensors
@@ -183,6 +184,7 @@ def upcycle(dense: Decoder, spec: UpcycleSpec) -> tuple[Decoder, dict[str, Any]]
                 gate["weight"][:: spec.granularity].repeat_interleave(spec.granularity, dim=0)
             )
         _fill_layer(moe, block.mlp, plan, spec.noise, generator)
+        watch("lay", done, len(layout.moe_layers))
     kept = plan.keeps_function and spec.noise == 0.0
     scale = plan.routed[0].scale
     return model, {"kind": spec.kind, "keeps_function": kept, "granularity": spec.granularity, "scale": scale}

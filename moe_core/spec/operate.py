@@ -17,9 +17,10 @@ class OperateSpec(Spec):
     """One operation on the experts of a model, measured on held-out logs where there are any."""
 
     operation: OperationSpec
-    # Prompts of each domain that are learnt from, and as many held-out ones that are measured on.
-    prompts_per_domain: Annotated[int, Field(ge=1, le=4096)] = 24
-    prompt_tokens: Annotated[int, Field(ge=8, le=4096)] = 96
+    # Prompts of each domain that are learnt from, and as many held-out ones that are measured on: few enough that an
+    # operation on a small model takes a minute or two on two cores.
+    prompts_per_domain: Annotated[int, Field(ge=1, le=4096)] = 16
+    prompt_tokens: Annotated[int, Field(ge=8, le=4096)] = 64
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 

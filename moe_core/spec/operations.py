@@ -109,9 +109,9 @@ class SpecialiseCloneSpec(Spec):
     kind: Literal["specialise_clone"] = "specialise_clone"
     source: ExpertIndex = 0
     domain: Code
-    steps: Steps = 32
+    steps: Steps = 16
     learning_rate: Rate = 1e-3
-    batch_prompts: Annotated[int, Field(ge=1, le=1024)] = 8
+    batch_prompts: Annotated[int, Field(ge=1, le=1024)] = 4
     # Weight of the loss that sends the domain's tokens to the clone and all others to its source.
     gate_weight: Weight = 1.0
     seed: Seed = 0
@@ -132,13 +132,13 @@ class DistilSpec(Spec):
     top_k: Annotated[int, Field(ge=1, le=64)] | None = None
     # Keep so many neurons of each expert; None keeps all.
     moe_intermediate_size: Width | None = None
-    steps: Steps = 64
+    steps: Steps = 24
     learning_rate: Rate = 1e-3
     # Of the gates; None: as the rest. Gates are clipped by their own norm, then everything by that of all.
     router_learning_rate: Rate | None = None
     clip_norm: Norm = 1.0
     router_clip_norm: Norm = 1.0
-    batch_prompts: Annotated[int, Field(ge=1, le=1024)] = 8
+    batch_prompts: Annotated[int, Field(ge=1, le=1024)] = 4
     temperature: Annotated[float, Field(ge=0.1, le=100.0)] = 2.0
     logit_weight: Weight = 1.0
     router_weight: Weight = 0.1

@@ -5,7 +5,7 @@ The operations themselves are `moe_core.operations`; each is short beside a tuni
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from moe_core.operations.prompts import Prompts
 from moe_core.operations.quantise import quantise
 from moe_core.operations.specialise import specialise_clone
 from moe_core.operations.upcycle import upcycle
+from moe_core.operations.watch import Part, Watch
 from moe_core.spec.operate import OperateSpec
 from moe_core.training.data import read_conversations
 from moe_core.training.job import JobIO, finite_or_null
@@ -37,6 +38,43 @@ from moe_core.training.progress import Progress
 STAGES = ("read", "operate", "measure", "save")
 MODEL, OTHER, TRAIN, HELD_OUT = "model", "other-", "train.jsonl", "held_out.jsonl"
 Done = tuple[Decoder, dict[str, Any]]
+# About how long each part takes beside the others; only the progress bar hangs on it.
+WEIGHTS: dict[Part, float] = {
+    "load": 2, "inputs": 2, "align": 2, "fit": 2, "pack": 1, "lay": 1, "learn": 10, "measure": 4,
+}  # fmt: skip
+PARTS: dict[str, tuple[Part, ...]] = {
+    "upcycle": ("lay",),
+    "quantise": ("pack",),
+    "remove": ("load", "measure"),
+    "merge": ("load", "inputs", "align", "measure"),
+    "compose": ("fit", "measure"),
+    "specialise_clone": ("learn", "measure"),
+    "distil": ("inputs", "load", "align", "learn", "measure"),
+}
+
+
+def parts_of(spec: OperateSpec, has_held_out: bool) -> tuple[Part, ...]:
+    """What an operation does, in order; without held-out logs nothing that reads them is done."""
+    parts = PARTS.get(spec.operation.kind, ())
+    learns = spec.needs_logs
+    return tuple(part for part in parts if learns or has_held_out or part in ("align", "lay", "pack"))
+
+
+class Watcher:
+    """Tells how far one stage of an operation is, and ends it when somebody asks."""
+
+    def __init__(self, progress: Progress, stage: str, parts: Sequence[Part]) -> None:
+        self.progress, self.stage, self.parts = progress, stage, list(parts)
+
+    def __call__(self, part: Part, done: int, of: int) -> None:
+        """Raises Cancelled or Paused."""
+        self.progress.raise_if_asked()
+        if part not in self.parts:
+            self.parts.append(part)
+        at = self.parts.index(part)
+        before, own = sum(WEIGHTS[one] for one in self.parts[:at]), WEIGHTS[part] * done / max(1, of)
+        whole = sum(WEIGHTS[one] for one in self.parts)
+        self.progress.part(self.stage, part, done, of, (before + own) / whole)
 
 
 def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
@@ -53,10 +91,12 @@ def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
     progress.raise_if_asked()
     progress.stage("operate")
     progress.log(f"{spec.operation.kind} on {len(models)} model{'s' if len(models) > 1 else ''}")
-    changed, report = _perform(spec, models, train, held_out)
+    watch = Watcher(progress, "operate", parts_of(spec, held_out is not None))
+    changed, report = _perform(spec, models, train, held_out, watch)
     progress.raise_if_asked()
     progress.stage("measure")
-    report = finite_or_null(_measured(report, models[0], changed, held_out))
+    watch = Watcher(progress, "measure", ("measure",))
+    report = finite_or_null(_measured(report, models[0], changed, held_out, watch))
     io.event("report", {"stage": "measure", "name": "operation", "figures": report})
     progress.raise_if_asked()
     progress.stage("save")
@@ -70,32 +110,36 @@ def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
 
 
 def _perform(
-    spec: OperateSpec, models: list[Decoder], train: Prompts | None, held_out: Prompts | None
+    spec: OperateSpec,
+    models: list[Decoder],
+    train: Prompts | None,
+    held_out: Prompts | None,
+    watch: Watch,
 ) -> Done:
     operation, model = spec.operation, models[0]
     if spec.needs_logs and train is None:
         raise SpecError(f"{operation.kind} learns from logs; name a corpus with logs of the model's domains")
     acts: dict[str, Callable[[], Done]] = {
-        "upcycle": lambda: upcycle(model, operation),  # type: ignore[arg-type]
+        "upcycle": lambda: upcycle(model, operation, watch),  # type: ignore[arg-type]
         "grow": lambda: grow(model, operation),  # type: ignore[arg-type]
         "add": lambda: add_expert(model, operation),  # type: ignore[arg-type]
-        "remove": lambda: remove_expert(model, operation, held_out),  # type: ignore[arg-type]
-        "merge": lambda: merge_experts(model, operation, held_out),  # type: ignore[arg-type]
-        "quantise": lambda: quantise(model, operation),  # type: ignore[arg-type]
-        "compose": lambda: compose(models, operation, train),  # type: ignore[arg-type]
-        "specialise_clone": lambda: specialise_clone(model, operation, train, held_out),  # type: ignore[arg-type]
-        "distil": lambda: distil(model, operation, train, held_out),  # type: ignore[arg-type]
+        "remove": lambda: remove_expert(model, operation, held_out, watch),  # type: ignore[arg-type]
+        "merge": lambda: merge_experts(model, operation, held_out, watch),  # type: ignore[arg-type]
+        "quantise": lambda: quantise(model, operation, watch=watch),  # type: ignore[arg-type]
+        "compose": lambda: compose(models, operation, train, watch),  # type: ignore[arg-type]
+        "specialise_clone": lambda: specialise_clone(model, operation, train, held_out, watch),  # type: ignore[arg-type]
+        "distil": lambda: distil(model, operation, train, held_out, watch),  # type: ignore[arg-type]
     }
     return acts[operation.kind]()
 
 
 def _measured(
-    report: dict[str, Any], before: Decoder, after: Decoder, held_out: Prompts | None
+    report: dict[str, Any], before: Decoder, after: Decoder, held_out: Prompts | None, watch: Watch
 ) -> dict[str, Any]:
     """Loss per domain and divergence beside the operation's own figures, where it has not told them."""
     if held_out is None or "loss_after" in report:
         return report
-    return {**report, **compare(before, after, held_out)}
+    return {**report, **compare(before, after, held_out, watch=watch)}
 
 
 def _model_dirs(io: JobIO) -> Iterator[Path]:

@@ -41,6 +41,12 @@ class Progress:
         if self._due(done >= of):
             self.io.event("step", {"stage": stage, "step": done, "of": of})
 
+    def part(self, stage: str, part: str, done: int, of: int, inside: float) -> None:
+        """So much of one part of a stage is done; `inside` is the share of the whole stage, from 0 to 1."""
+        if self._due(done >= of):
+            told = {"stage": stage, "part": part, "step": done, "of": of, "inside": round(inside, 4)}
+            self.io.event("step", told)
+
     def step(
         self,
         stage: str,

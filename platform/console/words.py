@@ -37,7 +37,6 @@ WORDS: tuple[str, ...] = (
     _("quiet: no token passed it"),
     _("no experts"),
     _("step {step}"),
-    _("step {step} of {of}"),
     _("step {step}, expert {expert}: {ratio}×"),
     _("No answer from the server. Check the connection and try again."),
     _("The server refused this ({status})."),

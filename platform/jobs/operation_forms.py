@@ -12,10 +12,26 @@ from accounts.models import Team
 from corpora.selectors import corpora_of
 from jobs.forms import MAX_CHOICES, version_words
 from layouts.selectors import layouts_of
-from moe_core.spec.operate import LEARNING
-from registry.models import VersionState
+from moe_core.spec.base import Spec
+from moe_core.spec.operate import LEARNING, OperateSpec
+from moe_core.spec.operations import (
+    AddExpertSpec,
+    ComposeSpec,
+    DistilSpec,
+    GrowSpec,
+    MergeExpertsSpec,
+    RemoveExpertSpec,
+    SpecialiseCloneSpec,
+)
+from moe_core.spec.quantisation import ExpertQuantSpec
+from registry.models import ModelVersion, VersionState
 from registry.operated import OPERATIONS
 from registry.selectors import versions_of
+
+
+def default(schema: type[Spec], name: str) -> Any:
+    """What the specification takes when the form says nothing."""
+    return schema.model_fields[name].default
 
 
 def _expert(label: Any, **more: Any) -> forms.IntegerField:
@@ -42,7 +58,17 @@ class OperateForm(forms.Form):
         label=_("Logs"), coerce=int, empty_value=None, required=False,
         help_text=_("Loss is measured on their held-out rows, domain by domain."),
     )  # fmt: skip
-    COMMON = ("name", "model_version", "corpus")
+    prompts_per_domain = forms.IntegerField(
+        label=_("Prompts of each domain"), min_value=1, max_value=4096, required=False,
+        initial=default(OperateSpec, "prompts_per_domain"),
+        help_text=_("From the logs, to learn from and to measure on. Twice as many take twice as long."),
+    )  # fmt: skip
+    prompt_tokens = forms.IntegerField(
+        label=_("Tokens of a prompt, at most"), min_value=8, max_value=4096, required=False,
+        initial=default(OperateSpec, "prompt_tokens"),
+    )  # fmt: skip
+    OPTIONS = ("prompts_per_domain", "prompt_tokens")
+    COMMON = ("name", "model_version", "corpus", *OPTIONS)
 
     def __init__(self, *args: Any, team: Team, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -53,9 +79,19 @@ class OperateForm(forms.Form):
         ]
         self.versions = [(version.pk, version_words(version)) for version in versions]
         self.fields["model_version"].choices = self.versions  # type: ignore[attr-defined]
+        chosen = {str(version.pk): version for version in versions}.get(
+            str(self.initial.get("model_version", "")), versions[0] if versions else None
+        )
+        if chosen is not None:
+            self.suit(chosen)
         logs = [(corpus.pk, corpus.name) for corpus in corpora_of(team).exclude(train=None)[:MAX_CHOICES]]
         self.fields["corpus"].required = self.kind in LEARNING
+        # The newest logs, for a change that is not measured may have broken anything.
+        self.fields["corpus"].initial = logs[0][0] if logs else None
         self.fields["corpus"].choices = logs if self.kind in LEARNING else [("", _("none")), *logs]  # type: ignore[attr-defined]
+
+    def suit(self, version: ModelVersion) -> None:
+        """Set what hangs on the version: numbers that no specification can have as a default."""
 
     @property
     def own_fields(self) -> list[Any]:
@@ -74,6 +110,7 @@ class OperateForm(forms.Form):
             "model_version": data["model_version"],
             "corpus": data["corpus"],
             "operation": self.operation(),
+            "options": {name: data[name] for name in self.OPTIONS if data[name] is not None},
         }
 
 
@@ -85,8 +122,9 @@ class GrowForm(OperateForm):
         "Double the experts, once or several times. What the model says does not change at that moment."
     )
     num_experts = forms.IntegerField(
-        label=_("Experts a layer, then"), min_value=2, max_value=1024, initial=16
-    )
+        label=_("Experts a layer, then"), min_value=2, max_value=1024,
+        help_text=_("Twice as many as now, or four times, eight times …"),
+    )  # fmt: skip
     method = forms.ChoiceField(
         label=_("How"),
         choices=[
@@ -94,7 +132,12 @@ class GrowForm(OperateForm):
             ("double_k", _("both twins, top_k doubles")),
             ("split", _("each expert cut in two, top_k doubles")),
         ],
+        initial=default(GrowSpec, "method"),
     )
+
+    def suit(self, version: ModelVersion) -> None:
+        """Doubled once."""
+        self.fields["num_experts"].initial = min(1024, 2 * version.num_experts)
 
 
 class AddForm(OperateForm):
@@ -102,7 +145,7 @@ class AddForm(OperateForm):
 
     kind, title = "add", OPERATIONS["add"]
     words = _("One more expert in each layer, a twin of another. All others stay bit for bit.")
-    source = _expert(_("Twin of expert"), initial=0)
+    source = _expert(_("Twin of expert"), initial=default(AddExpertSpec, "source"))
 
 
 class RemoveForm(OperateForm):
@@ -111,7 +154,10 @@ class RemoveForm(OperateForm):
     kind, title = "remove", OPERATIONS["remove"]
     words = _("One expert less in each layer. What every domain loses is measured before it is done.")
     expert = _expert(
-        _("Expert"), required=False, help_text=_("Left empty: the one with the least load, by layer.")
+        _("Expert"),
+        required=False,
+        initial=default(RemoveExpertSpec, "expert"),
+        help_text=_("Left empty: the one with the least load, by layer."),
     )
     max_loss_increase = forms.FloatField(
         label=_("Refuse when a domain's loss rises by more"), min_value=0, max_value=1000, required=False,
@@ -127,7 +173,9 @@ class MergeForm(OperateForm):
     first = _expert(_("Expert that stays"), initial=0)
     second = _expert(_("Expert that goes into it"), initial=1)
     weights = forms.ChoiceField(
-        label=_("Weighed"), choices=[("usage", _("by how much each is used")), ("even", _("half and half"))]
+        label=_("Weighed"),
+        choices=[("usage", _("by how much each is used")), ("even", _("half and half"))],
+        initial=default(MergeExpertsSpec, "weights"),
     )
     max_loss_increase = forms.FloatField(
         label=_("Refuse when a domain's loss rises by more"), min_value=0, max_value=1000, required=False,
@@ -145,9 +193,11 @@ class SpecialiseForm(OperateForm):
 
     kind, title = "specialise_clone", OPERATIONS["specialise_clone"]
     words = _("One expert is cloned, and only the clone learns, from the logs of one domain.")
-    source = _expert(_("Clone of expert"), initial=0)
+    source = _expert(_("Clone of expert"), initial=default(SpecialiseCloneSpec, "source"))
     domain = forms.SlugField(label=_("Domain"), max_length=63, help_text=_("Its code, as in the logs."))
-    steps = forms.IntegerField(label=_("Steps"), min_value=0, max_value=1_000_000, initial=32)
+    steps = forms.IntegerField(
+        label=_("Steps"), min_value=0, max_value=1_000_000, initial=default(SpecialiseCloneSpec, "steps")
+    )
 
 
 class QuantiseForm(OperateForm):
@@ -155,13 +205,17 @@ class QuantiseForm(OperateForm):
 
     kind, title = "quantise", OPERATIONS["quantise"]
     words = _("The experts' weights in 8 or 4 bits; everything else stays as it is.")
-    bits = forms.TypedChoiceField(label=_("Bits"), coerce=int, choices=[(4, "4"), (8, "8")])
-    group_size = forms.TypedChoiceField(
-        label=_("Weights that share a scale"), coerce=int, choices=[(64, "64"), (128, "128")]
+    bits = forms.TypedChoiceField(
+        label=_("Bits"), coerce=int, choices=[(4, "4"), (8, "8")], initial=default(ExpertQuantSpec, "bits")
     )
+    group_size = forms.TypedChoiceField(
+        label=_("Weights that share a scale"), coerce=int, choices=[(size, str(size)) for size in (32, 64, 128)],
+        initial=default(ExpertQuantSpec, "group_size"),
+    )  # fmt: skip
     symmetric = forms.BooleanField(
         label=_("Symmetric"),
         required=False,
+        initial=default(ExpertQuantSpec, "symmetric"),
         help_text=_("Without a zero point: smaller, a little less exact."),
     )
 
@@ -177,13 +231,22 @@ class DistilForm(OperateForm):
 
     kind, title = "distil", OPERATIONS["distil"]
     words = _("Experts that answer alike are merged, then the small mixture learns from the large one.")
-    num_experts = forms.IntegerField(label=_("Experts a layer, then"), min_value=1, max_value=1024, initial=4)
-    top_k = forms.IntegerField(label="top_k", min_value=1, max_value=64, required=False)
+    num_experts = forms.IntegerField(label=_("Experts a layer, then"), min_value=1, max_value=1024)
+    top_k = forms.IntegerField(
+        label="top_k", min_value=1, max_value=64, required=False, initial=default(DistilSpec, "top_k"),
+        help_text=_("Left empty: as now."),
+    )  # fmt: skip
     moe_intermediate_size = forms.IntegerField(
         label=_("Neurons of each expert, then"), min_value=1, max_value=1 << 18, required=False,
         help_text=_("Left empty: as many as now."),
     )  # fmt: skip
-    steps = forms.IntegerField(label=_("Steps"), min_value=0, max_value=1_000_000, initial=64)
+    steps = forms.IntegerField(
+        label=_("Steps"), min_value=0, max_value=1_000_000, initial=default(DistilSpec, "steps")
+    )
+
+    def suit(self, version: ModelVersion) -> None:
+        """Half as many experts."""
+        self.fields["num_experts"].initial = max(1, version.num_experts // 2)
 
 
 class ComposeForm(OperateForm):
@@ -200,7 +263,10 @@ class ComposeForm(OperateForm):
         max_length=2000,
         help_text=_("Codes with commas between them."),
     )
-    top_k = forms.IntegerField(label="top_k", min_value=1, max_value=64, initial=1)
+    top_k = forms.IntegerField(
+        label="top_k", min_value=1, max_value=64, required=False, initial=default(ComposeSpec, "top_k"),
+        help_text=_("Left empty: 1 for dense versions, their own for mixtures."),
+    )  # fmt: skip
 
     def __init__(self, *args: Any, team: Team, **more: Any) -> None:
         super().__init__(*args, team=team, **more)
@@ -210,7 +276,8 @@ class ComposeForm(OperateForm):
         """The versions are named beside the operation."""
         data = self.cleaned_data
         codes = [code.strip() for code in data["domains"].split(",") if code.strip()]
-        return {"kind": self.kind, "domains": codes, "top_k": data["top_k"]}
+        top_k = {} if data["top_k"] is None else {"top_k": data["top_k"]}
+        return {"kind": self.kind, "domains": codes, **top_k}
 
     def spec(self) -> dict[str, Any]:
         """With all versions."""

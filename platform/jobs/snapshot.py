@@ -40,6 +40,7 @@ def drawn_events(job: Job) -> list[JobEvent]:
     steps = counting_steps([event for event in events if event.kind == "step" and "loss" in event.payload])
     lines = [event for event in events if event.kind in ("log", "checkpoint", "state")][-DRAWN_LINES:]
     rest = [event for event in events if event.kind in ("stage", "report")]
+    rest += [event for event in events if event.kind == "step" and "part" in event.payload][-1:]
     return sorted([*rest, *evenly(steps, DRAWN_STEPS), *lines], key=lambda event: event.seq)
 
 

@@ -55,12 +55,15 @@ def progress_of(kind: str, payload: Mapping[str, Any]) -> float:
     before = 0.0
     for stage in STAGES[kind]:
         if stage.key == payload.get("stage"):
-            step, of = payload.get("step"), payload.get("of")
-            inside = (
-                step / of
-                if isinstance(step, int) and isinstance(of, int) and of > 0 and "loss" in payload
-                else 0.0
-            )
-            return min(1.0, before + stage.weight * min(1.0, inside))
+            return min(1.0, before + stage.weight * min(1.0, max(0.0, _inside(payload))))
         before += stage.weight
     return 0.0
+
+
+def _inside(payload: Mapping[str, Any]) -> float:
+    """How far the stage itself is: as it says, or by its steps where it has figures; preparation does not count."""
+    inside, step, of = (payload.get(name) for name in ("inside", "step", "of"))
+    if isinstance(inside, int | float):
+        return float(inside)
+    counts = isinstance(step, int) and isinstance(of, int) and of > 0 and "loss" in payload
+    return step / of if counts else 0.0  # type: ignore[operator]

@@ -24,7 +24,7 @@ from jobs.choices import ENDED, OPEN, JobKind, JobState
 from jobs.coverage_of_form import coverage_for
 from jobs.forms import ImportForm, TuneForm, show_error
 from jobs.models import Job
-from jobs.operated import operated_of
+from jobs.operated import PART_WORDS, operated_of
 from jobs.operation_forms import FORMS, OperateForm
 from jobs.overview import list_verdict
 from jobs.report import domains_of, name_of, report_of
@@ -101,6 +101,7 @@ def job_context(job: Job) -> dict[str, Any]:
         "latest": latest,
         "latest_stage": own.title if own else "",
         "by_stage": by_stage,
+        "part_words": PART_WORDS,
         "plan": learning_plan(job),
         "recipe": pages.recipe_of(job),
         "lineage": pages.lineage_of(job),

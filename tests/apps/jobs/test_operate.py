@@ -8,10 +8,16 @@ from common.errors import Invalid
 from jobs.models import Job, JobArtifact
 from jobs.operation_forms import FORMS
 from jobs.services import job_submit
+from moe_core.spec import operations
+from moe_core.spec.operate import OperateSpec
+from moe_core.spec.quantisation import ExpertQuantSpec
 from tests.apps.jobs.fixtures import tune_request
 from tests.apps.registry.fixtures import make_version, moe_spec
 
 pytestmark = pytest.mark.django_db
+OPERATION_SPECS = [
+    one for one in vars(operations).values() if hasattr(one, "model_fields") and "kind" in one.model_fields
+]
 GROW = {"kind": "grow", "num_experts": 8}
 REPORT = {
     "kind": "remove",
@@ -46,7 +52,10 @@ def test_logs_are_frozen_by_their_hashes(people, mixture, tmp_path) -> None:
     corpus = tune_request(people, tmp_path)["corpus"]
     job = operate(people, mixture, {"kind": "distil", "num_experts": 2}, corpus=corpus)
     linked = dict(JobArtifact.objects.filter(job=job).values_list("name", "artifact_id"))
-    assert linked == {"train.jsonl": job.inputs["corpus"]["train"], "held_out.jsonl": job.inputs["corpus"]["held_out"]}
+    assert linked == {
+        "train.jsonl": job.inputs["corpus"]["train"],
+        "held_out.jsonl": job.inputs["corpus"]["held_out"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -111,7 +120,8 @@ def test_a_form_starts_its_job(people, mixture) -> None:
 
 def test_a_complaint_stands_beside_its_field(people, mixture) -> None:
     reply = people.client("owner").post(
-        "/jobs/operate/?operation=merge", {"model_version": mixture.pk, "first": 0, "second": 5000, "weights": "even"}
+        "/jobs/operate/?operation=merge",
+        {"model_version": mixture.pk, "first": 0, "second": 5000, "weights": "even"},
     )
     assert reply.status_code == 422
     assert "1023" in reply.content.decode()
@@ -120,10 +130,34 @@ def test_a_complaint_stands_beside_its_field(people, mixture) -> None:
 @pytest.mark.parametrize("language", ["en", "zh-hans"])
 def test_the_page_shows_what_every_domain_lost(people, mixture, language) -> None:
     job = operate(people, mixture, {"kind": "remove"})
-    Job.objects.filter(pk=job.pk).update(state="succeeded", ended_at=job.created_at, result={"operation": REPORT})
+    Job.objects.filter(pk=job.pk).update(
+        state="succeeded", ended_at=job.created_at, result={"operation": REPORT}
+    )
     client = people.client("teammate")
     client.cookies["django_language"] = language
     page = client.get(f"/jobs/{job.pk}/").content.decode()
     assert "+0.400" in page and "0.2000" in page
     if language == "en":
         assert "by 0.400 nats a token" in page
+
+
+@pytest.mark.parametrize("kind", sorted(FORMS))
+def test_a_form_begins_with_what_the_specification_would_take(people, mixture, kind) -> None:
+    """Left as it is, the form asks for what an empty request would get."""
+    schema = next(one for one in OPERATION_SPECS if one.model_fields["kind"].default == kind)
+    form = FORMS[kind](team=people.owner.team)
+    fields = {**schema.model_fields, **(ExpertQuantSpec.model_fields if kind == "quantise" else {})}
+    compared = 0
+    for name, field in form.fields.items():
+        options = OperateSpec.model_fields if name in form.OPTIONS else fields
+        if name in options and not options[name].is_required() and name not in ("kind", "quantisation"):
+            assert form.get_initial_for_field(field, name) == options[name].default, name
+            compared += 1
+    assert compared >= 2
+
+
+def test_numbers_that_hang_on_the_version_fit_it(people, mixture) -> None:
+    chosen = {"model_version": str(mixture.pk)}
+    grow, distil = (FORMS[kind](team=people.owner.team, initial=chosen) for kind in ("grow", "distil"))
+    assert grow["num_experts"].value() == 2 * mixture.num_experts
+    assert distil["num_experts"].value() == mixture.num_experts // 2

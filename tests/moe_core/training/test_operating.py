@@ -119,3 +119,33 @@ def test_a_cancelled_operation_leaves_nothing(world: Path, mixture: Path, tmp_pa
     with pytest.raises(Cancelled):
         done(io, {"kind": "grow", "num_experts": 8})
     assert not io.out_dir.exists() or not any(io.out_dir.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["remove", "distil", "quantise", "upcycle"])
+def test_what_an_operation_is_doing_is_told_and_never_goes_back(
+    world: Path, mixture: Path, tmp_path: Path, kind: str
+) -> None:
+    more: dict[str, Any] = {
+        "distil": {"num_experts": 2, "steps": 2}, "quantise": {"quantisation": {"group_size": 32}}, "upcycle": UPCYCLE,
+    }.get(kind, {})  # fmt: skip
+    io = io_on(world / "model" if kind == "upcycle" else mixture, world, tmp_path)
+    done(io, {"kind": kind, **more})
+    steps = [step for step in io.of("step") if "part" in step]
+    assert {"operate"} <= {step["stage"] for step in steps} <= {"operate", "measure"}
+    for stage in ("operate", "measure"):
+        inside = [step["inside"] for step in steps if step["stage"] == stage and step["part"] != "measure"]
+        assert inside == sorted(inside)
+        assert all(0.0 < share <= 1.0 for share in inside)
+    assert all(0 < step["step"] <= step["of"] for step in steps)
+
+
+def test_an_operation_heeds_a_wish_to_stop_between_two_pieces_of_work(
+    world: Path, mixture: Path, tmp_path: Path
+) -> None:
+    from moe_core.training.operating import Watcher
+    from moe_core.training.progress import Progress
+
+    io = io_on(mixture, world, tmp_path)
+    io.should_stop = lambda: "cancel"  # type: ignore[method-assign]
+    with pytest.raises(Cancelled):
+        Watcher(Progress(io, ("operate",)), "operate", ("load",))("load", 1, 2)

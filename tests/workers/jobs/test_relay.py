@@ -76,3 +76,15 @@ def test_a_word_that_means_nothing_is_left_out(heard) -> None:
     before = JobEvent.objects.count()
     heard.relay.hear(Message("drop table", {"stage": "x"}))
     assert JobEvent.objects.count() == before
+
+
+def test_parts_of_an_operation_move_the_bar_and_are_kept_now_and_then(heard) -> None:
+    for done in range(1, 101):
+        part = {"stage": "convert", "part": "load", "step": done, "of": 100, "inside": done / 200}
+        heard.relay.hear(Message("step", part))
+    kept = JobEvent.objects.filter(job=heard.job, kind="step")
+    assert 10 <= kept.count() <= 15
+    assert kept.last().payload["step"] == 100
+    assert len(heard.frames) == 100 - kept.count()
+    # A tenth of an import is reading, seven tenths are converting, half of which is done.
+    assert Job.objects.get(pk=heard.job.pk).progress == pytest.approx(0.1 + 0.7 / 2)

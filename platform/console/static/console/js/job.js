@@ -10,6 +10,7 @@
 //   #heat with #heat-at                                       expert load of the last step, every layer
 //   canvas#history with select#layer and #history-at          expert load by step, one layer
 //   #log (role="log") with input#follow                       the last lines
+//   [data-doing] with [data-doing-words], [data-doing-count]  the part of an operation that is at work
 //   [data-live-state]                                         how fresh all this is
 // Wire: snapshot {seq, job: {state, stage, progress, …}, events: [event…]}, then events
 //   {seq, kind: "stage"|"step"|"log"|"report"|"checkpoint"|"state", payload: {…}, at}. When anything but a step or a line
@@ -68,6 +69,7 @@ async function fetchParts() {
 function step(data) {
   if (data.stage && data.stage !== stage) enter(data.stage);
   // Preparation has steps, but nothing to draw.
+  if ("part" in data) doing(data);
   if (!("loss" in data)) { note(data); return; }
   const heat = data.heat, cells = heat ? loads(heat.counts.flat(), heat.layers.length, heat.num_experts) : null;
   if (heat && (!shape || shape.layers.length !== heat.layers.length)) { shape = { layers: heat.layers, experts: heat.num_experts }; layerChoices(); }
@@ -81,13 +83,23 @@ function thin() { const recent = steps.slice(-KEEP / 4); steps = [...steps.slice
 
 function enter(name) {
   if (!name) return;
+  if (over) { stage = name; return; }
+  if (name !== stage) for (const node of $$('[data-kpi-note="progress"]')) node.textContent = stageName(name);
   stage = name;
-  if (over) return;
   const all = $$("[data-station]", root.closest("main")), at = all.findIndex((node) => node.dataset.station === name);
   if (at < 0) return;
   all.forEach((node, i) => { node.classList.toggle("done", i < at); if (i === at) node.setAttribute("aria-current", "step"); else node.removeAttribute("aria-current"); });
 }
-function note(one) { if (!over) for (const node of $$('[data-kpi-note="progress"]')) node.textContent = [stageName(one.stage), t("step {step} of {of}", { step: fmt(one.step), of: fmt(one.of) })].filter(Boolean).join(" · "); }
+function note(one) { if (!over) for (const node of $$('[data-kpi-note="progress"]')) node.textContent = `${stageName(one.stage)} ${fmt(one.step)} / ${fmt(one.of)}`; }
+// A part of an operation: its words are the server's, its count is the run's.
+function doing(one) {
+  const box = $("[data-doing]");
+  if (!box || over) return;
+  box.hidden = false;
+  $("[data-doing-words]", box).textContent = JSON.parse(box.dataset.words)[one.part] ?? one.part;
+  $("[data-doing-count]", box).textContent = `${fmt(one.step)} / ${fmt(one.of)}`;
+  $("progress", box).value = one.of ? one.step / one.of : 0;
+}
 function kpi(key, value) { for (const node of $$(`[data-kpi="${key}"]`)) node.textContent = SHOW[key](value); for (const bar of $$(`progress[data-progress]`)) if (key === "progress") bar.value = value; }
 
 function line({ level = "info", text = "" }, at) {
@@ -123,7 +135,7 @@ function paint() {
     for (const svg of $$("[data-curve]")) curve(svg);
     byDomain();
     board();
-    note(last);
+    if (last.stage === stage) note(last);
     history();
   }
   const log = $("#log");
@@ -223,7 +235,7 @@ if (root?.dataset.liveUrl) {
       dirty = true; paint();
     },
     event(one) {
-      if (one.kind === "state") { shown = one.payload.state; over = ENDED.includes(shown); }
+      if (one.kind === "state") { shown = one.payload.state; over = ENDED.includes(shown); if (over && $("[data-doing]")) $("[data-doing]").hidden = true; }
       apply(one);
     },
     state: showState,
