@@ -10,7 +10,7 @@ Shapes: P phases (prefill, decode), N domains (row 0: none), L expert layers, E 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,17 +50,13 @@ class Cube:
 
     shape: Shape
     counts_PNLE: NDArray[np.int64]
-    reach_PN2: NDArray[np.int64] = field(default=None)  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        if self.reach_PN2 is None:
-            self.reach_PN2 = self.shape.no_reach()
+    reach_PN2: NDArray[np.int64]
 
     @classmethod
     def empty(cls, shape: Shape | None = None) -> Cube:
         """Nothing counted."""
         shape = shape or Shape()
-        return cls(shape, shape.zeros())
+        return cls(shape, shape.zeros(), shape.no_reach())
 
     @property
     def is_blank(self) -> bool:
@@ -152,7 +148,7 @@ def unpack(shape: Shape, data: bytes | memoryview, reach: bytes | memoryview = b
     if not data:
         return Cube.empty(shape)
     counts = _unpacked(data, shape.zeros())
-    return Cube(shape, counts, _unpacked(reach, shape.no_reach()) if reach else None)  # type: ignore[arg-type]
+    return Cube(shape, counts, _unpacked(reach, shape.no_reach()) if reach else shape.no_reach())
 
 
 def _packed(array: NDArray[np.int64]) -> bytes:

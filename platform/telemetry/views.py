@@ -61,9 +61,14 @@ def verdict_of(deployment: Deployment) -> dict[str, str]:
     """The board's answer for its first paint; the browser keeps it true afterwards."""
     version = version_shown(deployment)
     if axes_of(deployment, version).is_dense:
-        return {"state": "off", "strong": _(words.DENSE), "rest": "", "more": "deployment"}
+        return {"state": "off", "strong": _(words.DENSE), "rest": _(words.DENSE_REST), "more": "layout"}
     if version is None:
-        return {"state": "off", "strong": _(words.NO_ENGINE), "rest": _(words.NO_ENGINE_REST), "more": "deployment"}
+        return {
+            "state": "off",
+            "strong": _(words.NO_ENGINE),
+            "rest": _(words.NO_ENGINE_REST),
+            "more": "deployment",
+        }
     cube = window_from_rows(deployment.pk, version, int(time.time())).total().cube
     load_LE = cube.load_LE()
     hot = balance.hottest(cube, load_LE)
@@ -77,7 +82,12 @@ def verdict_of(deployment: Deployment) -> dict[str, str]:
     strong = sentence.format(
         layer=hot.layer, expert=hot.expert, ratio=figures.number(hot.ratio, 1), count=figures.number(asleep)
     )
-    return {"state": "caution" if hot.ratio > HOT or asleep else "ok", "strong": strong, "rest": "", "more": "where"}
+    return {
+        "state": "caution" if hot.ratio > HOT or asleep else "ok",
+        "strong": strong,
+        "rest": "",
+        "more": "where",
+    }
 
 
 def marks_of(deployment: Deployment, since_s: int) -> list[dict[str, Any]]:

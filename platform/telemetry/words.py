@@ -8,6 +8,7 @@ QUIET = _("No token came in the last minute.")
 QUIET_REST = _("Send a request, and the experts light up.")
 NOTHING_SERVES = _("Nothing is deployed, so there is nothing to watch.")
 DENSE = _("This version has no experts: there is no routing to watch.")
+DENSE_REST = _("Its speed stands below; lay experts over it to see them light up.")
 HOT = _("Layer {layer}, expert {expert} carries {ratio}× its fair share.")
 HOT_ASLEEP = _("Layer {layer}, expert {expert} carries {ratio}× its fair share; {count} experts are asleep.")
 LEVEL = _("The load is level: no expert carries more than {ratio}× its fair share.")
@@ -21,6 +22,7 @@ WORDS: tuple[str, ...] = (
     QUIET,
     QUIET_REST,
     DENSE,
+    DENSE_REST,
     HOT,
     HOT_ASLEEP,
     LEVEL,

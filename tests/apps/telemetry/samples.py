@@ -49,6 +49,8 @@ def sample(
         epoch=epoch,
         seq=seq,
         t_ms=int(t_s * 1000),
-        total=Tally(Cube(shape, total.copy()), 3 * tokens, tokens, 0, first, latency.empty()),
+        total=Tally(
+            Cube(shape, total.copy(), shape.no_reach()), 3 * tokens, tokens, 0, first, latency.empty()
+        ),
         gauges={"running": 1, "waiting": 0, "kv_used": 16, "kv_total": 64},
     )

@@ -37,6 +37,7 @@ function show() {
   const names = rowsOf(layers, live?.num_layers ?? 0), same = heat.experts === experts && heat.layers.length === names.length && names.every((row, i) => row.name === heat.layers[i]);
   rows = names;
   if (!same) { heat.reshape({ layers: rows.map(({ name }) => name), experts }); $("#heat-size").textContent = sizeWords(layers.length, experts); }
+  board.classList.toggle("dense", !experts && picture.num_layers > 0);
   $("#heat").hidden = !experts; $("#heat-empty").hidden = Boolean(experts); $("#heat-foot").hidden = !experts;
   limitChoices();
   if (!experts) { $("#heat-empty").textContent = picture.num_layers ? t("This version has no experts: there is no routing to watch.") : t("Nothing serves here yet; the lamps appear with the first version."); return; }
@@ -64,7 +65,7 @@ function limitChoices() {
 function showWords() {
   if (!picture) return;
   const all = seen();
-  showVerdict(all); showLists(all); showOwn(all); showFlow(all); showBalance(all); showWindow(picture);
+  showVerdict(all); showLists(all); showOwn(all); showFlow(all); showBalance(all); showWindow(all);
   if (heat.cursor) heat.tell();
   const table = $("#heat-table"), chosen = getSelection();
   // Text that somebody has marked to copy is left alone.
@@ -124,6 +125,11 @@ $("#pause").addEventListener("click", () => {
 document.addEventListener("keydown", (event) => {
   if (event.key !== " " || !(event.target === document.body || event.target.id === "heat")) return;
   event.preventDefault(); $("#pause").click();
+});
+// "Where" leads to the cell that the verdict names.
+$('#verdict [data-more="where"]').addEventListener("click", (event) => {
+  const worst = picture && seen().found[0];
+  if (worst) { event.preventDefault(); go(worst.index, worst.expert); }
 });
 addEventListener("themechange", () => { if (picture) showWords(); });
 

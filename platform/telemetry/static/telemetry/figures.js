@@ -1,7 +1,7 @@
 // The key figures of the live board, and its last hour.
 import { $, t, fmt } from "/static/console/js/boot.js";
 import { lines, spark } from "/static/console/js/charts.js";
-import { ALL, pick, maxVioByLayer, mean, sum } from "./picture.js";
+import { maxVioByLayer, mean } from "./picture.js";
 
 const SPARK = 40, STEP_S = 10, HOUR_S = 3600;
 
@@ -26,9 +26,9 @@ export function showNow({ rate, gauges = {} }) {
   kpi("cache", cache, 1, gauges.kv_total ? t("{used} of {total} tokens", { used: fmt(gauges.kv_used), total: fmt(gauges.kv_total) }) : t("no engine"));
   trace("output", rate.output); trace("running", gauges.running ?? 0); trace("cache", cache);
 }
-// What the window holds.
-export function showWindow(picture) {
-  const { first_token: first, inter_token: inter, layers } = picture, loads = pick(picture, "", ALL), vios = maxVioByLayer(loads, layers.length, picture.num_experts);
+// What the window holds; balance is that of the phase and domain that are chosen.
+export function showWindow({ picture, loads }) {
+  const { first_token: first, inter_token: inter, layers } = picture, vios = maxVioByLayer(loads, layers.length, picture.num_experts);
   kpi("first", first.p95, 0, first.count ? t("median {value} ms", { value: fmt(first.p50) }) : t("none in this window"));
   kpi("inter", inter.p95, 1, inter.count ? t("median {value} ms", { value: fmt(inter.p50, 1) }) : t("none in this window"));
   const worst = vios.reduce((best, one, i) => (one != null && (best < 0 || one > vios[best]) ? i : best), -1);
@@ -66,6 +66,5 @@ export class History {
     };
     $("#time-title small").textContent = vios.some((one) => one != null) ? t("tokens/s; dashed: MaxVio, its scale ends at {value}", { value: fmt(worst, 1) }) : t("tokens/s");
     if (this.line) this.line.update(options); else this.line = lines(this.host, options);
-    return sum(rates);
   }
 }

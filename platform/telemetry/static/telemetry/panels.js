@@ -20,7 +20,7 @@ function say(state, strong, rest = "", more = "where") {
 }
 export function showVerdict({ picture, view, known, live, found }) {
   const engines = live?.gauges?.engines ?? 0, isLive = view.window === "live";
-  if (!picture.num_experts && picture.num_layers) return say("off", t("This version has no experts: there is no routing to watch."), "", "deployment");
+  if (!picture.num_experts && picture.num_layers) return say("off", t("This version has no experts: there is no routing to watch."), t("Its speed stands below; lay experts over it to see them light up."), "layout");
   if (!sum(picture.counts)) {
     if (!engines) return say("off", t("No engine reports."), t("Its page says what holds it up; the board follows by itself."), "deployment");
     return say("off", isLive ? t("No token came in the last minute.") : t("No token came in this window."), t("Send a request, and the experts light up."), "playground");
