@@ -235,3 +235,62 @@ def test_the_share_to_own_experts_comes_from_hits_and_visits_and_is_measured_aga
     assert found["none"] == found["stranger"] == {"share": None, "tokens": 0}
     assert found["k"] == 2
     assert found["chance"] == pytest.approx([1 / 4, 1 - 30 / 56, 1.0])
+
+
+# What is painted for a row of each kind: the colours in the middle of its cells, as "r,g,b,a".
+PAINTED = """async ({ experts, width, theme }) => {
+  const { Heat, quantise, ASLEEP, QUIET, NONE } = await import("/static/console/js/heat.js");
+  document.documentElement.dataset.theme = theme;
+  const host = document.createElement("div");
+  host.style.inlineSize = `${width}px`;
+  document.querySelector("main").append(host);
+  const kinds = { fair: quantise(1), hot: quantise(8), cold: quantise(1 / 8), asleep: ASLEEP, quiet: QUIET, none: NONE };
+  const heat = new Heat(host, { layers: Object.keys(kinds), experts, groups: 1 });
+  heat.show(Uint8Array.from(Object.values(kinds).flatMap((byte) => Array(experts).fill(byte))));
+  heat.paint();
+  const ratio = devicePixelRatio, seen = {};
+  Object.keys(kinds).forEach((name, row) => {
+    const y = heat.y(row) + (heat.lamps ? heat.pitch / 2 : Math.max(1, heat.pitch / 2 - 1)), colours = new Set();
+    for (let col = 0; col < experts; col++) colours.add(heat.ctx.getImageData(Math.round((heat.x(col) + heat.cell / 2) * ratio), Math.round(y * ratio), 1, 1).data.join());
+    seen[name] = [...colours].sort();
+  });
+  host.remove();
+  return { seen, lamps: heat.lamps };
+}"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("experts", "width", "lamps"), [(8, 900, True), (64, 360, False)])
+def test_each_kind_of_row_is_painted_and_none_is_taken_for_another(
+    console: Page, experts: int, width: int, lamps: bool, theme: str
+) -> None:
+    found = console.evaluate(PAINTED, {"experts": experts, "width": width, "theme": theme})
+    assert found["lamps"] is lamps
+    painted = {name: tuple(colours) for name, colours in found["seen"].items()}
+    # The middles of the cells, row by row; the glow of the hot ones may tint their neighbours a little.
+    assert len(set(painted.values())) == 6, painted
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2's relative luminance of "#rrggbb"."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (one / 12.92 if one <= 0.03928 else ((one + 0.055) / 1.055) ** 2.4 for one in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize(("theme", "least"), [("dark", 3.0), ("light", 1.6)])
+def test_a_load_near_the_fair_share_can_be_told_from_the_ground(
+    console: Page, theme: str, least: float
+) -> None:
+    tokens = console.evaluate(
+        """(theme) => {
+        document.documentElement.dataset.theme = theme;
+        const style = getComputedStyle(document.documentElement), read = (name) => style.getPropertyValue(name).trim();
+        return { ground: read("--ground"), stops: Array.from({ length: 11 }, (_, i) => read(`--heat-${i}`)) };
+    }""",
+        theme,
+    )
+    ground = luminance(tokens["ground"])
+    for stop in tokens["stops"]:
+        high, low = sorted((luminance(stop), ground), reverse=True)
+        assert (high + 0.05) / (low + 0.05) >= least, stop

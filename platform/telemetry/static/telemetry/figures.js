@@ -61,7 +61,7 @@ export class History {
     const flags = this.marks.map((one) => ({ at: 1 - (last - one.t_s) / HOUR_S, label: "" })).filter((one) => one.at > 0 && one.at <= 1).reverse();
     const options = {
       series: [{ values: rates, kind: "a", area: true }, { values: vios.map((one) => (one == null ? null : (one / worst) * top)), kind: "b" }],
-      min: 0, max: top, ticks: 3, height: 96, marks: flags,
+      min: 0, max: top, wanted: 3, height: 96, left: 44, marks: flags,
       labels: [t("{minutes} min ago", { minutes: 60 }), t("{minutes} min ago", { minutes: 30 }), t("now")],
     };
     $("#time-title small").textContent = vios.some((one) => one != null) ? t("tokens/s; dashed: MaxVio, its scale ends at {value}", { value: fmt(worst, 1) }) : t("tokens/s");

@@ -4,7 +4,7 @@
 //   spark(svg, values)        bar(svg, parts, of, limit)        bars(svg, {values, hot})
 // From a template, without a script of its own:
 //   <svg data-lines='{"series":[{"values":[2.6,2.4],"kind":"a"}],"labels":["0","100"]}' role="img" aria-label="…"></svg>
-import { $$ } from "./boot.js";
+import { $$, fmt } from "./boot.js";
 
 const NS = "http://www.w3.org/2000/svg";
 export function s(tag, attributes = {}, ...children) {
@@ -63,7 +63,7 @@ export function lines(host, options) {
     const parts = [];
     for (const [k, value] of ticks.values.entries()) {
       if (value < low - 1e-9 || value > high + 1e-9) continue;
-      parts.push(s("line", { class: "axis", x1: left, x2: width, y1: y(value), y2: y(value) }), s("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(ticks.digits) + (k === ticks.values.length - 1 ? unit : "")));
+      parts.push(s("line", { class: "axis", x1: left, x2: width, y1: y(value), y2: y(value) }), s("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, fmt(value, ticks.digits) + (k === ticks.values.length - 1 ? unit : "")));
     }
     if (fair != null) parts.push(s("line", { class: "fair", x1: left, x2: width, y1: y(fair), y2: y(fair) }));
     for (const { values, kind, area, of = values.length, at } of series) {
@@ -106,7 +106,7 @@ export function bar(host, parts, of, limit) {
 export function bars(host, { values, names = [], hot = Infinity, height = 150, max, left = 26 }) {
   const width = host.parentElement.clientWidth, bottom = height - 22, ticks = ticksOf(0, max ?? Math.max(1e-9, ...values), 4), high = ticks.values.at(-1), parts = [];
   const y = (v) => bottom - (v / high) * (bottom - 6), step = (width - left - 4) / Math.max(1, values.length);
-  for (const value of ticks.values) parts.push(s("line", { class: "axis", x1: left, x2: width, y1: y(value), y2: y(value) }), s("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(ticks.digits)));
+  for (const value of ticks.values) parts.push(s("line", { class: "axis", x1: left, x2: width, y1: y(value), y2: y(value) }), s("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, fmt(value, ticks.digits)));
   values.forEach((value, i) => parts.push(s("rect", { class: value > hot ? "hotbar" : "bar1", x: left + 2 + i * step, y: y(value), width: Math.max(1.5, step - 1.5), height: Math.max(0, bottom - y(value)) })));
   if (names.length) parts.push(s("text", { x: left, y: height - 6 }, names[0]), s("text", { x: width, y: height - 6, "text-anchor": "end" }, names.at(-1)));
   host.setAttribute("class", "chart"); host.setAttribute("viewBox", `0 0 ${width} ${height}`); host.setAttribute("height", height);

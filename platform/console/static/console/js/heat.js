@@ -167,9 +167,10 @@ export class Heat {
     // The few that matter must be found at 3 px: hot ones get a halo, sleeping ones a hollow frame.
     for (let row = 0; row < this.rows; row++) for (let col = 0; col < this.cols; col++) {
       const byte = this.at(col, row);
-      if (byte === QUIET) { ctx.fillStyle = ink.strong; ctx.fillRect(x + Math.floor(this.cell / 2), y + Math.floor(this.pitch / 2) - 1, 1, 1); continue; }
       if (byte !== ASLEEP && (byte < HALO || byte === NONE)) continue;
       const x = this.x(col), y = this.y(row);
+      // Every second dot, so that a row of them is not taken for a line.
+      if (byte === QUIET) { if (col % 2 === 0) { ctx.fillStyle = ink.strong; ctx.fillRect(x, y + Math.floor(this.pitch / 2) - 1, Math.max(1, this.cell - 2), 1); } continue; }
       if (byte === ASLEEP) { ctx.fillStyle = ink.ring; ctx.fillRect(x - 1, y - 1, this.cell + 2, this.pitch + 1); ctx.fillStyle = this.css[ASLEEP]; ctx.fillRect(x, y, this.cell, this.pitch - 1); }
       else { ctx.fillStyle = this.css[byte]; ctx.shadowBlur = this.dark ? 8 : 0; ctx.shadowColor = this.css[byte]; ctx.fillRect(x - 1, y - 1, this.cell + 2, this.pitch + 1); ctx.shadowBlur = 0; }
     }
@@ -217,13 +218,20 @@ export class Heat {
     const [index, expert] = this.cursor;
     this.onPick?.({ layer: this.layers[index], index, expert, byte: this.frame[index * this.experts + expert], said });
   }
+  // The next layer with experts from here on; who walks by keyboard does not stop at dense ones.
+  nextLayer(from, way) {
+    for (let at = from; at >= 0 && at < this.layers.length; at += way) if (this.frame?.[at * this.experts] !== NONE) return at;
+    return null;
+  }
   step(event) {
     const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (!move) return;
     event.preventDefault();
-    const [dl, de] = this.flat ? move : [move[1], move[0]], [layer, expert] = this.cursor ?? [0, 0], far = event.shiftKey ? 8 : 1;
-    const bound = (value, size) => Math.max(0, Math.min(size - 1, value));
-    this.pick([bound(layer + dl * far, this.layers.length), bound(expert + de * far, this.experts)]);
+    const far = event.shiftKey ? 8 : 1, bound = (value, size) => Math.max(0, Math.min(size - 1, value));
+    const [dl, de] = this.flat ? move : [move[1], move[0]], first = this.cursor ? null : this.nextLayer(0, 1);
+    if (first != null) { this.pick([first, 0]); return; }
+    const [layer, expert] = this.cursor ?? [0, 0], aim = bound(layer + dl * far, this.layers.length);
+    this.pick([dl ? this.nextLayer(aim, dl) ?? layer : layer, bound(expert + de * far, this.experts)]);
   }
 }
 
