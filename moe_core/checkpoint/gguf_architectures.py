@@ -227,3 +227,12 @@ ARCHITECTURES: Mapping[str, Callable[[Keys], Config]] = {
     "deepseek2": _deepseek2,
     "gpt-oss": _gpt_oss,
 }
+# Which families come out of them.
+FAMILIES_OF: Mapping[str, tuple[str, ...]] = {
+    "llama": ("llama", "mixtral"),
+    "qwen2moe": ("qwen2_moe",),
+    "qwen3moe": ("qwen3_moe",),
+    "olmoe": ("olmoe",),
+    "deepseek2": ("deepseek_v3",),
+    "gpt-oss": ("gpt_oss",),
+}

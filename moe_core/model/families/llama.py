@@ -1,4 +1,7 @@
-"""Llama and its kin (SmolLM2): the dense decoder."""
+"""Llama and its kin (SmolLM2): the dense decoder.
+
+Source: Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models", arXiv 2302.13971.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from gguf.quants import quantize
 
 from moe_core.checkpoint import gguf as importing
 from moe_core.checkpoint.gguf import decoder_from, import_gguf, read_gguf
-from moe_core.checkpoint.gguf_architectures import ARCHITECTURES
+from moe_core.checkpoint.gguf_architectures import ARCHITECTURES, FAMILIES_OF
 from moe_core.checkpoint.gguf_config import spec_from_metadata
 from moe_core.checkpoint.gguf_header import GgufHead, read_head
 from moe_core.checkpoint.gguf_tokenizer import _splitter
@@ -24,6 +24,7 @@ from moe_core.model import Decoder
 
 transformers = pytest.importorskip("transformers")
 
+from tests.moe_core.checkpoint.gguf_models import ARCHITECTURES as WRITTEN  # noqa: E402
 from tests.moe_core.checkpoint.gguf_models import Storing, Tensors, widened, write_gguf  # noqa: E402
 from tests.moe_core.model.hf_families import CASES, DEEPSEEK, YARN, model_of  # noqa: E402
 from tests.moe_core.model.test_family_parity import IDS, TOLERANCE, relative  # noqa: E402
@@ -50,15 +51,11 @@ def read(path: Path) -> Decoder:
         return decoder_from(file, spec_from_metadata(file.head, file.name), "float32")
 
 
-def test_every_architecture_has_a_case() -> None:
-    told = {gguf.MODEL_ARCH_NAMES[arch] for arch in map(architecture, CASE)}
-    assert told == set(ARCHITECTURES)
-
-
-def architecture(case: str) -> gguf.MODEL_ARCH:
-    from tests.moe_core.checkpoint.gguf_models import ARCHITECTURES as THEIRS
-
-    return THEIRS[case.split(",")[0]]
+def test_every_architecture_and_each_of_its_families_has_a_case() -> None:
+    families = {case.split(",")[0] for case in CASE}
+    told = {(gguf.MODEL_ARCH_NAMES[WRITTEN[family]], family) for family in families}
+    assert told == {(name, family) for name, families in FAMILIES_OF.items() for family in families}
+    assert FAMILIES_OF.keys() == ARCHITECTURES.keys()
 
 
 @torch.no_grad()
