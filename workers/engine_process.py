@@ -79,6 +79,8 @@ def serve_spec(replica: Replica, epoch: int) -> ServeSpec:
         max_waiting=chosen.max_waiting,
         kv_tokens=chosen.kv_tokens,
         batch_invariant=chosen.batch_invariant,
+        resident_experts=chosen.resident_experts,
+        expert_affinity_steps=chosen.expert_affinity_steps,
         drain_s=DRAIN_S,
     )
 

@@ -13,6 +13,7 @@ from moe_core.engine.affinity import ExpertAffinity
 from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from moe_core.engine.detokenizer import Detokenizer, TextStream
 from moe_core.engine.events import Delta, Done, Event, Failed, Started
+from moe_core.engine.residency import ResidentExperts
 from moe_core.engine.routed_experts import RoutedExperts
 from moe_core.engine.runner import ModelRunner
 from moe_core.engine.sampler import Sample, sample
@@ -31,7 +32,14 @@ logger = logging.getLogger(__name__)
 class Engine:
     """Continuous batching over one model."""
 
-    def __init__(self, spec: ServeSpec, model: Decoder, *, end_tokens: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        spec: ServeSpec,
+        model: Decoder,
+        *,
+        end_tokens: Iterable[int] = (),
+        residency: ResidentExperts | None = None,
+    ) -> None:
         self.spec = spec
         self.routing = spec.routing()
         # One block more than asked for: block 0 is padding.
@@ -50,6 +58,7 @@ class Engine:
             num_blocks=self.pool.num_blocks,
             max_batch_tokens=spec.max_batch_tokens,
             num_threads=spec.num_threads,
+            residency=residency,
         )
         counts = self.runner.counts
         if counts is not None and self.routing.domains and spec.expert_affinity_steps:
@@ -179,6 +188,11 @@ class Engine:
     def end_all(self, code: str, message: str) -> list[Event]:
         """Fail every sequence that is left, and free its blocks."""
         return [self._fail(sequence, code, message) for sequence in list(self._sequences.values())]
+
+    def close(self) -> None:
+        """Let go of files and threads; after the last step."""
+        if self.runner.residency is not None:
+            self.runner.residency.close()
 
     def forget_history(self) -> None:
         """Start statistics and prefix cache anew; for after the warm-up."""

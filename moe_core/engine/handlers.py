@@ -118,7 +118,11 @@ async def stats(request: web.Request) -> web.Response:
     require_engine(service)
     assert service.shape is not None
     now = await service.on_engine(lambda engine: engine.stats.snapshot(engine))
-    return web.json_response(samples.totals(service.shape, now))
+    value = samples.totals(service.shape, now)
+    held = await service.on_engine(
+        lambda engine: engine.runner.residency and engine.runner.residency.as_json()
+    )
+    return web.json_response(value if held is None else value | {"residency": held})
 
 
 @routes.get("/samples")

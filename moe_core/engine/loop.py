@@ -83,7 +83,10 @@ class EngineLoop(threading.Thread):
         try:
             engine = self._build(lambda state: self._on_state(state, None))
             self._on_state(EngineState.READY, None)
-            self._serve(engine)
+            try:
+                self._serve(engine)
+            finally:
+                engine.close()
         except BaseException as error:
             logger.exception("the engine stopped")
             with self._gate:

@@ -5,6 +5,7 @@ Shapes: T tokens of the step, B chunks that end in a sample, D model width, V vo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Chunks
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from moe_core.engine.attention import StepAttention
 from moe_core.engine.kv_cache import PagedKVCache
+from moe_core.engine.residency import ResidentExperts
 from moe_core.engine.routing_counts import RoutingCounts
 from moe_core.engine.scheduler import Chunk
 from moe_core.errors import SpecError
@@ -19,8 +21,11 @@ from moe_core.kernels.cpu.linear import MAX_TOKENS, linear_to_float
 from moe_core.model.context import RoutingContext
 from moe_core.model.decoder import Decoder
 from moe_core.model.domain_prior import DomainPrior
+from moe_core.routers import Routing
 from moe_core.routers.mapped import label_table
 from moe_core.spec import RoutingSpec
+
+Observer = Callable[[int, Routing], None]
 
 
 class ModelRunner:
@@ -34,6 +39,7 @@ class ModelRunner:
         num_blocks: int,
         max_batch_tokens: int,
         num_threads: int,
+        residency: ResidentExperts | None = None,
     ) -> None:
         moe = model.spec.moe
         if moe is not None and moe.gate.sees_the_batch:
@@ -46,6 +52,7 @@ class ModelRunner:
         self.num_threads = num_threads
         self.cache = PagedKVCache(model.spec, num_blocks, model.dtype, self.device)
         self.counts: RoutingCounts | None = None
+        self.residency = residency
         if moe is not None:
             labels_NE = label_table(routing, moe.num_experts)
             self.counts = RoutingCounts(moe, labels_NE, max_batch_tokens, self.device)
@@ -96,7 +103,19 @@ class ModelRunner:
                 [chunk.sequence.domain for chunk in chunks for _ in range(chunk.num_tokens)],
                 device=self.device,
             )
-        return RoutingContext(domain_T=domain_T, prior=self.prior, observe=self.counts.observe)
+        return RoutingContext(domain_T=domain_T, prior=self.prior, observe=self.observer(self.counts.observe))
+
+    def observer(self, note: Observer) -> Observer:
+        """`note`, and before the experts run those that were chosen are in memory."""
+        residency = self.residency
+        if residency is None:
+            return note
+
+        def observe(layer: int, routing: Routing) -> None:
+            note(layer, routing)
+            residency.visit(layer, routing)
+
+        return observe
 
     def _sampled_rows(self, chunks: Chunks[Chunk]) -> Tensor:
         rows, end = [], 0

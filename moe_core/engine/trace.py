@@ -47,7 +47,9 @@ def trace(engine: Engine, prompt_ids: list[int], domain: int) -> list[dict[str, 
             }
         )
 
-    context = RoutingContext(torch.full((num_tokens,), domain, device=runner.device), runner.prior, observe)
+    context = RoutingContext(
+        torch.full((num_tokens,), domain, device=runner.device), runner.prior, runner.observer(observe)
+    )
     runner.model.hidden(
         torch.tensor(prompt_ids, device=runner.device),
         torch.arange(num_tokens, device=runner.device),

@@ -47,6 +47,8 @@ class ServeSpec(Spec):
     # Waiting requests whose domain shares experts with the running ones go first, but nobody is overtaken once it has
     # been overtaken so many steps ago; 0: the fair order alone.
     expert_affinity_steps: Annotated[int, Field(ge=0, le=100_000)] = 0
+    # How many experts, over all layers, are held in memory; the others are read from disk when they are used. None: all.
+    resident_experts: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     # The same numbers whatever shares the batch: each chunk is computed by itself, prompts in equal pieces. Slower.
     batch_invariant: bool = False
     drain_s: Annotated[float, Field(ge=0.0, le=3600.0)] = 20.0

@@ -30,6 +30,10 @@ class EngineSettings(Spec):
     max_batch_tokens: Annotated[int, Field(ge=1, le=65_536)] = 512
     kv_tokens: Annotated[int, Field(ge=256, le=1 << 22)] = 16_384
     max_waiting: Annotated[int, Field(ge=0, le=4096)] = 64
+    # Fewer experts in memory than the model has: the others are read from disk when they are used.
+    resident_experts: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    # How many steps a waiting request may be overtaken for, by ones that share experts with those that run; 0: never.
+    expert_affinity_steps: Annotated[int, Field(ge=0, le=100_000)] = 0
     # The same answers to the last bit whatever shares the batch; slower.
     batch_invariant: bool = False
     prior_mode: Literal["none", "bias", "mask"] | None = None
@@ -80,10 +84,20 @@ class Need:
 
 def need_of(spec: dict[str, Any], settings: dict[str, Any]) -> Need:
     """Estimate the memory of one replica from the model's specification and the engine's settings."""
-    chosen, cost = EngineSettings.parse(settings), cost_of(ModelSpec.parse(spec))
+    model = ModelSpec.parse(spec)
+    chosen, cost = EngineSettings.parse(settings), cost_of(model)
     # The cost counts 16-bit keys and values; an engine in float32 keeps them in 32.
     widening = 2 if chosen.dtype == "float32" else 1
     return Need(
-        weights=cost.bytes[DTYPE_PRECISION[chosen.dtype]],
+        weights=cost.bytes[DTYPE_PRECISION[chosen.dtype]] - _bytes_on_disk(model, chosen, cost.params.experts),
         cache=chosen.kv_tokens * cost.kv_bytes_per_token * widening,
     )
+
+
+def _bytes_on_disk(model: ModelSpec, chosen: EngineSettings, expert_params: int) -> int:
+    """What experts that are not resident would take; experts in few bits are counted as if all were."""
+    if model.moe is None or chosen.resident_experts is None or model.moe.quantisation is not None:
+        return 0
+    number = len(model.moe.moe_layers) * model.moe.num_experts
+    absent = max(0, number - chosen.resident_experts)
+    return expert_params // number * absent * (4 if chosen.dtype == "float32" else 2)

@@ -74,7 +74,9 @@ def test_who_was_overtaken_long_enough_goes_first() -> None:
     assert affinity.choose(waiting, running, 15) == 1
 
 
-def serve(arrivals: list[tuple[int, int, int]], bound: int | None, max_sequences: int = 3) -> tuple[list[int], int]:
+def serve(
+    arrivals: list[tuple[int, int, int]], bound: int | None, max_sequences: int = 3
+) -> tuple[list[int], int]:
     """The step at which each (step of arrival, domain, answer tokens) was taken; experts read, summed over steps."""
     affinity = None if bound is None else ExpertAffinity(counts_of(4), max_delay_steps=bound)
     planner = Scheduler(
@@ -115,11 +117,15 @@ def check_overtaking(taken: Sequence, planner: Scheduler, step: int, bound: int 
             assert planner.num_steps - taken.overtaken_at_step >= bound
 
 
-ARRIVALS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3), st.integers(1, 12)), min_size=1, max_size=40)
+ARRIVALS = st.lists(
+    st.tuples(st.integers(0, 30), st.integers(0, 3), st.integers(1, 12)), min_size=1, max_size=40
+)
 
 
 @given(ARRIVALS, st.integers(1, 20), st.integers(1, 4))
-def test_nobody_starves_and_nobody_is_overtaken_beyond_the_bound(arrivals, bound: int, max_sequences: int) -> None:
+def test_nobody_starves_and_nobody_is_overtaken_beyond_the_bound(
+    arrivals, bound: int, max_sequences: int
+) -> None:
     arrivals = sorted(arrivals)
     taken, _ = serve(arrivals, bound, max_sequences)
     plain, _ = serve(arrivals, None, max_sequences)
@@ -147,13 +153,15 @@ def test_mixed_domains_read_fewer_experts() -> None:
 
 
 def test_the_engine_reads_fewer_experts_and_says_the_same(mixtral) -> None:
-    domains = [
-        {"code": f"d{n}", "name_en": f"D{n}", "name_zh": f"领域{n}", "experts": [n]} for n in range(4)
-    ]
+    domains = [{"code": f"d{n}", "name_en": f"D{n}", "name_zh": f"领域{n}", "experts": [n]} for n in range(4)]
     found = {}
     for steps in (0, 30):
         spec = serve_spec(
-            domains=domains, prior_mode="bias", prior_strength=50.0, max_sequences=3, expert_affinity_steps=steps
+            domains=domains,
+            prior_mode="bias",
+            prior_strength=50.0,
+            max_sequences=3,
+            expert_affinity_steps=steps,
         )
         run = Run(Engine(spec, mixtral))
         for domain in range(4):

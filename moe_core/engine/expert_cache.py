@@ -1,0 +1,160 @@
+"""Which experts are held in fast memory: the rules alone, without any memory. Used by the engine and by simulations.
+
+Every layer is visited once a step, always in the same order, so the next use of an expert lies at the next visit of its
+layer, if it is used then. With p the chance that a visit uses the expert (an average that forgets, so both frequent and
+recent use count), its next use is expected after d + L · (1/p - 1) visits, where d is how far away its layer is. The
+expert whose next use is expected latest gives way: Belady's rule on expectations.
+
+Shapes: L expert layers, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+# How much one visit weighs in the average: the memory is some ten steps long.
+FORGETTING = 0.1
+LEAST_CHANCE = 1e-4
+Key = tuple[int, int]
+# A layer and the experts that its tokens went to, in the order of computation.
+Visit = tuple[int, tuple[int, ...]]
+
+
+class ExpertCache:
+    """The set of resident experts, `capacity` of them over all layers.
+
+    Raises ValueError when a single visit might need more than `capacity`.
+    """
+
+    def __init__(self, num_layers: int, num_experts: int, capacity: int) -> None:
+        if capacity < num_experts:
+            raise ValueError(
+                f"capacity ({capacity}) must hold the {num_experts} experts that one layer may need at once"
+            )
+        self.capacity = min(capacity, num_layers * num_experts)
+        self.resident_LE: NDArray[np.bool_] = np.zeros((num_layers, num_experts), dtype=np.bool_)
+        self.chance_LE: NDArray[np.float64] = np.full((num_layers, num_experts), 1.0 / num_experts)
+        # When each was last used, to tell equals apart.
+        self._used_at_LE = np.zeros((num_layers, num_experts), dtype=np.int64)
+        self._num_visits = 0
+        self._num_resident = 0
+        # The chance that each expert of the next layer is used after each of this one.
+        self._follows_LEE = np.full((num_layers, num_experts, num_experts), 1.0 / num_experts)
+        self._last: Visit | None = None
+
+    def visit(self, layer: int, experts: Sequence[int]) -> tuple[list[int], list[Key]]:
+        """Note a visit; the experts that have to be fetched, and those that give way to them."""
+        used = np.asarray(experts, dtype=np.int64)
+        missing = [expert for expert in experts if not self.resident_LE[layer, expert]]
+        self._learn(layer, used)
+        evicted = self._make_room(len(missing), layer, keep=[(layer, expert) for expert in experts])
+        self.resident_LE[layer, missing] = True
+        self._num_resident += len(missing)
+        return missing, evicted
+
+    def prefetch(self, layer: int, most: int) -> tuple[list[Key], list[Key]]:
+        """What the layer after `layer` will probably use and is not resident, likeliest first, and what gives way."""
+        assert self._last is not None
+        after = (layer + 1) % self.resident_LE.shape[0]
+        experts = list(self._last[1])
+        likely_E = self._follows_LEE[layer, experts].max(0) * ~self.resident_LE[after]
+        wanted = [int(expert) for expert in np.argsort(-likely_E)[:most] if likely_E[expert] > 0.5]
+        keys: list[Key] = []
+        evicted: list[Key] = []
+        for expert in wanted:
+            keep = [*((layer, one) for one in experts), *((after, one) for one in wanted)]
+            evicted += self._make_room(1, layer, keep=keep)
+            self.resident_LE[after, expert] = True
+            self._num_resident += 1
+            keys.append((after, expert))
+        return keys, evicted
+
+    def warm(self, chance_LE: NDArray[np.float64]) -> list[Key]:
+        """Take `chance_LE` as what is known beforehand and fill an empty cache by it, likeliest first."""
+        self.chance_LE[:] = np.clip(chance_LE, LEAST_CHANCE, 1.0)
+        order = np.argsort(-chance_LE, axis=None, kind="stable")[: self.capacity]
+        layers, experts = np.unravel_index(order, chance_LE.shape)
+        self.resident_LE[layers, experts] = True
+        self._num_resident = len(order)
+        return list(zip(layers.tolist(), experts.tolist(), strict=True))
+
+    def _learn(self, layer: int, used: NDArray[np.int64]) -> None:
+        self._num_visits += 1
+        self.chance_LE[layer] *= 1.0 - FORGETTING
+        self.chance_LE[layer, used] += FORGETTING
+        self._used_at_LE[layer, used] = self._num_visits
+        if self._last is not None:
+            before, experts = self._last
+            rows = self._follows_LEE[before, list(experts)] * (1.0 - FORGETTING)
+            rows[:, used] += FORGETTING
+            self._follows_LEE[before, list(experts)] = rows
+        self._last = (layer, tuple(used.tolist()))
+
+    def _make_room(self, number: int, layer: int, keep: Iterable[Key]) -> list[Key]:
+        surplus = self._num_resident + number - self.capacity
+        if surplus <= 0:
+            return []
+        num_layers = self.resident_LE.shape[0]
+        distance_L1 = ((np.arange(num_layers) - layer - 1) % num_layers + 1)[:, None]
+        chance_LE = np.maximum(self.chance_LE, LEAST_CHANCE)
+        wait_LE = distance_L1 + num_layers * (1.0 / chance_LE - 1.0)
+        # Of equals the one that was used longest ago.
+        wait_LE += 1e-6 * (self._num_visits - self._used_at_LE)
+        wait_LE[~self.resident_LE] = -1.0
+        for key in keep:
+            wait_LE[key] = -1.0
+        latest = np.argpartition(-wait_LE, surplus - 1, axis=None)[:surplus]
+        layers, experts = np.unravel_index(latest, wait_LE.shape)
+        self.resident_LE[layers, experts] = False
+        self._num_resident -= surplus
+        return list(zip(layers.tolist(), experts.tolist(), strict=True))
+
+
+def hit_rate(trace: Sequence[Visit], num_layers: int, num_experts: int, capacity: int) -> float:
+    """The share of expert uses that `ExpertCache` finds resident, from empty, without prefetching."""
+    cache = ExpertCache(num_layers, num_experts, capacity)
+    missed = sum(len(cache.visit(layer, experts)[0]) for layer, experts in trace)
+    return 1.0 - missed / sum(len(experts) for _, experts in trace)
+
+
+def lru_hit_rate(trace: Sequence[Visit], capacity: int) -> float:
+    """The same for a cache that drops what was used longest ago."""
+    held: dict[Key, None] = {}
+    missed = 0
+    for layer, experts in trace:
+        for expert in experts:
+            missed += (layer, expert) not in held
+            held.pop((layer, expert), None)
+            held[layer, expert] = None
+        while len(held) > capacity:
+            del held[next(iter(held))]
+    return 1.0 - missed / sum(len(experts) for _, experts in trace)
+
+
+def optimal_hit_rate(trace: Sequence[Visit], capacity: int) -> float:
+    """The same for one that knows the future and drops what is used latest: no rule does better.
+
+    Source: Belady 1966, "A study of replacement algorithms for a virtual-storage computer".
+    """
+    uses = [(layer, expert) for layer, experts in trace for expert in experts]
+    ends = list(accumulate(len(experts) for _, experts in trace))
+    next_use: list[float] = [float("inf")] * len(uses)
+    seen: dict[Key, int] = {}
+    for place in range(len(uses) - 1, -1, -1):
+        next_use[place] = seen.get(uses[place], float("inf"))
+        seen[uses[place]] = place
+    held: dict[Key, float] = {}
+    missed = start = 0
+    for end in ends:
+        for place in range(start, end):
+            missed += uses[place] not in held
+            held[uses[place]] = next_use[place]
+        # All of one visit are needed at once: room is made after it, as it would be before the next.
+        for _ in range(len(held) - capacity):
+            del held[max(held, key=held.__getitem__)]
+        start = end
+    return 1.0 - missed / len(uses)
