@@ -101,7 +101,12 @@ class PackedExperts(nn.Module):
         return dequantise(chosen, self.shapes[name][1], self.quantisation, dtype)
 
     def forward(self, hidden_TD: Tensor, routing: Routing) -> Tensor:
-        """Weighted sum of the chosen experts' outputs: (T, D) in the dtype of the input; only those in use are widened."""
+        """Weighted sum of the chosen experts' outputs: (T, D) in the dtype of the input.
+
+        A GPU computes from the codes; elsewhere the experts in use are widened, and only those.
+        """
+        if self._on_codes(hidden_TD, routing.expert_ids_TK):
+            return self._from_codes(hidden_TD, routing)
         used_U, ids_N = torch.unique(routing.expert_ids_TK, return_inverse=True)
         if used_U.numel() and int(used_U[0]) < 0:
             # The first of the sorted ids is the empty place, no expert.
@@ -114,3 +119,22 @@ class PackedExperts(nn.Module):
         if self.gating.kind != "silu":
             return gated_experts_torch(hidden_TD, *packed, self.gating)
         return dispatch.swiglu_experts(hidden_TD, *packed, kernel=self.kernel)
+
+    def _on_codes(self, hidden_TD: Tensor, expert_ids_TK: Tensor) -> bool:
+        """Whether a kernel takes the codes as they lie."""
+        if not hidden_TD.is_cuda or self.gating.kind != "silu" or not dispatch.has_triton():
+            return False
+        from moe_core.kernels.triton import packed
+
+        return self.kernel in (None, "triton") and packed.supports(
+            hidden_TD, expert_ids_TK, self.quantisation
+        )
+
+    def _from_codes(self, hidden_TD: Tensor, routing: Routing) -> Tensor:
+        from moe_core.kernels.triton.packed import packed_swiglu_experts
+
+        gate_up, down = (self.packed(name) for name in MATRICES)
+        num_ff = self.shapes["down"][1]
+        return packed_swiglu_experts(
+            hidden_TD, gate_up, down, num_ff, self.quantisation, routing.expert_ids_TK, routing.weights_TK
+        )

@@ -16,13 +16,17 @@ NEG_INF = float("-inf")
 
 def linear_logits(weights: GateWeights, call: GateCall) -> Tensor:
     """(T, E) float32 logits of a linear gate, after temperature and prior."""
+    return adjusted(raw_logits(weights, call), call)
+
+
+def raw_logits(weights: GateWeights, call: GateCall) -> Tensor:
+    """(T, E) float32: what the map of a linear gate says."""
     weight_ED = weights["weight"]
     check_shapes(call.hidden_TD, weight_ED, call.top_k)
     bias_E = weights.get("bias")
-    raw_TE = torch.nn.functional.linear(
+    return torch.nn.functional.linear(
         call.hidden_TD.float(), weight_ED.float(), None if bias_E is None else bias_E.float()
     )
-    return adjusted(raw_TE, call)
 
 
 def adjusted(raw_TE: Tensor, call: GateCall) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moe_core.routers.call import GateCall, GateWeights
 from moe_core.routers.choosing import best, biased
+from moe_core.routers.fused import fused_topk
 from moe_core.routers.logits import NEG_INF, linear_logits
 from moe_core.routers.routing import Routing
 from moe_core.spec.gate import SigmoidGroups
@@ -27,6 +28,18 @@ def sigmoid_groups(gate: SigmoidGroups, weights: GateWeights, call: GateCall) ->
     A temperature divides the logits before the score function. Ties go to the lower expert and the lower group.
     Where the prior masks so many experts that the chosen groups hold fewer than k, the best of the others fill up.
     """
+    at_once = fused_topk(
+        weights,
+        call,
+        num_groups=gate.num_groups,
+        scores=gate.scores,
+        normalised=call.norm_topk_prob,
+        factor=gate.routed_scaling_factor,
+        topk_group=gate.topk_group,
+        two_best=gate.group_score == "two_best",
+    )
+    if at_once is not None:
+        return at_once
     logits_TE = linear_logits(weights, call)
     scores_TE = _scores(gate, logits_TE)
     ids_TK = call.forced_TK

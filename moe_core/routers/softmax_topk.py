@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moe_core.routers.call import GateCall, GateWeights
 from moe_core.routers.choosing import best, biased
+from moe_core.routers.fused import fused_topk
 from moe_core.routers.logits import linear_logits
 from moe_core.routers.routing import Routing
 from moe_core.spec.gate import SoftmaxTopk
@@ -52,9 +53,9 @@ def route(
 
 def softmax_topk(gate: SoftmaxTopk, weights: GateWeights, call: GateCall) -> Routing:
     """The gate's decision; see `route`."""
-    return softmax_choice(
-        linear_logits(weights, call), call, renormalised=gate.sums_to_one(call.norm_topk_prob)
-    )
+    renormalised = gate.sums_to_one(call.norm_topk_prob)
+    at_once = fused_topk(weights, call, normalised=renormalised, by_logits=True)
+    return at_once or softmax_choice(linear_logits(weights, call), call, renormalised=renormalised)
 
 
 def softmax_choice(logits_TE: Tensor, call: GateCall, *, renormalised: bool) -> Routing:

@@ -24,10 +24,12 @@ from moe_core.kernels.triton import (
     combine,
     gate_up,
     grouped_gemm,
+    packed,
+    topk,
     weight_gradient,
 )
 from moe_core.kernels.triton.chip import SHARED_BYTES, Chip
-from moe_core.kernels.triton.tiles import Tile, product_tile, weight_gradient_tile
+from moe_core.kernels.triton.tiles import Tile, packed_tile, product_tile, weight_gradient_tile
 
 TARGETS = {
     "sm80": GPUTarget("cuda", 80, 32),
@@ -138,6 +140,8 @@ def cases(arch: str) -> Iterator[Case]:
          "BLOCK_R": wide.block_k, "UPCAST": False, "PRECISION": "ieee"},
         wide.num_warps, wide.num_stages, multiplies=True,
     )  # fmt: skip
+    for size, num_rows in (("decode", 8), ("prompt", 8192 * 8)):
+        yield _packed(size, packed_tile(num_rows, 128, torch.bfloat16, chip))
     yield from _bookkeeping()
 
 
@@ -189,31 +193,69 @@ def _products(size: str, tile: Tile) -> Iterator[Case]:
     )  # fmt: skip
 
 
+def _packed(size: str, tile: Tile) -> Case:
+    """Experts in 4 bits, groups of 64 with zero points."""
+    ints = ("num_tiles_m", "num_outer", "num_inner", "row_bytes", "num_groups", "x_stride")
+    return Case(
+        f"packed/{size}", packed.packed_kernel,
+        {"x_ptr": "*bf16", "out_ptr": "*bf16", "codes_ptr": "*u8", "scales_ptr": "*fp16", "zeros_ptr": "*u8"}
+        | dict.fromkeys(("choice_ptr", "begin_ptr", "tile_expert_ptr", "tile_row_ptr"), "*i32")
+        | dict.fromkeys(ints, "i32"),
+        {"TOP_K": 8, "PAIRED": True, "BITS": 4, "GROUP": 64, "HAS_ZEROS": True, "BLOCK_M": tile.block_m,
+         "BLOCK_N": tile.block_n, "GROUP_M": tile.group_m, "UPCAST": False, "PRECISION": "ieee"},
+        tile.num_warps, tile.num_stages, multiplies=True,
+    )  # fmt: skip
+
+
 def _bookkeeping() -> Iterator[Case]:
     tables = dict.fromkeys(
-        ("choice_ptr", "begin_ptr", "tile_expert_ptr", "tile_row_ptr", "counts_ptr"), "*i32"
+        ("choice_ptr", "begin_ptr", "tile_expert_ptr", "tile_row_ptr", "counts_ptr", "base_ptr"), "*i32"
     )
     sizes = dict.fromkeys(("num_choices", "num_experts", "max_tiles", "num_chunks"), "i32")
 
     def of(kernel: Any, arguments: Mapping[str, str]) -> dict[str, str]:
         return {name: kind for name, kind in arguments.items() if name in kernel.arg_names}
 
-    laid = {"EXPERTS": 128, "BLOCK_M": 16, "TILES": 32}
+    laid = {"EXPERTS": 128, "BLOCK_M": 16, "TILES": 16}
     known = tables | sizes | {"ids_ptr": "*i64"}
-    yield Case("align_few", align.align_few, of(align.align_few, known), laid | {"CHOICES": 512, "STEP": 16})
+    yield Case(
+        "align_few",
+        align.align_few,
+        of(align.align_few, known),
+        laid | {"CHOICES": align.FEW_CHOICES, "STEP": 32},
+        8,
+    )
     chunk = {"CHUNK": align.CHUNK}
     yield Case(
         "count_chunks",
         align.count_chunks,
         of(align.count_chunks, known),
-        chunk | {"EXPERTS": 128, "STEP": 16},
+        chunk | {"EXPERTS": 128, "STEP": 32},
     )
-    yield Case("scan_chunks", align.scan_chunks, of(align.scan_chunks, known), laid | {"STEP": 32}, 8)
-    yield Case("place_chunks", align.place_chunks, of(align.place_chunks, known), chunk | {"STEP": 16})
+    yield Case(
+        "scan_chunks", align.scan_chunks, of(align.scan_chunks, known), laid | {"OWN": 16, "STEP": 32}, 8
+    )
+    yield Case("place_chunks", align.place_chunks, of(align.place_chunks, known), chunk | {"STEP": 32}, 8)
     yield Case(
         "combine", combine.combine_kernel,
         {"rows_ptr": "*bf16", "ids_ptr": "*i64", "weights_ptr": "*fp32", "out_ptr": "*bf16", "width": "i32"},
         {"TOP_K": 8, "WEIGHTED": True, "BLOCK_D": 1024},
+    )  # fmt: skip
+
+    scores = dict.fromkeys(
+        ("raw_ptr", "prior_ptr", "bias_ptr", "weights_ptr", "logits_ptr", "shares_ptr"), "*fp32"
+    )
+    sizes = {
+        "num_tokens": "i32",
+        "num_experts": "i32",
+        "temperature": "fp32",
+        "factor": "fp32",
+        "ids_ptr": "*i64",
+    }
+    yield Case(
+        "topk", topk.topk_kernel, scores | sizes,
+        {"TOP_K": 8, "SCORES": "sigmoid", "NORMALISED": True, "BY_LOGITS": False, "HAS_PRIOR": True, "HAS_BIAS": True,
+         "GROUPS": 8, "TOP_GROUPS": 4, "TWO_BEST": True, "TOKENS": 4, "EXPERTS": 256, "PLACES": 8},
     )  # fmt: skip
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from moe_core.errors import SpecError
 
 # Up to so many choices one block does everything in one launch.
-FEW_CHOICES = 512
+FEW_CHOICES = 256
 # Choices that a block ranks among themselves, by comparing all pairs.
-CHUNK = 256
+CHUNK = 128
 # What changes from call to call must not give kernels of its own: compiling takes a second.
 SIZES = ("num_choices", "max_tiles", "num_chunks")
 # Experts whose counts fit the one block that scans them.
@@ -81,7 +81,7 @@ def align_few(
     expert_E = tl.arange(0, EXPERTS)
     row_R = tl.zeros([CHOICES], tl.int32)
     count_E = tl.zeros([EXPERTS], tl.int32)
-    for first in range(0, num_choices, STEP):
+    for first in range(0, CHOICES, STEP):
         other_S = first + tl.arange(0, STEP)
         id_S = tl.load(ids_ptr + other_S, mask=other_S < num_choices, other=-1).to(tl.int32)
         before_RS = (id_S[None, :] < id_R[:, None]) | (
@@ -114,10 +114,13 @@ def count_chunks(
 
 @triton.jit(do_not_specialize=SIZES)
 def scan_chunks(
-    counts_ptr, begin_ptr, tile_expert_ptr, tile_row_ptr, num_chunks, num_experts, max_tiles,
-    EXPERTS: tl.constexpr, STEP: tl.constexpr, BLOCK_M: tl.constexpr, TILES: tl.constexpr,
+    counts_ptr, base_ptr, begin_ptr, tile_expert_ptr, tile_row_ptr, num_chunks, num_experts, max_tiles,
+    EXPERTS: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr, BLOCK_M: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Turn counts_CE into the first row of each chunk and expert, and lay the tiles; one block."""
+    """The first row of each chunk and expert, base_CE; each block has OWN experts, and the first one lays the tiles.
+
+    Every block adds up all counts by itself: reading them twice costs less than waiting for another launch.
+    """
     expert_E = tl.arange(0, EXPERTS)
     count_E = tl.zeros([EXPERTS], tl.int32)
     for first in range(0, num_chunks, STEP):
@@ -126,22 +129,24 @@ def scan_chunks(
         inside_SE = (chunk_S < num_chunks)[:, None] & (expert_E < num_experts)[None, :]
         count_E += tl.sum(tl.load(counts_ptr + at_SE, mask=inside_SE, other=0), axis=0)
     begin_E = tl.cumsum(count_E, axis=0) - count_E
-    next_E = begin_E
+    own_O = tl.program_id(0) * OWN + tl.arange(0, OWN)
+    next_O = tl.sum(tl.where(expert_E[None, :] == own_O[:, None], begin_E[None, :], 0), axis=1)
     for first in range(0, num_chunks, STEP):
         chunk_S = first + tl.arange(0, STEP)
-        at_SE = chunk_S[:, None].to(tl.int64) * num_experts + expert_E[None, :]
-        inside_SE = (chunk_S < num_chunks)[:, None] & (expert_E < num_experts)[None, :]
-        count_SE = tl.load(counts_ptr + at_SE, mask=inside_SE, other=0)
-        tl.store(counts_ptr + at_SE, next_E[None, :] + tl.cumsum(count_SE, axis=0) - count_SE, mask=inside_SE)
-        next_E += tl.sum(count_SE, axis=0)
-    _lay_tiles(
-        count_E, begin_E, expert_E, begin_ptr, tile_expert_ptr, tile_row_ptr, num_experts, max_tiles, BLOCK_M, TILES
-    )  # fmt: skip
+        at_SO = chunk_S[:, None].to(tl.int64) * num_experts + own_O[None, :]
+        inside_SO = (chunk_S < num_chunks)[:, None] & (own_O < num_experts)[None, :]
+        count_SO = tl.load(counts_ptr + at_SO, mask=inside_SO, other=0)
+        tl.store(base_ptr + at_SO, next_O[None, :] + tl.cumsum(count_SO, axis=0) - count_SO, mask=inside_SO)
+        next_O += tl.sum(count_SO, axis=0)
+    if tl.program_id(0) == 0:
+        _lay_tiles(
+            count_E, begin_E, expert_E, begin_ptr, tile_expert_ptr, tile_row_ptr, num_experts, max_tiles, BLOCK_M, TILES
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
 def place_chunks(
-    ids_ptr, counts_ptr, choice_ptr, num_choices, num_experts, CHUNK: tl.constexpr, STEP: tl.constexpr
+    ids_ptr, base_ptr, choice_ptr, num_choices, num_experts, CHUNK: tl.constexpr, STEP: tl.constexpr
 ):
     """Give each choice of one chunk its row: the chunk's first of that expert, plus its rank within the chunk."""
     chunk = tl.program_id(0)
@@ -154,7 +159,7 @@ def place_chunks(
         before_RS = (id_S[None, :] == id_R[:, None]) & (other_S[None, :] < choice_R[:, None])
         rank_R += tl.sum(before_RS.to(tl.int32), axis=1)
     chosen_R = id_R >= 0
-    first_R = tl.load(counts_ptr + chunk.to(tl.int64) * num_experts + id_R, mask=chosen_R, other=0)
+    first_R = tl.load(base_ptr + chunk.to(tl.int64) * num_experts + id_R, mask=chosen_R, other=0)
     tl.store(choice_ptr + first_R + rank_R, choice_R, mask=chosen_R)
 
 
@@ -172,26 +177,27 @@ def align(expert_ids_TK: Tensor, num_experts: int, block_m: int) -> Rows:
     choice_R, begin_E, tile_expert_M, tile_row_M = parts
     rows = Rows(choice_R, begin_E, tile_expert_M, tile_row_M, block_m, expert_ids_TK.shape[1])
     experts = triton.next_power_of_2(max(num_experts, 16))
-    tiles = max(16, 4096 // experts)
+    tiles = max(16, 2048 // experts)
     tables = (rows.begin_E, rows.tile_expert_M, rows.tile_row_M)
     if num_choices <= FEW_CHOICES:
         align_few[(1,)](
             expert_ids_TK, rows.choice_R, *tables, num_choices, num_experts, max_tiles,
-            CHOICES=triton.next_power_of_2(max(num_choices, 16)), EXPERTS=experts, STEP=16,
-            BLOCK_M=block_m, TILES=tiles, num_warps=4,
+            CHOICES=triton.next_power_of_2(max(num_choices, 16)), EXPERTS=experts, STEP=32,
+            BLOCK_M=block_m, TILES=tiles, num_warps=8 if num_choices > 128 else 4,
         )  # fmt: skip
         return rows
     num_chunks = triton.cdiv(num_choices, CHUNK)
-    counts_CE = torch.empty(num_chunks, num_experts, dtype=torch.int32, device=device)
+    counts_CE, base_CE = torch.empty(2, num_chunks, num_experts, dtype=torch.int32, device=device)
     count_chunks[(num_chunks,)](
-        expert_ids_TK, counts_CE, num_choices, num_experts, CHUNK=CHUNK, EXPERTS=experts, STEP=16
+        expert_ids_TK, counts_CE, num_choices, num_experts, CHUNK=CHUNK, EXPERTS=experts, STEP=32
     )
-    scan_chunks[(1,)](
-        counts_CE, *tables, num_chunks, num_experts, max_tiles,
-        EXPERTS=experts, STEP=max(1, 4096 // experts), BLOCK_M=block_m, TILES=tiles, num_warps=8,
+    own = min(16, experts)
+    scan_chunks[(experts // own,)](
+        counts_CE, base_CE, *tables, num_chunks, num_experts, max_tiles,
+        EXPERTS=experts, OWN=own, STEP=max(1, 4096 // experts), BLOCK_M=block_m, TILES=tiles, num_warps=8,
     )  # fmt: skip
     place_chunks[(num_chunks,)](
-        expert_ids_TK, counts_CE, rows.choice_R, num_choices, num_experts, CHUNK=CHUNK, STEP=16
+        expert_ids_TK, base_CE, rows.choice_R, num_choices, num_experts, CHUNK=CHUNK, STEP=32, num_warps=8
     )
     return rows
 

@@ -62,6 +62,17 @@ def product_tile(num_rows: int, num_experts: int, dtype: torch.dtype, chip: Chip
     return tile.fitted(chip, 2)
 
 
+def packed_tile(num_rows: int, num_experts: int, dtype: torch.dtype, chip: Chip) -> Tile:
+    """The tile for rows times packed weights; `block_k` is the group of the format, so it is not looked at."""
+    rows = rows_per_expert(num_rows, num_experts)
+    block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
+    if dtype is torch.float32:
+        return Tile(min(block_m, 32), 64, 32, 4, 2, swap=True, group_m=8)
+    return Tile(
+        block_m, 64 if block_m <= 32 else 128, 64, 4, 3 if chip.shared_bytes > 64 * 1024 else 2, swap=True
+    )
+
+
 def weight_gradient_tile(dtype: torch.dtype, chip: Chip) -> Tile:
     """The tile for the gradient of a weight: `block_m` of its rows, `block_n` of its columns, `block_k` tokens a step."""
     if dtype is torch.float32:

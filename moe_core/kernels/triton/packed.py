@@ -1,0 +1,162 @@
+"""Experts in 8 or 4 bits on a GPU: codes are read as they lie and widened in registers, a group at a time (W4A16, W8A16).
+
+Shapes: T tokens, D model width, E experts, F expert width, R rows in expert order, O outer and I inner width of a weight,
+B bytes of a row's codes, G its groups.
+The weight stands on the left of every product, (W · Xᵀ)ᵀ: what was just widened is in registers, where the left operand
+of a matrix instruction may be. The format is that of `moe_core.kernels.packing`; a step of the loop is one group.
+
+Source: groups as in GPTQ (arXiv 2210.17323); widening in the loop as in vLLM's `fused_moe_kernel_gptq_awq`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from moe_core.errors import SpecError
+from moe_core.kernels.packing import Packed, code_bytes, num_groups
+from moe_core.kernels.triton.align import Rows, align
+from moe_core.kernels.triton.chip import chip_of, dot_precision, upcasts
+from moe_core.kernels.triton.combine import combine
+from moe_core.kernels.triton.gate_up import paired
+from moe_core.kernels.triton.grouped_gemm import multiply, tile_place
+from moe_core.kernels.triton.tiles import Tile, packed_tile
+from moe_core.spec.quantisation import ExpertQuantSpec
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@triton.jit(do_not_specialize=["num_tiles_m"])
+def packed_kernel(
+    x_ptr, codes_ptr, scales_ptr, zeros_ptr, out_ptr, choice_ptr, begin_ptr, tile_expert_ptr, tile_row_ptr,
+    num_tiles_m, num_outer, num_inner, row_bytes, num_groups, x_stride,
+    TOP_K: tl.constexpr, PAIRED: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr,
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of rows times BLOCK_N rows of a packed weight; PAIRED: gate and up rows in turn, then the gating."""
+    # How many columns of the output the tile has: its gate rows only, where gate and up come in pairs.
+    COLUMNS: tl.constexpr = BLOCK_N // 2 if PAIRED else BLOCK_N
+    num_columns = num_outer // 2 if PAIRED else num_outer
+    tile_m, tile_n = tile_place(num_tiles_m, tl.cdiv(num_columns, COLUMNS), GROUP_M)
+    expert = tl.load(tile_expert_ptr + tile_m)
+    if expert < 0:
+        return
+    row_M = tl.load(tile_row_ptr + tile_m) + tl.arange(0, BLOCK_M)
+    real_M = row_M < tl.load(begin_ptr + expert + 1)
+    choice_M = tl.load(choice_ptr + row_M, mask=real_M, other=0)
+    turn_N = tl.arange(0, BLOCK_N)
+    if PAIRED:
+        from_M = choice_M // TOP_K
+        column_N = tile_n * COLUMNS + turn_N // 2
+        outer_N = (turn_N % 2) * num_columns + column_N
+    else:
+        from_M = tl.where(real_M, row_M, 0)
+        column_N = tile_n * COLUMNS + turn_N
+        outer_N = column_N
+    inside_N = column_N < num_columns
+    weight_row_N = expert.to(tl.int64) * num_outer + outer_N
+    group_at = weight_row_N * num_groups
+    STEP_BYTES: tl.constexpr = GROUP * BITS // 8
+    byte_B = tl.arange(0, STEP_BYTES)
+    codes_at = codes_ptr + weight_row_N[:, None] * row_bytes + byte_B[None, :]
+    inner_K = tl.arange(0, GROUP)
+    x_at = x_ptr + from_M.to(tl.int64)[:, None] * x_stride + inner_K[None, :]
+    total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for group in range(num_groups):
+        first = group * GROUP
+        x = tl.load(x_at, mask=real_M[:, None] & (inner_K < num_inner - first)[None, :], other=0.0)
+        inside_B = byte_B < row_bytes - group * STEP_BYTES
+        code = tl.load(codes_at, mask=inside_N[:, None] & inside_B[None, :], other=0)
+        if BITS == 4:
+            code = tl.reshape(tl.join(code & 0xF, code >> 4), (BLOCK_N, GROUP))
+        scale_N = tl.load(scales_ptr + group_at + group, mask=inside_N, other=0.0).to(tl.float32)
+        if HAS_ZEROS:
+            zero_N = tl.load(zeros_ptr + group_at + group, mask=inside_N, other=0).to(tl.float32)
+            w = (code.to(tl.float32) - zero_N[:, None]) * scale_N[:, None]
+        else:
+            w = (code.to(tl.float32) - 2.0 ** (BITS - 1)) * scale_N[:, None]
+        total = multiply(x, w.to(x_ptr.dtype.element_ty), total, True, UPCAST, PRECISION)
+        x_at += GROUP
+        codes_at += STEP_BYTES
+    column_C = tile_n * COLUMNS + tl.arange(0, COLUMNS)
+    inside = real_M[:, None] & (column_C < num_columns)[None, :]
+    if PAIRED:
+        gate, up = paired(total, BLOCK_M, COLUMNS, True)
+        out = gate * tl.sigmoid(gate) * up
+        to_M = row_M
+    else:
+        out = tl.trans(total)
+        to_M = choice_M
+    out_at = out_ptr + to_M.to(tl.int64)[:, None] * num_columns + column_C[None, :]
+    tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def packed_gemm(
+    x: Tensor, weight: Packed, num_outer: int, spec: ExpertQuantSpec, rows: Rows, tile: Tile, *, pairs: bool
+) -> Tensor:
+    """With `pairs`, silu(gate) · up of gathered tokens, (R, O / 2) by row; else rows times the weight, (R, O) by choice.
+
+    `weight` holds (E, O, B) codes, (E, O, G) scales and zero points or none, contiguous. Raises SpecError for what does
+    not fit.
+    """
+    _check(x, weight, num_outer, spec, rows, pairs)
+    num_rows, num_inner = rows.choice_R.shape[0], x.shape[1]
+    num_columns = num_outer // 2 if pairs else num_outer
+    out = x.new_empty(num_rows, num_columns)
+    if num_rows == 0:
+        return out
+    columns = tile.block_n // 2 if pairs else tile.block_n
+    packed_kernel[(rows.max_tiles * triton.cdiv(num_columns, columns),)](
+        x, weight.codes, weight.scales, weight.zeros, out,
+        rows.choice_R, rows.begin_E, rows.tile_expert_M, rows.tile_row_M,
+        rows.max_tiles, num_outer, num_inner, weight.codes.shape[2], weight.scales.shape[2], x.stride(0),
+        TOP_K=rows.top_k, PAIRED=pairs, BITS=spec.bits, GROUP=spec.group_size, HAS_ZEROS=weight.zeros is not None,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, GROUP_M=tile.group_m,
+        UPCAST=upcasts(x), PRECISION=dot_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    return out
+
+
+def packed_swiglu_experts(
+    hidden_TD: Tensor, gate_up: Packed, down: Packed, num_ff: int, spec: ExpertQuantSpec, ids_TK: Tensor, weights_TK: Tensor
+) -> Tensor:  # fmt: skip
+    """Weighted sum of the chosen packed experts' outputs, (T, D) in the dtype of the input; -1 is no expert. No gradient."""
+    num_experts, width = down.codes.shape[0], hidden_TD.shape[1]
+    tile = packed_tile(ids_TK.numel(), num_experts, hidden_TD.dtype, chip_of(hidden_TD.device))
+    ids_TK = ids_TK.contiguous()
+    rows = align(ids_TK, num_experts, tile.block_m)
+    act_RF = packed_gemm(hidden_TD.contiguous(), gate_up, 2 * num_ff, spec, rows, tile, pairs=True)
+    out_RD = packed_gemm(act_RF, down, width, spec, rows, tile, pairs=False)
+    return combine(out_RD, ids_TK, weights_TK.contiguous())
+
+
+def supports(hidden_TD: Tensor, expert_ids_TK: Tensor, spec: ExpertQuantSpec) -> bool:
+    """CUDA or ROCm tensors of one of DTYPES, no gradient wanted; groups of 32 to 128."""
+    return (
+        hidden_TD.is_cuda
+        and hidden_TD.dtype in DTYPES
+        and expert_ids_TK.device == hidden_TD.device
+        and expert_ids_TK.dtype in (torch.int64, torch.int32)
+        and 32 <= spec.group_size <= 128
+        and not (torch.is_grad_enabled() and hidden_TD.requires_grad)
+    )
+
+
+def _check(x: Tensor, weight: Packed, num_outer: int, spec: ExpertQuantSpec, rows: Rows, pairs: bool) -> None:
+    num_rows, num_inner = rows.choice_R.shape[0], x.shape[1]
+    wanted = num_rows // rows.top_k if pairs else num_rows
+    num_experts = rows.begin_E.shape[0] - 1
+    codes = (num_experts, num_outer, code_bytes(num_inner, spec))
+    groups = (num_experts, num_outer, num_groups(num_inner, spec))
+    if x.shape[0] != wanted or x.stride(1) != 1 or x.dtype not in DTYPES:
+        raise SpecError(f"rows {tuple(x.shape)} {x.dtype} must be ({wanted}, I) with a last stride of 1")
+    if weight.codes.shape != codes or weight.scales.shape != groups:
+        raise SpecError(
+            f"codes {tuple(weight.codes.shape)} and scales {tuple(weight.scales.shape)} must be {codes} and {groups}"
+        )
+    tensors = [weight.codes, weight.scales, *([] if weight.zeros is None else [weight.zeros])]
+    if not all(tensor.is_contiguous() and tensor.device == x.device for tensor in tensors):
+        raise SpecError(f"codes, scales and zero points must be contiguous and on {x.device}")

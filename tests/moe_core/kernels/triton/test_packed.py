@@ -1,0 +1,69 @@
+"""Packed experts from their codes against the same weights widened, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moe_core.errors import SpecError
+from moe_core.kernels.packing import dequantise, quantise
+from moe_core.kernels.torch_grouped import swiglu_experts_torch
+from moe_core.kernels.triton.packed import packed_swiglu_experts, supports
+from moe_core.spec.quantisation import ExpertQuantSpec
+from tests.moe_core.kernels.triton.layer import TOLERANCE, Layer, error
+
+SPECS = [
+    ExpertQuantSpec(bits=4, group_size=32, symmetric=True),
+    ExpertQuantSpec(bits=4, group_size=64, symmetric=False),
+    ExpertQuantSpec(bits=8, group_size=128, symmetric=True),
+]
+
+
+def both(layer: Layer, spec: ExpertQuantSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the kernel says, and the truth."""
+    gate_up, down = quantise(layer.gate_up, spec), quantise(layer.down, spec)
+    num_ff, width = layer.down.shape[2], layer.hidden.shape[1]
+    found = packed_swiglu_experts(layer.hidden, gate_up, down, num_ff, spec, layer.ids, layer.weights)
+    wide = [
+        dequantise(w, n, spec, layer.hidden.dtype).double() for w, n in ((gate_up, width), (down, num_ff))
+    ]
+    return found, swiglu_experts_torch(layer.hidden.double(), *wide, layer.ids, layer.weights.double())
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{s.bits}-bit/{s.group_size}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_codes_give_what_widened_weights_give(device, spec, dtype) -> None:
+    # 70 and 45 leave a short last group, and an odd row leaves half a byte.
+    found, truth = both(Layer.random(device, 7, 70, 3, 2, 45, dtype), spec)
+    assert error(found, truth) < TOLERANCE[dtype]
+
+
+def test_empty_places_and_empty_experts_are_left_out(device) -> None:
+    layer = Layer.random(device, 9, 64, 4, 2, 32)
+    layer.ids[layer.ids == 3] = -1
+    found, truth = both(layer, SPECS[0])
+    assert error(found, truth) < TOLERANCE[torch.float32]
+
+
+def test_no_token_gives_no_row(device) -> None:
+    assert both(Layer.random(device, 0, 64, 4, 2, 32), SPECS[0])[0].shape == (0, 64)
+
+
+def test_it_refuses_codes_of_another_width(device) -> None:
+    layer = Layer.random(device, 3, 64, 4, 2, 32)
+    gate_up, down = quantise(layer.gate_up, SPECS[0]), quantise(layer.down, SPECS[0])
+    with pytest.raises(SpecError, match="must be"):
+        packed_swiglu_experts(layer.hidden, down, gate_up, 32, SPECS[0], layer.ids, layer.weights)
+
+
+def test_the_cpu_never_takes_it() -> None:
+    layer = Layer.random(torch.device("cpu"), 3, 64, 4, 2, 32)
+    assert not supports(layer.hidden, layer.ids, SPECS[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the interpreter would take hours")
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{s.bits}-bit/{s.group_size}")
+@pytest.mark.parametrize("tokens", [1, 16, 128, 1000])
+def test_real_sizes_on_a_gpu(device, spec, tokens) -> None:
+    found, truth = both(Layer.random(device, tokens, 1024, 16, 4, 768, torch.bfloat16), spec)
+    assert error(found, truth) < TOLERANCE[torch.bfloat16]
