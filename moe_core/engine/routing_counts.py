@@ -41,8 +41,9 @@ class RoutingCounts:
         self.reach_PN2 = torch.zeros(len(PHASES), num_domains + 1, 2, dtype=torch.int64, device=device)
         self._labels_NE = labels_NE.to(device)
         self._index_of = {layer: index for index, layer in enumerate(moe.moe_layers)}
+        # The choice of every expert layer in the step that runs; whoever computes the step fills it.
         shape = (num_layers, max_batch_tokens, moe.num_places)
-        self._ids_LTK = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.ids_LTK = torch.zeros(shape, dtype=torch.int64, device=device)
         self._layer_base_L11 = (torch.arange(num_layers, device=device) * moe.num_experts)[:, None, None]
 
     def forget(self) -> None:
@@ -53,7 +54,7 @@ class RoutingCounts:
     def observe(self, layer: int, routing: Routing) -> None:
         """Keep one layer's choice until the step ends."""
         ids_TK = routing.expert_ids_TK
-        self._ids_LTK[self._index_of[layer], : ids_TK.shape[0]].copy_(ids_TK)
+        self.ids_LTK[self._index_of[layer], : ids_TK.shape[0]].copy_(ids_TK)
 
     def end_of_step(self, chunks: Chunks[Chunk], *, counted: bool = True) -> None:
         """Count the tokens of the step just computed, and hand each sequence that records its routing its share.
@@ -64,7 +65,7 @@ class RoutingCounts:
         for chunk in chunks:
             if chunk.sequence.routed_experts is not None:
                 own = slice(start, start + chunk.num_tokens)
-                chunk.sequence.routed_experts.add(chunk.start, self._ids_LTK[:, own])
+                chunk.sequence.routed_experts.add(chunk.start, self.ids_LTK[:, own])
             start += chunk.num_tokens
         if counted:
             self._count(chunks)
@@ -81,7 +82,7 @@ class RoutingCounts:
                 rows.append(phase * num_rows + sequence.domain + 1)
                 domains.append(sequence.domain)
             first += chunk.num_tokens
-        ids_LTK = self._ids_LTK[:, :first] if len(places) == first else self._ids_LTK[:, places]
+        ids_LTK = self.ids_LTK[:, :first] if len(places) == first else self.ids_LTK[:, places]
         row_T = torch.tensor(rows, dtype=torch.int64, device=ids_LTK.device)
         base_1T1 = row_T[None, :, None] * (num_layers * num_experts)
         cells = (ids_LTK + self._layer_base_L11 + base_1T1).view(-1)

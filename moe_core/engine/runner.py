@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moe_core.engine.attention import StepAttention
 from moe_core.engine.kv_cache import PagedKVCache
+from moe_core.engine.native_step import NativeStep
 from moe_core.engine.residency import ResidentExperts
 from moe_core.engine.routing_counts import RoutingCounts
 from moe_core.engine.scheduler import Chunk
@@ -65,6 +66,9 @@ class ModelRunner:
                 top_k=moe.top_k,
                 moe_layers=moe.moe_layers,
             ).to(self.device)
+        # Experts that come and go are seen to between a layer's router and its experts.
+        is_whole = residency is None
+        self.native = NativeStep.of(model, self.cache, self.counts, self.prior) if is_whole else None
 
     @torch.inference_mode()
     def run(self, chunks: Chunks[Chunk], *, counted: bool = True, one_by_one: bool = False) -> Tensor:
@@ -77,6 +81,11 @@ class ModelRunner:
         return self._run(chunks, counted)
 
     def _run(self, chunks: Chunks[Chunk], counted: bool) -> Tensor:
+        if self.native is not None and self.native.takes(chunks):
+            logits_BV = self.native.run(chunks)
+            if self.counts is not None:
+                self.counts.end_of_step(chunks, counted=counted)
+            return logits_BV
         ids = [chunk.sequence.token_ids[place] for chunk in chunks for place in range(chunk.start, chunk.end)]
         positions = [place for chunk in chunks for place in range(chunk.start, chunk.end)]
         # For few tokens a barrier costs more than it saves, and on a busy machine a scheduler's quantum; the decode

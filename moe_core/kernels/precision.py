@@ -27,6 +27,12 @@ def multiplies_bfloat16() -> bool:
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
+@cache
+def has_tiles() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 in tiles (AMX), which torch uses for products of many rows."""
+    return platform.machine() in ("x86_64", "AMD64") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 def training_dtype(wanted: Literal["auto", "float32", "bfloat16"]) -> Literal["float32", "bfloat16"]:
     """`wanted`, or the quicker of float32 and bfloat16 on this machine when it is "auto"."""
     if wanted != "auto":

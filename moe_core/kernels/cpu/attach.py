@@ -7,10 +7,16 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from moe_core.errors import SpecError
+from moe_core.experts import GroupedExperts, PackedExperts
+from moe_core.experts.packed import MATRICES
 from moe_core.kernels.cpu import experts
 from moe_core.kernels.cpu.library import library
 from moe_core.kernels.cpu.linear import linear
+from moe_core.kernels.cpu.panels import ExpertPanels, bfloat16_panels, code_panels
+from moe_core.kernels.precision import has_tiles
 from moe_core.model.layers import DenseMlp, Linear
+from moe_core.routers import Routing
 
 
 class DecodeLinear(Linear):
@@ -34,8 +40,32 @@ class DecodeDenseMlp(DenseMlp):
         return experts.swiglu_experts_cpu(x_TD, gate_up_12FD, down_1DF, ids_T1, weights_T1)
 
 
+class _InPanels:
+    """What experts whose weights lie in panels have in common."""
+
+    panels: ExpertPanels
+
+    def forward(self, hidden_TD: Tensor, routing: Routing) -> Tensor:
+        """Weighted sum of the chosen experts' outputs: (T, D) bfloat16; raises SpecError while gradients are recorded."""
+        if torch.is_grad_enabled():
+            raise SpecError("experts in panels cannot learn: load the model anew to train it")
+        return self.panels.run(hidden_TD, routing.expert_ids_TK, routing.weights_TK)
+
+
+class PanelExperts(_InPanels, GroupedExperts):
+    """bfloat16 experts in panels; the parameters keep their names and shapes, and no memory."""
+
+
+class PanelPackedExperts(_InPanels, PackedExperts):
+    """Experts of 8 or 4 bits in panels; the buffers keep their names and shapes, and no memory."""
+
+
 def attach(model: nn.Module, num_threads: int) -> str:
-    """Make `model`'s maps and experts use the kernels; the instruction set in use, or "torch" without them."""
+    """Make `model`'s maps and experts use the kernels; the instruction set in use, or "torch" without them.
+
+    Experts of a bfloat16 model move into panels, layer by layer, so that their weights are held once; such a model can
+    answer, but neither learn nor be saved.
+    """
     native = library()
     if native is None:
         return "torch"
@@ -47,7 +77,41 @@ def attach(model: nn.Module, num_threads: int) -> str:
             module.__class__ = DecodeLinear
         elif type(module) is DenseMlp and module.gating.kind == "silu":
             module.__class__ = DecodeDenseMlp
+        elif type(module) is PackedExperts and _is_bfloat16(model) and module.gating.kind == "silu":
+            _pack_codes(module)
+        elif type(module) is GroupedExperts and _fits_panels(module):
+            _pack_bfloat16(module)
     return native.isa
+
+
+def _is_bfloat16(model: nn.Module) -> bool:
+    return next(model.parameters()).dtype is torch.bfloat16
+
+
+def _fits_panels(module: GroupedExperts) -> bool:
+    """Plain bfloat16 experts, where torch has no matrix tiles that multiply many rows faster than panels do."""
+    weight = module.down_EDF
+    plain = module.gating.kind == "silu" and module.gate_up_bias_E2F is None and module.kernel is None
+    return plain and weight.dtype is torch.bfloat16 and weight.device.type == "cpu" and not has_tiles()
+
+
+def _pack_bfloat16(module: GroupedExperts) -> None:
+    panels = bfloat16_panels(module.gate_up_E2FD, module.down_EDF)
+    for name in ("gate_up_E2FD", "down_EDF"):
+        empty = torch.empty(module.get_parameter(name).shape, dtype=torch.bfloat16, device="meta")
+        setattr(module, name, nn.Parameter(empty, requires_grad=False))
+    module.__class__ = PanelExperts
+    module.panels = panels
+
+
+def _pack_codes(module: PackedExperts) -> None:
+    num_ff, width = module.shapes["gate_up"][0] // 2, module.shapes["gate_up"][1]
+    gate_up, down = (module.packed(name) for name in MATRICES)
+    panels = code_panels(gate_up, down, width, num_ff, module.quantisation)
+    for name, buffer in list(module.named_buffers()):
+        setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="meta"))
+    module.__class__ = PanelPackedExperts
+    module.panels = panels
 
 
 @cache

@@ -14,7 +14,7 @@ from pathlib import Path
 from moe_core.kernels.cpu.build import library_path
 
 logger = logging.getLogger(__name__)
-ABI = 1
+ABI = 2
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 
@@ -35,6 +35,13 @@ class Library:
         self.linear.restype = None
         self.experts = library.turnout_experts
         self.experts.argtypes = [_POINTER] * 6 + [_LONG] * 5
+        self.mixture = library.turnout_mixture
+        self.mixture.argtypes = [_POINTER] * 6 + [_LONG] * 2
+        self.pack = library.turnout_pack
+        self.pack.argtypes = [_POINTER] * 4
+        self.pack.restype = None
+        self.step = library.turnout_step
+        self.step.argtypes = [_POINTER] * 2
         self.attend = library.turnout_attend
         self.attend.argtypes = [_POINTER, _LONG, *[_POINTER] * 5, *[_LONG] * 6, _FLOAT]
         self.attend.restype = None

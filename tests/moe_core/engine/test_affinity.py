@@ -174,7 +174,7 @@ def test_the_engine_reads_fewer_experts_and_says_the_same(mixtral) -> None:
 
         def counted(chunks, counts=counts, read=read, end_of_step=end_of_step, **options):
             tokens = sum(chunk.num_tokens for chunk in chunks)
-            read.append(sum(len(torch.unique(layer)) for layer in counts._ids_LTK[:, :tokens]))
+            read.append(sum(len(torch.unique(layer)) for layer in counts.ids_LTK[:, :tokens]))
             end_of_step(chunks, **options)
 
         counts.end_of_step = counted

@@ -10,6 +10,7 @@ namespace generic { extern const turnout::Ops kOps; }
 #if defined(__x86_64__)
 namespace avx2 { extern const turnout::Ops kOps; }
 namespace avx512 { extern const turnout::Ops kOps; }
+namespace avx512_vnni { extern const turnout::Ops kOps; }
 namespace avx512_bf16 { extern const turnout::Ops kOps; }
 #endif
 
@@ -24,11 +25,13 @@ struct Choice {
 const Choice* choices() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   static const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  static const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  static const bool has_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
+  static const bool has_bf16 = has_vnni && __builtin_cpu_supports("avx512bf16");
   static const Choice all[] = {{"avx512_bf16", &avx512_bf16::kOps, has_bf16},
+                               {"avx512_vnni", &avx512_vnni::kOps, has_vnni},
                                {"avx512", &avx512::kOps, has_avx512},
                                {"avx2", &avx2::kOps, has_avx2},
                                {"generic", &generic::kOps, true},
@@ -52,7 +55,7 @@ const turnout::Ops& ops() {
 extern "C" {
 
 // Changes with every change of a signature below.
-TURNOUT_API int turnout_abi() { return 1; }
+TURNOUT_API int turnout_abi() { return 2; }
 
 TURNOUT_API const char* turnout_isa() {
   ops();
@@ -79,6 +82,20 @@ TURNOUT_API void turnout_linear(const uint16_t* w, const uint16_t* x, void* out,
 TURNOUT_API int turnout_experts(const uint16_t* gate_up, const uint16_t* down, const uint16_t* x, const int64_t* ids,
                     const float* weights, uint16_t* out, int64_t T, int64_t k, int64_t E, int64_t D, int64_t F) {
   return ops().experts(gate_up, down, x, ids, weights, out, T, k, E, D, F);
+}
+
+TURNOUT_API int turnout_mixture(const turnout::Panels* gate_up, const turnout::Panels* down, const uint16_t* x,
+                    const int64_t* ids, const float* weights, uint16_t* out, int64_t T, int64_t k) {
+  return ops().mixture(*gate_up, *down, x, ids, weights, out, T, k);
+}
+
+TURNOUT_API void turnout_pack(const turnout::Panels* to, const uint8_t* codes, const uint16_t* scales,
+                    const uint8_t* zeros) {
+  ops().pack(*to, codes, scales, zeros);
+}
+
+TURNOUT_API int turnout_step(const turnout::ModelPlan* model, const turnout::StepPlan* step) {
+  return ops().step(*model, *step);
 }
 
 TURNOUT_API void turnout_attend(const uint16_t* q, int64_t q_stride, const uint16_t* keys, const uint16_t* values,

@@ -2,6 +2,9 @@
 #pragma once
 #include <cstdint>
 
+#include "panels.h"
+#include "plan.h"
+
 namespace turnout {
 
 struct Ops {
@@ -10,10 +13,17 @@ struct Ops {
   // Mixture of SwiGLU experts; returns 0, or 1 for an expert number out of range.
   int (*experts)(const uint16_t* gate_up, const uint16_t* down, const uint16_t* x, const int64_t* ids,
                  const float* weights, uint16_t* out, int64_t T, int64_t k, int64_t E, int64_t D, int64_t F);
+  // The same with weights in panels: 2E matrices (F, D), gate and up of each expert in turn, and E matrices (D, F).
+  int (*mixture)(const Panels& gate_up, const Panels& down, const uint16_t* x, const int64_t* ids, const float* weights,
+                 uint16_t* out, int64_t T, int64_t k);
+  // Rows as a checkpoint holds them into panels.
+  void (*pack)(const Panels& to, const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros);
   // One query token a sequence over paged keys and values.
   void (*attend)(const uint16_t* q, int64_t q_stride, const uint16_t* keys, const uint16_t* values,
                  const int64_t* tables, const int64_t* lengths, uint16_t* out, int64_t B, int64_t H, int64_t G,
                  int64_t d, int64_t M, int64_t P, float scale);
+  // A decoding step over all layers; returns 0, 1 for an expert out of range, 2 for a token outside the vocabulary.
+  int (*step)(const ModelPlan& model, const StepPlan& step);
 };
 
 }  // namespace turnout

@@ -29,7 +29,7 @@ def kernels(request, compiled: Library, monkeypatch) -> Iterator[Library]:
     if not compiled.use_isa(isa):
         pytest.skip(f"this processor has no {isa}")
     compiled.set_threads(num_threads)
-    for module in ("linear", "experts", "attention", "attach"):
+    for module in ("linear", "experts", "attention", "attach", "panels"):
         monkeypatch.setattr(f"moe_core.kernels.cpu.{module}.library", lambda: compiled)
     with torch.no_grad():
         yield compiled

@@ -1,0 +1,173 @@
+"""Expert weights in panels of sixteen rows, as the compiled products read them: bfloat16, or codes of 8 or 4 bits.
+
+Packed weights are multiplied as they are: 4 or 8 bits are read from memory, never 16. Inputs of codes are rounded to 8
+bits with a scale for each token and group (W8A8, W4A8); a group's sum is exact, groups are added in float32.
+
+Shapes: T tokens, D model width, E experts, K top_k, F expert width, S matrices of a stack.
+Source: dynamic quantisation of activations as in Dettmers et al. 2022, "LLM.int8()", here in groups along a row.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from moe_core.errors import SpecError
+from moe_core.kernels.cpu.library import library
+from moe_core.kernels.packing import Packed
+from moe_core.spec.quantisation import ExpertQuantSpec
+
+LANES, STEP_BYTES, ALIGNMENT = 16, 64, 64
+BFLOAT16 = 16
+
+
+class PanelsStruct(ctypes.Structure):
+    """`turnout::Panels` of panels.h."""
+
+    _fields_ = (
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("zeros", ctypes.c_void_p),
+        ("stack", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("cols", ctypes.c_int64),
+        ("bits", ctypes.c_int32),
+        ("group", ctypes.c_int32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """A stack of matrices (S, rows, cols) in memory of its own."""
+
+    struct: PanelsStruct
+    memory: mmap.mmap = field(repr=False)
+
+    @property
+    def address(self) -> int:
+        """Where the description lies, for C."""
+        return ctypes.addressof(self.struct)
+
+    @property
+    def num_bytes(self) -> int:
+        """What the panels take in memory."""
+        return len(self.memory)
+
+    @classmethod
+    def of_bfloat16(cls, weight_SRC: Tensor) -> Panels:
+        """Pack weights (S, rows, cols) in bfloat16; raises SpecError for another dtype."""
+        if weight_SRC.dtype is not torch.bfloat16:
+            raise SpecError(f"panels hold bfloat16, not {weight_SRC.dtype}")
+        source = weight_SRC.detach().contiguous()
+        return cls._filled(tuple(source.shape), BFLOAT16, 0, source, None, None)
+
+    @classmethod
+    def of_codes(cls, packed: Packed, shape: tuple[int, int, int], spec: ExpertQuantSpec) -> Panels:
+        """Pack codes that stand for weights of `shape` (S, rows, cols)."""
+        codes, scales = packed.codes.contiguous(), packed.scales.contiguous()
+        zeros = None if packed.zeros is None else packed.zeros.contiguous()
+        return cls._filled(shape, spec.bits, spec.group_size, codes, scales, zeros)
+
+    @classmethod
+    def _filled(
+        cls,
+        shape: tuple[int, ...],
+        bits: int,
+        group: int,
+        codes: Tensor,
+        scales: Tensor | None,
+        zeros: Tensor | None,
+    ) -> Panels:
+        native = library()
+        assert native is not None
+        stack, rows, cols = shape
+        num_panels, num_steps = stack * math.ceil(rows / LANES), math.ceil(cols * bits / 32)
+        num_meta = num_panels * LANES * (math.ceil(cols / group) if group else 0)
+        sizes = (
+            num_panels * num_steps * STEP_BYTES,
+            2 * num_meta if scales is not None else 0,
+            num_meta if zeros is not None else 0,
+        )
+        starts = list(accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0))
+        memory = mmap.mmap(-1, max(starts[-1], 1))
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            # Fewer pages to look up: a panel is read from end to end.
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        places = [first + start if size else None for start, size in zip(starts, sizes, strict=False)]
+        struct = PanelsStruct(*places, stack, rows, cols, bits, group)
+        sources = [0 if tensor is None else tensor.data_ptr() for tensor in (codes, scales, zeros)]
+        native.pack(ctypes.addressof(struct), *sources)
+        return cls(struct, memory)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertPanels:
+    """All experts of a layer."""
+
+    # 2E matrices (F, D), gate and up of each expert in turn; E matrices (D, F).
+    gate_up: Panels
+    down: Panels
+
+    @property
+    def num_bytes(self) -> int:
+        """What the layer's experts take in memory."""
+        return self.gate_up.num_bytes + self.down.num_bytes
+
+    def run(self, hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """Sum over the chosen experts of weight · down(silu(gate(x)) · up(x)): (T, D) bfloat16, summed in float32.
+
+        `hidden_TD` is bfloat16 on the CPU; -1 is no expert. Raises SpecError for an expert that the layer has not and
+        for hidden states of another width or dtype.
+        """
+        native = library()
+        assert native is not None
+        num_experts, width = self.down.struct.stack, self.down.struct.rows
+        if hidden_TD.dtype is not torch.bfloat16 or hidden_TD.ndim != 2 or hidden_TD.shape[1] != width:
+            raise SpecError(
+                f"hidden is {hidden_TD.dtype} {tuple(hidden_TD.shape)}; it must be bfloat16 (T, {width})"
+            )
+        hidden_TD, ids_TK = hidden_TD.contiguous(), expert_ids_TK.contiguous()
+        weights_TK = weights_TK.float().contiguous()
+        if ids_TK.shape != weights_TK.shape or ids_TK.shape[0] != hidden_TD.shape[0]:
+            raise SpecError(
+                f"ids {tuple(ids_TK.shape)}, weights {tuple(weights_TK.shape)} and hidden "
+                f"{tuple(hidden_TD.shape)} do not fit together: (T, K), (T, K), (T, D)"
+            )
+        out_TD = torch.empty_like(hidden_TD)
+        failed = native.mixture(
+            self.gate_up.address,
+            self.down.address,
+            hidden_TD.data_ptr(),
+            ids_TK.data_ptr(),
+            weights_TK.data_ptr(),
+            out_TD.data_ptr(),
+            *ids_TK.shape,
+        )
+        if failed:
+            raise SpecError(f"an expert id is outside the layer's {num_experts} experts")
+        return out_TD
+
+
+def bfloat16_panels(gate_up_E2FD: Tensor, down_EDF: Tensor) -> ExpertPanels:
+    """Panels of a layer's bfloat16 experts."""
+    num_experts, width, num_ff = down_EDF.shape
+    gate_up_SFD = gate_up_E2FD.detach().reshape(2 * num_experts, num_ff, width)
+    return ExpertPanels(Panels.of_bfloat16(gate_up_SFD), Panels.of_bfloat16(down_EDF))
+
+
+def code_panels(
+    gate_up: Packed, down: Packed, width: int, num_ff: int, spec: ExpertQuantSpec
+) -> ExpertPanels:
+    """Panels of a layer's packed experts."""
+    num_experts = down.codes.shape[0]
+    return ExpertPanels(
+        Panels.of_codes(gate_up, (2 * num_experts, num_ff, width), spec),
+        Panels.of_codes(down, (num_experts, width, num_ff), spec),
+    )

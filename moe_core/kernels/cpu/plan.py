@@ -1,0 +1,41 @@
+"""The structures of plan.h, for ctypes: a model's weights told once, a step's tokens each time."""
+
+from __future__ import annotations
+
+import ctypes
+
+_POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
+
+
+class LayerPlan(ctypes.Structure):
+    """`turnout::LayerPlan`: one layer's weights, experts (or one dense feed-forward) and paged keys and values."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("input_norm", "qkv", "q_norm", "k_norm", "o", "mlp_norm", "router")),
+        *((name, _POINTER) for name in ("gate_up_panels", "down_panels", "gate_up", "down")),
+        *((name, _POINTER) for name in ("shared_gate_up", "shared_down", "keys", "values")),
+        *((name, _LONG) for name in ("num_experts", "top_k", "num_ff", "shared_num_ff", "moe_index")),
+        ("renormalise", _INT),
+        ("temperature", _FLOAT),
+    )
+
+
+class ModelPlan(ctypes.Structure):
+    """`turnout::ModelPlan`."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("embedding", "norm", "head", "cos", "sin", "layers")),
+        *((name, _LONG) for name in ("num_layers", "width", "vocab_size")),
+        *((name, _LONG) for name in ("num_heads", "num_kv", "head_dim", "block_tokens")),
+        ("eps", _FLOAT),
+    )
+
+
+class StepPlan(ctypes.Structure):
+    """`turnout::StepPlan`: one new token for each of some sequences."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("ids", "positions", "slots", "tables", "lengths")),
+        *((name, _POINTER) for name in ("prior", "prior_row", "chosen", "logits")),
+        *((name, _LONG) for name in ("num_tokens", "max_blocks", "prior_stride", "chosen_stride")),
+    )

@@ -1,0 +1,61 @@
+// What a decoding step over a whole model is told: the weights once, the tokens each time.
+#pragma once
+#include <cstdint>
+
+#include "panels.h"
+
+namespace turnout {
+
+// T tokens, D model width, H query heads, G key-value heads, d head_dim, E experts, K top_k, F expert width.
+struct LayerPlan {
+  const uint16_t* input_norm;  // (D)
+  const uint16_t* qkv;         // ((H + 2G) d, D)
+  const uint16_t* q_norm;      // (d), or none
+  const uint16_t* k_norm;      // (d), or none
+  const uint16_t* o;           // (D, H d)
+  const uint16_t* mlp_norm;    // (D)
+  const float* router;         // (E, D); none in a dense layer
+  // The experts in panels, or as rows: (E, 2F, D) and (E, D, F). A dense feed-forward is one expert.
+  const Panels* gate_up_panels;
+  const Panels* down_panels;
+  const uint16_t* gate_up;
+  const uint16_t* down;
+  // The shared expert, or none.
+  const uint16_t* shared_gate_up;
+  const uint16_t* shared_down;
+  uint16_t* keys;    // (blocks, P, G, d)
+  uint16_t* values;  // (blocks, P, G, d)
+  int64_t E, K, F, shared_F;
+  int64_t moe_index;  // among the expert layers
+  int32_t renormalise;
+  float temperature;
+};
+
+struct ModelPlan {
+  const uint16_t* embedding;  // (V, D)
+  const uint16_t* norm;       // (D)
+  const uint16_t* head;       // (V, D)
+  const uint16_t* cos;        // (positions, d/2)
+  const uint16_t* sin;        // (positions, d/2)
+  const LayerPlan* layers;
+  int64_t L, D, V, H, G, d, P;
+  float eps;
+};
+
+// One new token for each of T sequences.
+struct StepPlan {
+  const int64_t* ids;        // (T) token
+  const int64_t* positions;  // (T)
+  const int64_t* slots;      // (T) block · P + place: where its keys and values go
+  const int64_t* tables;     // (T, M) blocks
+  const int64_t* lengths;    // (T) keys that each sees, its own included
+  const float* prior;        // (domains + 1, expert layers, E) added to the logits, or none
+  const int64_t* prior_row;  // (T) row of the prior
+  int64_t* chosen;           // (expert layers, most tokens, K): the experts taken, for whoever counts
+  float* logits;             // (T, V)
+  int64_t T, M;
+  int64_t prior_stride;   // of a domain
+  int64_t chosen_stride;  // of a layer
+};
+
+}  // namespace turnout

@@ -1,0 +1,168 @@
+"""A decoding step in one native call answers as the decoder in torch does, and leaves the same counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moe_core.engine.engine import Engine
+from moe_core.engine.native_step import MAX_ROWS
+from moe_core.kernels import dispatch
+from moe_core.kernels.cpu.attach import attach
+from moe_core.kernels.cpu.library import library
+from moe_core.model.decoder import Decoder
+from moe_core.model.init import random_decoder
+from moe_core.operations.quantise import quantise
+from moe_core.spec import ModelSpec
+from moe_core.spec.operations import QuantiseSpec
+from tests.moe_core.engine.conftest import MOE, TINY, Run, serve_spec
+from tests.moe_core.tiny import tiny_family, tiny_llama, tiny_turnout
+
+pytestmark = pytest.mark.skipif(library() is None, reason="the kernels are not compiled here")
+SPECS = {
+    "dense": tiny_llama(),
+    "mixtral": ModelSpec.parse({"family": "mixtral", "moe": MOE, **TINY}),
+    "shared expert, dense layer": tiny_turnout(),
+    "head norms, odd sizes": ModelSpec.parse(
+        {
+            **TINY, "family": "qwen3_moe", "hidden_size": 33, "head_dim": 10, "attention": {"qk_norm": "head"},
+            "moe": {
+                "moe_layers": [0, 2], "num_experts": 7, "top_k": 3, "moe_intermediate_size": 19,
+                "norm_topk_prob": False,
+            },
+        }
+    ),
+}  # fmt: skip
+PROMPTS = [[5], list(range(3, 40)), [9] * 16, list(range(60, 77))]
+
+
+def build(spec: ModelSpec, bits: int | None = None) -> Decoder:
+    model = random_decoder(spec, seed=4, std=0.3, dtype=torch.bfloat16).eval()
+    if bits is not None:
+        packing = {"kind": "quantise", "quantisation": {"bits": bits, "group_size": 32}}
+        model, _ = quantise(model, QuantiseSpec.parse(packing))
+        model.eval()
+    return model
+
+
+def engine_of(model: Decoder, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Engine:
+    monkeypatch.setattr(dispatch, "_KERNELS", list(dispatch._KERNELS))
+    attach(model, 1)
+    return Engine(serve_spec(**changes), model)
+
+
+def steps(engine: Engine, *, by_torch: bool, domain: int = -1) -> list[torch.Tensor]:
+    """Logits of the decoding steps of some prompts, with the same tokens fed whichever path computes them."""
+    native, found = engine.runner.native, []
+    assert native is not None
+    run = Run(engine)
+    sequences = [run.submit(list(ids), 6, ignore_eos=True, domain=domain) for ids in PROMPTS]
+    while any(sequence.num_output_tokens < 1 for sequence in sequences):
+        run.step()
+    for place in range(4):
+        for number, sequence in enumerate(sequences):
+            sequence.token_ids[-1] = 20 + 7 * number + place
+        chunks = engine._plan()
+        assert native.takes(chunks)
+        engine.runner.native = None if by_torch else native
+        found.append(engine.runner.run(chunks).clone())
+        engine.runner.native = native
+        engine.scheduler.commit(chunks)
+        for sequence in sequences:
+            sequence.token_ids.append(0)
+    for sequence in sequences:
+        engine.cancel(sequence.id)
+    run.step()
+    return found
+
+
+def assert_alike(native: list[torch.Tensor], by_torch: list[torch.Tensor]) -> None:
+    """Equal up to the bfloat16 roundings along the way; a turned-about routing would show in a whole row."""
+    for found, wanted in zip(native, by_torch, strict=True):
+        assert found.isfinite().all()
+        assert found.shape == wanted.shape
+        error = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+        assert float(error.max()) < 0.05, error
+        assert torch.equal(found.argmax(-1), wanted.argmax(-1))
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("name", SPECS)
+def test_logits_and_counts_are_those_of_torch(monkeypatch, name: str, bits: int | None) -> None:
+    spec = SPECS[name]
+    if bits is not None and spec.moe is None:
+        pytest.skip("a dense model has no experts to pack")
+    engine = engine_of(build(spec, bits), monkeypatch)
+    by_torch = steps(engine, by_torch=True)
+    counts = None if engine.runner.counts is None else engine.runner.counts.counts_PNLE.clone()
+    engine.forget_history()
+    assert_alike(steps(engine, by_torch=False), by_torch)
+    if counts is not None and engine.runner.counts is not None:
+        assert torch.equal(engine.runner.counts.counts_PNLE, counts)
+        assert int(counts[1].sum()) == 16 * len(spec.moe.moe_layers) * spec.moe.top_k
+
+
+def test_a_domains_prior_turns_its_own_sequences_only(monkeypatch) -> None:
+    domains = [
+        {"code": code, "name_en": code, "name_zh": code, "experts": [expert]}
+        for code, expert in (("law", 3), ("art", 0))
+    ]
+    engine = engine_of(build(SPECS["mixtral"]), monkeypatch, domains=domains, prior_strength=30.0)
+    for domain, expert in ((0, 3), (1, 0), (-1, None)):
+        engine.forget_history()
+        native = steps(engine, by_torch=False, domain=domain)
+        counts = engine.runner.counts.counts_PNLE.clone()
+        engine.forget_history()
+        assert_alike(native, steps(engine, by_torch=True, domain=domain))
+        assert torch.equal(engine.runner.counts.counts_PNLE, counts)
+        if expert is not None:
+            # Every token of every expert layer, in decoding.
+            assert counts[1, domain + 1, :, expert].tolist() == [16, 16, 16]
+
+
+def test_a_sequence_does_not_depend_on_its_company(monkeypatch) -> None:
+    engine = engine_of(build(SPECS["mixtral"]), monkeypatch)
+    run = Run(engine)
+    together = [run.submit(list(ids), 12, ignore_eos=True) for ids in PROMPTS]
+    run.until_done()
+    for ids, sequence in zip(PROMPTS, together, strict=True):
+        engine.forget_history()
+        alone = run.submit(list(ids), 12, ignore_eos=True)
+        run.until_done()
+        assert run.tokens[alone.id] == run.tokens[sequence.id]
+
+
+def test_it_takes_decoding_steps_only(monkeypatch) -> None:
+    engine = engine_of(build(SPECS["mixtral"]), monkeypatch)
+    native, run = engine.runner.native, Run(engine)
+    run.submit([1, 2, 3], 4)
+    assert not native.takes(engine._plan())
+    run.step()
+    decode = engine._plan()
+    assert native.takes(decode)
+    assert not native.takes(decode * (MAX_ROWS + 1))
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "gpt_oss", "olmoe", "glam_moe", "palm_moe"])
+def test_what_it_does_not_know_stays_with_torch(monkeypatch, family: str) -> None:
+    model = random_decoder(tiny_family(family), seed=1, std=0.2, dtype=torch.bfloat16).eval()
+    assert engine_of(model, monkeypatch).runner.native is None
+
+
+def test_without_attached_kernels_there_is_no_native_step() -> None:
+    model = build(SPECS["mixtral"])
+    assert Engine(serve_spec(), model).runner.native is None
+
+
+def test_nan_reaches_only_its_own_sequence(monkeypatch) -> None:
+    model = build(SPECS["mixtral"])
+    model.embed_tokens.weight.data[50] = float("nan")
+    engine = engine_of(model, monkeypatch)
+    run = Run(engine)
+    sequences = [run.submit([7, 8, number], 5, ignore_eos=True) for number in (3, 4)]
+    run.step()
+    sequences[0].token_ids[-1] = 50
+    logits = engine.runner.run(engine._plan())
+    # The tied head makes logit 50 NaN for everybody; the rest tells the rows apart.
+    assert logits[0].isnan().all()
+    assert logits[1, :50].isfinite().all()

@@ -1,0 +1,181 @@
+"""Experts in panels against float64: bfloat16, 8 and 4 bits, symmetric or not, at odd sizes and between NaN."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from moe_core.errors import SpecError
+from moe_core.kernels.cpu.panels import ExpertPanels, bfloat16_panels, code_panels
+from moe_core.kernels.packing import Packed, dequantise, quantise
+from moe_core.spec.quantisation import ExpertQuantSpec
+from tests.moe_core.kernels.cpu.conftest import poisoned
+from tests.moe_core.kernels.cpu.test_experts import choices, layer
+
+# Tokens; experts, width and width of an expert.
+SIZES = [
+    (1, (1, 8, 8)),
+    (3, (4, 33, 17)),
+    (61, (8, 64, 96)),
+    (5, (5, 7, 1)),
+    (16, (3, 200, 144)),
+    (1, (6, 160, 80)),
+]
+FORMATS = [
+    ExpertQuantSpec.parse({"bits": bits, "group_size": group, "symmetric": symmetric})
+    for bits in (8, 4)
+    for group, symmetric in ((32, True), (64, False), (128, True))
+]
+
+
+def rounded_inputs(x_TW: Tensor, group: int) -> Tensor:
+    """What the kernel makes of its inputs: 8 bits with a scale for each token and group; halves away from zero."""
+    out = torch.empty(x_TW.shape, dtype=torch.float64)
+    for first in range(0, x_TW.shape[1], group):
+        part = x_TW[:, first : first + group].float()
+        top = part.abs().amax(1, keepdim=True)
+        scaled = part * torch.where(top > 1e-35, 127.0 / top, 0.0)
+        codes = (scaled.abs() + 0.5).floor() * scaled.sign()
+        out[:, first : first + group] = codes.double() * (top / 127.0).double()
+    return out
+
+
+def truth(
+    x_TD: Tensor, gate_up: Tensor, down: Tensor, ids_TK: Tensor, weights_TK: Tensor, group: int = 0
+) -> Tensor:
+    """The formula in float64 with the roundings that the format has: inputs and activations."""
+    out, num_ff = torch.zeros(x_TD.shape, dtype=torch.float64), down.shape[2]
+    x = rounded_inputs(x_TD, group) if group else x_TD.double()
+    for expert in range(down.shape[0]):
+        tokens, places = torch.where(ids_TK == expert)
+        both = x[tokens] @ gate_up[expert].double().T
+        act = torch.nn.functional.silu(both[:, :num_ff]) * both[:, num_ff:]
+        act = rounded_inputs(act, group) if group else act.bfloat16().double()
+        out.index_add_(0, tokens, weights_TK[tokens, places, None].double() * (act @ down[expert].double().T))
+    return out
+
+
+def close(found: Tensor, wanted: Tensor, tolerance: float) -> bool:
+    """Finite, and within a share of the largest value; a code at a tie may round the other way in float32."""
+    return bool(found.isfinite().all()) and bool(
+        (found.double() - wanted).abs().max() <= tolerance * wanted.abs().max() + 1e-6
+    )
+
+
+def quantised(
+    weights: tuple[Tensor, Tensor], spec: ExpertQuantSpec
+) -> tuple[ExpertPanels, tuple[Tensor, Tensor]]:
+    down = weights[1]
+    packed = [quantise(weight.float(), spec) for weight in weights]
+    panels = code_panels(packed[0], packed[1], down.shape[1], down.shape[2], spec)
+    widths = (down.shape[1], down.shape[2])
+    exact = [dequantise(p, w, spec, torch.float32) for p, w in zip(packed, widths, strict=True)]
+    return panels, (exact[0], exact[1])
+
+
+@pytest.mark.parametrize(("num_tokens", "shape"), SIZES, ids=str)
+def test_bfloat16_equals_float64_up_to_rounding(kernels, num_tokens: int, shape) -> None:
+    x_TD, weights = poisoned(num_tokens, shape[1]), layer(*shape)
+    ids_TK, weights_TK = choices(num_tokens, shape[0], min(2, shape[0]))
+    found = bfloat16_panels(*weights).run(x_TD, ids_TK, weights_TK)
+    assert close(found, truth(x_TD, *weights, ids_TK, weights_TK), 0.01)
+
+
+@pytest.mark.parametrize(("num_tokens", "shape"), SIZES, ids=str)
+@pytest.mark.parametrize("spec", FORMATS, ids=lambda s: f"{s.bits}-{s.group_size}-{s.symmetric}")
+def test_codes_equal_float64_up_to_rounding(kernels, num_tokens: int, spec: ExpertQuantSpec, shape) -> None:
+    x_TD, (panels, exact) = poisoned(num_tokens, shape[1]), quantised(layer(*shape), spec)
+    ids_TK, weights_TK = choices(num_tokens, shape[0], min(2, shape[0]))
+    found = panels.run(x_TD, ids_TK, weights_TK)
+    assert close(found, truth(x_TD, *exact, ids_TK, weights_TK, spec.group_size), 0.015)
+
+
+@pytest.mark.parametrize("spec", FORMATS, ids=lambda s: f"{s.bits}-{s.group_size}-{s.symmetric}")
+def test_eight_bits_of_input_cost_little(kernels, spec: ExpertQuantSpec) -> None:
+    x_TD, (panels, exact) = poisoned(20, 256), quantised(layer(4, 256, 384), spec)
+    ids_TK, weights_TK = choices(20, 4, 2)
+    found, wanted = panels.run(x_TD, ids_TK, weights_TK), truth(x_TD, *exact, ids_TK, weights_TK)
+    assert float((found.double() - wanted).norm() / wanted.norm()) < 0.02
+
+
+def any_panels(form: int) -> tuple[ExpertPanels, tuple[Tensor, Tensor]]:
+    """The same small layer in bfloat16 (16), or in codes."""
+    weights = layer(4, 72, 48)
+    if form == 16:
+        return bfloat16_panels(*weights), weights
+    return quantised(weights, ExpertQuantSpec.parse({"bits": form, "group_size": 32, "symmetric": False}))
+
+
+@pytest.mark.parametrize("form", [16, 8, 4])
+def test_neither_threads_nor_company_change_a_bit(kernels, form: int) -> None:
+    panels, _ = any_panels(form)
+    x_TD, (ids_TK, weights_TK) = poisoned(45, 72), choices(45, 4, 2)
+    together = panels.run(x_TD, ids_TK, weights_TK)
+    alone = [panels.run(x_TD[t : t + 1], ids_TK[t : t + 1], weights_TK[t : t + 1]) for t in range(45)]
+    assert torch.equal(together, torch.cat(alone))
+    kernels.set_threads(1)
+    assert torch.equal(together, panels.run(x_TD, ids_TK, weights_TK))
+
+
+@pytest.mark.parametrize("form", [16, 8, 4])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_stay_in_their_own_token(kernels, form: int, bad: float) -> None:
+    panels, _ = any_panels(form)
+    x_TD, (ids_TK, weights_TK) = poisoned(7, 72), choices(7, 4, 2)
+    clean = panels.run(x_TD, ids_TK, weights_TK)
+    x_TD[3, 70] = bad
+    found = panels.run(x_TD, ids_TK, weights_TK)
+    assert not found[3].isfinite().any()
+    keep = [0, 1, 2, 4, 5, 6]
+    assert torch.equal(found[keep], clean[keep])
+
+
+@pytest.mark.parametrize("form", [16, 8, 4])
+def test_empty_places_and_silent_tokens_add_nothing(kernels, form: int) -> None:
+    panels, _ = any_panels(form)
+    x_TD, (ids_TK, weights_TK) = poisoned(5, 72), choices(5, 4, 3)
+    two = panels.run(x_TD[:1], ids_TK[:1, :2], weights_TK[:1, :2])
+    ids_TK[0, 2], weights_TK[0, 2] = -1, float("nan")
+    ids_TK[3], weights_TK[3] = -1, float("nan")
+    x_TD[4] = 0.0
+    found = panels.run(x_TD, ids_TK, weights_TK)
+    assert torch.equal(found[:1], two)
+    assert found[3:].eq(0.0).all()
+    assert panels.run(x_TD[:0], ids_TK[:0], weights_TK[:0]).shape == (0, 72)
+
+
+@pytest.mark.parametrize("bad", [-2, 4])
+def test_an_expert_that_is_not_there_is_refused(kernels, bad: int) -> None:
+    panels, _ = any_panels(8)
+    with pytest.raises(SpecError, match="outside the layer's 4 experts"):
+        panels.run(poisoned(2, 72), torch.tensor([[0, 1], [2, bad]]), torch.ones(2, 2))
+
+
+def test_what_does_not_fit_is_refused(kernels) -> None:
+    panels, _ = any_panels(16)
+    ids_TK, weights_TK = choices(2, 4, 2)
+    with pytest.raises(SpecError, match=r"must be bfloat16 \(T, 72\)"):
+        panels.run(torch.zeros(2, 72), ids_TK, weights_TK)
+    with pytest.raises(SpecError, match="do not fit together"):
+        panels.run(poisoned(3, 72), ids_TK, weights_TK)
+
+
+def test_packed_memory_is_that_of_the_codes(kernels) -> None:
+    spec = ExpertQuantSpec.parse({"bits": 4, "group_size": 64})
+    panels, _ = quantised(layer(2, 128, 64), spec)
+    weights = 2 * 3 * 128 * 64
+    # Codes of half a byte and a float16 scale for each 64 of them.
+    assert panels.num_bytes == weights // 2 + weights // 64 * 2
+
+
+def test_codes_of_eight_bits_at_their_largest_do_not_saturate(kernels) -> None:
+    """Pairs of products near 255 · 127 · 2 overflow 16 bits; a kernel that adds them there is wrong."""
+    spec = ExpertQuantSpec.parse({"bits": 8, "group_size": 32, "symmetric": True})
+    ones = torch.ones(1, 16, 64)
+    codes = Packed(torch.full((1, 16, 64), 255, dtype=torch.uint8), torch.ones(1, 16, 2).half(), None)
+    down = quantise(torch.eye(64)[None, :, :8], spec)
+    panels = code_panels(codes, down, 64, 8, spec)
+    found = panels.run(torch.ones(1, 64).bfloat16(), torch.zeros(1, 1, dtype=torch.int64), ones[0, :1, :1])
+    # Each sum is 64 · 127 = 8128, the activation its square.
+    assert found[0, :8].float().tolist() == pytest.approx([8128.0**2] * 8, rel=0.01)
