@@ -40,7 +40,11 @@ def build_engine(spec: ServeSpec, tell: Callable[[EngineState], None]) -> tuple[
         model, residency = load_resident(*held, expected_hashes=promised)
     codec = Tokenizer(spec.model_dir)
     model.eval()
-    kernels = attach(model, spec.num_threads) if device.type == "cpu" else torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        # Experts that come and go are read into the places that they have now.
+        kernels = attach(model, spec.num_threads, moves_experts=residency is None)
+    else:
+        kernels = torch.cuda.get_device_name(device)
     logger.info("decode kernels: %s, threads: %d", kernels, spec.num_threads)
     engine = Engine(spec, model, end_tokens=codec.eos_ids, residency=residency)
     tell(EngineState.WARMING)

@@ -60,11 +60,11 @@ class PanelPackedExperts(_InPanels, PackedExperts):
     """Experts of 8 or 4 bits in panels; the buffers keep their names and shapes, and no memory."""
 
 
-def attach(model: nn.Module, num_threads: int) -> str:
+def attach(model: nn.Module, num_threads: int, *, moves_experts: bool = True) -> str:
     """Make `model`'s maps and experts use the kernels; the instruction set in use, or "torch" without them.
 
     Experts of a bfloat16 model move into panels, layer by layer, so that their weights are held once; such a model can
-    answer, but neither learn nor be saved.
+    answer, but neither learn nor be saved. Without `moves_experts` they stay where they are.
     """
     native = library()
     if native is None:
@@ -77,6 +77,8 @@ def attach(model: nn.Module, num_threads: int) -> str:
             module.__class__ = DecodeLinear
         elif type(module) is DenseMlp and module.gating.kind == "silu":
             module.__class__ = DecodeDenseMlp
+        elif not moves_experts:
+            continue
         elif type(module) is PackedExperts and _is_bfloat16(model) and module.gating.kind == "silu":
             _pack_codes(module)
         elif type(module) is GroupedExperts and _fits_panels(module):
