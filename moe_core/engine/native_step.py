@@ -21,9 +21,17 @@ from moe_core.engine.routing_counts import RoutingCounts
 from moe_core.engine.scheduler import Chunk
 from moe_core.errors import SpecError
 from moe_core.experts import GroupedExperts
-from moe_core.kernels.cpu.attach import DecodeLinear, PanelExperts, PanelPackedExperts
+from moe_core.kernels.cpu.attach import (
+    DecodeLinear,
+    PanelDenseMlp,
+    PanelExperts,
+    PanelLinear,
+    PanelPackedExperts,
+)
 from moe_core.kernels.cpu.library import Library, library
+from moe_core.kernels.cpu.panels import ExpertPanels, Panels
 from moe_core.kernels.cpu.plan import LayerPlan, ModelPlan, StepPlan
+from moe_core.kernels.precision import has_tiles
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.domain_prior import DomainPrior
 from moe_core.model.heads import Attention
@@ -54,6 +62,8 @@ class NativeStep:
         num_positions = min(model.spec.max_position_embeddings, cache.num_blocks * BLOCK_TOKENS)
         self._rotary = rotary_of(model.spec, torch.arange(num_positions), torch.bfloat16)
         self._prior = None if prior is None or not prior.has_bias else prior.table_NLE.contiguous()
+        # A copy: rows of the embedding are looked up, and logits of prompts computed, as they lie.
+        self._head = None if has_tiles() else Panels.of_bfloat16(model.head_weight_VD[None])
         layers = [_layer_plan(block, cache) for block in model.layers if isinstance(block, Block)]
         self._layers = (LayerPlan * len(layers))(*layers)
         spec = model.spec
@@ -61,6 +71,7 @@ class NativeStep:
             model.embed_tokens.weight.data_ptr(),
             model.norm.weight.data_ptr(),
             model.head_weight_VD.data_ptr(),
+            None if self._head is None else self._head.address,
             self._rotary.cos_T1h.data_ptr(),
             self._rotary.sin_T1h.data_ptr(),
             ctypes.addressof(self._layers),
@@ -169,7 +180,7 @@ def _knows_mixture(moe: MoeSpec) -> bool:
 def _knows_block(block: Block) -> bool:
     """A block whose kernels are attached, with a feed-forward that they compute."""
     attention = block.attention
-    attached = isinstance(attention, Attention) and isinstance(attention.qkv_proj, DecodeLinear)
+    attached = isinstance(attention, Attention) and isinstance(attention.qkv_proj, DecodeLinear | PanelLinear)
     return attached and _knows_feed_forward(block.mlp)
 
 
@@ -192,34 +203,49 @@ def _layer_plan(block: Block, cache: PagedKVCache) -> LayerPlan:
     keys, values = cache.blocks(attention.layer)
     plan = LayerPlan(
         input_norm=block.input_norm.weight.data_ptr(),
-        qkv=attention.qkv_proj.weight.data_ptr(),
         q_norm=_address(attention.q_norm),
         k_norm=_address(attention.k_norm),
-        o=attention.o_proj.weight.data_ptr(),
         mlp_norm=block.mlp_norm.weight.data_ptr(),
         keys=keys.data_ptr(),
         values=values.data_ptr(),
         temperature=1.0,
     )
+    _tell(plan, ("qkv",), attention.qkv_proj)
+    _tell(plan, ("o",), attention.o_proj)
     if isinstance(mlp, DenseMlp):
-        plan.gate_up, plan.down = (part.weight.data_ptr() for part in (mlp.gate_up_proj, mlp.down_proj))
+        _tell(plan, ("gate_up", "down"), mlp)
         plan.num_experts, plan.top_k, plan.num_ff = 1, 1, mlp.down_proj.weight.shape[1]
         return plan
     moe = mlp.moe
     plan.router, plan.moe_index = mlp.router.weight.data_ptr(), mlp.moe_index
     plan.num_experts, plan.top_k, plan.num_ff = moe.num_experts, moe.top_k, moe.moe_intermediate_size
     plan.renormalise, plan.temperature = moe.gate.sums_to_one(moe.norm_topk_prob), moe.temperature_at()
-    if isinstance(mlp.experts, PanelExperts | PanelPackedExperts):
-        panels = mlp.experts.panels
-        plan.gate_up_panels, plan.down_panels = panels.gate_up.address, panels.down.address
-    else:
-        plan.gate_up, plan.down = mlp.experts.gate_up_E2FD.data_ptr(), mlp.experts.down_EDF.data_ptr()
+    _tell(plan, ("gate_up", "down"), mlp.experts)
     if mlp.shared_expert is not None:
-        shared = mlp.shared_expert
-        plan.shared_gate_up = shared.gate_up_proj.weight.data_ptr()
-        plan.shared_down = shared.down_proj.weight.data_ptr()
-        plan.shared_num_ff = shared.down_proj.weight.shape[1]
+        _tell(plan, ("shared_gate_up", "shared_down"), mlp.shared_expert)
+        plan.shared_num_ff = mlp.shared_expert.down_proj.weight.shape[1]
     return plan
+
+
+def _tell(plan: LayerPlan, names: tuple[str, ...], module: nn.Module) -> None:
+    """Write where a module's weights lie, in panels or as rows, into the fields of those names."""
+    panels: tuple[Panels, ...] = ()
+    rows: tuple[Tensor, ...] = ()
+    if isinstance(module, PanelLinear):
+        panels = (module.panels,)
+    elif isinstance(module, PanelDenseMlp | PanelExperts | PanelPackedExperts):
+        experts: ExpertPanels = module.panels
+        panels = (experts.gate_up, experts.down)
+    elif isinstance(module, DenseMlp):
+        rows = (module.gate_up_proj.weight, module.down_proj.weight)
+    elif isinstance(module, GroupedExperts):
+        rows = (module.gate_up_E2FD, module.down_EDF)
+    else:
+        rows = (module.get_parameter("weight"),)
+    for name, own in zip(names, panels, strict=False):
+        setattr(plan, f"{name}_panels", own.address)
+    for name, weight in zip(names, rows, strict=False):
+        setattr(plan, name, weight.data_ptr())
 
 
 def _address(norm: nn.Module | None) -> int | None:

@@ -13,8 +13,9 @@ from moe_core.experts.packed import MATRICES
 from moe_core.kernels.cpu import experts
 from moe_core.kernels.cpu.library import library
 from moe_core.kernels.cpu.linear import linear
-from moe_core.kernels.cpu.panels import ExpertPanels, bfloat16_panels, code_panels
+from moe_core.kernels.cpu.panels import ExpertPanels, Panels, bfloat16_panels, code_panels
 from moe_core.kernels.precision import has_tiles
+from moe_core.model.heads import Attention
 from moe_core.model.layers import DenseMlp, Linear
 from moe_core.routers import Routing
 
@@ -40,6 +41,34 @@ class DecodeDenseMlp(DenseMlp):
         return experts.swiglu_experts_cpu(x_TD, gate_up_12FD, down_1DF, ids_T1, weights_T1)
 
 
+class PanelLinear(Linear):
+    """A linear map in panels, for any number of tokens."""
+
+    panels: Panels
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """x · weightᵀ + bias; raises SpecError while gradients are recorded."""
+        _refuse_gradients()
+        out_TO = self.panels.map(x_TD)
+        return out_TO if self.bias is None else out_TO + self.bias
+
+
+class PanelDenseMlp(DenseMlp):
+    """A dense feed-forward in panels, as the one expert of a mixture."""
+
+    panels: ExpertPanels
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """down(silu(gate(x)) · up(x)); raises SpecError while gradients are recorded."""
+        _refuse_gradients()
+        return self.panels.run(x_TD, *_the_one_expert(x_TD.shape[0]))
+
+
+def _refuse_gradients() -> None:
+    if torch.is_grad_enabled():
+        raise SpecError("weights in panels cannot learn: load the model anew to train it")
+
+
 class _InPanels:
     """What experts whose weights lie in panels have in common."""
 
@@ -47,8 +76,7 @@ class _InPanels:
 
     def forward(self, hidden_TD: Tensor, routing: Routing) -> Tensor:
         """Weighted sum of the chosen experts' outputs: (T, D) bfloat16; raises SpecError while gradients are recorded."""
-        if torch.is_grad_enabled():
-            raise SpecError("experts in panels cannot learn: load the model anew to train it")
+        _refuse_gradients()
         return self.panels.run(hidden_TD, routing.expert_ids_TK, routing.weights_TK)
 
 
@@ -63,45 +91,74 @@ class PanelPackedExperts(_InPanels, PackedExperts):
 def attach(model: nn.Module, num_threads: int, *, moves_experts: bool = True) -> str:
     """Make `model`'s maps and experts use the kernels; the instruction set in use, or "torch" without them.
 
-    Experts of a bfloat16 model move into panels, layer by layer, so that their weights are held once; such a model can
-    answer, but neither learn nor be saved. Without `moves_experts` they stay where they are.
+    Weights of a bfloat16 model move into panels, layer by layer, so that they are held once; such a model can answer, but
+    neither learn nor be saved. Without `moves_experts` experts stay where they are.
     """
     native = library()
     if native is None:
         return "torch"
     native.set_threads(num_threads)
     experts.register()
+    bfloat16 = next(model.parameters()).dtype is torch.bfloat16
+    # Where torch multiplies in tiles, it is faster than panels for many rows, and needs rows as they lie.
+    panels = bfloat16 and not has_tiles()
+    # Latent attention reads weights of its maps by themselves.
+    plain = [module for module in model.modules() if isinstance(module, Attention)]
+    for module in model.modules():
+        if isinstance(module, PackedExperts | GroupedExperts) and not moves_experts:
+            continue
+        if type(module) is PackedExperts and bfloat16 and module.gating.kind == "silu":
+            _pack_codes(module)
+        elif type(module) is GroupedExperts and panels and _fits_panels(module):
+            _pack_bfloat16(module)
+        elif type(module) is DenseMlp and module.gating.kind == "silu":
+            _attach_dense(module, panels=panels)
+    for attention in plain if panels else ():
+        for linear_map in (attention.qkv_proj, attention.o_proj):
+            _pack_linear(linear_map)
     for module in model.modules():
         # Only the class changes: parameters, their names and their memory stay.
         if type(module) is Linear:
             module.__class__ = DecodeLinear
-        elif type(module) is DenseMlp and module.gating.kind == "silu":
-            module.__class__ = DecodeDenseMlp
-        elif not moves_experts:
-            continue
-        elif type(module) is PackedExperts and _is_bfloat16(model) and module.gating.kind == "silu":
-            _pack_codes(module)
-        elif type(module) is GroupedExperts and _fits_panels(module):
-            _pack_bfloat16(module)
     return native.isa
 
 
-def _is_bfloat16(model: nn.Module) -> bool:
-    return next(model.parameters()).dtype is torch.bfloat16
-
-
 def _fits_panels(module: GroupedExperts) -> bool:
-    """Plain bfloat16 experts, where torch has no matrix tiles that multiply many rows faster than panels do."""
-    weight = module.down_EDF
+    """Plain experts on the CPU, with the kernel left to choose."""
     plain = module.gating.kind == "silu" and module.gate_up_bias_E2F is None and module.kernel is None
-    return plain and weight.dtype is torch.bfloat16 and weight.device.type == "cpu" and not has_tiles()
+    return plain and module.down_EDF.device.type == "cpu"
+
+
+def _attach_dense(module: DenseMlp, *, panels: bool) -> None:
+    if not panels:
+        module.__class__ = DecodeDenseMlp
+        return
+    gate_up, down = module.gate_up_proj, module.down_proj
+    packed = bfloat16_panels(gate_up.weight[None], down.weight[None])
+    for linear_map in (gate_up, down):
+        _forget(linear_map, "weight")
+    module.__class__ = PanelDenseMlp
+    module.panels = packed
+
+
+def _pack_linear(module: Linear) -> None:
+    panels = Panels.of_bfloat16(module.weight[None])
+    _forget(module, "weight")
+    module.__class__ = PanelLinear
+    module.panels = panels
+
+
+def _forget(module: nn.Module, name: str) -> None:
+    """Keep a parameter's name and shape, and give its memory back; whoever reads it by mistake is told by torch."""
+    before = module.get_parameter(name)
+    empty = torch.empty(before.shape, dtype=before.dtype, device="meta")
+    setattr(module, name, nn.Parameter(empty, requires_grad=False))
 
 
 def _pack_bfloat16(module: GroupedExperts) -> None:
     panels = bfloat16_panels(module.gate_up_E2FD, module.down_EDF)
     for name in ("gate_up_E2FD", "down_EDF"):
-        empty = torch.empty(module.get_parameter(name).shape, dtype=torch.bfloat16, device="meta")
-        setattr(module, name, nn.Parameter(empty, requires_grad=False))
+        _forget(module, name)
     module.__class__ = PanelExperts
     module.panels = panels
 

@@ -37,6 +37,9 @@ class Library:
         self.experts.argtypes = [_POINTER] * 6 + [_LONG] * 5
         self.mixture = library.turnout_mixture
         self.mixture.argtypes = [_POINTER] * 6 + [_LONG] * 2
+        self.map = library.turnout_map
+        self.map.argtypes = [_POINTER] * 3 + [_INT, _LONG]
+        self.map.restype = None
         self.pack = library.turnout_pack
         self.pack.argtypes = [_POINTER] * 4
         self.pack.restype = None

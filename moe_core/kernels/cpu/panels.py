@@ -106,6 +106,21 @@ class Panels:
         native.pack(ctypes.addressof(struct), *sources)
         return cls(struct, memory)
 
+    def map(self, x_TK: Tensor) -> Tensor:
+        """x · weightᵀ of a single matrix: (T, rows) bfloat16, sums in float32.
+
+        Raises SpecError unless `x_TK` is bfloat16 (T, cols).
+        """
+        native = library()
+        assert native is not None
+        if x_TK.dtype is not torch.bfloat16 or x_TK.ndim != 2 or x_TK.shape[1] != self.struct.cols:
+            raise SpecError(
+                f"the input is {x_TK.dtype} {tuple(x_TK.shape)}; it must be bfloat16 (T, {self.struct.cols})"
+            )
+        x_TK, out_TO = x_TK.contiguous(), x_TK.new_empty(x_TK.shape[0], self.struct.rows)
+        native.map(self.address, x_TK.data_ptr(), out_TO.data_ptr(), 0, x_TK.shape[0])
+        return out_TO
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertPanels:

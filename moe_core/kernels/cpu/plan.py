@@ -11,8 +11,10 @@ class LayerPlan(ctypes.Structure):
     """`turnout::LayerPlan`: one layer's weights, experts (or one dense feed-forward) and paged keys and values."""
 
     _fields_ = (
-        *((name, _POINTER) for name in ("input_norm", "qkv", "q_norm", "k_norm", "o", "mlp_norm", "router")),
+        *((name, _POINTER) for name in ("input_norm", "qkv_panels", "o_panels")),
+        *((name, _POINTER) for name in ("qkv", "q_norm", "k_norm", "o", "mlp_norm", "router")),
         *((name, _POINTER) for name in ("gate_up_panels", "down_panels", "gate_up", "down")),
+        *((name, _POINTER) for name in ("shared_gate_up_panels", "shared_down_panels")),
         *((name, _POINTER) for name in ("shared_gate_up", "shared_down", "keys", "values")),
         *((name, _LONG) for name in ("num_experts", "top_k", "num_ff", "shared_num_ff", "moe_index")),
         ("renormalise", _INT),
@@ -24,7 +26,7 @@ class ModelPlan(ctypes.Structure):
     """`turnout::ModelPlan`."""
 
     _fields_ = (
-        *((name, _POINTER) for name in ("embedding", "norm", "head", "cos", "sin", "layers")),
+        *((name, _POINTER) for name in ("embedding", "norm", "head", "head_panels", "cos", "sin", "layers")),
         *((name, _LONG) for name in ("num_layers", "width", "vocab_size")),
         *((name, _LONG) for name in ("num_heads", "num_kv", "head_dim", "block_tokens")),
         ("eps", _FLOAT),

@@ -86,10 +86,15 @@ def assert_alike(native: list[torch.Tensor], by_torch: list[torch.Tensor]) -> No
         assert torch.equal(found.argmax(-1), wanted.argmax(-1))
 
 
+@pytest.mark.parametrize("tiles", [False, True], ids=["panels", "rows"])
 @pytest.mark.parametrize("bits", [None, 8, 4])
 @pytest.mark.parametrize("name", SPECS)
-def test_logits_and_counts_are_those_of_torch(monkeypatch, name: str, bits: int | None) -> None:
+def test_logits_and_counts_are_those_of_torch(
+    monkeypatch, name: str, bits: int | None, *, tiles: bool
+) -> None:
     spec = SPECS[name]
+    for module in ("kernels.cpu.attach", "engine.native_step"):
+        monkeypatch.setattr(f"moe_core.{module}.has_tiles", lambda: tiles)
     if bits is not None and spec.moe is None:
         pytest.skip("a dense model has no experts to pack")
     engine = engine_of(build(spec, bits), monkeypatch)

@@ -89,6 +89,10 @@ TURNOUT_API int turnout_mixture(const turnout::Panels* gate_up, const turnout::P
   return ops().mixture(*gate_up, *down, x, ids, weights, out, T, k);
 }
 
+TURNOUT_API void turnout_map(const turnout::Panels* weight, const uint16_t* x, void* out, int out_is_float, int64_t T) {
+  ops().map(*weight, x, out, out_is_float, T);
+}
+
 TURNOUT_API void turnout_pack(const turnout::Panels* to, const uint8_t* codes, const uint16_t* scales,
                     const uint8_t* zeros) {
   ops().pack(*to, codes, scales, zeros);

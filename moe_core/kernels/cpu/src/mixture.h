@@ -21,6 +21,10 @@ static inline Workspace& workspace() {
   return of_thread;
 }
 
+static inline void count_up(std::vector<int64_t>& identity, int64_t size) {
+  for (int64_t row = static_cast<int64_t>(identity.size()); row < size; row++) identity.push_back(row);
+}
+
 // From this many rows on the preparation of inputs is shared among the threads.
 constexpr int64_t kManyRows = 32;
 
@@ -96,8 +100,7 @@ static int mixture(const Panels& gate_up, const Panels& down, const bf16* x, con
     else
       for (int64_t row = 0; row < R; row++) quantise(row);
   }
-  if (static_cast<int64_t>(space.identity.size()) < R)
-    for (int64_t row = space.identity.size(); row < R; row++) space.identity.push_back(row);
+  count_up(space.identity, R);
   // Each unit owns some output columns of all tokens and adds experts in their order: the threads change nothing.
   const int64_t d_panels = down.panels(), d_of_unit = T > 32 ? 6 : 2;
   Pool::instance().run(ceil_div(d_panels, d_of_unit), [&](int64_t unit) {
@@ -124,6 +127,29 @@ static int mixture(const Panels& gate_up, const Panels& down, const bf16* x, con
       for (int64_t d = 0; d < width; d++) out[t * D + d0 + d] = narrow(sums[t * stride + d]);
   });
   return 0;
+}
+
+// out[t][o] = row o · x[t] of a single matrix; out is float32 or bfloat16.
+static void map(const Panels& m, const bf16* x, void* out, int out_is_float, int64_t T) {
+  Workspace& space = workspace();
+  prepare(space.in, m, x, T);
+  count_up(space.identity, T);
+  const int64_t panels = m.panels();
+  Pool::instance().run(ceil_div(panels, 2), [&](int64_t unit) {
+    float tile[kInputs * 32];
+    const int64_t p = 2 * unit, width = std::min<int64_t>(32, m.rows - p * 16);
+    for (int64_t t = 0; t < T; t += kInputs) {
+      const int num = static_cast<int>(std::min<int64_t>(kInputs, T - t));
+      multiply(num, {&m, {0, 0}, {p, std::min(p + 1, panels - 1)}, &space.in, space.identity.data() + t}, tile);
+      for (int n = 0; n < num; n++) {
+        const int64_t place = (t + n) * m.rows + p * 16;
+        if (out_is_float)
+          std::memcpy(static_cast<float*>(out) + place, tile + n * 32, width * 4);
+        else
+          for (int64_t i = 0; i < width; i++) static_cast<bf16*>(out)[place + i] = narrow(tile[n * 32 + i]);
+      }
+    }
+  });
 }
 
 // Codes as a checkpoint holds them, row by row, into panels; rows of a last panel that are not there stay zero.

@@ -10,6 +10,6 @@
 namespace TURNOUT_ISA {
 
 extern const turnout::Ops kOps;
-const turnout::Ops kOps = {linear, experts, mixture, pack, attend, step};
+const turnout::Ops kOps = {linear, experts, mixture, map, pack, attend, step};
 
 }  // namespace TURNOUT_ISA

@@ -16,6 +16,8 @@ struct Ops {
   // The same with weights in panels: 2E matrices (F, D), gate and up of each expert in turn, and E matrices (D, F).
   int (*mixture)(const Panels& gate_up, const Panels& down, const uint16_t* x, const int64_t* ids, const float* weights,
                  uint16_t* out, int64_t T, int64_t k);
+  // out[t][o] = row o · x[t] of one matrix in panels; out is float32 or bfloat16.
+  void (*map)(const Panels& weight, const uint16_t* x, void* out, int out_is_float, int64_t T);
   // Rows as a checkpoint holds them into panels.
   void (*pack)(const Panels& to, const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros);
   // One query token a sequence over paged keys and values.

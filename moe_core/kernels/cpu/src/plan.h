@@ -9,6 +9,9 @@ namespace turnout {
 // T tokens, D model width, H query heads, G key-value heads, d head_dim, E experts, K top_k, F expert width.
 struct LayerPlan {
   const uint16_t* input_norm;  // (D)
+  // Maps in panels where there are some, else as rows.
+  const Panels* qkv_panels;
+  const Panels* o_panels;
   const uint16_t* qkv;         // ((H + 2G) d, D)
   const uint16_t* q_norm;      // (d), or none
   const uint16_t* k_norm;      // (d), or none
@@ -20,7 +23,9 @@ struct LayerPlan {
   const Panels* down_panels;
   const uint16_t* gate_up;
   const uint16_t* down;
-  // The shared expert, or none.
+  // The shared expert, in panels or as rows, or none.
+  const Panels* shared_gate_up_panels;
+  const Panels* shared_down_panels;
   const uint16_t* shared_gate_up;
   const uint16_t* shared_down;
   uint16_t* keys;    // (blocks, P, G, d)
@@ -35,6 +40,7 @@ struct ModelPlan {
   const uint16_t* embedding;  // (V, D)
   const uint16_t* norm;       // (D)
   const uint16_t* head;       // (V, D)
+  const Panels* head_panels;  // the same, or none
   const uint16_t* cos;        // (positions, d/2)
   const uint16_t* sin;        // (positions, d/2)
   const LayerPlan* layers;

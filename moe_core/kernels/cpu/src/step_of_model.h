@@ -91,10 +91,16 @@ struct StepSpace {
   std::vector<float> weights;
 };
 
+static void map_or_rows(const Panels* panels, const bf16* rows, const bf16* x, void* out, int out_is_float, int64_t T,
+                        int64_t O, int64_t K) {
+  if (panels) return map(*panels, x, out, out_is_float, T);
+  linear(rows, x, out, out_is_float, T, O, K);
+}
+
 static void attention_of(const ModelPlan& model, const LayerPlan& layer, const StepPlan& step, StepSpace& space) {
   const int64_t T = step.T, D = model.D, H = model.H, G = model.G, d = model.d, row = (H + 2 * G) * d;
   rms_norm(space.x.data(), layer.input_norm, space.normed.data(), T, D, model.eps);
-  linear(layer.qkv, space.normed.data(), space.qkv.data(), 0, T, row, D);
+  map_or_rows(layer.qkv_panels, layer.qkv, space.normed.data(), space.qkv.data(), 0, T, row, D);
   for (int64_t t = 0; t < T; t++) {
     bf16* heads = space.qkv.data() + t * row;
     for (int64_t h = 0; h < H + G; h++) {
@@ -107,7 +113,7 @@ static void attention_of(const ModelPlan& model, const LayerPlan& layer, const S
   }
   attend(space.qkv.data(), row, layer.keys, layer.values, step.tables, step.lengths, space.attended.data(), T, H, G, d,
          step.M, model.P, 1.0f / std::sqrt(static_cast<float>(d)));
-  linear(layer.o, space.attended.data(), space.out.data(), 0, T, D, H * d);
+  map_or_rows(layer.o_panels, layer.o, space.attended.data(), space.out.data(), 0, T, D, H * d);
   add(space.x.data(), space.out.data(), T * D);
 }
 
@@ -150,18 +156,22 @@ static int step(const ModelPlan& model, const StepPlan& step) {
     attention_of(model, layer, step, space);
     rms_norm(space.x.data(), layer.mlp_norm, space.normed.data(), T, D, model.eps);
     if (int failed = experts_of(model, layer, step, space)) return failed;
-    if (layer.shared_gate_up) {
+    if (layer.shared_gate_up || layer.shared_gate_up_panels) {
       // Beside the routed sum, rounded by itself and then added, as the decoder does.
       space.ids.assign(T, 0);
       space.weights.assign(T, 1.0f);
-      experts(layer.shared_gate_up, layer.shared_down, space.normed.data(), space.ids.data(), space.weights.data(),
-              space.shared.data(), T, 1, 1, D, layer.shared_F);
+      if (layer.shared_gate_up_panels)
+        mixture(*layer.shared_gate_up_panels, *layer.shared_down_panels, space.normed.data(), space.ids.data(),
+                space.weights.data(), space.shared.data(), T, 1);
+      else
+        experts(layer.shared_gate_up, layer.shared_down, space.normed.data(), space.ids.data(), space.weights.data(),
+                space.shared.data(), T, 1, 1, D, layer.shared_F);
       add(space.out.data(), space.shared.data(), T * D);
     }
     add(space.x.data(), space.out.data(), T * D);
   }
   rms_norm(space.x.data(), model.norm, space.normed.data(), T, D, model.eps);
-  linear(model.head, space.normed.data(), step.logits, 1, T, model.V, D);
+  map_or_rows(model.head_panels, model.head, space.normed.data(), step.logits, 1, T, model.V, D);
   return 0;
 }
 

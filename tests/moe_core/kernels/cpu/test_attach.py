@@ -6,41 +6,56 @@ import pytest
 import torch
 
 from moe_core.errors import SpecError
+from moe_core.experts import GroupedExperts
 from moe_core.kernels import dispatch
 from moe_core.kernels.cpu.attach import (
     DecodeDenseMlp,
     DecodeLinear,
+    PanelDenseMlp,
     PanelExperts,
+    PanelLinear,
     PanelPackedExperts,
     attach,
 )
 from moe_core.model.init import random_decoder
 from moe_core.operations.quantise import quantise
+from moe_core.spec import ModelSpec
 from moe_core.spec.operations import QuantiseSpec
-from tests.moe_core.tiny import tiny_llama, tiny_turnout
+from tests.moe_core.tiny import tiny_family, tiny_llama, tiny_turnout
+
+# What a machine with matrix tiles keeps as rows lies in panels elsewhere.
+AS_ROWS, IN_PANELS = (
+    {DecodeLinear, DecodeDenseMlp, GroupedExperts},
+    {PanelLinear, PanelDenseMlp, PanelExperts},
+)
 
 
-def test_logits_agree_and_parameters_stay(kernels, monkeypatch) -> None:
+@pytest.mark.parametrize("tiles", [False, True], ids=["panels", "rows"])
+@pytest.mark.parametrize(
+    "spec", [tiny_llama(), tiny_turnout(), tiny_family("deepseek_v3")], ids=lambda s: s.family
+)
+def test_logits_agree_and_parameters_stay(kernels, monkeypatch, spec: ModelSpec, *, tiles: bool) -> None:
     monkeypatch.setattr(dispatch, "_KERNELS", list(dispatch._KERNELS))
-    for spec in (tiny_llama(), tiny_turnout()):
-        model = random_decoder(spec, seed=1, std=0.2, dtype=torch.bfloat16).eval()
-        names = [name for name, _ in model.named_parameters()]
-        ids = torch.arange(10)[None]
-        before = model(ids).float()
-        assert attach(model, 1) == kernels.isa
-        assert [name for name, _ in model.named_parameters()] == names
-        classes = {type(module) for module in model.modules()}
-        assert DecodeLinear in classes
-        assert DecodeDenseMlp in classes
-        after = model(ids).float()
-        # Routing may turn at a tie that rounding decides, so the share of agreement counts, not each logit.
-        close = (after - before).abs() <= 0.05 * before.abs().max()
-        assert close.float().mean() > 0.95
-        assert not torch.equal(after, before)
+    monkeypatch.setattr("moe_core.kernels.cpu.attach.has_tiles", lambda: tiles)
+    model = random_decoder(spec, seed=1, std=0.2, dtype=torch.bfloat16).eval()
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    ids = torch.arange(10)[None]
+    before = model(ids).float()
+    assert attach(model, 1) == kernels.isa
+    assert {name: parameter.shape for name, parameter in model.named_parameters()} == shapes
+    classes = {type(module) for module in model.modules()}
+    assert classes & (AS_ROWS if tiles else IN_PANELS)
+    assert not classes & (IN_PANELS if tiles else {DecodeDenseMlp, GroupedExperts})
+    after = model(ids).float()
+    # Routing may turn at a tie that rounding decides, so the share of agreement counts, not each logit.
+    close = (after - before).abs() <= 0.05 * before.abs().max()
+    assert close.float().mean() > 0.95
+    assert not torch.equal(after, before)
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
-def test_experts_are_held_once_and_cannot_be_used_by_mistake(kernels, bits: int | None) -> None:
+def test_experts_are_held_once_and_cannot_be_used_by_mistake(kernels, monkeypatch, bits: int | None) -> None:
+    monkeypatch.setattr("moe_core.kernels.cpu.attach.has_tiles", lambda: False)
     model = random_decoder(tiny_turnout(), seed=1, std=0.2, dtype=torch.bfloat16).eval()
     if bits is not None:
         packing = {"kind": "quantise", "quantisation": {"bits": bits, "group_size": 32}}

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from moe_core.errors import SpecError
-from moe_core.kernels.cpu.panels import ExpertPanels, bfloat16_panels, code_panels
+from moe_core.kernels.cpu.panels import ExpertPanels, Panels, bfloat16_panels, code_panels
 from moe_core.kernels.packing import Packed, dequantise, quantise
 from moe_core.spec.quantisation import ExpertQuantSpec
-from tests.moe_core.kernels.cpu.conftest import poisoned
+from tests.moe_core.kernels.cpu.conftest import assert_close, poisoned
 from tests.moe_core.kernels.cpu.test_experts import choices, layer
 
 # Tokens; experts, width and width of an expert.
@@ -99,6 +99,14 @@ def test_eight_bits_of_input_cost_little(kernels, spec: ExpertQuantSpec) -> None
     assert float((found.double() - wanted).norm() / wanted.norm()) < 0.02
 
 
+@pytest.mark.parametrize("num_tokens", [1, 2, 11, 12, 13, 40])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (15, 7), (16, 32), (49, 33), (130, 576)])
+def test_a_linear_map_equals_float64_up_to_rounding(kernels, num_tokens, rows, columns) -> None:
+    x_TK, weight_OK = poisoned(num_tokens, columns), poisoned(rows, columns, seed=1)
+    found = Panels.of_bfloat16(weight_OK[None]).map(x_TK)
+    assert_close(found, x_TK.double() @ weight_OK.double().T, columns)
+
+
 def any_panels(form: int) -> tuple[ExpertPanels, tuple[Tensor, Tensor]]:
     """The same small layer in bfloat16 (16), or in codes."""
     weights = layer(4, 72, 48)
@@ -157,6 +165,10 @@ def test_what_does_not_fit_is_refused(kernels) -> None:
     ids_TK, weights_TK = choices(2, 4, 2)
     with pytest.raises(SpecError, match=r"must be bfloat16 \(T, 72\)"):
         panels.run(torch.zeros(2, 72), ids_TK, weights_TK)
+    with pytest.raises(SpecError, match=r"must be bfloat16 \(T, 48\)"):
+        Panels.of_bfloat16(poisoned(1, 5, 48)).map(poisoned(3, 47))
+    with pytest.raises(SpecError, match="panels hold bfloat16"):
+        Panels.of_bfloat16(torch.ones(1, 5, 48))
     with pytest.raises(SpecError, match="do not fit together"):
         panels.run(poisoned(3, 72), ids_TK, weights_TK)
 
