@@ -81,6 +81,7 @@ def serve_spec(replica: Replica, epoch: int) -> ServeSpec:
         batch_invariant=chosen.batch_invariant,
         resident_experts=chosen.resident_experts,
         expert_affinity_steps=chosen.expert_affinity_steps,
+        ngram_tokens=chosen.ngram_tokens,
         drain_s=DRAIN_S,
     )
 

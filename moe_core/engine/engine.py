@@ -9,10 +9,13 @@ from collections.abc import Sequence as Chosen
 from itertools import count
 from typing import Any
 
+from torch import Tensor
+
 from moe_core.engine.affinity import ExpertAffinity
 from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from moe_core.engine.detokenizer import Detokenizer, TextStream
 from moe_core.engine.events import Delta, Done, Event, Failed, Started
+from moe_core.engine.ngram import NgramDrafter, num_right
 from moe_core.engine.residency import ResidentExperts
 from moe_core.engine.routed_experts import RoutedExperts
 from moe_core.engine.runner import ModelRunner
@@ -20,7 +23,7 @@ from moe_core.engine.sampler import Sample, sample
 from moe_core.engine.sampling_params import SamplingParams
 from moe_core.engine.scheduler import Chunk, Scheduler
 from moe_core.engine.score_edits import ScoreEdits, TokenMatcher
-from moe_core.engine.sequence import FinishReason, Sequence
+from moe_core.engine.sequence import FinishReason, Sequence, SequenceState
 from moe_core.engine.stats import EngineStats
 from moe_core.errors import PromptTooLong, SpecError
 from moe_core.model.decoder import Decoder
@@ -63,6 +66,8 @@ class Engine:
         counts = self.runner.counts
         if counts is not None and self.routing.domains and spec.expert_affinity_steps:
             self.scheduler.affinity = ExpertAffinity(counts, max_delay_steps=spec.expert_affinity_steps)
+        if spec.ngram_tokens and not spec.batch_invariant:
+            self.scheduler.drafter = NgramDrafter(spec.ngram_tokens)
         self.stats = EngineStats(counts, self.routing.codes)
         self.max_tokens = min(model.spec.max_position_embeddings, (self.pool.num_blocks - 1) * BLOCK_TOKENS)
         self._eos = frozenset(model.spec.eos_token_ids).union(end_tokens)
@@ -178,10 +183,13 @@ class Engine:
         if chunks:
             events += self._note_started(chunks)
             logits = self.runner.run(chunks, one_by_one=self.spec.batch_invariant)
-            self.stats.count_tokens(chunks)
-            self.scheduler.commit(chunks)
-            sampled = [chunk.sequence for chunk in chunks if chunk.wants_sample]
-            events += self._advance(sampled, sample(logits, sampled) if sampled else [])
+            if self.scheduler.drafter is not None and any(chunk.drafts for chunk in chunks):
+                events += self._settle(self.scheduler.drafter, chunks, logits)
+            else:
+                self.stats.count_tokens(chunks)
+                self.scheduler.commit(chunks)
+                sampled = [chunk.sequence for chunk in chunks if chunk.wants_sample]
+                events += self._advance(sampled, sample(logits, sampled) if sampled else [])
         self.stats.publish_if_due(self)
         return events
 
@@ -226,6 +234,31 @@ class Engine:
             if sequence.started_at is None:
                 sequence.started_at = now
                 yield Started(sequence.id, sequence.num_prompt_tokens, sequence.num_reused_tokens)
+
+    def _settle(self, drafter: NgramDrafter, chunks: list[Chunk], logits: Tensor) -> Iterable[Event]:
+        """A step with guesses: keep those that the model says too, and what it says after the last of them."""
+        sampling = [chunk for chunk in chunks if chunk.wants_sample]
+        drawn = iter(sample(logits, [one.sequence for one in sampling for _ in range(1 + len(one.drafts))]))
+        said = {chunk.sequence.id: [next(drawn) for _ in range(1 + len(chunk.drafts))] for chunk in sampling}
+        settled: list[Chunk] = []
+        for chunk in chunks:
+            kept = 0
+            if chunk.drafts:
+                kept = num_right(chunk.drafts, [one.token_id for one in said[chunk.sequence.id]])
+                drafter.note(chunk.sequence, kept)
+                del said[chunk.sequence.id][kept + 1 :]
+            settled.append(chunk.settled(kept))
+        self.runner.count(settled)
+        self.stats.count_tokens(settled)
+        for chunk in settled:
+            sequence, samples = chunk.sequence, said.get(chunk.sequence.id, [])
+            for one in samples:
+                yield from self._advance([sequence], [one])
+                if sequence.state is SequenceState.FINISHED:
+                    break
+            else:
+                # After its tokens are known: its full blocks are named by them.
+                self.scheduler.commit([chunk])
 
     def _advance(self, sequences: list[Sequence], samples: list[Sample]) -> Iterable[Event]:
         now = time.monotonic()

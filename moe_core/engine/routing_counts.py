@@ -66,7 +66,7 @@ class RoutingCounts:
             if chunk.sequence.routed_experts is not None:
                 own = slice(start, start + chunk.num_tokens)
                 chunk.sequence.routed_experts.add(chunk.start, self.ids_LTK[:, own])
-            start += chunk.num_tokens
+            start += chunk.num_tokens + chunk.num_rejected
         if counted:
             self._count(chunks)
 
@@ -81,7 +81,7 @@ class RoutingCounts:
                 places.append(first + position - chunk.start)
                 rows.append(phase * num_rows + sequence.domain + 1)
                 domains.append(sequence.domain)
-            first += chunk.num_tokens
+            first += chunk.num_tokens + chunk.num_rejected
         ids_LTK = self.ids_LTK[:, :first] if len(places) == first else self.ids_LTK[:, places]
         row_T = torch.tensor(rows, dtype=torch.int64, device=ids_LTK.device)
         base_1T1 = row_T[None, :, None] * (num_layers * num_experts)

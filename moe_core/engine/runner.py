@@ -74,6 +74,8 @@ class ModelRunner:
     def run(self, chunks: Chunks[Chunk], *, counted: bool = True, one_by_one: bool = False) -> Tensor:
         """Float32 logits (B, V) of the chunks that want a sample, in their order; single tokens must come first.
 
+        A chunk with guesses has one row more for each of them.
+
         With `one_by_one` no chunk's numbers depend on the others: kernels round by the number of rows that they see.
         """
         if one_by_one and len(chunks) > 1:
@@ -86,7 +88,7 @@ class ModelRunner:
             if self.counts is not None:
                 self.counts.end_of_step(chunks, counted=counted)
             return logits_BV
-        ids = [chunk.sequence.token_ids[place] for chunk in chunks for place in range(chunk.start, chunk.end)]
+        ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
         positions = [place for chunk in chunks for place in range(chunk.start, chunk.end)]
         # For few tokens a barrier costs more than it saves, and on a busy machine a scheduler's quantum; the decode
         # kernels have threads of their own that nobody waits for.
@@ -97,9 +99,15 @@ class ModelRunner:
             StepAttention(self.cache, chunks, self.model.dtype),
             self.routing_context(chunks),
         )
-        if self.counts is not None:
+        # Guesses are counted when it is known which were right: by `count`.
+        if self.counts is not None and not any(chunk.drafts for chunk in chunks):
             self.counts.end_of_step(chunks, counted=counted)
         return linear_to_float(hidden_TD[self._sampled_rows(chunks)], self.model.head_weight_VD)
+
+    def count(self, chunks: Chunks[Chunk]) -> None:
+        """Count the tokens of the last step, whose guesses are settled by now."""
+        if self.counts is not None:
+            self.counts.end_of_step(chunks)
 
     def routing_context(self, chunks: Chunks[Chunk]) -> RoutingContext | None:
         """What the routers see and tell in this step; None for a dense model."""
@@ -131,5 +139,5 @@ class ModelRunner:
         for chunk in chunks:
             end += chunk.num_tokens
             if chunk.wants_sample:
-                rows.append(end - 1)
+                rows += range(end - 1 - len(chunk.drafts), end)
         return torch.tensor(rows, dtype=torch.int64, device=self.device)

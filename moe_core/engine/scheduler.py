@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from moe_core.engine.affinity import WINDOW, ExpertAffinity
 from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from moe_core.engine.fair_queue import OUTPUT_WEIGHT, FairQueue
+from moe_core.engine.ngram import MAX_RUNNING, NgramDrafter
 from moe_core.engine.sequence import Sequence, SequenceState, num_blocks_for
 from moe_core.errors import EngineBusy
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The tokens [start, end) of one sequence, computed in one step."""
+    """The tokens [start, end) of one sequence, computed in one step; the last of them may be guesses."""
 
     sequence: Sequence
     start: int
     end: int
+    drafts: tuple[int, ...] = ()
+    # Guesses that were computed after `end` and are not what the model says.
+    num_rejected: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -26,9 +30,19 @@ class Chunk:
         return self.end - self.start
 
     @property
+    def token_ids(self) -> list[int]:
+        """The tokens."""
+        return [*self.sequence.token_ids[self.start : self.end - len(self.drafts)], *self.drafts]
+
+    @property
     def wants_sample(self) -> bool:
-        """Whether the chunk ends at the sequence's last token, so that the next one can be sampled."""
-        return self.end == len(self.sequence.token_ids)
+        """Whether the chunk has the sequence's last token, so that the next one can be sampled."""
+        return self.end - len(self.drafts) == len(self.sequence.token_ids)
+
+    def settled(self, num_kept: int) -> Chunk:
+        """The same when `num_kept` of its guesses were right."""
+        num_rejected = len(self.drafts) - num_kept
+        return Chunk(self.sequence, self.start, self.end - num_rejected, num_rejected=num_rejected)
 
 
 class Scheduler:
@@ -44,9 +58,11 @@ class Scheduler:
         max_waiting: int,
         fixed_chunk_tokens: int = 0,
         affinity: ExpertAffinity | None = None,
+        drafter: NgramDrafter | None = None,
     ) -> None:
         self.pool = pool
         self.affinity = affinity
+        self.drafter = drafter
         self.num_steps = 0
         # Above 0: a chunk's borders depend on its own sequence alone, never on what shares the step.
         self.fixed_chunk_tokens = fixed_chunk_tokens
@@ -99,7 +115,8 @@ class Scheduler:
         decodes = list(self._decode_chunks())
         # Beside decodes a prompt advances in small bites, so that the others' next tokens do not wait long.
         limit = self.max_chunk_tokens if decodes else self.max_batch_tokens
-        prompts = list(self._prompt_chunks(min(limit, self.max_batch_tokens - len(decodes))))
+        left = self.max_batch_tokens - sum(chunk.num_tokens for chunk in decodes)
+        prompts = list(self._prompt_chunks(min(limit, left)))
         # An older prompt may have taken the blocks of a younger sequence after that one was planned.
         return [chunk for chunk in decodes + prompts if chunk.sequence.state is SequenceState.RUNNING]
 
@@ -128,6 +145,8 @@ class Scheduler:
             self._held[sequence.leader_id].remove(sequence)
             self._num_held -= 1
         sequence.state = SequenceState.FINISHED
+        if self.drafter is not None:
+            self.drafter.forget(sequence)
         self.waiting.close(sequence)
         self._free_blocks(sequence)
         if self._held:
@@ -145,7 +164,20 @@ class Scheduler:
             if sequence.state is not SequenceState.RUNNING or not sequence.is_decoding:
                 continue
             if self._make_room(sequence, len(sequence.token_ids)):
-                yield Chunk(sequence, sequence.num_computed_tokens, len(sequence.token_ids))
+                drafts = () if self.drafter is None else self._drafts(self.drafter, sequence)
+                end = len(sequence.token_ids) + len(drafts)
+                yield Chunk(sequence, sequence.num_computed_tokens, end, drafts)
+
+    def _drafts(self, drafter: NgramDrafter, sequence: Sequence) -> tuple[int, ...]:
+        """Guesses for which there is room without taking anything from anybody."""
+        num_running = len(self.running)
+        if num_running > MAX_RUNNING or len(self.waiting):
+            return ()
+        free = (self.pool.num_free - num_running + len(sequence.block_ids)) * BLOCK_TOKENS
+        most = min(self.max_batch_tokens // num_running - 1, free - len(sequence.token_ids))
+        drafts = drafter.propose(sequence, most)
+        self._grow(sequence, len(sequence.token_ids) + len(drafts))
+        return drafts
 
     def _prompt_chunks(self, budget: int) -> Iterator[Chunk]:
         for sequence in list(self.running):

@@ -49,6 +49,8 @@ class ServeSpec(Spec):
     expert_affinity_steps: Annotated[int, Field(ge=0, le=100_000)] = 0
     # How many experts, over all layers, are held in memory; the others are read from disk when they are used. None: all.
     resident_experts: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    # Tokens of a greedy answer that are guessed from what it holds already and checked in one step; 0: none.
+    ngram_tokens: Annotated[int, Field(ge=0, le=16)] = 0
     # The same numbers whatever shares the batch: each chunk is computed by itself, prompts in equal pieces. Slower.
     batch_invariant: bool = False
     drain_s: Annotated[float, Field(ge=0.0, le=3600.0)] = 20.0

@@ -34,6 +34,8 @@ class EngineSettings(Spec):
     resident_experts: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     # How many steps a waiting request may be overtaken for, by ones that share experts with those that run; 0: never.
     expert_affinity_steps: Annotated[int, Field(ge=0, le=100_000)] = 0
+    # Tokens of a greedy answer that are guessed from what it repeats, and checked in one step; 0: none.
+    ngram_tokens: Annotated[int, Field(ge=0, le=16)] = 0
     # The same answers to the last bit whatever shares the batch; slower.
     batch_invariant: bool = False
     prior_mode: Literal["none", "bias", "mask"] | None = None
