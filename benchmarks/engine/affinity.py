@@ -12,9 +12,14 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
 
 import moe_core
 from benchmarks.engine.speed import NoText
@@ -22,11 +27,13 @@ from moe_core.checkpoint.gguf import import_gguf
 from moe_core.engine.engine import Engine
 from moe_core.engine.events import Delta, Started
 from moe_core.engine.sampling_params import SamplingParams
+from moe_core.engine.scheduler import Chunk
 from moe_core.kernels.cpu.attach import attach
 from moe_core.model.decoder import Decoder
 from moe_core.operations.upcycle import upcycle
 from moe_core.spec import LayoutSpec, ServeSpec
 from moe_core.spec.operations import UpcycleSpec
+from moe_core.spec.routing import DomainSpec
 
 
 class Workload:
@@ -53,20 +60,29 @@ def smollm2_mixture(num_experts: int) -> Decoder:
     return upcycle(dense, UpcycleSpec(layout=layout, seed=1))[0].eval()
 
 
-def split_domains(num_experts: int, num_domains: int) -> list[dict[str, object]]:
+def split_domains(num_experts: int, num_domains: int) -> tuple[DomainSpec, ...]:
     size = num_experts // num_domains
-    return [
-        {
-            "code": f"domain-{number}",
-            "name_en": f"Domain {number}",
-            "name_zh": f"领域 {number}",
-            "experts": list(range(number * size, (number + 1) * size)),
-        }
+    return tuple(
+        DomainSpec(
+            code=f"domain-{number}",
+            name_en=f"Domain {number}",
+            name_zh=f"领域 {number}",
+            experts=tuple(range(number * size, (number + 1) * size)),
+        )
         for number in range(num_domains)
-    ]
+    )
 
 
-def run(engine: Engine, work: Workload, num_new: int) -> dict[str, object]:
+@dataclass
+class Found:
+    """Distinct experts of each step, and of each request when it was taken and what was answered."""
+
+    read: list[int]
+    waits: list[int]
+    answers: list[list[int]]
+
+
+def run(engine: Engine, work: Workload, num_new: int) -> Found:
     """Serve the workload; distinct experts of each step, and how many steps each request waited."""
     for domain, ids in work.warming:
         engine.submit(ids, SamplingParams(max_tokens=8, ignore_eos=True), NoText(), domain=domain)
@@ -79,13 +95,13 @@ def run(engine: Engine, work: Workload, num_new: int) -> dict[str, object]:
     now: set[tuple[int, int]] = set()
     end_of_step, compute = counts.end_of_step, engine.runner.run
 
-    def noted(chunks, **options):
+    def noted(chunks: Sequence[Chunk], **options: Any) -> None:
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
         for layer, ids_TK in enumerate(counts._ids_LTK[:, :num_tokens]):
             now.update((layer, expert) for expert in ids_TK.unique().tolist())
         end_of_step(chunks, **options)
 
-    def counted(chunks, **options):
+    def counted(chunks: Sequence[Chunk], **options: Any) -> Tensor:
         now.clear()
         logits = compute(chunks, **options)
         read.append(len(now))
@@ -102,11 +118,7 @@ def run(engine: Engine, work: Workload, num_new: int) -> dict[str, object]:
                 started[event.sequence_id] = len(read)
             elif isinstance(event, Delta):
                 answers.setdefault(event.sequence_id, []).extend(event.token_ids)
-    return {
-        "read": read,
-        "waits": [started[one] for one in order],
-        "answers": [answers[one] for one in order],
-    }
+    return Found(read, [started[one] for one in order], [answers[one] for one in order])
 
 
 def main() -> None:
@@ -130,6 +142,7 @@ def main() -> None:
     work = Workload(options.domains, options.requests, options.prompt, model.spec.vocab_size)
     print(f"{len(moe.moe_layers)} layers of {moe.num_experts} experts, {expert_bytes / 1e6:.2f} MB each")
     plain: list[int] = []
+    answers: list[list[int]] = []
     for steps in options.steps:
         spec = ServeSpec(
             model_dir=Path("none"),
@@ -143,11 +156,11 @@ def main() -> None:
             max_wait_s=3600,
         )
         found = run(Engine(spec, model), work, options.new)
-        read, waits = found["read"], found["waits"]
+        read, waits = found.read, found.waits
         plain = plain or waits
         if steps == options.steps[0]:
-            answers = found["answers"]
-        assert found["answers"] == answers, "the order of requests changed an answer"
+            answers = found.answers
+        assert found.answers == answers, "the order of requests changed an answer"
         later = max(now - then for now, then in zip(waits, plain, strict=True))
         print(
             f"bound {steps:4d} steps: {len(read)} steps, {statistics.mean(read):6.1f} experts a step = "

@@ -1,9 +1,10 @@
 """Which experts are held in fast memory: the rules alone, without any memory. Used by the engine and by simulations.
 
 Every layer is visited once a step, always in the same order, so the next use of an expert lies at the next visit of its
-layer, if it is used then. With p the chance that a visit uses the expert (an average that forgets, so both frequent and
-recent use count), its next use is expected after d + L · (1/p - 1) visits, where d is how far away its layer is. The
-expert whose next use is expected latest gives way: Belady's rule on expectations.
+layer, if it is used then. With p the chance that a visit uses the expert, its next use is expected after
+d + L · (1/p - 1) visits, where d is how far away its layer is. The expert whose next use is expected latest gives way:
+Belady's rule on expectations. How p follows from how often and how recently an expert was used is learned from the
+trace itself: in waves of one domain after the other recency tells all, under steady traffic frequency does.
 
 Shapes: L expert layers, E experts.
 """
@@ -18,6 +19,10 @@ from numpy.typing import NDArray
 
 # How much one visit weighs in the average: the memory is some ten steps long.
 FORGETTING = 0.1
+# The table of chances: visits since the last use, by how often; how fast it forgets, and from how many cases it is believed.
+IDLE_EDGES = np.array([1, 2, 3, 5, 9, 17, 33])
+OFTEN_EDGES = np.array([0.01, 0.03, 0.06, 0.12, 0.25, 0.5])
+TABLE_FORGETTING, DOUBT = 1e-3, 4.0
 LEAST_CHANCE = 1e-4
 Key = tuple[int, int]
 # A layer and the experts that its tokens went to, in the order of computation.
@@ -37,7 +42,13 @@ class ExpertCache:
             )
         self.capacity = min(capacity, num_layers * num_experts)
         self.resident_LE: NDArray[np.bool_] = np.zeros((num_layers, num_experts), dtype=np.bool_)
-        self.chance_LE: NDArray[np.float64] = np.full((num_layers, num_experts), 1.0 / num_experts)
+        # How often each was used of late.
+        self.often_LE: NDArray[np.float64] = np.full((num_layers, num_experts), 1.0 / num_experts)
+        # Visits of its layer since it was used.
+        self._idle_LE = np.full((num_layers, num_experts), IDLE_EDGES[-1] + 1, dtype=np.int64)
+        # Of experts as frequent and as recent: how many there were at a visit, and how many it used.
+        self._seen_IF = np.zeros((len(IDLE_EDGES) + 1, len(OFTEN_EDGES) + 1))
+        self._used_IF = np.zeros_like(self._seen_IF)
         # When each was last used, to tell equals apart.
         self._used_at_LE = np.zeros((num_layers, num_experts), dtype=np.int64)
         self._num_visits = 0
@@ -75,7 +86,7 @@ class ExpertCache:
 
     def warm(self, chance_LE: NDArray[np.float64]) -> list[Key]:
         """Take `chance_LE` as what is known beforehand and fill an empty cache by it, likeliest first."""
-        self.chance_LE[:] = np.clip(chance_LE, LEAST_CHANCE, 1.0)
+        self.often_LE[:] = np.clip(chance_LE, LEAST_CHANCE, 1.0)
         order = np.argsort(-chance_LE, axis=None, kind="stable")[: self.capacity]
         layers, experts = np.unravel_index(order, chance_LE.shape)
         self.resident_LE[layers, experts] = True
@@ -84,8 +95,15 @@ class ExpertCache:
 
     def _learn(self, layer: int, used: NDArray[np.int64]) -> None:
         self._num_visits += 1
-        self.chance_LE[layer] *= 1.0 - FORGETTING
-        self.chance_LE[layer, used] += FORGETTING
+        cells = self._cells(layer)
+        self._seen_IF *= 1.0 - TABLE_FORGETTING
+        self._used_IF *= 1.0 - TABLE_FORGETTING
+        np.add.at(self._seen_IF, cells, 1.0)
+        np.add.at(self._used_IF, (cells[0][used], cells[1][used]), 1.0)
+        self.often_LE[layer] *= 1.0 - FORGETTING
+        self.often_LE[layer, used] += FORGETTING
+        self._idle_LE[layer] += 1
+        self._idle_LE[layer, used] = 0
         self._used_at_LE[layer, used] = self._num_visits
         if self._last is not None:
             before, experts = self._last
@@ -94,14 +112,24 @@ class ExpertCache:
             self._follows_LEE[before, list(experts)] = rows
         self._last = (layer, tuple(used.tolist()))
 
+    def _cells(self, layer: int | slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The row and the column of experts in the table of chances."""
+        return np.digitize(self._idle_LE[layer], IDLE_EDGES), np.digitize(self.often_LE[layer], OFTEN_EDGES)
+
+    def chances(self) -> NDArray[np.float64]:
+        """The chance of each expert (L, E) that the next visit of its layer uses it."""
+        cells = self._cells(slice(None))
+        # Until enough was seen, as often as it was.
+        known = self._used_IF[cells] + DOUBT * self.often_LE
+        return np.clip(known / (self._seen_IF[cells] + DOUBT), LEAST_CHANCE, 1.0)
+
     def _make_room(self, number: int, layer: int, keep: Iterable[Key]) -> list[Key]:
         surplus = self._num_resident + number - self.capacity
         if surplus <= 0:
             return []
         num_layers = self.resident_LE.shape[0]
         distance_L1 = ((np.arange(num_layers) - layer - 1) % num_layers + 1)[:, None]
-        chance_LE = np.maximum(self.chance_LE, LEAST_CHANCE)
-        wait_LE = distance_L1 + num_layers * (1.0 / chance_LE - 1.0)
+        wait_LE = distance_L1 + num_layers * (1.0 / self.chances() - 1.0)
         # Of equals the one that was used longest ago.
         wait_LE += 1e-6 * (self._num_visits - self._used_at_LE)
         wait_LE[~self.resident_LE] = -1.0

@@ -84,7 +84,7 @@ class ResidentExperts:
 
     def warm(self, routing: RoutingSpec) -> None:
         """Read the experts that the domains name first, then the general ones, until the capacity is used."""
-        for key in self.cache.warm(_expected(routing, self.cache.chance_LE.shape)):
+        for key in self.cache.warm(_expected(routing, self.cache.often_LE.shape)):
             self._read(key)
         for future in self._reading.values():
             future.result()

@@ -135,7 +135,8 @@ class ModelRunner:
         return observe
 
     def _sampled_rows(self, chunks: Chunks[Chunk]) -> Tensor:
-        rows, end = [], 0
+        rows: list[int] = []
+        end = 0
         for chunk in chunks:
             end += chunk.num_tokens
             if chunk.wants_sample:
