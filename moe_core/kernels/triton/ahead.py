@@ -201,7 +201,8 @@ def _packed(size: str, tile: Tile) -> Case:
         {"x_ptr": "*bf16", "out_ptr": "*bf16", "codes_ptr": "*u8", "scales_ptr": "*fp16", "zeros_ptr": "*u8"}
         | dict.fromkeys(("choice_ptr", "begin_ptr", "tile_expert_ptr", "tile_row_ptr"), "*i32")
         | dict.fromkeys(ints, "i32"),
-        {"TOP_K": 8, "PAIRED": True, "BITS": 4, "GROUP": 64, "HAS_ZEROS": True, "BLOCK_M": tile.block_m,
+        {"TOP_K": 8, "PAIRED": True, "UNROLL": max(1, tile.block_k // 64), "BITS": 4, "GROUP": 64,
+         "HAS_ZEROS": True, "BLOCK_M": tile.block_m,
          "BLOCK_N": tile.block_n, "GROUP_M": tile.group_m, "UPCAST": False, "PRECISION": "ieee"},
         tile.num_warps, tile.num_stages, multiplies=True,
     )  # fmt: skip
@@ -209,7 +210,8 @@ def _packed(size: str, tile: Tile) -> Case:
 
 def _bookkeeping() -> Iterator[Case]:
     tables = dict.fromkeys(
-        ("choice_ptr", "begin_ptr", "tile_expert_ptr", "tile_row_ptr", "counts_ptr", "base_ptr"), "*i32"
+        ("choice_ptr", "begin_ptr", "tile_expert_ptr", "tile_row_ptr", "counts_ptr", "base_ptr", "total_ptr"),
+        "*i32",
     )
     sizes = dict.fromkeys(("num_choices", "num_experts", "max_tiles", "num_chunks"), "i32")
 
@@ -222,8 +224,7 @@ def _bookkeeping() -> Iterator[Case]:
         "align_few",
         align.align_few,
         of(align.align_few, known),
-        laid | {"CHOICES": align.FEW_CHOICES, "STEP": 32},
-        8,
+        laid | {"CHOICES": align.FEW_CHOICES},
     )
     chunk = {"CHUNK": align.CHUNK}
     yield Case(
@@ -233,7 +234,7 @@ def _bookkeeping() -> Iterator[Case]:
         chunk | {"EXPERTS": 128, "STEP": 32},
     )
     yield Case(
-        "scan_chunks", align.scan_chunks, of(align.scan_chunks, known), laid | {"OWN": 16, "STEP": 32}, 8
+        "scan_chunks", align.scan_chunks, of(align.scan_chunks, known), laid | {"OWN": 16, "STEP": 256}, 8
     )
     yield Case("place_chunks", align.place_chunks, of(align.place_chunks, known), chunk | {"STEP": 32}, 8)
     yield Case(

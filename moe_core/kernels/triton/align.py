@@ -73,23 +73,17 @@ def _lay_tiles(
 @triton.jit(do_not_specialize=SIZES)
 def align_few(
     ids_ptr, choice_ptr, begin_ptr, tile_expert_ptr, tile_row_ptr, num_choices, num_experts, max_tiles,
-    CHOICES: tl.constexpr, EXPERTS: tl.constexpr, STEP: tl.constexpr, BLOCK_M: tl.constexpr, TILES: tl.constexpr,
+    CHOICES: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """All of it in one block: the row of a choice is the number of choices that come before it."""
+    """All of it in one block: a sort of expert and choice packed into one number, so that no two are equal."""
     choice_R = tl.arange(0, CHOICES)
     id_R = tl.load(ids_ptr + choice_R, mask=choice_R < num_choices, other=-1).to(tl.int32)
+    key_R = tl.sort(tl.where(id_R >= 0, id_R, EXPERTS) * CHOICES + choice_R)
+    tl.store(choice_ptr + choice_R, key_R % CHOICES, mask=key_R < EXPERTS * CHOICES)
     expert_E = tl.arange(0, EXPERTS)
-    row_R = tl.zeros([CHOICES], tl.int32)
-    count_E = tl.zeros([EXPERTS], tl.int32)
-    for first in range(0, CHOICES, STEP):
-        other_S = first + tl.arange(0, STEP)
-        id_S = tl.load(ids_ptr + other_S, mask=other_S < num_choices, other=-1).to(tl.int32)
-        before_RS = (id_S[None, :] < id_R[:, None]) | (
-            (id_S[None, :] == id_R[:, None]) & (other_S[None, :] < choice_R[:, None])
-        )
-        row_R += tl.sum((before_RS & (id_S >= 0)[None, :]).to(tl.int32), axis=1)
-        count_E += tl.sum((id_S[:, None] == expert_E[None, :]).to(tl.int32), axis=0)
-    tl.store(choice_ptr + row_R, choice_R, mask=id_R >= 0)
+    count_E = tl.histogram(tl.where(id_R >= 0, id_R, 0), EXPERTS)
+    # What is no expert was counted with expert 0: every lane of a histogram counts.
+    count_E -= tl.where(expert_E == 0, tl.sum((id_R < 0).to(tl.int32), axis=0), 0)
     begin_E = tl.cumsum(count_E, axis=0) - count_E
     _lay_tiles(
         count_E, begin_E, expert_E, begin_ptr, tile_expert_ptr, tile_row_ptr, num_experts, max_tiles, BLOCK_M, TILES
@@ -98,10 +92,13 @@ def align_few(
 
 @triton.jit(do_not_specialize=SIZES)
 def count_chunks(
-    ids_ptr, counts_ptr, num_choices, num_experts,
+    ids_ptr, counts_ptr, total_ptr, num_choices, num_experts,
     CHUNK: tl.constexpr, EXPERTS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """How many choices of one chunk fall on each expert: a row of counts_CE."""
+    """How many choices of one chunk fall on each expert: a row of counts_CE, added to the totals too.
+
+    The atomic sum is one of integers, so its order changes nothing.
+    """
     chunk = tl.program_id(0)
     expert_E = tl.arange(0, EXPERTS)
     count_E = tl.zeros([EXPERTS], tl.int32)
@@ -110,24 +107,17 @@ def count_chunks(
         id_S = tl.load(ids_ptr + choice_S, mask=choice_S < num_choices, other=-1).to(tl.int32)
         count_E += tl.sum((id_S[:, None] == expert_E[None, :]).to(tl.int32), axis=0)
     tl.store(counts_ptr + chunk.to(tl.int64) * num_experts + expert_E, count_E, mask=expert_E < num_experts)
+    tl.atomic_add(total_ptr + expert_E, count_E, mask=count_E > 0)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def scan_chunks(
-    counts_ptr, base_ptr, begin_ptr, tile_expert_ptr, tile_row_ptr, num_chunks, num_experts, max_tiles,
+    counts_ptr, base_ptr, total_ptr, begin_ptr, tile_expert_ptr, tile_row_ptr, num_chunks, num_experts, max_tiles,
     EXPERTS: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr, BLOCK_M: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """The first row of each chunk and expert, base_CE; each block has OWN experts, and the first one lays the tiles.
-
-    Every block adds up all counts by itself: reading them twice costs less than waiting for another launch.
-    """
+    """The first row of each chunk and expert, base_CE; each block has OWN experts, and the first one lays the tiles."""
     expert_E = tl.arange(0, EXPERTS)
-    count_E = tl.zeros([EXPERTS], tl.int32)
-    for first in range(0, num_chunks, STEP):
-        chunk_S = first + tl.arange(0, STEP)
-        at_SE = chunk_S[:, None].to(tl.int64) * num_experts + expert_E[None, :]
-        inside_SE = (chunk_S < num_chunks)[:, None] & (expert_E < num_experts)[None, :]
-        count_E += tl.sum(tl.load(counts_ptr + at_SE, mask=inside_SE, other=0), axis=0)
+    count_E = tl.load(total_ptr + expert_E, mask=expert_E < num_experts, other=0)
     begin_E = tl.cumsum(count_E, axis=0) - count_E
     own_O = tl.program_id(0) * OWN + tl.arange(0, OWN)
     next_O = tl.sum(tl.where(expert_E[None, :] == own_O[:, None], begin_E[None, :], 0), axis=1)
@@ -182,19 +172,20 @@ def align(expert_ids_TK: Tensor, num_experts: int, block_m: int) -> Rows:
     if num_choices <= FEW_CHOICES:
         align_few[(1,)](
             expert_ids_TK, rows.choice_R, *tables, num_choices, num_experts, max_tiles,
-            CHOICES=triton.next_power_of_2(max(num_choices, 16)), EXPERTS=experts, STEP=32,
-            BLOCK_M=block_m, TILES=tiles, num_warps=8 if num_choices > 128 else 4,
+            CHOICES=triton.next_power_of_2(max(num_choices, 32)), EXPERTS=experts,
+            BLOCK_M=block_m, TILES=tiles, num_warps=4,
         )  # fmt: skip
         return rows
     num_chunks = triton.cdiv(num_choices, CHUNK)
     counts_CE, base_CE = torch.empty(2, num_chunks, num_experts, dtype=torch.int32, device=device)
+    total_E = torch.zeros(num_experts, dtype=torch.int32, device=device)
     count_chunks[(num_chunks,)](
-        expert_ids_TK, counts_CE, num_choices, num_experts, CHUNK=CHUNK, EXPERTS=experts, STEP=32
+        expert_ids_TK, counts_CE, total_E, num_choices, num_experts, CHUNK=CHUNK, EXPERTS=experts, STEP=32
     )
     own = min(16, experts)
     scan_chunks[(experts // own,)](
-        counts_CE, base_CE, *tables, num_chunks, num_experts, max_tiles,
-        EXPERTS=experts, OWN=own, STEP=max(1, 4096 // experts), BLOCK_M=block_m, TILES=tiles, num_warps=8,
+        counts_CE, base_CE, total_E, *tables, num_chunks, num_experts, max_tiles,
+        EXPERTS=experts, OWN=own, STEP=256, BLOCK_M=block_m, TILES=tiles, num_warps=8,
     )  # fmt: skip
     place_chunks[(num_chunks,)](
         expert_ids_TK, base_CE, rows.choice_R, num_choices, num_experts, CHUNK=CHUNK, STEP=32, num_warps=8

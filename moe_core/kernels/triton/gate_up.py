@@ -101,6 +101,7 @@ def gate_up_swiglu(
     both_R2F = act_RF.new_empty(num_rows, 2 * num_ff) if keep else None
     if num_rows == 0:
         return act_RF, both_R2F
+    tile = tile.for_product(2 * num_ff, hidden_TD.shape[1])
     width, block_ff = hidden_TD.shape[1], tile.block_n // 2
     grid = (rows.max_tiles * triton.cdiv(num_ff, block_ff),)
     gate_up_kernel[grid](

@@ -114,6 +114,7 @@ def grouped_gemm(x: Tensor, w_EOI: Tensor, rows: Rows, tile: Tile, *, gather: bo
     out = torch.empty(num_rows, num_outer, dtype=x.dtype, device=x.device)
     if num_rows == 0:
         return out
+    tile = tile.for_product(num_outer, num_inner)
     grid = (rows.max_tiles * triton.cdiv(num_outer, tile.block_n),)
     grouped_gemm_kernel[grid](
         x, w_EOI, out, rows.choice_R, rows.begin_E, rows.tile_expert_M, rows.tile_row_M,

@@ -32,7 +32,8 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 def packed_kernel(
     x_ptr, codes_ptr, scales_ptr, zeros_ptr, out_ptr, choice_ptr, begin_ptr, tile_expert_ptr, tile_row_ptr,
     num_tiles_m, num_outer, num_inner, row_bytes, num_groups, x_stride,
-    TOP_K: tl.constexpr, PAIRED: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr,
+    TOP_K: tl.constexpr, PAIRED: tl.constexpr, UNROLL: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -65,22 +66,33 @@ def packed_kernel(
     inner_K = tl.arange(0, GROUP)
     x_at = x_ptr + from_M.to(tl.int64)[:, None] * x_stride + inner_K[None, :]
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for group in range(num_groups):
-        first = group * GROUP
-        x = tl.load(x_at, mask=real_M[:, None] & (inner_K < num_inner - first)[None, :], other=0.0)
-        inside_B = byte_B < row_bytes - group * STEP_BYTES
-        code = tl.load(codes_at, mask=inside_N[:, None] & inside_B[None, :], other=0)
-        if BITS == 4:
-            code = tl.reshape(tl.join(code & 0xF, code >> 4), (BLOCK_N, GROUP))
-        scale_N = tl.load(scales_ptr + group_at + group, mask=inside_N, other=0.0).to(tl.float32)
-        if HAS_ZEROS:
-            zero_N = tl.load(zeros_ptr + group_at + group, mask=inside_N, other=0).to(tl.float32)
-            w = (code.to(tl.float32) - zero_N[:, None]) * scale_N[:, None]
-        else:
-            w = (code.to(tl.float32) - 2.0 ** (BITS - 1)) * scale_N[:, None]
-        total = multiply(x, w.to(x_ptr.dtype.element_ty), total, True, UPCAST, PRECISION)
-        x_at += GROUP
-        codes_at += STEP_BYTES
+    for step in range(0, num_groups, UNROLL):
+        # Loads of several groups are in flight at once: one group of few rows is too little.
+        for within in tl.static_range(UNROLL):
+            group = step + within
+            known_N = inside_N & (group < num_groups)
+            inside_K = inner_K < num_inner - group * GROUP
+            x = tl.load(x_at + within * GROUP, mask=real_M[:, None] & inside_K[None, :], other=0.0)
+            inside_B = byte_B < row_bytes - group * STEP_BYTES
+            code = tl.load(
+                codes_at + within * STEP_BYTES, mask=inside_N[:, None] & inside_B[None, :], other=0
+            )
+            scale_N = tl.load(scales_ptr + group_at + group, mask=known_N, other=0.0).to(tl.float32)
+            if BITS == 4:
+                code = tl.reshape(tl.join(code & 0xF, code >> 4), (BLOCK_N, GROUP))
+            # 2^23 + code by its bits: converting integers to floats is slow, and this is exact.
+            value = (code.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True)
+            if HAS_ZEROS:
+                zero_N = tl.load(zeros_ptr + group_at + group, mask=known_N, other=0).to(tl.float32)
+                w = value - (8388608.0 + zero_N)[:, None]
+            else:
+                w = value - (8388608.0 + 2.0 ** (BITS - 1))
+            # Whole numbers of up to eight bits are exact in bfloat16 too; the scale multiplies the sum of the group.
+            part = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+            part = multiply(x, w.to(x_ptr.dtype.element_ty), part, True, UPCAST, PRECISION)
+            total += part * scale_N[:, None]
+        x_at += UNROLL * GROUP
+        codes_at += UNROLL * STEP_BYTES
     column_C = tile_n * COLUMNS + tl.arange(0, COLUMNS)
     inside = real_M[:, None] & (column_C < num_columns)[None, :]
     if PAIRED:
@@ -113,7 +125,8 @@ def packed_gemm(
         x, weight.codes, weight.scales, weight.zeros, out,
         rows.choice_R, rows.begin_E, rows.tile_expert_M, rows.tile_row_M,
         rows.max_tiles, num_outer, num_inner, weight.codes.shape[2], weight.scales.shape[2], x.stride(0),
-        TOP_K=rows.top_k, PAIRED=pairs, BITS=spec.bits, GROUP=spec.group_size, HAS_ZEROS=weight.zeros is not None,
+        TOP_K=rows.top_k, PAIRED=pairs, UNROLL=max(1, tile.block_k // spec.group_size),
+        BITS=spec.bits, GROUP=spec.group_size, HAS_ZEROS=weight.zeros is not None,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, GROUP_M=tile.group_m,
         UPCAST=upcasts(x), PRECISION=dot_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

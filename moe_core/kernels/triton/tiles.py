@@ -32,12 +32,25 @@ class Tile:
         """Operands of all stages in shared memory."""
         return self.num_stages * (self.block_m + self.block_n) * self.block_k * element_size
 
+    def for_product(self, num_outer: int, num_inner: int) -> Tile:
+        """The same rows with columns and steps that leave less of a weight's last tiles empty."""
+        tile = self
+        if tile.block_n == 256 and _padded(num_outer, 256) > 1.06 * _padded(num_outer, 128):
+            tile = replace(tile, block_n=128, num_stages=tile.num_stages + 1)
+        if tile.block_k == 128 and num_inner % 128 and num_inner % 64 == 0:
+            tile = replace(tile, block_k=64)
+        return tile
+
     def fitted(self, chip: Chip, element_size: int) -> Tile:
         """The same with as many stages as the chip has shared memory for."""
         one = replace(self, num_stages=1).shared_bytes(element_size)
         # The epilogue's exchange of an accumulator in float32 uses the same memory after the loop.
         most = max(1, (chip.shared_bytes - 2048) // one)
         return replace(self, num_stages=min(self.num_stages, most))
+
+
+def _padded(size: int, block: int) -> int:
+    return -(-size // block) * block
 
 
 def rows_per_expert(num_rows: int, num_experts: int) -> float:
@@ -55,7 +68,7 @@ def product_tile(num_rows: int, num_experts: int, dtype: torch.dtype, chip: Chip
         tile = Tile(16, 64, 128, 4, 4, swap=True, group_m=1)
     elif rows <= 32:
         tile = Tile(32, 64, 128, 4, 4, swap=True, group_m=1)
-    elif rows <= 96:
+    elif rows <= 128:
         tile = Tile(64, 128, 64, 4, 4)
     else:
         tile = Tile(128, 256, 64, 8, 3) if chip.has_wide_products else Tile(128, 128, 32, 8, 3)
@@ -63,14 +76,15 @@ def product_tile(num_rows: int, num_experts: int, dtype: torch.dtype, chip: Chip
 
 
 def packed_tile(num_rows: int, num_experts: int, dtype: torch.dtype, chip: Chip) -> Tile:
-    """The tile for rows times packed weights; `block_k` is the group of the format, so it is not looked at."""
+    """The tile for rows times packed weights; `block_k` is how much of a row is loaded at once, in whole groups."""
     rows = rows_per_expert(num_rows, num_experts)
-    block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
     if dtype is torch.float32:
-        return Tile(min(block_m, 32), 64, 32, 4, 2, swap=True, group_m=8)
-    return Tile(
-        block_m, 64 if block_m <= 32 else 128, 64, 4, 3 if chip.shared_bytes > 64 * 1024 else 2, swap=True
-    )
+        return Tile(16 if rows <= 16 else 32, 64, 64, 4, 2, swap=True)
+    if rows <= 32:
+        return Tile(
+            16 if rows <= 16 else 32, 64, 256, 4, 3 if chip.shared_bytes > 64 * 1024 else 2, swap=True
+        )
+    return Tile(64, 128, 64, 4, 3 if chip.shared_bytes > 64 * 1024 else 2, swap=True)
 
 
 def weight_gradient_tile(dtype: torch.dtype, chip: Chip) -> Tile:

@@ -46,7 +46,9 @@ def topk_kernel(
     known_E = expert_E < num_experts
     inside_TE = real_T[:, None] & known_E[None, :]
     at_TE = token_T.to(tl.int64)[:, None] * num_experts + expert_E[None, :]
-    logits_TE = tl.load(raw_ptr + at_TE, mask=inside_TE, other=0.0) / temperature
+    raw_TE = tl.load(raw_ptr + at_TE, mask=inside_TE, other=0.0)
+    # A plain division is not rounded correctly on a GPU, and a logit must be that of the gate to the bit.
+    logits_TE = tl.div_rn(raw_TE, temperature + tl.zeros_like(raw_TE))
     if HAS_PRIOR:
         logits_TE += tl.load(prior_ptr + at_TE, mask=inside_TE, other=0.0)
     tl.store(logits_ptr + at_TE, logits_TE, mask=inside_TE)
