@@ -1,5 +1,5 @@
 """The main job, clicked by hand from an empty installation to a live board: import, lay experts, map domains, bring logs,
-build and tune, deploy, make a key, ask, watch. The model and the logs are real; only the tuning is short.
+build and tune, add an expert, deploy, make a key, ask, watch. The model and the logs are real; only the tuning is short.
 
 The pages that it leaves behind are then photographed in both languages and both themes.
 """
@@ -21,7 +21,7 @@ from tests.e2e.test_shell import LOOKS, STUMBLES, name_of
 # The suite's five minutes a test are for hangs; this walk imports, tunes and serves a real model.
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-IMPORT_MS, TUNE_MS, READY_MS = 180_000, 480_000, 120_000
+IMPORT_MS, TUNE_MS, OPERATE_MS, READY_MS = 180_000, 480_000, 240_000, 120_000
 
 
 def go(page: Page, key: str) -> None:
@@ -88,10 +88,31 @@ def build_and_tune(page: Page) -> None:
     expect(page.locator(".title")).to_contain_text("v2")
 
 
+def add_an_expert(page: Page) -> None:
+    """One operation on the experts of the version that was tuned; its result is the next version, with its report."""
+    page.get_by_role("link", name="Change experts").click()
+    page.get_by_role("link", name="Add one").click()
+    # A form begins with the version that it was opened from, and with the newest logs.
+    expect(page.get_by_label("Model version").locator("option:checked")).to_contain_text("v2")
+    expect(page.get_by_label("Logs").locator("option:checked")).to_contain_text("Sample logs")
+    page.get_by_label("Prompts of each domain").fill("1")
+    page.get_by_label("Tokens of a prompt, at most").fill("8")
+    page.get_by_role("button", name="Start").click()
+    succeed(page, OPERATE_MS)
+    page.get_by_role("link", name="Look at v3").click()
+    expect(page.locator(".title")).to_contain_text("v3")
+    expect(page.locator("main")).to_contain_text("Add one: made from v2 by job")
+    report = page.locator('section[aria-labelledby="operated-title"]')
+    expect(report).to_contain_text("No domain's loss rose by more than chance.")
+    expect(report.locator("tbody tr")).not_to_have_count(0)
+
+
 def deploy(page: Page) -> None:
     go(page, "Deployments")
     page.get_by_role("link", name="Deploy a version").first.click()
     page.locator("#id_name").fill("support-prod")
+    tuned = page.locator("#id_version option", has_text="v2").get_attribute("value")
+    page.locator("#id_version").select_option(tuned)
     expect(page.locator("main")).to_contain_text("It fits", timeout=10_000)
     page.get_by_role("button", name="Deploy", exact=True).click()
     expect(page.locator(".verdict")).to_contain_text("answers on 1 replica", timeout=READY_MS)
@@ -176,6 +197,7 @@ def test_the_main_job_is_done_by_hand(
     map_domains(page)
     bring_logs(page)
     build_and_tune(page)
+    add_an_expert(page)
     deploy(page)
     make_a_key(page, stack)
     ask(page)
