@@ -1,4 +1,4 @@
-"""The errors that people meet often: a code, its parameters, and one sentence with a place for each.
+"""The errors and log lines that people meet often: a code, its parameters, and one sentence with a place for each.
 
 An error is stored and sent as its sentence; whoever reads it finds code and parameters again, so that a console can say it
 in its reader's language. Standard library only.
@@ -80,6 +80,20 @@ CORE = Sentences(
         ),
         "another_run": (
             "{path}: belongs to a run with other settings or inputs; resume with those, or start a new job"
+        ),
+    }
+)
+# Lines of a run's log that people read; `moe_core.training.progress` sends them with code and values.
+RUN = Sentences(
+    {
+        "converting": "converting {name} to safetensors",
+        "operation_begins": "operation {operation} begins; models: {count}",
+        "prompts_taken": "prompts taken from {file}, by domain: {counts}",
+        "no_domain_named": "no row of {file} names a domain; nothing is measured on it",
+        "resumed": "resumed in stage {stage} after step {step}",
+        "passed_over": "{checkpoint} was passed over: {why}",
+        "other_environment": (
+            "{checkpoint} was made with {then}, this process has {now}: results may differ in their last digits"
         ),
     }
 )

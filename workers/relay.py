@@ -30,6 +30,7 @@ TAIL_LINES = 200
 FRAME_EVERY_S = 0.25
 PART_EVERY_S = 2.0
 MAX_LOG_CHARS = 1000
+MAX_VALUES = 16
 DATABASE_RETRY_S = 0.5
 
 
@@ -60,7 +61,11 @@ class Relay:
             case "stage" | "report":
                 self._keep(message.kind, message.payload)
             case "log":
-                self._log(str(message.payload.get("level", "info")), str(message.payload.get("text", "")))
+                self._log(
+                    str(message.payload.get("level", "info")),
+                    str(message.payload.get("text", "")),
+                    message.payload,
+                )
             case "stderr":
                 self._log("stderr", str(message.payload.get("text", "")))
             case other:
@@ -115,17 +120,26 @@ class Relay:
             )
         )  # fmt: skip
 
-    def _log(self, level: str, text: str) -> None:
+    def _log(self, level: str, text: str, said: Mapping[str, Any] | None = None) -> None:
         text = text[:MAX_LOG_CHARS].rstrip()
         if not text:
             return
         self.tail.append(text)
         self.logged += 1
-        payload = {"level": level[:10], "text": text}
+        payload: dict[str, Any] = {"level": level[:10], "text": text, **said_of(said or {})}
         if self.logged <= KEPT_LOG_LINES:
             self.persist(lambda: job_event(self.claim, "log", payload))
         elif time.monotonic() - self.framed_at >= FRAME_EVERY_S:
             frame_publish(self.claim.job_id, "log", payload)
+
+
+def said_of(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The code of a sentence and its values, bounded; nothing for a line that is no sentence of the library's."""
+    code, values = payload.get("code"), payload.get("values")
+    if not isinstance(code, str) or not isinstance(values, dict):
+        return {}
+    kept = {str(name)[:40]: str(value)[:MAX_LOG_CHARS] for name, value in list(values.items())[:MAX_VALUES]}
+    return {"code": code[:60], "values": kept}
 
 
 def _numbers(payload: Mapping[str, Any]) -> tuple[int, int]:

@@ -24,6 +24,8 @@ from moe_core.checkpoint.safetensors import SafetensorsFile, write_safetensors
 from moe_core.errors import CheckpointError, HashMismatch
 from moe_core.failpoints import failpoint
 
+# A code of `moe_core.sentences.RUN` and what belongs into its places.
+Note = tuple[str, dict[str, str]]
 FORMAT = 1
 KEPT = 2
 MANIFEST = "manifest.json"
@@ -94,17 +96,17 @@ class CheckpointStore:
         failpoint("checkpoint.done")
         return place, sha256_of(place / MANIFEST)
 
-    def load_latest(self) -> tuple[Saved, list[str]] | None:
+    def load_latest(self) -> tuple[Saved, list[Note]] | None:
         """The newest complete checkpoint whose bytes are right, and notes on those that were passed over.
 
         Raises CheckpointError when it belongs to other inputs or settings, or when a random state cannot be restored.
         """
-        notes: list[str] = []
+        notes: list[Note] = []
         for path in reversed(self._complete()):
             try:
                 manifest = self._checked_manifest(path)
             except (HashMismatch, CheckpointError, OSError) as error:
-                notes.append(f"{path.name} was passed over: {error}")
+                notes.append(("passed_over", {"checkpoint": path.name, "why": str(error)}))
                 continue
             return self._read(path, manifest, notes), notes
         return None
@@ -147,14 +149,12 @@ class CheckpointStore:
                 raise HashMismatch(f"{path.name}/{name}.safetensors", entry["sha256"], actual)
         return manifest
 
-    def _read(self, path: Path, manifest: dict[str, Any], notes: list[str]) -> Saved:
+    def _read(self, path: Path, manifest: dict[str, Any], notes: list[Note]) -> Saved:
         if manifest["config_hash"] != self.config_hash:
             raise CheckpointError.of("another_run", path=path)
         if manifest["environment"] != self.environment:
-            notes.append(
-                f"{path.name} was made with {manifest['environment']}, this process has {self.environment}: "
-                "results may differ in their last digits"
-            )
+            now = {"then": str(manifest["environment"]), "now": str(self.environment)}
+            notes.append(("other_environment", {"checkpoint": path.name, **now}))
         groups = {name: _read_group(path / f"{name}.safetensors") for name in manifest["files"]}
         _restore_random(manifest["python_random"], groups.pop(_RNG)["torch"])
         self._last = (path, manifest)

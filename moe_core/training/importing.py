@@ -26,7 +26,7 @@ def import_model(io: JobIO) -> dict[str, Any]:
     facts: dict[str, Any] = {"format": "huggingface"} if source.is_dir() else describe_gguf(source)
     progress.raise_if_asked()
     progress.stage("convert")
-    progress.log(f"converting {source.name} to safetensors")
+    progress.say("converting", name=source.name)
     spec = (import_hf if source.is_dir() else import_gguf)(source, io.out_dir)
     progress.raise_if_asked()
     progress.stage("inspect")

@@ -90,7 +90,7 @@ def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
     train, held_out = (_prompts(io, name, tokenizer, spec, progress) for name in (TRAIN, HELD_OUT))
     progress.raise_if_asked()
     progress.stage("operate")
-    progress.log(f"{spec.operation.kind} on {len(models)} model{'s' if len(models) > 1 else ''}")
+    progress.say("operation_begins", operation=spec.operation.kind, count=len(models))
     watch = Watcher(progress, "operate", parts_of(spec, held_out is not None))
     changed, report = _perform(spec, models, train, held_out, watch)
     progress.raise_if_asked()
@@ -163,8 +163,12 @@ def _prompts(
             if len(ids) > 1:
                 kept.append(ids)
     by_domain = {code: prompts for code, prompts in by_domain.items() if prompts}
-    progress.log(f"{name}: " + (", ".join(f"{c} {len(p)}" for c, p in by_domain.items()) or "no domain"))
-    return Prompts.of(by_domain) if by_domain else None
+    if not by_domain:
+        progress.say("no_domain_named", "warning", file=name)
+        return None
+    counts = ", ".join(f"{code} {len(prompts)}" for code, prompts in by_domain.items())
+    progress.say("prompts_taken", file=name, counts=counts)
+    return Prompts.of(by_domain)
 
 
 def _write(model: Decoder, io: JobIO) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from moe_core.errors import Cancelled
 from moe_core.operations.metrics import load_entropy, max_violation
+from moe_core.sentences import RUN
 from moe_core.training.job import JobIO, Paused, finite_or_null
 from moe_core.training.tally import Tally
 
@@ -32,9 +33,10 @@ class Progress:
         self._began, self._tokens = self.clock(), 0
         self._last_step = float("-inf")
 
-    def log(self, text: str, level: str = "info") -> None:
-        """A line for people."""
-        self.io.event("log", {"level": level, "text": text})
+    def say(self, code: str, level: str = "info", **values: object) -> None:
+        """A line for people: one of `moe_core.sentences.RUN`, with what it is made of, so that it can be translated."""
+        text, plain = RUN.say(code, **values), {name: str(value) for name, value in values.items()}
+        self.io.event("log", {"level": level, "text": text, "code": code, "values": plain})
 
     def work(self, stage: str, done: int, of: int) -> None:
         """Progress of a part that has no loss: reading, converting, computing the trunk."""

@@ -87,10 +87,10 @@ class Tuning:
         if found is None:
             return self.stages[1], 0, {}
         saved, notes = found
-        for note in notes:
-            self.progress.log(note, "warning")
+        for code, values in notes:
+            self.progress.say(code, "warning", **values)
         self.facts = saved.facts
-        self.progress.log(f"resumed in stage {saved.stage} after step {saved.step}")
+        self.progress.say("resumed", stage=saved.stage, step=saved.step)
         if saved.stage != "specialise":
             self.kept.update((name, group) for name, group in saved.groups.items() if _is_kept(name))
             self._specialise_learner().restore(self.kept)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TypedDict
 
 from django.utils.translation import gettext, gettext_noop
 
 from common.figures import is_chinese
-from moe_core.sentences import CORE, Sentences
+from moe_core.sentences import CORE, RUN, Sentences
 
 # How a child process ended that did not say so itself (`workers.runtime`).
 PROCESS = Sentences(
@@ -80,7 +81,18 @@ WORDS: Mapping[str, str] = {
     "signalled": gettext_noop("The process was ended by signal %(signal)s (%(name)s)."),
     "ended": gettext_noop("The process ended with status %(status)s and without a result."),
     "worker_failed": gettext_noop("The worker failed: %(why)s"),
+    "converting": gettext_noop("converting %(name)s to safetensors"),
+    "operation_begins": gettext_noop("operation “%(operation)s” begins; models: %(count)s"),
+    "prompts_taken": gettext_noop("prompts taken from %(file)s, by domain: %(counts)s"),
+    "no_domain_named": gettext_noop("no row of %(file)s names a domain; nothing is measured on it"),
+    "resumed": gettext_noop("resumed in stage “%(stage)s” after step %(step)s"),
+    "passed_over": gettext_noop("%(checkpoint)s was passed over: %(why)s"),
+    "other_environment": gettext_noop(
+        "%(checkpoint)s was made with %(then)s, this process has %(now)s: results may differ in their last digits"
+    ),
 }
+BOOKS = (CORE, PROCESS, RUN)
+PLACE = re.compile(r"%\((\w+)\)s")
 HAN = re.compile(r"[\u3400-\u9fff]")
 STOPS = (".", "!", "?", "…", "。", "！", "？")
 
@@ -106,11 +118,42 @@ def ended(sentence: str) -> str:
     return f"{sentence}。" if HAN.search(sentence[-1]) else f"{sentence}."
 
 
-def _known(text: str) -> str | None:
-    found = CORE.understand(text) or PROCESS.understand(text)
+def line_told(text: str) -> str:
+    """Return one line of a log in the reader's language where it is a sentence of ours, else as it is."""
+    return _known(text.strip()) or gettext(text) if text.strip() else text
+
+
+class Understood(TypedDict):
+    """A sentence as data: its code, and values that may be sentences themselves."""
+
+    code: str
+    values: dict[str, str | Understood]
+
+
+def understood(text: str) -> Understood | None:
+    """Return code and values of a sentence, for readers in several languages at once; None for other texts."""
+    found = next((hit for book in BOOKS if (hit := book.understand(text))), None)
     if found is None:
         return None
     code, values = found
-    if "why" in values:
-        values["why"] = _known(values["why"]) or values["why"]
-    return gettext(WORDS[code]) % values
+    inner: dict[str, str | Understood] = dict(values)
+    if "why" in values and (why := understood(values["why"])):
+        inner["why"] = why
+    return {"code": code, "values": inner}
+
+
+def templates() -> dict[str, str]:
+    """Return every sentence in the reader's language, with {name} where a value belongs, for scripts."""
+    return {code: PLACE.sub(r"{\1}", gettext(words)) for code, words in WORDS.items()}
+
+
+def _known(text: str) -> str | None:
+    said = understood(text)
+    return None if said is None else _spoken(said)
+
+
+def _spoken(said: Understood) -> str:
+    values = {
+        name: value if isinstance(value, str) else _spoken(value) for name, value in said["values"].items()
+    }
+    return gettext(WORDS[said["code"]]) % values

@@ -14,6 +14,7 @@ from django.db import connection, transaction
 
 from common.errors import NotFound
 from common.live import publish
+from common.told import understood
 from jobs.models import JobEvent
 
 NEXT_SEQ = "UPDATE jobs_job SET last_seq = last_seq + 1, updated_at = now() WHERE id = %s RETURNING last_seq"
@@ -42,9 +43,23 @@ def event_publish(event: JobEvent) -> None:
 
 def frame_publish(job_id: int, kind: str, payload: Mapping[str, Any]) -> None:
     """Send something that is not kept."""
-    publish(f"job:{job_id}", json.dumps({"type": "frame", "kind": kind, "payload": dict(payload)}).encode())
+    frame = {"type": "frame", "kind": kind, "payload": readable(kind, payload)}
+    publish(f"job:{job_id}", json.dumps(frame).encode())
 
 
 def event_face(event: JobEvent) -> dict[str, Any]:
     """An event as readers see it, on the socket and in the API alike."""
-    return {"seq": event.seq, "kind": event.kind, "payload": event.payload, "at": event.at.isoformat()}
+    payload = readable(event.kind, event.payload)
+    return {"seq": event.seq, "kind": event.kind, "payload": payload, "at": event.at.isoformat()}
+
+
+# Where the words of an event stand.
+TEXTS = {"log": "text", "state": "reason"}
+
+
+def readable(kind: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The payload with code and values beside its English words, so that each reader's page can say them anew."""
+    text = str(payload.get(TEXTS.get(kind, ""), ""))
+    if "code" in payload or not text or (said := understood(text)) is None:
+        return dict(payload)
+    return {**payload, **said}

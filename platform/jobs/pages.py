@@ -11,6 +11,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from common import figures
+from common.told import line_told
 from jobs.by_stage import num_turns, stages_of
 from jobs.choices import HELD, JobKind, JobState
 from jobs.models import Job, JobEvent
@@ -162,8 +163,13 @@ def time_left_s(job: Job) -> float | None:
 def log_lines(job: Job) -> list[tuple[datetime | None, str]]:
     """The whole kept log with the end that only the row holds."""
     kept = [
-        (event.at, str(event.payload.get("text", "")))
+        (event.at, line_told(str(event.payload.get("text", ""))))
         for event in JobEvent.objects.filter(job=job, kind="log").order_by("seq")
     ]
     texts = {text for _at, text in kept[-400:]}
-    return kept + [(None, line) for line in job.log_tail.splitlines() if line not in texts]
+    return kept + [(None, line) for line in tail_lines(job) if line not in texts]
+
+
+def tail_lines(job: Job) -> list[str]:
+    """The end of the log as the worker last saw it, in the reader's language where a line is one of ours."""
+    return [line_told(line) for line in job.log_tail.splitlines()]

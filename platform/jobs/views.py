@@ -18,6 +18,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.access import Role, role_required
 from accounts.caller import Caller
 from common.errors import DomainError, NotFound
+from common.told import templates
 from jobs import pages, services
 from jobs.by_stage import latest_own, learning_plan, stage_figures
 from jobs.choices import ENDED, OPEN, JobKind, JobState
@@ -30,6 +31,7 @@ from jobs.overview import list_verdict
 from jobs.report import domains_of, name_of, report_of
 from jobs.selectors import job_get, jobs_of
 from jobs.verdict import stage_title, verdict_of
+from registry.operated import OPERATIONS
 
 PER_PAGE = 25
 FILTERS: dict[str, tuple[Promise, tuple[JobState, ...]]] = {
@@ -102,6 +104,9 @@ def job_context(job: Job) -> dict[str, Any]:
         "latest_stage": own.title if own else "",
         "by_stage": by_stage,
         "part_words": PART_WORDS,
+        "said_words": templates(),
+        "operation_words": OPERATIONS,
+        "tail": pages.tail_lines(job),
         "plan": learning_plan(job),
         "recipe": pages.recipe_of(job),
         "lineage": pages.lineage_of(job),

@@ -7,11 +7,11 @@ import re
 import pytest
 from django.utils.translation import gettext, override
 
-from common.told import HAN, PROCESS, WORDS, ended, told
-from moe_core.sentences import CORE
+from common.told import HAN, PROCESS, WORDS, ended, line_told, templates, told, understood
+from moe_core.sentences import CORE, RUN
 from workers.runtime import how_it_ended
 
-TEMPLATES = CORE.templates | PROCESS.templates
+TEMPLATES = CORE.templates | PROCESS.templates | RUN.templates
 
 
 def values_of(template: str) -> dict[str, str]:
@@ -59,3 +59,22 @@ def test_how_a_child_ended_is_chinese_on_a_chinese_page(code: int) -> None:
 
 def test_a_sentence_has_one_stop() -> None:
     assert [ended(text) for text in ("a", "a.", "好", "好。", "")] == ["a.", "a.", "好。", "好。", ""]
+
+
+def test_a_sentence_is_understood_with_the_sentence_within_it() -> None:
+    why = CORE.say("loss_not_finite", loss="nan")
+    said = understood(CORE.say("stopped_at_step", step=3, stage="route", why=why, rate="0.02"))
+    assert said is not None
+    assert said["code"] == "stopped_at_step"
+    assert said["values"]["why"] == {"code": "loss_not_finite", "values": {"loss": "nan"}}
+    assert understood("the moon is full") is None
+
+
+def test_lines_of_a_log_are_said_in_the_readers_language_and_others_stay_as_they_are() -> None:
+    line = RUN.say("resumed", stage="route", step=4)
+    with override("zh-hans"):
+        assert HAN.search(line_told(line))
+        assert line_told("Traceback (most recent call last):") == "Traceback (most recent call last):"
+        assert line_told("") == ""
+        assert templates()["resumed"].count("{") == 2
+        assert "%(" not in "".join(templates().values())

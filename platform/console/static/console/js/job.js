@@ -10,6 +10,7 @@
 //   #heat with #heat-at                                       expert load of the last step, every layer
 //   canvas#history with select#layer and #history-at          expert load by step, one layer
 //   #log (role="log") with input#follow                       the last lines
+//   data-said='{"resumed": "resumed in stage …"…}', data-operations   sentences by code: events carry code and values
 //   [data-doing] with [data-doing-words], [data-doing-count]  the part of an operation that is at work
 //   [data-live-state]                                         how fresh all this is
 // Wire: snapshot {seq, job: {state, stage, progress, …}, events: [event…]}, then events
@@ -45,7 +46,7 @@ let shown = root?.dataset.state ?? null, over = false;
 const ENDED = ["succeeded", "failed", "cancelled", "quarantined"];
 function told(data, at) {
   const attempt = data.attempt ? t("attempt {attempt}", { attempt: data.attempt }) : "";
-  line({ text: [t("state: {state}", { state: t(data.state) }), attempt, data.reason ? t(data.reason) : ""].filter(Boolean).join(" · ") }, at);
+  line({ text: [t("state: {state}", { state: t(data.state) }), attempt, said(data) ?? (data.reason ? t(data.reason) : "")].filter(Boolean).join(" · ") }, at);
 }
 
 // Words, buttons and tables are the server's: after a change those parts are fetched and put in place, once for many.
@@ -102,11 +103,18 @@ function doing(one) {
 }
 function kpi(key, value) { for (const node of $$(`[data-kpi="${key}"]`)) node.textContent = SHOW[key](value); for (const bar of $$(`progress[data-progress]`)) if (key === "progress") bar.value = value; }
 
-function line({ level = "info", text = "" }, at) {
+// A sentence that carries its code is said in the words of this page; a value may be a sentence itself.
+const sentences = JSON.parse(root?.dataset.said ?? "{}"), operations = JSON.parse(root?.dataset.operations ?? "{}");
+function said({ code, values = {} }) {
+  if (!sentences[code]) return null;
+  const word = (name) => { const value = values[name]; return name === "stage" ? stageName(value) : name === "operation" ? operations[value] ?? value : typeof value === "object" ? said(value) : value; };
+  return sentences[code].replace(/\{(\w+)\}/g, (whole, name) => word(name) ?? whole);
+}
+function line({ level = "info", text = "", code, values }, at) {
   const log = $("#log");
   if (!log) return;
   const kind = { warning: "w", error: "e" }[level];
-  log.append(el("span", { class: "t" }, at ? `${clock(new Date(at))} ` : ""), el("span", { class: kind }, `${text}\n`));
+  log.append(el("span", { class: "t" }, at ? `${clock(new Date(at))} ` : ""), el("span", { class: kind }, `${said({ code, values }) ?? text}\n`));
   while (log.childNodes.length > 2 * LOG_LINES) log.firstChild.remove();
 }
 
