@@ -37,6 +37,6 @@ def open_socket(instance: Instance, path: str, *, cookie: str = "", origin: str 
         f"ws://127.0.0.1:{instance.web.port}{path}",
         additional_headers=headers,
         origin=instance.web.address if origin is None else origin,  # type: ignore[arg-type]
-        open_timeout=20,
+        open_timeout=60,
         ping_interval=None,
     )
