@@ -23,6 +23,7 @@ from tests.moe_core.engine.model_dirs import route_by_token, tiny_model
 pytestmark = pytest.mark.django_db
 MODEL = "known"
 LAYERS, EXPERTS = 3, 4
+OWN = {domain["code"]: set(domain["experts"]) for domain in DOMAINS["domains"]}
 CODES = ["", *(domain["code"] for domain in DOMAINS["domains"])]
 
 
@@ -31,6 +32,7 @@ class Expected:
 
     def __init__(self) -> None:
         self.counts = np.zeros((2, len(CODES), LAYERS, EXPERTS), dtype=np.int64)
+        self.tokens, self.hits = dict.fromkeys(CODES, 0), dict.fromkeys(CODES, 0)
 
     def add(self, prompt: list[int], num_output: int, domain: str | None) -> None:
         """A request: each token goes to expert b % 4 and (b + 1) % 4 in each layer; the last one is never computed."""
@@ -39,8 +41,11 @@ class Expected:
             tokens.append((tokens[-1] + 1) % 4)
         for at, token in enumerate(tokens[:-1] if num_output else tokens):
             phase = int(at >= len(prompt))
-            for expert in (token % 4, (token + 1) % 4):
+            experts = {token % 4, (token + 1) % 4}
+            for expert in experts:
                 self.counts[phase, row, :, expert] += 1
+            self.tokens[CODES[row]] += 1
+            self.hits[CODES[row]] += bool(experts & OWN.get(CODES[row], set()))
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +122,9 @@ async def test_the_api_gives_the_same_counts_and_their_figures(known, expected):
     found = await asyncio.to_thread(routing, known)
     load = expected.counts.sum((0, 1))
     assert found["max_vio"] == pytest.approx(float((load.max(-1) / load.mean(-1) - 1).mean()), abs=1e-4)
+    shares = {code: expected.hits[code] / expected.tokens[code] for code in OWN}
+    assert found["mapped_share_by_domain"] == pytest.approx(shares, abs=1e-5)
+    assert all(share > 0 for share in shares.values())
     assert sum(point["output_per_s"] for point in found["series"]) * found["resolution_s"] == pytest.approx(
         found["output_tokens"]
     )
