@@ -1,4 +1,4 @@
-"""Pages through which people come in: sign in and out, the first admin's set-up, invitations."""
+"""Pages through which people come in: sign in and out, passwords, the first admin's set-up, invitations."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from typing import Any, cast
 
 from django.contrib import messages
 from django.contrib.auth import login
-from django.contrib.auth.forms import AuthenticationForm
-from django.contrib.auth.views import LoginView, LogoutView
+from django.contrib.auth.forms import AuthenticationForm, PasswordChangeForm
+from django.contrib.auth.views import LoginView, LogoutView, PasswordChangeView
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse_lazy
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
 from accounts import services, signin, throttle
 from accounts.access import Access, Role, public
+from accounts.audit import audit_person
 from accounts.forms import AccountForm, SetupForm
 from accounts.invitations import invitation_accept, invitation_accept_new, invitation_open
 from accounts.middleware import TEAM_KEY
@@ -81,6 +84,35 @@ class SignIn(LoginView):
         if self.tries:
             signin.record_failure(form.data.get("username", ""), signin.address_of(self.request))
         return super().form_invalid(form)
+
+
+class PasswordChange(PasswordChangeView):
+    """Choose another password; all other sessions of the person end."""
+
+    access = Access()
+    template_name = "accounts/password.html"
+    success_url = reverse_lazy("console:overview")
+
+    def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Look at the old password while there are tries left."""
+        form = self.get_form()
+        tries = throttle.tries_of_account(cast(User, request.user).pk)
+        if not request.POST.get("old_password"):
+            return self.form_invalid(form)
+        throttle.take(tries)
+        is_valid = form.is_valid()
+        if "old_password" not in form.errors:
+            throttle.give_back(tries)
+        return self.form_valid(form) if is_valid else self.form_invalid(form)
+
+    def form_valid(self, form: PasswordChangeForm) -> HttpResponse:
+        """Keep the new password and this session."""
+        user = cast(User, self.request.user)
+        with transaction.atomic():
+            response = super().form_valid(form)
+            audit_person(user=user, action="account.password_changed", actor=user.get_username())
+        messages.success(self.request, _("The password is changed; other sessions have ended."))
+        return response
 
 
 class SignOut(LogoutView):

@@ -90,13 +90,14 @@ def invitation_find(secret: str) -> Invitation | None:
 
 
 def audit_of(
-    team: Team, *, actor: str = "", action: str = "", target: str = "",
+    team: Team, *, actor: str = "", action: str = "", target: str = "", words: str = "",
     since: datetime | None = None, until: datetime | None = None,
 ) -> QuerySet[AuditEvent]:  # fmt: skip
     """Return the lines of the team's audit log that fit, newest first.
 
     `action` is a whole action or its beginning up to a dot ("signin", "deployment"); `actor` and `target` are contained
-    in what the line names; `since` and `until` bound its time, the second one excluded.
+    in what the line names; `since` and `until` bound its time, the second one excluded; `words` stand in any of
+    the three.
     """
     found = AuditEvent.objects.filter(team_id=team.pk).order_by("-id")
     if actor:
@@ -105,6 +106,10 @@ def audit_of(
         found = found.filter(Q(action=action) | Q(action__startswith=f"{action}."))
     if target:
         found = found.filter(target__icontains=target)
+    if words:
+        found = found.filter(
+            Q(actor__icontains=words) | Q(action__icontains=words) | Q(target__icontains=words)
+        )
     if since is not None:
         found = found.filter(at__gte=since)
     return found if until is None else found.filter(at__lt=until)

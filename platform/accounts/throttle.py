@@ -57,6 +57,9 @@ NAME_AT_ADDRESS = Bound("pair", tries=5, every_s=60)
 ADDRESS = Bound("address", tries=30, every_s=6)
 NAME = Bound("name", tries=20, every_s=15)
 
+# Whoever has a session still has to guess the password that it was opened with.
+ACCOUNT = Bound("account", tries=5, every_s=60)
+
 
 @dataclass(frozen=True, slots=True)
 class Try:
@@ -78,6 +81,11 @@ def tries_of(name: str, address: str, browser: str = "") -> list[Try]:
         return [_try(KNOWN_BROWSER, browser)]
     # Always in this order: two requests never hold what the other one waits for.
     return [_try(NAME_AT_ADDRESS, name, network), _try(ADDRESS, network), _try(NAME, name)]
+
+
+def tries_of_account(number: int) -> list[Try]:
+    """Return what a signed-in person takes who gives their password once more."""
+    return [_try(ACCOUNT, str(number))]
 
 
 def _try(bound: Bound, *parts: str) -> Try:
@@ -122,8 +130,8 @@ def take(tries: Sequence[Try]) -> None:
 def held_back(wait_s: int) -> Busy:
     """Return the refusal; it says nothing about whether the name exists."""
     sentence = ngettext(
-        "Too many sign-ins have failed. Wait %(seconds)s second, then try again.",
-        "Too many sign-ins have failed. Wait %(seconds)s seconds, then try again.",
+        "Too many attempts have failed. Wait %(seconds)s second, then try again.",
+        "Too many attempts have failed. Wait %(seconds)s seconds, then try again.",
         wait_s,
     )
     return Busy(sentence % {"seconds": wait_s}, code="too_many_signins", retry_after_s=wait_s)

@@ -10,6 +10,7 @@ app_name = "accounts"
 urlpatterns = [
     path("signin/", entry.SignIn.as_view(), name="signin"),
     path("signout/", entry.SignOut.as_view(), name="signout"),
+    path("account/password/", entry.PasswordChange.as_view(), name="password"),
     path("setup/<str:token>/", entry.setup, name="setup"),
     path("join/<str:token>/", entry.join, name="join"),
     path("team/", views.team, name="team"),

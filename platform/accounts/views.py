@@ -18,11 +18,12 @@ from accounts.forms import InviteForm, RoleForm, TokenForm
 from accounts.invitations import invitation_create, invitation_revoke
 from accounts.members import member_remove, member_role_set
 from accounts.middleware import TEAM_KEY
-from accounts.models import AuditEvent, User
-from accounts.selectors import invitations_of, members_of, memberships_of, tokens_of
+from accounts.models import User
+from accounts.selectors import audit_of, invitations_of, members_of, memberships_of, tokens_of
 from common.errors import DomainError, Invalid, NotFound
 
 SHOWN_INVITATIONS = 50
+MAX_WORDS = 200
 
 
 @signed_in
@@ -127,7 +128,7 @@ def member_end(request: HttpRequest, pk: int) -> HttpResponse:
 
 @role_required(Role.ADMIN)
 def audit(request: HttpRequest) -> HttpResponse:
-    """Show the team's audit log, newest first."""
-    events = AuditEvent.objects.filter(team_id=request.caller.team.pk).order_by("-id")
-    page = Paginator(events, 50).get_page(request.GET.get("page"))
-    return render(request, "accounts/audit.html", {"page": page})
+    """Show the team's audit log, newest first; `q` is looked for in all of it."""
+    words = request.GET.get("q", "").replace("\0", "").strip()[:MAX_WORDS]
+    page = Paginator(audit_of(request.caller.team, words=words), 50).get_page(request.GET.get("page"))
+    return render(request, "accounts/audit.html", {"page": page, "words": words})

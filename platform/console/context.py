@@ -40,9 +40,11 @@ def _frame(request: HttpRequest) -> dict[str, Any]:
 
 
 def _person_links(request: HttpRequest) -> list[dict[str, str]]:
-    if request.user.is_authenticated and request.user.is_staff:
-        return _links((("admin:index", _("Administration of this installation")),))
-    return []
+    if not request.user.is_authenticated:
+        return []
+    every = (("accounts:password", _("Change your password")),)
+    staff = (("admin:index", _("Administration of this installation")),) if request.user.is_staff else ()
+    return _links((*every, *staff))
 
 
 def _links(pairs: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:

@@ -187,6 +187,13 @@ def test_a_team_made_there_needs_an_admin_and_is_audited(staff, people) -> None:
     ]
 
 
+def test_ones_own_password_and_signing_out_go_the_way_of_the_console(staff) -> None:
+    assert staff.get("/admin/password_change/")["Location"] == "/account/password/"
+    assert staff.post("/admin/logout/")["Location"] == "/signin/"
+    assert AuditEvent.objects.get().action == "signout"
+    assert staff.get("/admin/").status_code == 302
+
+
 def test_everything_that_can_belong_to_a_team_has_a_name() -> None:
     assert {model._meta.label for model, _column in team_owned_models()} == set(NAMES)
 

@@ -117,3 +117,18 @@ def test_a_role_that_does_not_exist_is_refused_by_name(people) -> None:
     )
     assert reply.status_code == 422
     assert "viewer, editor, admin" in reply.json()["detail"]
+
+
+def test_the_pages_search_goes_through_the_whole_log(people) -> None:
+    tim = membership(people.teammate)
+    for role in (*[Role.EDITOR, Role.VIEWER] * 30,):
+        member_role_set(caller=people.owner, membership_id=tim.pk, role=role)
+    olga = people.client("owner")
+    olga.post("/team/", {"role": "viewer", "days": 3, "note": "needle"})
+    for role in (*[Role.EDITOR, Role.VIEWER] * 30,):
+        member_role_set(caller=people.owner, membership_id=tim.pk, role=role)
+    found = olga.get("/audit/?q=NEEDLE")
+    assert [one.action for one in found.context["page"]] == ["invitation.created"]
+    assert "q=member" in olga.get("/audit/?q=member").content.decode()  # the way to the next page keeps the words
+    assert len(olga.get("/audit/?q=no-such-word").context["page"]) == 0
+    assert olga.get("/audit/?q=%00").status_code == 200
