@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moe_core.checkpoint.atomic import new_directory, write_json
 from moe_core.checkpoint.files import open_regular, read_exactly
+from moe_core.checkpoint.gguf_architectures import ROPE_FREQS
 from moe_core.checkpoint.gguf_config import spec_from_metadata
 from moe_core.checkpoint.gguf_header import GgufHead, GgufTensor, read_head
 from moe_core.checkpoint.gguf_names import gguf_slots, is_rope_permuted
@@ -59,6 +60,10 @@ class GgufFile:
         """Every tensor by its GGUF name."""
         return dict(self.head.tensors)
 
+    def spec(self) -> ModelSpec:
+        """The model that the file describes; FormatError where that is none that is served."""
+        return spec_from_metadata(self.head, self.name, self.dequantised)
+
     def dequantised(self, name: str) -> NDArray[np.float32]:
         """One tensor as float32 in row-major shape."""
         tensor = self.head.tensors[name]
@@ -102,7 +107,7 @@ def import_gguf(path: Path | str, out_dir: Path | str, *, dtype: DtypeName = "bf
     Raises FormatError when the file is broken, lacks a tensor, or is of another architecture.
     """
     with read_gguf(path) as file:
-        spec = spec_from_metadata(file.head, file.name)
+        spec = file.spec()
         with new_directory(Path(out_dir)) as directory:
             model = decoder_from(file, spec, dtype)
             write_weights(directory, model, TORCH_DTYPES[dtype])
@@ -126,7 +131,8 @@ def decoder_from(file: GgufFile, spec: ModelSpec, dtype: DtypeName) -> Decoder:
 
 def _check_tensors(file: GgufFile, slots: list[Slot]) -> None:
     wanted = {slot.tensor: slot for slot in slots}
-    missing, surplus = wanted.keys() - file.head.tensors.keys(), file.head.tensors.keys() - wanted.keys()
+    present = file.head.tensors.keys() - {ROPE_FREQS}
+    missing, surplus = wanted.keys() - present, present - wanted.keys()
     if missing or surplus:
         which, names = ("lacks", missing) if missing else ("holds unknown", surplus)
         raise FormatError(f"{file.name}: {which} {len(names)} tensors, first {min(names)}")

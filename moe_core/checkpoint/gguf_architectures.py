@@ -10,20 +10,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from moe_core.checkpoint.gguf_header import GgufHead
-from moe_core.errors import FormatError
+from moe_core.errors import FormatError, SpecError
+from moe_core.model.families.rope import RopeParameters
+from moe_core.model.rotary import frequencies
+from moe_core.spec.attention import RopeSpec
 
 Config = dict[str, Any]
+# The values of a tensor by its name.
+Values = Callable[[str], NDArray[np.float32]]
+# What each pair of rotary positions is stretched by, where a file has it.
+ROPE_FREQS = "rope_freqs.weight"
+# The stretching of Llama 3.1, which converters take for granted.
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 SIGMOID = 2
 # The most layers of a ModelSpec.
 MAX_LAYERS = 512
+# The widest head of a ModelSpec, in pairs.
+MAX_PAIRS = 512
+CPU = torch.device("cpu")
 
 
 class Keys:
-    """Typed access to the keys of one architecture, and to which tensors there are."""
+    """Typed access to the keys of one architecture, to which tensors there are, and to the values of small ones."""
 
-    def __init__(self, head: GgufHead, architecture: str, name: str) -> None:
-        self.head, self.architecture, self.name = head, architecture, name
+    def __init__(self, head: GgufHead, architecture: str, name: str, values: Values) -> None:
+        self.head, self.architecture, self.name, self.values = head, architecture, name, values
 
     def number(self, key: str, default: float | None = None) -> Any:
         """A number; FormatError without one, when there is no default."""
@@ -81,10 +97,14 @@ def _rope(keys: Keys) -> Config:
     kind = keys.head.metadata.get(f"{keys.architecture}.rope.scaling.type", "none")
     theta = {"rope_theta": keys.number("rope.freq_base", 10_000.0)}
     if kind == "none":
-        return theta
+        return theta | (_stretching(keys, theta["rope_theta"]) if ROPE_FREQS in keys.head.tensors else {})
     if kind != "yarn":
         raise FormatError(
             f"{keys.name}: rotary positions are scaled ({str(kind)[:40]!r}); plain ones and 'yarn' are computed"
+        )
+    if ROPE_FREQS in keys.head.tensors:
+        raise FormatError(
+            f"{keys.name}: rotary positions are scaled by yarn and by {ROPE_FREQS}; one is computed"
         )
     for factor in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
         # Writers do not agree on what these multiply.
@@ -98,6 +118,27 @@ def _rope(keys: Keys) -> Config:
         "beta_fast": keys.number("rope.scaling.yarn_beta_fast", 32.0),
         "beta_slow": keys.number("rope.scaling.yarn_beta_slow", 1.0),
     }
+
+
+def _stretching(keys: Keys, theta: float) -> Config:
+    """Llama 3.1's rule out of the divisor of each pair; FormatError where it is another rule's."""
+    tensor = keys.head.tensors[ROPE_FREQS]
+    if len(tensor.shape) != 1 or tensor.shape[0] > MAX_PAIRS:
+        raise FormatError(f"{keys.name}: {ROPE_FREQS} has shape {list(tensor.shape)}; a vector is read")
+    divisors = keys.values(ROPE_FREQS)
+    rule = {"rope_type": "llama3", "factor": float(divisors.max()), **LLAMA3}
+    dim = 2 * len(divisors)
+    try:
+        rope = RopeParameters.parse(rule).to_rope(1, interleaved=False)
+        stretched = frequencies(dim, theta, rope, CPU).numpy()
+    except SpecError as error:
+        raise FormatError(f"{keys.name}: {ROPE_FREQS}: {error}") from error
+    plain = frequencies(dim, theta, RopeSpec(), CPU).numpy()
+    if not np.allclose(plain / stretched, divisors, rtol=1e-4):
+        raise FormatError(
+            f"{keys.name}: {ROPE_FREQS} does not follow Llama 3.1's rule; load the model's Hugging Face directory instead"
+        )
+    return rule
 
 
 def _whole_heads(keys: Keys) -> Config:

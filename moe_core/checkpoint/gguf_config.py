@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moe_core.checkpoint.gguf_architectures import ARCHITECTURES, Keys, config_from
+from moe_core.checkpoint.gguf_architectures import ARCHITECTURES, Keys, Values, config_from
 from moe_core.checkpoint.gguf_header import GgufHead
 from moe_core.errors import FormatError, SpecError
 from moe_core.model.families.registry import family_of
@@ -16,14 +16,14 @@ END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<
 CONTROL_TOKEN = 3
 
 
-def spec_from_metadata(head: GgufHead, name: str) -> ModelSpec:
+def spec_from_metadata(head: GgufHead, name: str, values: Values) -> ModelSpec:
     """The specification; FormatError for another architecture, a missing key or an impossible value."""
     architecture = head.metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise FormatError(
             f"{name}: architecture {str(architecture)[:40]!r} is not served; known are {', '.join(ARCHITECTURES)}"
         )
-    config = config_from(Keys(head, architecture, name))
+    config = config_from(Keys(head, architecture, name, values))
     config["eos_token_id"] = end_tokens(head.metadata)
     try:
         return family_of(config["model_type"]).schema.parse(config).to_spec()

@@ -1,4 +1,4 @@
-"""Rotary positions: tables of cos and sin, plain or stretched by YaRN, and the turn of queries and keys.
+"""Rotary positions: tables of cos and sin, plain or stretched, and the turn of queries and keys.
 
 Shapes: T tokens, H heads, d values of a head that turn, h = d/2 frequencies.
 Source: Su et al. 2021, "RoFormer"; Peng et al. 2023, "YaRN", arXiv 2309.00071.
@@ -52,11 +52,23 @@ def frequencies(dim: int, theta: float, rope: RopeSpec, device: torch.device) ->
     plain_h = 1.0 / periods_h
     if rope.kind == "plain":
         return plain_h
+    if rope.kind == "llama3":
+        return _stretched_by_turns(plain_h, rope)
     low, high = _ramp_ends(dim, theta, rope)
     ramp_h = ((torch.arange(dim // 2, dtype=torch.float32, device=device) - low) / (high - low)).clamp(0, 1)
     # Fast pairs keep their frequency, slow ones are stretched by the factor, those between are blended.
     kept_h = 1 - ramp_h
     return 1.0 / (rope.factor * periods_h) * (1 - kept_h) + plain_h * kept_h
+
+
+def _stretched_by_turns(plain_h: Tensor, rope: RopeSpec) -> Tensor:
+    """Slow pairs are stretched by the factor, fast ones kept, those between blended by how often they turn."""
+    context = rope.original_max_position_embeddings
+    assert context is not None
+    turns_h = context * plain_h / (2 * math.pi)
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    kept_h = ((turns_h - low) / (high - low)).clamp(0, 1)
+    return plain_h / rope.factor * (1 - kept_h) + plain_h * kept_h
 
 
 def _ramp_ends(dim: int, theta: float, rope: RopeSpec) -> tuple[float, float]:

@@ -15,18 +15,22 @@ Positive = Annotated[float, Field(gt=0.0, le=1e6)]
 
 
 class RopeSpec(Spec):
-    """Rotary positions: plain, or stretched by YaRN; the base itself is ModelSpec.rope_theta.
+    """Rotary positions: plain, or stretched by YaRN or as in Llama 3.1; the base itself is ModelSpec.rope_theta.
 
-    Source: Peng et al. 2023, "YaRN: Efficient Context Window Extension of Large Language Models", arXiv 2309.00071.
+    Source: Peng et al. 2023, "YaRN: Efficient Context Window Extension of Large Language Models", arXiv 2309.00071;
+    Grattafiori et al. 2024, "The Llama 3 Herd of Models", arXiv 2407.21783.
     """
 
-    kind: Literal["plain", "yarn"] = "plain"
+    kind: Literal["plain", "yarn", "llama3"] = "plain"
     # Pairs (2i, 2i+1) as DeepSeek stores them, instead of (i, i + d/2).
     interleaved: bool = False
     factor: Annotated[float, Field(ge=1.0, le=1e4)] = 1.0
     original_max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
     beta_fast: Positive = 32.0
     beta_slow: Positive = 1.0
+    # Of "llama3": pairs that turn fewer than `low` times in the original context are stretched, more than `high` kept.
+    low_freq_factor: Positive = 1.0
+    high_freq_factor: Positive = 4.0
     truncate: bool = True
     # On cos and sin; None derives it from the factor and the two below.
     attention_factor: Positive | None = None
@@ -35,14 +39,18 @@ class RopeSpec(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.kind == "yarn" and self.original_max_position_embeddings is None:
-            raise ValueError("original_max_position_embeddings is needed when kind is 'yarn'")
+        if self.kind != "plain" and self.original_max_position_embeddings is None:
+            raise ValueError(f"original_max_position_embeddings is needed when kind is {self.kind!r}")
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor ({self.high_freq_factor}) must be above low_freq_factor ({self.low_freq_factor})"
+            )
         return self
 
     @property
     def cos_sin_factor(self) -> float:
         """What cos and sin are multiplied by."""
-        if self.kind == "plain":
+        if self.kind != "yarn":
             return 1.0
         if self.attention_factor is not None:
             return self.attention_factor
@@ -53,7 +61,7 @@ class RopeSpec(Spec):
     @property
     def softmax_factor(self) -> float:
         """What latent attention multiplies its softmax scale by (DeepSeek's mscale squared)."""
-        if self.kind == "plain" or not self.mscale_all_dim:
+        if self.kind != "yarn" or not self.mscale_all_dim:
             return 1.0
         return _mscale(self.factor, self.mscale_all_dim) ** 2
 

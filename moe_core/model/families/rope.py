@@ -11,13 +11,14 @@ from moe_core.spec.attention import RopeSpec
 from moe_core.spec.base import Spec
 
 # Written only where they differ from what is assumed without them.
+_LLAMA3_KEYS = ("low_freq_factor", "high_freq_factor")
 _YARN_KEYS = ("beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim")
 
 
 class RopeParameters(Spec):
     """Rotary positions as transformers 5 writes them (`rope_parameters`), or older files (`rope_scaling`)."""
 
-    rope_type: Literal["default", "yarn"] = "default"
+    rope_type: Literal["default", "yarn", "llama3"] = "default"
     rope_theta: float | None = None
     partial_rotary_factor: float | None = Field(default=None, ge=1.0, le=1.0)
     factor: float | None = None
@@ -28,16 +29,19 @@ class RopeParameters(Spec):
     attention_factor: float | None = None
     mscale: float | None = None
     mscale_all_dim: float | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
 
     def to_rope(self, max_position_embeddings: int, *, interleaved: bool) -> RopeSpec:
         """The specification; lengths that are not said follow from the model's own."""
         if self.rope_type == "default":
             return RopeSpec(interleaved=interleaved)
         original = self.original_max_position_embeddings or max_position_embeddings
-        said = {key: getattr(self, key) for key in _YARN_KEYS if getattr(self, key) is not None}
+        keys = _YARN_KEYS if self.rope_type == "yarn" else _LLAMA3_KEYS
+        said = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
         return RopeSpec.parse(
             {
-                "kind": "yarn",
+                "kind": self.rope_type,
                 "interleaved": interleaved,
                 "factor": self.factor or max_position_embeddings / original,
                 "original_max_position_embeddings": original,
@@ -53,9 +57,11 @@ def rope_parameters(spec: ModelSpec) -> dict[str, Any]:
         return {"rope_theta": spec.rope_theta, "rope_type": "default"}
     plain = RopeSpec()
     changed = {key: getattr(rope, key) for key in _YARN_KEYS if getattr(rope, key) != getattr(plain, key)}
+    if rope.kind == "llama3":
+        changed = {key: getattr(rope, key) for key in _LLAMA3_KEYS}
     return {
         "rope_theta": spec.rope_theta,
-        "rope_type": "yarn",
+        "rope_type": rope.kind,
         "factor": rope.factor,
         "original_max_position_embeddings": rope.original_max_position_embeddings,
         **changed,

@@ -15,7 +15,6 @@ from gguf.quants import quantize
 from moe_core.checkpoint import gguf as importing
 from moe_core.checkpoint.gguf import decoder_from, import_gguf, read_gguf
 from moe_core.checkpoint.gguf_architectures import ARCHITECTURES, FAMILIES_OF
-from moe_core.checkpoint.gguf_config import spec_from_metadata
 from moe_core.checkpoint.gguf_header import GgufHead, read_head
 from moe_core.checkpoint.gguf_tokenizer import _splitter
 from moe_core.checkpoint.store import load
@@ -26,7 +25,7 @@ transformers = pytest.importorskip("transformers")
 
 from tests.moe_core.checkpoint.gguf_models import ARCHITECTURES as WRITTEN  # noqa: E402
 from tests.moe_core.checkpoint.gguf_models import Storing, Tensors, widened, write_gguf  # noqa: E402
-from tests.moe_core.model.hf_families import CASES, DEEPSEEK, YARN, model_of  # noqa: E402
+from tests.moe_core.model.hf_families import CASES, DEEPSEEK, LLAMA3, YARN, model_of  # noqa: E402
 from tests.moe_core.model.test_family_parity import IDS, TOLERANCE, relative  # noqa: E402
 
 Q = gguf.GGMLQuantizationType
@@ -48,7 +47,7 @@ CASE: dict[str, tuple[str, dict[str, Any]]] = {
 
 def read(path: Path) -> Decoder:
     with read_gguf(path) as file:
-        return decoder_from(file, spec_from_metadata(file.head, file.name), "float32")
+        return decoder_from(file, file.spec(), "float32")
 
 
 def test_every_architecture_and_each_of_its_families_has_a_case() -> None:
@@ -73,6 +72,27 @@ def test_logits_equal_those_of_transformers(case: str, tmp_path: Path) -> None:
     # The directory that an import writes is a model of the family, read back as any other.
     import_gguf(path, tmp_path / "out", dtype="float32")
     assert torch.equal(load(tmp_path / "out")(IDS), ours(IDS))
+
+
+@torch.no_grad()
+def test_llamas_stretched_positions_are_known_by_their_divisors(tmp_path: Path) -> None:
+    # A theta that makes pairs of all three kinds in the context that converters take for granted.
+    rope = {**LLAMA3, "original_max_position_embeddings": 8192, "rope_theta": 500_000.0}
+    theirs = model_of("LlamaConfig", {"rope_parameters": rope, "head_dim": 16})
+    frequency_h = theirs.model.rotary_emb.inv_freq.double()
+    plain_h = 500_000.0 ** -(torch.arange(0, 16, 2, dtype=torch.float64) / 16)
+    divisors = (plain_h / frequency_h).float().numpy()
+
+    def stretched(tensors: Tensors) -> Tensors:
+        return {**tensors, "rope_freqs.weight": divisors}
+
+    ours = read(write_gguf(tmp_path / "m.gguf", theirs, change=stretched))
+    assert ours.spec.rope.kind == "llama3"
+    assert len({1.0, 8.0} & set(divisors.round(5).tolist())) == 2
+    assert relative(ours(IDS), theirs(IDS).logits) <= TOLERANCE
+    divisors[3] *= 1.1
+    with pytest.raises(FormatError, match="does not follow Llama 3.1's rule"):
+        read(write_gguf(tmp_path / "n.gguf", theirs, change=stretched))
 
 
 def as_kind(kind: Q) -> Storing:

@@ -29,9 +29,16 @@ YARN = {
     "beta_fast": 32.0, "beta_slow": 1.0,
 }  # fmt: skip
 
+# The context is short enough for pairs of all three kinds: kept, blended, stretched.
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "original_max_position_embeddings": 64,
+    "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+}  # fmt: skip
+
 # name: (config class, what differs from SHAPE)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
+    "llama, stretched": ("LlamaConfig", {"rope_parameters": LLAMA3}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2_moe": ("Qwen2MoeConfig", {**QWEN, "shared_expert_intermediate_size": 40}),
     "qwen2_moe, sparse steps, no biases": (
