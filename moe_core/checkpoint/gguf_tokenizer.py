@@ -1,4 +1,4 @@
-"""A tokenizer.json out of a GGUF file's metadata: byte-level BPE vocabularies."""
+"""A tokenizer.json out of a GGUF file's metadata: byte-level BPE and SentencePiece vocabularies."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from moe_core.checkpoint.atomic import write_json
 from moe_core.checkpoint.chat import IM_END, IM_START, recognise
 from moe_core.checkpoint.gguf_config import CONTROL_TOKEN, end_tokens
 from moe_core.checkpoint.gguf_header import GgufHead
+from moe_core.checkpoint.gguf_sentencepiece import sentencepiece_tokenizer
 from moe_core.checkpoint.layout import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from moe_core.checkpoint.tokenizer_config import ChatFormatConfig, TokenizerConfig
 from moe_core.checkpoint.tokenizer_json import check_vocabulary
@@ -20,6 +21,8 @@ from moe_core.errors import FormatError
 from moe_core.spec import ModelSpec
 
 USER_DEFINED_TOKEN = 4
+# What llama.cpp calls the two kinds.
+BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 # Words with one leading mark, numbers of so many digits, marks, spaces.
@@ -58,20 +61,29 @@ def write_tokenizer(directory: Path, head: GgufHead, spec: ModelSpec, name: str)
 def build_tokenizer(said: Mapping[str, Any], name: str) -> Tokenizer:
     """The tokenizer that the metadata describes."""
     kind = said.get("tokenizer.ggml.model")
-    if kind != "gpt2":
+    if kind not in (BYTE_LEVEL, SENTENCEPIECE):
         raise FormatError(
-            f"{name}: tokenizer {str(kind)[:40]!r} is not served; known is 'gpt2' (byte-level BPE)"
+            f"{name}: tokenizer {str(kind)[:40]!r} is not served; known are 'gpt2' (byte-level BPE) and 'llama' "
+            "(SentencePiece)"
         )
-    tokens, merges = _texts(said, "tokenizer.ggml.tokens", name), _texts(said, "tokenizer.ggml.merges", name)
+    tokens = _texts(said, "tokenizer.ggml.tokens", name)
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise FormatError(f"{name}: the vocabulary names a token twice")
-    pairs = [_pair(merge, vocabulary, name) for merge in merges]
+    if kind == SENTENCEPIECE:
+        tokenizer = sentencepiece_tokenizer(said, vocabulary, name)
+    else:
+        tokenizer = _byte_level(said, vocabulary, name)
+    _add_tokens(tokenizer, tokens, said.get("tokenizer.ggml.token_type"), name)
+    return tokenizer
+
+
+def _byte_level(said: Mapping[str, Any], vocabulary: Mapping[str, int], name: str) -> Tokenizer:
+    pairs = [_pair(merge, vocabulary, name) for merge in _texts(said, "tokenizer.ggml.merges", name)]
     splitter = str(said.get("tokenizer.ggml.pre", "gpt-2"))
-    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=splitter == "llama-bpe"))
+    tokenizer = Tokenizer(models.BPE(dict(vocabulary), pairs, ignore_merges=splitter == "llama-bpe"))
     tokenizer.pre_tokenizer = _splitter(splitter, name)
     tokenizer.decoder = decoders.ByteLevel()
-    _add_tokens(tokenizer, tokens, said.get("tokenizer.ggml.token_type"), name)
     return tokenizer
 
 
@@ -122,14 +134,15 @@ def config_from(said: Mapping[str, Any]) -> TokenizerConfig:
     """Begin, end and padding tokens and the chat format out of the metadata."""
     tokens: list[str] = said.get("tokenizer.ggml.tokens", [])
     ends = [tokens[index] for index in end_tokens(said) if index < len(tokens)]
-    template = said.get("tokenizer.chat_template")
+    template, kind = said.get("tokenizer.chat_template"), said.get("tokenizer.ggml.model")
     chat = recognise(template if isinstance(template, str) else None, {IM_START, IM_END} <= set(tokens))
     return TokenizerConfig(
         bos_token=_token(said, tokens, "bos"),
         eos_token=ends[0] if ends else None,
         more_eos_tokens=tuple(ends[1:]),
         pad_token=_token(said, tokens, "padding"),
-        add_bos_token=said.get("tokenizer.ggml.add_bos_token") is True,
+        # llama.cpp begins SentencePiece prompts with it unless told otherwise.
+        add_bos_token=said.get("tokenizer.ggml.add_bos_token", kind == SENTENCEPIECE) is True,
         chat_format=None
         if chat is None
         else ChatFormatConfig(name=chat.name, default_system=chat.default_system),

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from moe_core.checkpoint.chat import ChatFormat, ChatMessage, ChatPiece, parse_messages, pieces_of
 from moe_core.checkpoint.files import parse_json_object, read_bytes, read_json_object
 from moe_core.checkpoint.layout import MAX_CONFIG_BYTES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
-from moe_core.checkpoint.stream import StreamDecoder, byte_of_character
+from moe_core.checkpoint.stream import Spelling, StreamDecoder
 from moe_core.checkpoint.tokenizer_config import TokenizerConfig
 from moe_core.checkpoint.tokenizer_json import MAX_TOKENIZER_BYTES, check_tokenizer_json
 from moe_core.errors import CheckpointError, FormatError, SpecError
@@ -34,7 +34,9 @@ class Tokenizer:
     def __init__(self, directory: Path | str) -> None:
         directory = Path(directory)
         raw = read_bytes(directory / TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
-        check_tokenizer_json(parse_json_object(raw, TOKENIZER_FILE, MAX_TOKENIZER_BYTES))
+        data = parse_json_object(raw, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
+        check_tokenizer_json(data)
+        self._spelling = Spelling.of(data)
         self.config = TokenizerConfig.parse(
             read_json_object(directory / TOKENIZER_CONFIG_FILE, MAX_CONFIG_BYTES)
         )
@@ -100,7 +102,7 @@ class Tokenizer:
 
     def stream(self) -> StreamDecoder:
         """A decoder for one answer, token by token; control tokens give no text."""
-        return StreamDecoder(self.token_bytes)
+        return StreamDecoder(self.token_bytes, skips_space=self._spelling.skips_space)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; none for control tokens and for ids without a token."""
@@ -110,8 +112,7 @@ class Tokenizer:
         token = self._plain.id_to_token(token_id)
         if token is None:
             return b""
-        table = byte_of_character()
-        return bytes(table[character] for character in token)
+        return self._spelling.bytes_of(token)
 
     def token_text(self, token_id: int) -> str:
         """A token on its own, to be shown: control tokens by their name, broken bytes as U+FFFD."""
