@@ -15,7 +15,19 @@ SHOWN = 8
 
 SENTENCES: Mapping[str, Promise] = {
     "setup.admin_created": _("%(target)s became the first admin"),
-    "member.set": _("%(actor)s gave %(target)s a role"),
+    "account.created": _("%(actor)s made the account %(target)s"),
+    "account.changed": _("%(actor)s changed the account %(target)s"),
+    "account.deleted": _("%(actor)s deleted the account %(target)s"),
+    "account.password_changed": _("%(target)s changed their password"),
+    "team.created": _("%(actor)s made the team %(target)s"),
+    "team.changed": _("%(actor)s changed the team %(target)s"),
+    "team.deleted": _("%(actor)s deleted the team %(target)s"),
+    "invitation.created": _("%(actor)s made the invitation %(target)s"),
+    "invitation.revoked": _("%(actor)s took the invitation %(target)s back"),
+    "invitation.accepted": _("%(actor)s came into the team by the invitation %(target)s"),
+    "member.added": _("%(actor)s added %(target)s to the team"),
+    "member.changed": _("%(actor)s changed the membership of %(target)s"),
+    "member.role_set": _("%(actor)s gave %(target)s a role"),
     "member.removed": _("%(actor)s removed %(target)s from the team"),
     "token.created": _("%(actor)s made the API token %(target)s"),
     "token.revoked": _("%(actor)s revoked the API token %(target)s"),
@@ -23,7 +35,6 @@ SENTENCES: Mapping[str, Promise] = {
     "upload.deleted": _("%(actor)s deleted the upload %(target)s"),
     "model.created": _("%(actor)s brought the model %(target)s"),
     "model.edited": _("%(actor)s edited the model %(target)s"),
-    "model.imported": _("%(actor)s imported %(target)s"),
     "version.created": _("%(target)s was registered"),
     "version.noted": _("%(actor)s wrote a note on %(target)s"),
     "version.verified": _("%(actor)s verified the bytes of %(target)s"),
@@ -45,13 +56,17 @@ SENTENCES: Mapping[str, Promise] = {
     "job.paused": _("%(actor)s paused the job %(target)s"),
     "job.resumed": _("%(actor)s resumed the job %(target)s"),
     "job.retried": _("%(actor)s retried the job %(target)s"),
-    "job.cloned": _("%(actor)s cloned the job %(target)s"),
     "deployment.created": _("%(actor)s made the deployment %(target)s"),
     "deployment.revised": _("%(actor)s changed the deployment %(target)s"),
     "deployment.scaled": _("%(actor)s changed the replicas of %(target)s"),
+    "deployment.stopped": _("%(actor)s stopped the deployment %(target)s"),
     "deployment.rolled_back": _("%(actor)s rolled %(target)s back"),
+    "deployment.retried": _("%(actor)s had %(target)s tried again"),
     "deployment.deleted": _("%(actor)s took the deployment %(target)s away"),
 }
+
+# Who came and went is for the audit log: it would crowd out what was done.
+COMINGS: frozenset[str] = frozenset({"signin", "signin.failed", "signout"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +81,7 @@ def lately(team: Team) -> list[Line]:
     """The newest lines first."""
     return [
         Line(event.at, sentence(event))
-        for event in AuditEvent.objects.filter(team=team).order_by("-id")[:SHOWN]
+        for event in AuditEvent.objects.filter(team=team).exclude(action__in=COMINGS).order_by("-id")[:SHOWN]
     ]
 
 

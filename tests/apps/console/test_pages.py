@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from django.conf import settings
 from django.test import Client
 from django.utils import timezone
 from django.utils.translation import override
 
 from accounts.audit import audit_record
 from console import navigation
-from console.lately import sentence
+from console.lately import COMINGS, SENTENCES, lately, sentence
 from console.overview import picture_of, verdict
 from console.traffic import traffic_of
 from deployments.models import Deployment
@@ -155,6 +158,37 @@ def test_what_was_done_is_told_as_a_sentence(people: People) -> None:
     assert sentence(event) == f"{event.actor} drew the layout support r1"
     unknown = audit_record(caller=people.owner, action="brand.new", target="thing")
     assert "brand.new" in sentence(unknown)
+
+
+def audited_actions() -> set[str]:
+    """Every action that the code writes into the audit log, as its sources name them."""
+    found: set[str] = set()
+    for path in Path(settings.ROOT, "platform").rglob("*.py"):
+        text = path.read_text()
+        if "audit_record(" in text or "audit_person(" in text:
+            found.update(re.findall(r'action="([a-z_.]+)"', text))
+            found.update(re.findall(r'"((?:member|account|team)\.[a-z_]+)"', text))
+        if "_changed(" in text and path.match("deployments/services.py"):
+            found.update(
+                f"deployment.{kind}"
+                for kind in re.findall(r'_changed\(deployment, caller, "([a-z_]+)"', text)
+            )
+    return found
+
+
+def test_everything_that_is_audited_has_a_sentence_or_is_left_out() -> None:
+    actions = audited_actions()
+    assert {"deployment.created", "invitation.created", "signin", "job.submitted"} <= actions
+    assert actions - set(SENTENCES) - COMINGS == set()
+
+
+def test_who_signed_in_does_not_crowd_out_what_was_done(people: People) -> None:
+    audit_record(caller=people.owner, action="layout.created", target="support r1")
+    for _ in range(10):
+        audit_record(caller=people.owner, action="signin", target=people.owner.name)
+    assert [line.text.split(" ", 1)[1] for line in lately(people.owner.team)][
+        0
+    ] == "drew the layout support r1"
 
 
 def test_pages_speak_the_language_of_the_reader(people: People) -> None:
