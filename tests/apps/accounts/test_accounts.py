@@ -158,7 +158,12 @@ def test_a_viewer_who_asks_for_more_is_refused_by_the_page_and_by_the_service(pe
     with pytest.raises(Invalid):
         api_token_create(caller=people.teammate, name="x", scopes=["infer"], max_concurrent=17)
     assert not ApiToken.objects.exists()
-    assert viewer.post("/tokens/", {"name": "x", "days": 30, "scopes": ["infer"], "max_concurrent": 16}).status_code == 200
+    assert (
+        viewer.post(
+            "/tokens/", {"name": "x", "days": 30, "scopes": ["infer"], "max_concurrent": 16}
+        ).status_code
+        == 200
+    )
     page = viewer.get("/tokens/").content.decode()
     assert 'max="16"' in page
     assert 'max="1000"' in people.client("owner").get("/tokens/").content.decode()
@@ -167,7 +172,9 @@ def test_a_viewer_who_asks_for_more_is_refused_by_the_page_and_by_the_service(pe
 def test_the_page_offers_to_revoke_only_what_its_reader_may_revoke(people) -> None:
     api_token_create(caller=people.owner, name="ci", scopes=["read"])
     own, _secret = api_token_create(caller=people.teammate, name="mine", scopes=["read"])
-    shown = re.findall(r'data-open="revoke-(\d+)"', people.client("teammate").get("/tokens/").content.decode())
+    shown = re.findall(
+        r'data-open="revoke-(\d+)"', people.client("teammate").get("/tokens/").content.decode()
+    )
     assert shown == [str(own.pk)]
     assert people.client("owner").get("/tokens/").content.decode().count('data-open="revoke-') == 2
 
@@ -180,7 +187,9 @@ def test_a_person_without_a_team_is_told_the_way_in_and_can_leave(people, langua
         reply = lonely.get(path, headers={"accept-language": language})
         page = reply.content.decode()
         assert reply.status_code == 403
-        assert {"en": "Ask an admin of a team to invite you", "zh-hans": "请团队管理员发出邀请"}[language] in page
+        assert {"en": "Ask an admin of a team to invite you", "zh-hans": "请团队管理员发出邀请"}[
+            language
+        ] in page
         assert 'action="/signout/"' in page
         assert 'action="/i18n/setlang/"' in page
     program = lonely.get("/api/v1/jobs/")

@@ -129,6 +129,8 @@ def test_the_pages_search_goes_through_the_whole_log(people) -> None:
         member_role_set(caller=people.owner, membership_id=tim.pk, role=role)
     found = olga.get("/audit/?q=NEEDLE")
     assert [one.action for one in found.context["page"]] == ["invitation.created"]
-    assert "q=member" in olga.get("/audit/?q=member").content.decode()  # the way to the next page keeps the words
+    assert (
+        "q=member" in olga.get("/audit/?q=member").content.decode()
+    )  # the way to the next page keeps the words
     assert len(olga.get("/audit/?q=no-such-word").context["page"]) == 0
     assert olga.get("/audit/?q=%00").status_code == 200

@@ -20,7 +20,9 @@ def read() -> Reference:
 
 def test_every_operation_of_the_schema_is_shown_with_what_it_needs(read) -> None:
     shown = {(one.method, one.path) for part in read.parts() for one in part.operations}
-    assert shown == {(method.upper(), path) for path, methods in described()["paths"].items() for method in methods}
+    assert shown == {
+        (method.upper(), path) for path, methods in described()["paths"].items() for method in methods
+    }
     assert len(shown) > 60
     operations = [one for part in read.parts() for one in part.operations]
     assert not [one.path for one in operations if not one.role or one.scope not in Scope.values]
