@@ -14,7 +14,7 @@ from torch import Tensor
 from moe_core.errors import SpecError
 
 # Few enough that a batch takes seconds and its activations little memory; more make no product quicker.
-BATCH_TOKENS = 1024
+BATCH_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,8 @@ def corpus_verdict(corpus: Corpus) -> Verdict:
         words = {"name": failed[0].upload.name}
         if counts.get("train"):
             strong = _("%(name)s could not be read; the other files are in.") % words
-            return Verdict("caution", strong, failed[0].error)
-        return Verdict("danger", _("%(name)s could not be read.") % words, failed[0].error)
+            return Verdict("caution", strong, failed[0].problem)
+        return Verdict("danger", _("%(name)s could not be read.") % words, failed[0].problem)
     taken = counts.get("train", 0) + counts.get("held_out", 0)
     if not taken:
         return Verdict("danger", _("No row was taken."), _("The report of each file says why."))
@@ -46,7 +46,11 @@ def corpus_verdict(corpus: Corpus) -> Verdict:
     poor = [row for row in domain_rows(corpus) if row["held_out"] < FEW_HELD_OUT]
     if poor:
         sentence = _("Few are held out for %(domains)s; a verdict on them will be noisy.")
-        return Verdict("caution", strong, sentence % {"domains": ", ".join(row["code"] or _("no domain") for row in poor)})
+        return Verdict(
+            "caution",
+            strong,
+            sentence % {"domains": ", ".join(row["code"] or _("no domain") for row in poor)},
+        )
     if counts["refused"]:
         rest = ngettext("%(refused)s row was refused.", "%(refused)s rows were refused.", counts["refused"])
         return Verdict("ok", strong, rest % words)
@@ -57,7 +61,9 @@ def list_verdict(corpora: list[Corpus]) -> Verdict:
     """What there is to learn from."""
     if not corpora:
         return Verdict(
-            "off", _("No logs yet."), _("Upload what your users asked and what was answered, or take the samples.")
+            "off",
+            _("No logs yet."),
+            _("Upload what your users asked and what was answered, or take the samples."),
         )
     usable = [one for one in corpora if one.counts.get("train")]
     strong = ngettext("%(count)s corpus.", "%(count)s corpora.", len(corpora)) % {"count": len(corpora)}
@@ -105,7 +111,12 @@ def refusal_groups(file: CorpusFile) -> list[dict[str, Any]]:
     by_code: dict[str, int] = file.counts.get("by_refusal", {})
     first = {refusal.code: refusal for refusal in Refusal.objects.filter(file=file).order_by("code", "-row")}
     return [
-        {"code": code, "count": count, "reason": _general_reason(code, first.get(code)), "first": first.get(code)}
+        {
+            "code": code,
+            "count": count,
+            "reason": _general_reason(code, first.get(code)),
+            "first": first.get(code),
+        }
         for code, count in sorted(by_code.items(), key=lambda item: -item[1])
     ]
 

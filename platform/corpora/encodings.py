@@ -11,15 +11,30 @@ from __future__ import annotations
 import codecs
 from dataclasses import dataclass
 
-from django.utils.translation import gettext as _
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
 
-from common.errors import Invalid
+from corpora.reasons import Unusable
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+# What an uploader may name, when the guess is wrong or none is made: Python's codecs, each with its name for people.
+NAMED: dict[str, str | Promise] = {
+    "utf-8": "UTF-8",
+    "utf-16-le": "UTF-16 LE",
+    "utf-16-be": "UTF-16 BE",
+    "gb18030": _("GB 18030 / GBK (Chinese)"),
+    "big5": _("Big5 (Chinese)"),
+    "shift_jis": _("Shift JIS (Japanese)"),
+    "euc_kr": _("EUC-KR (Korean)"),
+    "cp1252": _("Windows-1252 / Latin-1 (Western)"),
+    "cp1250": _("Windows-1250 (Central European)"),
+    "cp1251": _("Windows-1251 (Cyrillic)"),
+    "koi8_r": _("KOI8-R (Cyrillic)"),
+}
 # What an unreadable byte becomes; in a file that is UTF-8 nearly none does.
 REPLACED = "\ufffd"
 MIN_FIRST_LEVEL_SHARE = 0.85
@@ -47,24 +62,23 @@ class Encoding:
     is_guessed: bool = False
 
 
-def encoding_of(sample: bytes) -> Encoding:
-    """Return the encoding of a file that begins like this; raise Invalid when none can be told.
+def encoding_of(sample: bytes, named: str = "") -> Encoding:
+    """Return the encoding of a file that begins like this; raise Unusable when none can be told.
 
-    A file that is UTF-8 but for a few bytes is UTF-8: the rows that do not fit are refused one by one.
+    What its uploader has named counts; rows that do not fit it are refused one by one, as they are in a file that is
+    UTF-8 but for a few bytes.
     """
     for mark, name in BOMS:
-        if sample.startswith(mark):
+        if sample.startswith(mark) and named in ("", name):
             return Encoding(name, len(mark))
+    if named:
+        return Encoding(named)
     if _decoded(sample, "utf-8") is not None or _is_nearly_utf8(sample):
         return Encoding("utf-8")
     text = _decoded(sample, "gb18030")
     if text is not None and _is_plausible_chinese(text):
         return Encoding("gb18030", is_guessed=True)
-    sentence = _(
-        "The file is not UTF-8, and nothing in it tells its encoding; save it as UTF-8 (in a spreadsheet: "
-        "“CSV UTF-8”) and add it again."
-    )
-    raise Invalid(sentence, code="unknown_encoding")
+    raise Unusable("unknown_encoding")
 
 
 def _decoded(sample: bytes, name: str) -> str | None:

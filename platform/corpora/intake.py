@@ -13,12 +13,11 @@ from typing import IO, Any
 
 from django.conf import settings
 from django.db import connection
-from django.utils.translation import gettext as _
 
-from common.errors import Invalid
 from common.leases import Claim, lease_guarded, lease_renew
 from corpora.lines import Line, utf8_lines
 from corpora.models import CorpusFile, FileState, Refusal, RowKey
+from corpora.reasons import Unusable
 from corpora.rows import Refused, Row, is_held_out, row_from_json
 from corpora.tables import table_rows
 from registry import store
@@ -74,7 +73,7 @@ class Tally:
 
 
 def read_file(file: CorpusFile, claim: Claim) -> None:
-    """Read one file from its beginning; everything it said before is replaced. Raises Invalid for a useless file."""
+    """Read one file from its beginning; everything it said before is replaced. Raises Unusable for a useless file."""
     with lease_guarded(claim):
         RowKey.objects.filter(file=file).delete()
         file.refusals.all().delete()
@@ -88,11 +87,11 @@ def read_file(file: CorpusFile, claim: Claim) -> None:
                 lease_renew(claim)
                 _take(file, claim, batch, tally, train_sink, held_out_sink)
         if not tally.rows:
-            raise Invalid(_("The file holds no row."), code="no_rows")
+            raise Unusable("no_rows")
         sides = {"train": _stored(train), "held_out": _stored(held_out)}
     with lease_guarded(claim):
         CorpusFile.objects.filter(pk=file.pk).update(
-            state=FileState.READY, counts=tally.as_counts(), error="",
+            state=FileState.READY, counts=tally.as_counts(), error="", error_code="",
             train_id=sides["train"], held_out_id=sides["held_out"],
         )  # fmt: skip
 
@@ -108,7 +107,7 @@ class Read:
 
 
 def _outcomes(file: CorpusFile, tally: Tally) -> Iterator[Read]:
-    encoding, lines = utf8_lines(store.path_of(file.upload.artifact_id))
+    encoding, lines = utf8_lines(store.path_of(file.upload.artifact_id), named=file.encoding)
     tally.encoding, tally.is_encoding_guessed = encoding.name, encoding.is_guessed
     default = file.default_domain or None
     is_table = file.upload.kind == UploadKind.CSV

@@ -24,13 +24,17 @@ class Line:
     is_too_long: bool = False
 
 
-def utf8_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> tuple[Encoding, Iterator[Line]]:
-    """Return the encoding of a file and its lines as UTF-8 (rows that are not stay as they are, to be refused).
+def utf8_lines(
+    path: Path, max_line_bytes: int = MAX_LINE_BYTES, named: str = ""
+) -> tuple[Encoding, Iterator[Line]]:
+    """Return the encoding of a file (`named`, when its uploader said so) and its lines as UTF-8.
+
+    Rows that are not in that encoding stay as they are, to be refused.
 
     Raises Invalid when the encoding cannot be told.
     """
     with path.open("rb") as source:
-        encoding = encoding_of(source.read(SAMPLE_BYTES))
+        encoding = encoding_of(source.read(SAMPLE_BYTES), named)
     return encoding, split_lines(_as_utf8(path, encoding), max_line_bytes)
 
 

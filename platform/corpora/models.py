@@ -6,6 +6,8 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from accounts.models import TeamOwned
+from corpora.encodings import NAMED
+from corpora.reasons import file_reason
 from registry.models import Artifact, Upload
 
 
@@ -46,6 +48,10 @@ class CorpusFile(models.Model):
     default_domain = models.CharField(_("domain of rows that name none"), max_length=12, blank=True)
     state = models.CharField(max_length=12, choices=FileState.choices, default=FileState.WAITING)
     counts = models.JSONField(default=dict, blank=True)
+    # Named by the uploader; empty: told from the file.
+    encoding = models.CharField(_("encoding"), max_length=12, blank=True)
+    # A code of `corpora.reasons`, with the value in question in `error`; without a code `error` is the whole sentence.
+    error_code = models.CharField(max_length=40, blank=True)
     error = models.CharField(max_length=400, blank=True)
     train = models.ForeignKey(Artifact, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
     held_out = models.ForeignKey(Artifact, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
@@ -55,11 +61,24 @@ class CorpusFile(models.Model):
         ordering = ["id"]
         constraints = [
             models.UniqueConstraint(fields=["corpus", "upload"], name="one_use_of_an_upload_per_corpus"),
-            models.CheckConstraint(condition=models.Q(state__in=FileState.values), name="corpus_file_state_known"),
+            models.CheckConstraint(
+                condition=models.Q(state__in=FileState.values), name="corpus_file_state_known"
+            ),
         ]
 
     def __str__(self) -> str:
         return self.upload.name
+
+    @property
+    def problem(self) -> str:
+        """Why nothing was taken, in the reader's language; "" when something was."""
+        return file_reason(self.error_code, self.error) if self.error_code or self.error else ""
+
+    @property
+    def encoding_words(self) -> str:
+        """The encoding that it was read in, by its name for people; "" before it was read."""
+        name = str(self.counts.get("encoding", ""))
+        return str(NAMED.get(name, name))
 
     @property
     def taken(self) -> int:

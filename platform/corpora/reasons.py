@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from django.utils.functional import Promise
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from common.errors import Invalid
+from common.told import told
 from corpora.details import detail_in_words
 
 REASONS: dict[str, Promise] = {
@@ -41,4 +45,38 @@ REASONS: dict[str, Promise] = {
 def reason(code: str, detail: str = "") -> str:
     """Return the sentence for a refusal in the reader's language."""
     sentence = REASONS.get(code)
-    return code if sentence is None else str(sentence) % {"detail": detail_in_words(code, detail) or gettext("none")}
+    return (
+        code
+        if sentence is None
+        else str(sentence) % {"detail": detail_in_words(code, detail) or gettext("none")}
+    )
+
+
+# Why a whole file was refused.
+FILE_REASONS: Mapping[str, Promise] = {
+    "unknown_encoding": _(
+        "The file is not UTF-8, and nothing in it tells its encoding. Name its encoding, or save it as UTF-8 (in a "
+        "spreadsheet: “CSV UTF-8”) and add it again."
+    ),
+    "no_rows": _("The file holds no row."),
+    "no_header": _("The table has no header row with column names."),
+    "too_many_columns": _("The table has more than %(detail)s columns."),
+    "no_columns": _(
+        "The table needs a column “user” (or prompt, question) and a column “assistant” (or response, answer); "
+        "it has: %(detail)s."
+    ),
+}
+
+
+class Unusable(Invalid):
+    """A file of which nothing can be taken: a code of FILE_REASONS and the value in question."""
+
+    def __init__(self, code: str, detail: str = "") -> None:
+        super().__init__(file_reason(code, detail), code=code)
+        self.detail = detail
+
+
+def file_reason(code: str, detail: str = "") -> str:
+    """Return why a file was refused in the reader's language; what has no code is told as it was said."""
+    sentence = FILE_REASONS.get(code)
+    return told(detail) if sentence is None else str(sentence) % {"detail": detail}

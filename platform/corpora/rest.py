@@ -16,6 +16,7 @@ from rest_framework.response import Response
 from accounts.permissions import READ_WRITE, TeamScoped
 from common.errors import NotFound
 from corpora import services
+from corpora.encodings import NAMED
 from corpora.intake import preview_rows
 from corpora.models import Corpus, CorpusFile, Refusal
 from corpora.reasons import reason
@@ -29,6 +30,10 @@ FILE_ID = OpenApiParameter("file_id", int, "path")
 SIDES = ("train", "held_out")
 SIDE = OpenApiParameter("side", str, "path", enum=SIDES)
 DOMAIN = OpenApiParameter("default_domain", str, description="Domain of the rows that name none.")
+ENCODING = OpenApiParameter(
+    "encoding", str, enum=list(NAMED), description="The file's encoding; left out, it is told from the file."
+)
+ENCODINGS = [("", ""), *((name, name) for name in NAMED)]
 
 
 class CorpusFileOut(serializers.ModelSerializer):
@@ -39,11 +44,14 @@ class CorpusFileOut(serializers.ModelSerializer):
     sha256 = serializers.CharField(source="upload.artifact_id", read_only=True)
     size_bytes = serializers.IntegerField(source="upload.size_bytes", read_only=True)
     state = serializers.CharField(read_only=True)
+    # Why nothing was taken, in the caller's language.
+    error = serializers.CharField(source="problem", read_only=True)
 
     class Meta:
         model = CorpusFile
         fields = [
-            "id", "name", "kind", "sha256", "size_bytes", "default_domain", "state", "counts", "error", "created_at",
+            "id", "name", "kind", "sha256", "size_bytes", "default_domain", "encoding", "state", "counts",
+            "error_code", "error", "created_at",
         ]  # fmt: skip
         read_only_fields = fields
 
@@ -55,7 +63,17 @@ class CorpusOut(serializers.ModelSerializer):
 
     class Meta:
         model = Corpus
-        fields = ["id", "name", "description", "counts", "train", "held_out", "files", "created_at", "updated_at"]
+        fields = [
+            "id",
+            "name",
+            "description",
+            "counts",
+            "train",
+            "held_out",
+            "files",
+            "created_at",
+            "updated_at",
+        ]
         read_only_fields = fields
 
 
@@ -71,12 +89,14 @@ class FileIn(serializers.Serializer):
 
     upload = serializers.IntegerField(min_value=1)
     default_domain = serializers.CharField(max_length=12, required=False, allow_blank=True)
+    encoding = serializers.ChoiceField(choices=ENCODINGS, required=False, allow_blank=True)
 
 
 class FileChange(serializers.Serializer):
-    """The domain of rows that name none."""
+    """The domain of rows that name none, the encoding, or both; what is left out stays."""
 
-    default_domain = serializers.CharField(max_length=12, allow_blank=True)
+    default_domain = serializers.CharField(max_length=12, required=False, allow_blank=True)
+    encoding = serializers.ChoiceField(choices=ENCODINGS, required=False, allow_blank=True)
 
 
 class RefusalOut(serializers.ModelSerializer):
@@ -156,7 +176,7 @@ class CorpusViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin
         methods=["POST"],
         request={**FILE_BODY, "application/json": FileIn},
         responses={201: CorpusFileOut},
-        parameters=[*FILE_QUERY, DOMAIN],
+        parameters=[*FILE_QUERY, DOMAIN, ENCODING],
     )
     @action(detail=True, methods=["get", "post"], parser_classes=FILE_OR_JSON_PARSERS, pagination_class=None)
     def files(self, request: Request, pk: Any = None) -> Response:
@@ -175,6 +195,7 @@ class CorpusViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin
             corpus_id=corpus.pk,
             upload_id=wanted.validated_data["upload"],
             default_domain=wanted.validated_data.get("default_domain", ""),
+            encoding=wanted.validated_data.get("encoding", ""),
         )
 
     def _add_file(self, request: Request, corpus: Corpus) -> CorpusFile:
@@ -182,13 +203,14 @@ class CorpusViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin
         return services.file_add(
             caller=self.caller, corpus_id=corpus.pk, name=file.name, source=file.source, sha256=file.sha256,
             expected_bytes=file.expected_bytes, default_domain=file.fields.get("default_domain", ""),
+            encoding=file.fields.get("encoding", ""),
         )  # fmt: skip
 
     @extend_schema(methods=["PATCH"], request=FileChange, responses=CorpusFileOut, parameters=[FILE_ID])
     @extend_schema(methods=["DELETE"], responses={204: None}, parameters=[FILE_ID])
     @action(detail=True, methods=["patch", "delete"], url_path=r"files/(?P<file_id>\d{1,17})")
     def file(self, request: Request, pk: Any = None, file_id: str = "") -> Response:
-        """Change a file's default domain, or take the file out."""
+        """Change a file's default domain or encoding and read it again, or take the file out."""
         corpus = self.get_object()
         if request.method == "DELETE":
             services.file_remove(caller=self.caller, corpus_id=corpus.pk, file_id=int(file_id))

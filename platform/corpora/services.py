@@ -20,8 +20,10 @@ from accounts.caller import Caller
 from common.errors import Conflict, DomainError, Invalid, StaleLease
 from common.leases import Claim, lease_claim, lease_guarded, lease_release
 from common.loops import wake
+from corpora.encodings import NAMED
 from corpora.intake import joined, read_file
 from corpora.models import Corpus, CorpusFile, FileState
+from corpora.reasons import Unusable
 from corpora.rows import DOMAIN
 from corpora.selectors import corpus_get, file_get
 from registry.models import Upload, UploadKind
@@ -72,20 +74,23 @@ def file_add(
     name: str,
     source: IO[bytes] | Iterable[bytes],
     default_domain: str = "",
+    encoding: str = "",
     sha256: str | None = None,
     expected_bytes: int | None = None,
 ) -> CorpusFile:
     """Store a file of logs and read it; a large one is read a little later."""
     caller.must_be(Role.EDITOR)
     corpus = corpus_get(caller.team, corpus_id)
-    domain = checked_domain(default_domain)
+    domain, named = checked_domain(default_domain), checked_encoding(encoding)
     upload = upload_create(
         caller=caller, name=name, source=source, sha256=sha256, expected_bytes=expected_bytes, kinds=KINDS
     )
-    return _attach(caller, corpus, upload, domain)
+    return _attach(caller, corpus, upload, domain, named)
 
 
-def upload_add(*, caller: Caller, corpus_id: int, upload_id: int, default_domain: str = "") -> CorpusFile:
+def upload_add(
+    *, caller: Caller, corpus_id: int, upload_id: int, default_domain: str = "", encoding: str = ""
+) -> CorpusFile:
     """Add a file that was uploaded before."""
     caller.must_be(Role.EDITOR)
     corpus, upload = corpus_get(caller.team, corpus_id), upload_get(caller.team, upload_id)
@@ -94,18 +99,28 @@ def upload_add(*, caller: Caller, corpus_id: int, upload_id: int, default_domain
         raise Invalid(
             sentence % {"name": upload.name, "kind": upload.get_kind_display()}, code="refused_format"
         )
-    return _attach(caller, corpus, upload, checked_domain(default_domain))
+    return _attach(caller, corpus, upload, checked_domain(default_domain), checked_encoding(encoding))
 
 
-def file_edit(*, caller: Caller, corpus_id: int, file_id: int, default_domain: str) -> CorpusFile:
-    """Say which domain the rows without one belong to, and read the file again."""
+def file_edit(
+    *,
+    caller: Caller,
+    corpus_id: int,
+    file_id: int,
+    default_domain: str | None = None,
+    encoding: str | None = None,
+) -> CorpusFile:
+    """Say which domain the rows without one belong to, or in which encoding it is, and read the file again."""
     caller.must_be(Role.EDITOR)
     file = file_get(corpus_get(caller.team, corpus_id), file_id)
     with transaction.atomic():
-        CorpusFile.objects.filter(pk=file.pk).update(
-            default_domain=checked_domain(default_domain), state=FileState.WAITING
-        )
-        audit_record(caller=caller, action="corpus.file_edited", target=file, default_domain=default_domain)
+        changes: dict[str, str] = {}
+        if default_domain is not None:
+            changes["default_domain"] = checked_domain(default_domain)
+        if encoding is not None:
+            changes["encoding"] = checked_encoding(encoding)
+        CorpusFile.objects.filter(pk=file.pk).update(state=FileState.WAITING, **changes)
+        audit_record(caller=caller, action="corpus.file_edited", target=file, **changes)
     return _read_now_or_later(file)
 
 
@@ -170,12 +185,25 @@ def checked_domain(code: str) -> str:
     return code
 
 
-def _attach(caller: Caller, corpus: Corpus, upload: Upload, domain: str) -> CorpusFile:
+def checked_encoding(name: str) -> str:
+    """Return an encoding of `corpora.encodings.NAMED`, or "" for none; raise Invalid for anything else."""
+    name = (name or "").strip().lower()
+    if name and name not in NAMED:
+        known = ", ".join(NAMED)
+        sentence = _("There is no encoding “%(name)s” here; there are: %(known)s.")
+        words = {"name": name[:40], "known": known}
+        raise Invalid(sentence % words, fields={"encoding": sentence % words})
+    return name
+
+
+def _attach(caller: Caller, corpus: Corpus, upload: Upload, domain: str, encoding: str) -> CorpusFile:
     if corpus.files.count() >= MAX_FILES:
         raise Invalid(_("A corpus takes %(limit)s files at most.") % {"limit": MAX_FILES})
     try:
         with transaction.atomic():
-            file = CorpusFile.objects.create(corpus=corpus, upload=upload, default_domain=domain)
+            file = CorpusFile.objects.create(
+                corpus=corpus, upload=upload, default_domain=domain, encoding=encoding
+            )
             audit_record(caller=caller, action="corpus.file_added", target=corpus, file=upload.name)
     except IntegrityError as error:
         raise Conflict(_("This file is in the corpus already."), code="already_there") from error
@@ -197,9 +225,16 @@ def _read(file: CorpusFile, claim: Claim) -> None:
     except StaleLease:
         raise
     except DomainError as error:
+        # Code and value: the sentence is made for whoever reads it, in their language.
+        said = (error.code, error.detail) if isinstance(error, Unusable) else ("", error.message)
         with lease_guarded(claim):
             CorpusFile.objects.filter(pk=file.pk).update(
-                state=FileState.FAILED, error=error.message[:400], counts={}, train=None, held_out=None
+                state=FileState.FAILED,
+                error_code=said[0],
+                error=said[1][:400],
+                counts={},
+                train=None,
+                held_out=None,
             )
 
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 
-from django.utils.translation import gettext as _
-
-from common.errors import Invalid
 from corpora.lines import Line
+from corpora.reasons import Unusable
 from corpora.rows import MAX_ROW_BYTES, Message, Refused, Row, row_of, text_of
 
 COLUMNS = {
     "system": ("system", "系统"),
     "user": ("user", "prompt", "question", "input", "instruction", "query", "用户", "问题", "提问"),
-    "assistant": ("assistant", "response", "answer", "output", "completion", "reply", "助手", "回答", "回复", "答复"),
+    "assistant": (
+        "assistant",
+        "response",
+        "answer",
+        "output",
+        "completion",
+        "reply",
+        "助手",
+        "回答",
+        "回复",
+        "答复",
+    ),
     "domain": ("domain", "category", "领域", "业务领域", "类别"),
 }
 DELIMITERS = ",;\t"
@@ -48,7 +57,9 @@ class Feed:
         self.num_lines += 1
         if line.is_too_long or self.taken > MAX_ROW_BYTES:
             # Only a quote makes one record of several lines.
-            raise Refused("row_too_long") if self.num_lines == 1 else Refused("open_quote", str(self.num_lines))
+            raise (
+                Refused("row_too_long") if self.num_lines == 1 else Refused("open_quote", str(self.num_lines))
+            )
         return text + "\n"
 
     def begin(self) -> None:
@@ -77,7 +88,9 @@ def table_rows(lines: Iterator[Line], default_domain: str | None) -> Iterator[tu
             outcome = refused
         except csv.Error as error:
             is_open = str(error) == END_IN_QUOTES
-            outcome = Refused("open_quote", str(feed.num_lines)) if is_open else Refused("bad_csv", str(error))
+            outcome = (
+                Refused("open_quote", str(feed.num_lines)) if is_open else Refused("bad_csv", str(error))
+            )
         yield number, outcome, feed.excerpt
 
 
@@ -85,7 +98,7 @@ def _header(feed: Feed) -> tuple[list[str], str]:
     try:
         first = next(feed)
     except (StopIteration, Refused):
-        raise Invalid(_("The table has no header row with column names."), code="no_header") from None
+        raise Unusable("no_header") from None
     delimiter = max(DELIMITERS, key=first.count)
     try:
         header = next(csv.reader([first], delimiter=delimiter, strict=True), [])
@@ -96,18 +109,14 @@ def _header(feed: Feed) -> tuple[list[str], str]:
 
 def _columns(header: list[str]) -> dict[str, int]:
     if len(header) > MAX_COLUMNS:
-        raise Invalid(_("The table has more than %(limit)s columns.") % {"limit": MAX_COLUMNS}, code="too_many_columns")
+        raise Unusable("too_many_columns", str(MAX_COLUMNS))
     found: dict[str, int] = {}
     for role, names in COLUMNS.items():
         places = [header.index(name) for name in names if name in header]
         if places:
             found[role] = places[0]
     if "user" not in found or "assistant" not in found:
-        sentence = _(
-            "The table needs a column “user” (or prompt, question) and a column “assistant” (or response, answer); "
-            "it has: %(columns)s."
-        )
-        raise Invalid(sentence % {"columns": ", ".join(header)[:200]}, code="no_columns")
+        raise Unusable("no_columns", ", ".join(header)[:200])
     return found
 
 

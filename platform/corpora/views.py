@@ -13,6 +13,7 @@ from accounts.access import Role, role_required
 from accounts.caller import Caller
 from common.errors import Conflict, Invalid, NotFound
 from corpora import describe, services
+from corpora.encodings import NAMED
 from corpora.exports import refusals_csv
 from corpora.forms import CorpusForm, FileForm
 from corpora.intake import MAX_REFUSALS_KEPT, preview_rows
@@ -48,7 +49,9 @@ def corpus_list(request: HttpRequest) -> HttpResponse:
             return redirect("corpora:detail", made.pk)
     corpora = list(corpora_of(caller.team)[:MAX_SHOWN])
     context = {
-        "rows": [(corpus, describe.corpus_verdict(corpus), describe.domain_rows(corpus)) for corpus in corpora],
+        "rows": [
+            (corpus, describe.corpus_verdict(corpus), describe.domain_rows(corpus)) for corpus in corpora
+        ],
         "verdict": describe.list_verdict(corpora),
         "form": form,
         "can_write": caller.role.covers(Role.EDITOR),
@@ -73,6 +76,7 @@ def corpus_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "is_busy": any(file.state in (FileState.WAITING, FileState.VALIDATING) for file in files),
         "known_domains": describe.known_domains(caller.team).values(),
         "file_form": FileForm(),
+        "encodings": NAMED.items(),
         "can_write": caller.role.covers(Role.EDITOR),
         **_rows(request, corpus),
     }
@@ -116,10 +120,10 @@ def file_upload(request: HttpRequest, pk: int) -> HttpResponse:
     sent = form.cleaned_data["file"]
     file = services.file_add(
         caller=caller_of(request), corpus_id=pk, name=sent.name, source=sent.file, expected_bytes=sent.size,
-        default_domain=form.cleaned_data["default_domain"],
+        default_domain=form.cleaned_data["default_domain"], encoding=form.cleaned_data["encoding"],
     )  # fmt: skip
     if file.state == FileState.FAILED:
-        messages.error(request, file.error)
+        messages.error(request, file.problem)
     else:
         messages.success(request, _("%(name)s is in.") % {"name": sent.name})
     return redirect("corpora:detail", pk)
@@ -128,10 +132,13 @@ def file_upload(request: HttpRequest, pk: int) -> HttpResponse:
 @role_required(Role.EDITOR)
 @require_POST
 def file_domain(request: HttpRequest, pk: int, file_id: int) -> HttpResponse:
-    """Set the domain of rows that name none."""
-    domain = request.POST.get("default_domain", "")
-    services.file_edit(caller=caller_of(request), corpus_id=pk, file_id=file_id, default_domain=domain)
-    messages.success(request, _("The file was read again with that domain."))
+    """Set the domain of rows that name none, or the encoding of the file."""
+    changes = {name: request.POST[name] for name in ("default_domain", "encoding") if name in request.POST}
+    file = services.file_edit(caller=caller_of(request), corpus_id=pk, file_id=file_id, **changes)
+    if file.state == FileState.FAILED:
+        messages.error(request, file.problem)
+    else:
+        messages.success(request, _("The file was read again."))
     return redirect("corpora:detail", pk)
 
 
@@ -189,7 +196,10 @@ def _rows(request: HttpRequest, corpus: Corpus) -> dict[str, object]:
     found = []
     if sha256:
         found = preview_rows(
-            sha256, domain=None if domain == "*" else domain, offset=(page - 1) * ROWS_PER_PAGE, limit=ROWS_PER_PAGE + 1
+            sha256,
+            domain=None if domain == "*" else domain,
+            offset=(page - 1) * ROWS_PER_PAGE,
+            limit=ROWS_PER_PAGE + 1,
         )
     known = {row["code"]: row for row in describe.domain_rows(corpus)}
     rows = [(row, known.get(row["domain"] or "", {})) for row in found[:ROWS_PER_PAGE]]

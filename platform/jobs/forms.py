@@ -152,7 +152,8 @@ class TuneForm(forms.Form):
 
     def __init__(self, *args: Any, team: Team, **more: Any) -> None:
         super().__init__(*args, **more)
-        versions = versions_of(team).filter(state=VersionState.READY)[:MAX_CHOICES]
+        given = set(self.initial)
+        versions = list(versions_of(team).filter(state=VersionState.READY)[:MAX_CHOICES])
         layouts = layouts_of(team).select_related("base_version__model")[:MAX_CHOICES]
         self.choose("model_version", [(one.pk, version_words(one)) for one in versions])
         self.choose("layout", [(one.pk, f"{one} · {one.base_version}") for one in layouts])
@@ -160,6 +161,13 @@ class TuneForm(forms.Form):
         self.choose(
             "corpus", [(one.pk, one.name) for one in corpora_of(team).exclude(train=None)[:MAX_CHOICES]]
         )
+
+        chosen = next(
+            (one for one in versions if str(one.pk) == str(self.initial.get("model_version"))), None
+        )
+        if chosen is not None and not chosen.is_dense and "layout" not in given:
+            # A mixture has experts already; no layout can be laid over it.
+            self.initial["layout"] = ""
 
     def choose(self, name: str, choices: list[tuple[int, str]]) -> None:
         """Offer the team's rows; the newest is chosen unless something else is."""

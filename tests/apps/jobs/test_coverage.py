@@ -138,3 +138,16 @@ def test_an_operation_learns_only_from_domains_that_the_logs_have(people, tmp_pa
     with pytest.raises(Invalid, match=words) as refused:
         job_submit(caller=people.owner, kind="operate", spec=spec)
     assert list(refused.value.fields) == [field]
+
+
+@pytest.mark.django_db
+def test_a_form_that_begins_with_a_mixture_lays_no_layout_over_it(people, tmp_path):
+    from jobs.forms import TuneForm
+    from tests.apps.registry.fixtures import make_version, moe_spec
+
+    request = tune_request(people, tmp_path)
+    dense = TuneForm(team=people.owner.team, initial={"model_version": str(request["model_version"])})
+    assert dense["layout"].value() == request["layout"]
+    mixture = make_version(people, tmp_path, name="Mixture", spec=moe_spec(num_experts=4))
+    form = TuneForm(team=people.owner.team, initial={"model_version": str(mixture.pk)})
+    assert form["layout"].value() == ""
