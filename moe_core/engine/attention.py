@@ -67,6 +67,16 @@ class StepAttention:
             self._spans.append(_plan_span(chunk, start, dtype, cache.device))
             start += chunk.num_tokens
 
+    @classmethod
+    def of_rows(
+        cls, cache: PagedKVCache, slots_B: Tensor, blocks_BM: Tensor, ends_B: Tensor, dtype: torch.dtype
+    ) -> StepAttention:
+        """A step of single tokens whose places are in tensors already: where each is stored, its blocks, its keys."""
+        step = cls.__new__(cls)
+        step._cache, step._slots_T, step._spans = cache, slots_B, []
+        step._rows = _masked_rows(blocks_BM, ends_B, dtype)
+        return step
+
     def attend(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGe: Tensor, rule: AttentionRule) -> Tensor:
         """Store the new keys and values, then attend each sequence to its own: (T, H, e)."""
         self._cache.write(layer, self._slots_T, k_TGd, v_TGe)
@@ -132,11 +142,15 @@ def _plan_rows(rows: Sequence[Chunk], dtype: torch.dtype, device: torch.device) 
     table = [
         [*row.sequence.block_ids, *[NULL_BLOCK] * (num_blocks - len(row.sequence.block_ids))] for row in rows
     ]
-    ends_B1 = torch.tensor([[row.end] for row in rows], device=device)
-    hidden_BS = torch.arange(num_blocks * BLOCK_TOKENS, device=device)[None] >= ends_B1
-    mask_BS = torch.zeros(hidden_BS.shape, dtype=dtype, device=device).masked_fill_(hidden_BS, NEG_INF)
-    table_BM = torch.tensor(table, dtype=torch.int64, device=device)
-    return _Rows(len(rows), table_BM, ends_B1.view(-1), mask_BS[:, None, None])
+    ends_B = torch.tensor([row.end for row in rows], device=device)
+    return _masked_rows(torch.tensor(table, dtype=torch.int64, device=device), ends_B, dtype)
+
+
+def _masked_rows(blocks_BM: Tensor, ends_B: Tensor, dtype: torch.dtype) -> _Rows:
+    num_rows, num_blocks = blocks_BM.shape
+    hidden_BS = torch.arange(num_blocks * BLOCK_TOKENS, device=ends_B.device)[None] >= ends_B[:, None]
+    mask_BS = torch.zeros(hidden_BS.shape, dtype=dtype, device=ends_B.device).masked_fill_(hidden_BS, NEG_INF)
+    return _Rows(num_rows, blocks_BM, ends_B, mask_BS[:, None, None])
 
 
 def _plan_span(chunk: Chunk, start: int, dtype: torch.dtype, device: torch.device) -> _Span:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from moe_core.engine.attention import StepAttention
+from moe_core.engine.decode_graph import DecodeGraphs, records
 from moe_core.engine.kv_cache import PagedKVCache
 from moe_core.engine.native_step import NativeStep
 from moe_core.engine.residency import ResidentExperts
@@ -52,6 +53,9 @@ class ModelRunner:
         self.device = model.embed_tokens.weight.device
         self.num_threads = num_threads
         self.cache = PagedKVCache(model.spec, num_blocks, model.dtype, self.device)
+        if self.device.type == "cuda":
+            # cuDNN plans anew for each length, 0.2 ms of the host's time a layer: a third of a decoding step.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self.counts: RoutingCounts | None = None
         self.residency = residency
         if moe is not None:
@@ -69,25 +73,40 @@ class ModelRunner:
         # Experts that come and go are seen to between a layer's router and its experts.
         is_whole = residency is None
         self.native = NativeStep.of(model, self.cache, self.counts, self.prior) if is_whole else None
+        self.graphs: DecodeGraphs | None = None
+        if records(model.spec, self.device):
+            self.graphs = DecodeGraphs(self.cache, model.dtype, max_batch_tokens, self._decode)
 
     @torch.inference_mode()
     def run(self, chunks: Chunks[Chunk], *, counted: bool = True, one_by_one: bool = False) -> Tensor:
         """Float32 logits (B, V) of the chunks that want a sample, in their order; single tokens must come first.
 
-        A chunk with guesses has one row more for each of them.
-
-        With `one_by_one` no chunk's numbers depend on the others: kernels round by the number of rows that they see.
+        A chunk with guesses has one row more for each of them. With `one_by_one` no chunk's numbers depend on the others:
+        kernels round by the number of rows that they see.
         """
         if one_by_one and len(chunks) > 1:
-            return torch.cat([self._run([chunk], counted) for chunk in chunks])
+            # A recording's logits are good until it runs again.
+            return torch.cat([self._run([chunk], counted).clone() for chunk in chunks])
         return self._run(chunks, counted)
 
     def _run(self, chunks: Chunks[Chunk], counted: bool) -> Tensor:
+        logits_BV = self._quick(chunks)
+        if logits_BV is None:
+            logits_BV = self._in_torch(chunks)
+        # Guesses are counted when it is known which were right: by `count`.
+        if self.counts is not None and not any(chunk.drafts for chunk in chunks):
+            self.counts.end_of_step(chunks, counted=counted)
+        return logits_BV
+
+    def _quick(self, chunks: Chunks[Chunk]) -> Tensor | None:
+        """The logits of a step that is one native call, or recorded on the GPU; None where it is neither."""
         if self.native is not None and self.native.takes(chunks):
-            logits_BV = self.native.run(chunks)
-            if self.counts is not None:
-                self.counts.end_of_step(chunks, counted=counted)
-            return logits_BV
+            return self.native.run(chunks)
+        if self.graphs is not None and self.graphs.takes(chunks):
+            return self.graphs.run(chunks)
+        return None
+
+    def _in_torch(self, chunks: Chunks[Chunk]) -> Tensor:
         ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
         positions = [place for chunk in chunks for place in range(chunk.start, chunk.end)]
         # For few tokens a barrier costs more than it saves, and on a busy machine a scheduler's quantum; the decode
@@ -99,15 +118,23 @@ class ModelRunner:
             StepAttention(self.cache, chunks, self.model.dtype),
             self.routing_context(chunks),
         )
-        # Guesses are counted when it is known which were right: by `count`.
-        if self.counts is not None and not any(chunk.drafts for chunk in chunks):
-            self.counts.end_of_step(chunks, counted=counted)
         return linear_to_float(hidden_TD[self._sampled_rows(chunks)], self.model.head_weight_VD)
 
     def count(self, chunks: Chunks[Chunk]) -> None:
         """Count the tokens of the last step, whose guesses are settled by now."""
         if self.counts is not None:
             self.counts.end_of_step(chunks)
+
+    def _decode(
+        self, tokens_B: Tensor, positions_B: Tensor, attention: StepAttention, domains_B: Tensor
+    ) -> Tensor:
+        """A step of single tokens whose inputs are on the device."""
+        context = None
+        if self.counts is not None:
+            domain_T = None if self.prior is None else domains_B
+            context = RoutingContext(domain_T=domain_T, prior=self.prior, observe=self.counts.observe)
+        hidden_BD = self.model.hidden(tokens_B, positions_B, attention, context)
+        return linear_to_float(hidden_BD, self.model.head_weight_VD)
 
     def routing_context(self, chunks: Chunks[Chunk]) -> RoutingContext | None:
         """What the routers see and tell in this step; None for a dense model."""

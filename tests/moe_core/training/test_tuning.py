@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkp
     io: RecordingIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(10_000))
-    # Two expert layers and two lanes: four calls a step; the third step goes wrong.
+    # Two expert layers and two lanes, which a GPU has not: four calls a step; the third step goes wrong.
     honest = specialise.LoneExpert.feed_forward
 
     def broken(self: specialise.LoneExpert, mlp: MoeMlp, x_TD: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkp
 
     monkeypatch.setattr(specialise.LoneExpert, "feed_forward", broken)
     with pytest.raises(NonFiniteLoss, match="stopped at step 3 of stage specialise") as caught:
-        run_job("tune", tune_spec(), io)
+        run_job("tune", tune_spec(device="cpu"), io)
     assert "Lower the learning rate" in str(caught.value)
     path, step, stage, _ = io.checkpoints[-1]
     assert (stage, step) == ("specialise", 2)
