@@ -186,9 +186,7 @@ def test_who_signed_in_does_not_crowd_out_what_was_done(people: People) -> None:
     audit_record(caller=people.owner, action="layout.created", target="support r1")
     for _ in range(10):
         audit_record(caller=people.owner, action="signin", target=people.owner.name)
-    assert [line.text.split(" ", 1)[1] for line in lately(people.owner.team)][
-        0
-    ] == "drew the layout support r1"
+    assert lately(people.owner.team)[0].text.endswith("drew the layout support r1")
 
 
 def test_pages_speak_the_language_of_the_reader(people: People) -> None:
