@@ -70,8 +70,9 @@ class Sample:
         """
         try:
             head: dict[str, Any] = json.loads(fields[b"head"])
+            # A worker of an earlier release counts no visits and hits; its other totals are worth having.
             total = Tally(
-                cubes.unpack(shape_of(head), fields[b"counts"], fields[b"reach"]),
+                cubes.unpack(shape_of(head), fields[b"counts"], fields.get(b"reach", b"")),
                 _count(head, "prompt_tokens"),
                 _count(head, "output_tokens"),
                 _count(head, "reused_tokens"),

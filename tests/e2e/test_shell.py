@@ -146,7 +146,11 @@ def test_the_page_says_when_its_answer_never_came(page: Page, stack: Stack, watc
     watcher.expected = ("Failed to load resource",)
     page.goto(stack.url("/playground/"))
     page.route("**/v1/chat/completions", lambda route: route.abort())
-    page.evaluate("document.querySelector('#model').append(new Option('ghost', 'ghost', true, true))")
+    # It was served when the page came, and is gone when somebody asks.
+    page.evaluate("""() => {
+        document.querySelector("#model").append(new Option("ghost", "ghost", true, true));
+        document.querySelector("#send").disabled = false;
+    }""")
     page.locator("#prompt").fill("Hello?")
     page.keyboard.press("Enter")
     expect(page.locator(".turn.assistant .meta")).to_contain_text("No answer from the server")

@@ -84,6 +84,17 @@ def test_an_entry_that_is_none_is_left_out(replica, ingester, change):
     assert len(found) == (2 if change == {b"first_token": b""} else 1)
 
 
+def test_a_worker_of_an_earlier_release_is_heard_all_the_same(replica):
+    fields = {
+        name.encode(): value.encode() if isinstance(value, str) else value
+        for name, value in sample(replica, 1, counts(1)).entry().items()
+    }
+    del fields[b"reach"]
+    after = Sample.of_entry(fields)
+    assert (after.total.cube.counts_PNLE == counts(1)).all()
+    assert not after.total.cube.reach_PN2.any()
+
+
 def test_totals_become_differences_in_each_resolution(replica, ingester):
     first, second = counts(1), counts(1) + counts(2)
     ingester.write([sample(replica, 1, first, t_s=NOW_S, tokens=10)])

@@ -10,33 +10,37 @@ const SHOWN = 5, MANY = 24, HALF = 0.5;
 export const chipOf = (known) => (code) => domainChip(known[code] ?? { code: "–", name: t("none named"), colour: 0 });
 
 // -- the verdict ------------------------------------------------------------------------------
-function say(state, strong, rest = "", more = "where") {
-  const lamp = $("#verdict .lamp"), [first, second] = [$("#verdict b"), $("#verdict p span")];
-  // Only when the words change: the line is announced to those who listen.
+// The line is announced to those who listen: a figure that keeps moving is told now and then, another finding at once.
+const PATIENCE_MS = 5000;
+let saidAt = -Infinity, saidFor = "";
+function say(view, state, strong, rest = "", more = "where") {
+  const lamp = $("#verdict .lamp"), [first, second] = [$("#verdict b"), $("#verdict p span")], subject = [state, more, view.window, view.phase, view.domain].join();
+  if (subject === saidFor && performance.now() - saidAt < PATIENCE_MS) return;
   if (lamp.dataset.state !== state) lamp.dataset.state = state;
-  if (first.textContent !== strong) first.textContent = strong;
-  if (second.textContent !== rest) second.textContent = rest;
+  if (first.textContent !== strong) { first.textContent = strong; saidAt = performance.now(); }
+  if (second.textContent !== rest) { second.textContent = rest; saidAt = performance.now(); }
+  saidFor = subject;
   for (const link of $$("#verdict [data-more]")) link.hidden = link.dataset.more !== more;
 }
 export function showVerdict({ picture, view, known, live, found }) {
   const engines = live?.gauges?.engines ?? 0, isLive = view.window === "live";
-  if (!picture.num_experts && picture.num_layers) return say("off", t("This version has no experts: there is no routing to watch."), t("Its speed stands below; lay experts over it to see them light up."), "layout");
+  if (!picture.num_experts && picture.num_layers) return say(view, "off", t("This version has no experts: there is no routing to watch."), t("Its speed stands below; lay experts over it to see them light up."), "layout");
   if (!sum(picture.counts)) {
-    if (!engines) return say("off", t("No engine reports."), t("Its page says what holds it up; the board follows by itself."), "deployment");
-    return say("off", isLive ? t("No token came in the last minute.") : t("No token came in this window."), t("Send a request, and the experts light up."), "playground");
+    if (!engines) return say(view, "off", t("No engine reports."), t("Its page says what holds it up; the board follows by itself."), "deployment");
+    return say(view, "off", isLive ? t("No token came in the last minute.") : t("No token came in this window."), t("Send a request, and the experts light up."), "playground");
   }
   if (view.domain !== ALL && known[view.domain]) return sayDomain(picture, view, known[view.domain]);
-  if (!found.length) return say("off", t("No such token came in this window."), "", "none");
+  if (!found.length) return say(view, "off", t("No such token came in this window."), "", "none");
   const { layer, expert, ratio } = found[0], asleep = found.filter(({ load }) => !load).length, words = { layer, expert, ratio: fmt(ratio, 1), count: fmt(asleep) };
-  if (ratio > HOT) return say("caution", asleep ? t("Layer {layer}, expert {expert} carries {ratio}× its fair share; {count} experts are asleep.", words) : t("Layer {layer}, expert {expert} carries {ratio}× its fair share.", words));
-  return say(asleep ? "caution" : "ok", asleep ? t("No expert carries more than {ratio}× its fair share, but {count} are asleep.", words) : t("The load is level: no expert carries more than {ratio}× its fair share.", words));
+  if (ratio > HOT) return say(view, "caution", asleep ? t("Layer {layer}, expert {expert} carries {ratio}× its fair share; {count} experts are asleep.", words) : t("Layer {layer}, expert {expert} carries {ratio}× its fair share.", words));
+  return say(view, asleep ? "caution" : "ok", asleep ? t("No expert carries more than {ratio}× its fair share, but {count} are asleep.", words) : t("The load is level: no expert carries more than {ratio}× its fair share.", words));
 }
 function sayDomain(picture, view, { code, name, experts }) {
   const { share } = reached(picture, view.phase, code), chance = chanceOf(picture, experts);
-  if (share == null) return say("off", view.window === "live" ? t("No token of {name} came in the last minute.", { name }) : t("No token of {name} came in this window.", { name }), "", "playground");
+  if (share == null) return say(view, "off", view.window === "live" ? t("No token of {name} came in the last minute.", { name }) : t("No token of {name} came in this window.", { name }), "", "playground");
   const words = { name, share: percent(share), chance: percent(chance) };
   const rest = chance == null ? "" : t("Even routing would give {chance}.", words);
-  return say(isPoor(share, chance) ? "caution" : "ok", t("{share} of the tokens of {name} reach its own experts.", words), rest);
+  return say(view, isPoor(share, chance) ? "caution" : "ok", t("{share} of the tokens of {name} reach its own experts.", words), rest);
 }
 // Under one half, or no better than a router that knows nothing.
 const isPoor = (share, chance) => share < HALF || (chance != null && share <= chance);
