@@ -74,6 +74,8 @@ def invitation_open(secret: str) -> Invitation:
 @transaction.atomic
 def invitation_accept(*, secret: str, user: User) -> Membership:
     """Let a person into the team by a link, which is used up."""
+    team_locked(invitation_open(secret).team)
+    # Looked at again behind the lock: nobody takes the role of who made it away meanwhile.
     invitation = invitation_open(secret)
     # Of two who use one link at once, the second waits here for the first and then changes no row.
     unused = Invitation.objects.filter(
