@@ -18,7 +18,7 @@ from moe_core.checkpoint.gguf_architectures import ARCHITECTURES, FAMILIES_OF
 from moe_core.checkpoint.gguf_header import GgufHead, read_head
 from moe_core.checkpoint.gguf_tokenizer import _splitter
 from moe_core.checkpoint.store import load
-from moe_core.errors import FormatError
+from moe_core.errors import CheckpointError, FormatError
 from moe_core.model import Decoder
 
 transformers = pytest.importorskip("transformers")
@@ -233,3 +233,26 @@ def test_what_cannot_be_served_is_named(
     with pytest.raises(FormatError, match=sentence):
         import_gguf(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("case", ["deepseek_v3", "gpt_oss"])
+def test_flipped_heads_are_accepted_or_refused_cleanly(case: str, tmp_path: Path) -> None:
+    config_class, changes = CASE[case]
+    small = {**changes, "num_hidden_layers": 2, "hidden_size": 16}
+    path = write_gguf(tmp_path / "m.gguf", model_of(config_class, small))
+    honest = path.read_bytes()
+    with read_gguf(path) as file:
+        end = min(tensor.begin for tensor in file.tensors.values())
+    verdicts = {"accepted": 0, "refused": 0}
+    for number, place in enumerate(range(0, end, 29)):
+        content = bytearray(honest)
+        content[place] ^= (0x80, 0x01, 0x04, 0x40)[number % 4]
+        path.write_bytes(content)
+        try:
+            import_gguf(path, tmp_path / f"out-{place}")
+            verdicts["accepted"] += 1
+        except CheckpointError as error:
+            assert len(str(error)) < 900
+            assert not (tmp_path / f"out-{place}").exists()
+            verdicts["refused"] += 1
+    assert verdicts["refused"] > 5 * verdicts["accepted"] > 0
