@@ -283,7 +283,7 @@ def is_llama_like(spec: ModelSpec) -> bool:
     """True when everything but the feed-forward is as in Llama."""
     return (
         spec.attention == AttentionSpec()
-        and spec.rope == RopeSpec()
+        and not spec.rope.interleaved
         and spec.activation == "silu"
         and not spec.parallel_blocks
     )

@@ -40,6 +40,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
     "llama, stretched": ("LlamaConfig", {"rope_parameters": LLAMA3}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral, stretched": (
+        "MixtralConfig",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": LLAMA3},
+    ),
     "qwen2_moe": ("Qwen2MoeConfig", {**QWEN, "shared_expert_intermediate_size": 40}),
     "qwen2_moe, sparse steps, no biases": (
         "Qwen2MoeConfig",

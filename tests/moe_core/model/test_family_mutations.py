@@ -124,7 +124,7 @@ MUTATIONS: list[tuple[str, Callable[[Decoder], None]]] = [
     ("deepseek_v3", no_correction_bias), ("deepseek_v3", not_interleaved), ("deepseek_v3", no_shared_expert),
     ("deepseek_v3", gate_with(num_groups=1, topk_group=1)),
     ("deepseek_v3", gate_with(routed_scaling_factor=1.0)), ("deepseek_v3", other_norm),
-    ("llama, stretched", plain_positions), (YARN, no_yarn), (YARN, no_softmax_factor), (YARN, no_correction_bias),
+    ("llama, stretched", plain_positions), ("mixtral, stretched", plain_positions), (YARN, no_yarn), (YARN, no_softmax_factor), (YARN, no_correction_bias),
     ("qwen2_moe", no_shared_gate), ("qwen2_moe", no_shared_expert), ("qwen2_moe", no_qkv_bias),
     ("qwen3_moe", no_qk_norm), (BIASES, no_qkv_bias), (BIASES, other_norm),
     ("olmoe", no_qk_norm), ("olmoe", other_norm), ("olmoe, clipped", no_clipping), ("mixtral", other_norm),
