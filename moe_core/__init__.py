@@ -8,19 +8,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moe_core.checkpoint.store import load, save
+    from moe_core.checkpoint.public import load, save
     from moe_core.model.decoder import Decoder
+    from moe_core.model.seq2seq import EncoderDecoder
 
-__all__ = ["Decoder", "load", "save"]
+__all__ = ["Decoder", "EncoderDecoder", "load", "save"]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("load", "save"):
-        from moe_core.checkpoint import store
+        from moe_core.checkpoint import public
 
-        return getattr(store, name)
+        return getattr(public, name)
     if name == "Decoder":
         from moe_core.model.decoder import Decoder
 
         return Decoder
+    if name == "EncoderDecoder":
+        from moe_core.model.seq2seq import EncoderDecoder
+
+        return EncoderDecoder
     raise AttributeError(f"module 'moe_core' has no attribute {name!r}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_core.checkpoint.atomic import new_directory, write_json
 from moe_core.checkpoint.files import read_json_object
@@ -81,6 +81,13 @@ def check_slots(slots: Iterable[Slot], reader: Weights, ignorable: Iterable[str]
 @torch.no_grad()
 def fill(model: Decoder, slots: Iterable[Slot], reader: Weights) -> Decoder:
     """Read every slot into the decoder's parameters."""
+    fill_slots(model, slots, reader)
+    return model
+
+
+@torch.no_grad()
+def fill_slots(model: nn.Module, slots: Iterable[Slot], reader: Weights) -> None:
+    """Read every slot into the parameters of any model."""
     parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for slot in slots:
         place = slot.of(parameters[slot.parameter].data)
@@ -88,7 +95,6 @@ def fill(model: Decoder, slots: Iterable[Slot], reader: Weights) -> Decoder:
             reader.read_into(slot.tensor, place)
         else:
             place.copy_(reader.tensor(slot.tensor).view(place.shape))
-    return model
 
 
 def save(
@@ -115,8 +121,13 @@ def save(
 
 def write_weights(directory: Path, model: Decoder, dtype: torch.dtype) -> None:
     """Write the shards and their index, one shard in memory at a time."""
+    write_slots(directory, model, slots_of(model.spec), dtype)
+
+
+def write_slots(directory: Path, model: nn.Module, every: Iterable[Slot], dtype: torch.dtype) -> None:
+    """The same for any model whose tensors are named."""
     shards: dict[str, list[Slot]] = defaultdict(list)
-    for slot in slots_of(model.spec):
+    for slot in every:
         shards[shard_of(slot)].append(slot)
     parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     file_of: dict[str, str] = {}

@@ -39,8 +39,11 @@ def run_expert(kind: ExpertKind, weights_n: Tensor, x_rD: Tensor) -> Tensor:
         gate_FD, up_FD, down_DF = maps
         return product(ACTIVATIONS[kind.activation](product(x_rD, gate_FD)) * product(x_rD, up_FD), down_DF)
     if isinstance(kind, MlpExpert):
-        up_FD, down_DF = maps
-        return product(ACTIVATIONS[kind.activation](product(x_rD, up_FD)), down_DF)
+        up_FD, down_DF, *biases = maps
+        inner_rF = product(x_rD, up_FD)
+        if not biases:
+            return product(ACTIVATIONS[kind.activation](inner_rF), down_DF)
+        return product(ACTIVATIONS[kind.activation](inner_rF + biases[0]), down_DF) + biases[1]
     if isinstance(kind, ConstantExpert):
         mix_2D, constant_D = maps
         wide = torch.float64 if x_rD.dtype == torch.float64 else torch.float32

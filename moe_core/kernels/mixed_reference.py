@@ -43,6 +43,6 @@ def _one(kind: ExpertKind, tensors: Mapping[str, Tensor], x_D: Tensor) -> Tensor
         return a * x_D + b * tensors["constant"]
     assert kind.kind in ("swiglu", "mlp")
     act = ACTIVATIONS[kind.activation]
-    up_F = tensors["w3.weight"] @ x_D
+    up_F = tensors["w3.weight"] @ x_D + tensors.get("w3.bias", 0.0)
     inner_F = act(tensors["w1.weight"] @ x_D) * up_F if kind.kind == "swiglu" else act(up_F)
-    return tensors["w2.weight"] @ inner_F
+    return tensors["w2.weight"] @ inner_F + tensors.get("w2.bias", 0.0)

@@ -50,15 +50,17 @@ class SwigluExpert(Spec):
 
 
 class MlpExpert(Spec):
-    """down(act(up(x))), two maps."""
+    """down(act(up(x))), two maps, perhaps with biases."""
 
     kind: Literal["mlp"] = "mlp"
     width: Width
     activation: PlainActivation = "gelu"
+    bias: bool = False
 
     def matrices(self, hidden_size: int) -> tuple[Matrix, ...]:
-        """Up and down."""
-        return (Matrix("w3.weight", self.width, hidden_size), Matrix("w2.weight", hidden_size, self.width))
+        """Up and down; biases come after them."""
+        maps = (Matrix("w3.weight", self.width, hidden_size), Matrix("w2.weight", hidden_size, self.width))
+        return (*maps, Matrix("w3.bias", self.width), Matrix("w2.bias", hidden_size)) if self.bias else maps
 
 
 class IdentityExpert(Spec):

@@ -65,7 +65,7 @@ class LayoutSpec(Spec):
             moe_layers=self.moe_layers,
             num_experts=self.num_experts,
             top_k=self.top_k,
-            moe_intermediate_size=self._width(dense),
+            moe_intermediate_size=self.expert_width(dense),
             num_shared_experts=self.num_shared_experts,
             shared_intermediate_size=self._shared_width(dense),
             norm_topk_prob=self.norm_topk_prob,
@@ -79,7 +79,8 @@ class LayoutSpec(Spec):
         mixture = ModelSpec.parse({**dense.model_dump(), "family": "turnout_moe", "moe": moe.model_dump()})
         return mixture.model_copy(update={"family": "mixtral"}) if fits_mixtral(mixture) else mixture
 
-    def _width(self, dense: ModelSpec) -> int:
+    def expert_width(self, dense: ModelSpec) -> int:
+        """The width of an expert over a dense model; of the widest where they are of several kinds."""
         of_kinds = None if self.expert_kinds is None else widest(self.expert_kinds)
         return of_kinds or self.moe_intermediate_size or dense.intermediate_size
 

@@ -28,7 +28,7 @@ def preview(base: ModelVersion, spec: Any, context_tokens: int = CONTEXT_TOKENS)
 
 def shape_of(dense: ModelSpec, layout: LayoutSpec) -> dict[str, Any]:
     """Return the numbers that the diagram of the decoder block shows."""
-    width = layout.moe_intermediate_size or dense.intermediate_size
+    width = layout.expert_width(dense)
     shared = (layout.shared_intermediate_size or dense.intermediate_size) if layout.num_shared_experts else 0
     return {
         "num_layers": dense.num_hidden_layers,
@@ -48,7 +48,7 @@ def advice(dense: ModelSpec, layout: LayoutSpec) -> list[dict[str, Any]]:
 
     Sources: sparse upcycling (Komatsuzaki 2022), Mixtral (2024), DeepSeekMoE (2024), GShard (2020).
     """
-    width = layout.moe_intermediate_size or dense.intermediate_size
+    width = layout.expert_width(dense)
     found: list[dict[str, Any]] = []
     if layout.num_experts == 1:
         found.append({"code": "one_expert", "state": "danger"})

@@ -31,7 +31,7 @@ ALL: tuple[ExpertKind, ...] = (
     ZeroExpert(),
     SwigluExpert(width=16, activation="gelu"),
     ConstantExpert(),
-    MlpExpert(width=9, activation="relu2"),
+    MlpExpert(width=9, activation="relu2", bias=True),
     IdentityExpert(),
 )
 
@@ -116,7 +116,7 @@ def test_a_nan_stays_in_its_own_token() -> None:
 
 def test_the_buffer_holds_each_expert_at_its_offset() -> None:
     layer = layer_of(ALL)
-    sizes = [3 * 7 * WIDTH, 0, 2 * 5 * WIDTH, 0, 3 * 16 * WIDTH, 3 * WIDTH, 2 * 9 * WIDTH, 0]
+    sizes = [3 * 7 * WIDTH, 0, 2 * 5 * WIDTH, 0, 3 * 16 * WIDTH, 3 * WIDTH, 2 * 9 * WIDTH + 9 + WIDTH, 0]
     assert [layer.part(expert).numel() for expert in range(8)] == sizes
     assert layer.weights_N.numel() == sum(sizes)
     with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ transformers = pytest.importorskip("transformers")
 from moe_core.integrations import transformers as plugin  # noqa: E402
 from tests.moe_core.model.hf_families import CASES, reference  # noqa: E402
 
+REPO = Path(__file__).parents[3]
 IDS = torch.randint(0, 97, (2, 17), generator=torch.Generator().manual_seed(3))
 TOLERANCE = 1e-6
 FAMILIES = [case for case in CASES if case != "llama"]
@@ -195,6 +197,8 @@ def test_moe_core_needs_no_transformers() -> None:
         "from moe_core.integrations.transformers import register\n"
         "try:\n    register()\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO
+    ).stdout
     assert told.startswith(MissingLibrary.__name__)
     assert "pip install transformers" in told
