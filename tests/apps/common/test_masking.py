@@ -10,7 +10,7 @@ from django.test import Client
 
 from accounts.access import Role
 from accounts.invitations import invitation_create
-from accounts.tokens import INVITATION_PREFIX, token_new
+from accounts.tokens import INVITATION_PREFIX, TOKEN_PREFIX, token_new
 from common.masking import MaskSecrets, masked
 
 
@@ -19,8 +19,9 @@ def written(record: logging.LogRecord) -> str:
     return logging.Formatter("%(message)s").format(record)
 
 
-@pytest.mark.parametrize("secret", [token_new(), token_new(INVITATION_PREFIX)])
-def test_a_secret_is_cut_to_its_beginning_in_words_and_in_values(secret) -> None:
+@pytest.mark.parametrize("prefix", [TOKEN_PREFIX, INVITATION_PREFIX])
+def test_a_secret_is_cut_to_its_beginning_in_words_and_in_values(prefix) -> None:
+    secret = token_new(prefix)
     for message, values in (("Not Found: %s", (f"/join/{secret}/",)), (f"Bearer {secret} is wrong", ())):
         record = logging.LogRecord("django.request", logging.WARNING, __file__, 1, message, values, None)
         line = written(record)
