@@ -27,12 +27,19 @@ def verdict_of(job: Job, report: Report, latest: Mapping[str, Any]) -> Verdict:
         case JobState.RUNNING | JobState.PAUSING | JobState.CANCELLING:
             return _working(job, report, latest)
         case JobState.PAUSED:
-            return Verdict("caution", _("Paused."), _("Resume it: it goes on from its last checkpoint."))
+            resumed = (
+                _("Resume it: it goes on from its last checkpoint.")
+                if job.checkpoints.exists()
+                else _("Resume it: it has no checkpoint, so it begins anew.")
+            )
+            return Verdict("caution", _("Paused."), resumed)
         case JobState.CANCELLED:
             return Verdict(
                 "off",
                 _("Cancelled; nothing was registered."),
-                _("It can be tried again from its last checkpoint."),
+                _("It can be tried again from its last checkpoint.")
+                if job.checkpoints.exists()
+                else _("It can be tried again; it has no checkpoint, so it begins anew."),
             )
         case JobState.SUCCEEDED:
             return _done(job, report)

@@ -50,7 +50,7 @@ def test_the_page_of_a_job_is_whole_in_every_state(people, tune, state, language
     result = (
         {"tuning": {"before": BEFORE, "after": AFTER, "control": CONTROL}} if state == "succeeded" else {}
     )
-    error = "the loss is NaN at step 3" if state == "failed" else ""
+    error = "the disk of the worker broke" if state == "failed" else ""
     Job.objects.filter(pk=tune.pk).update(
         state=state,
         ended_at=ended,
@@ -212,3 +212,17 @@ def test_a_list_of_many_jobs_takes_a_constant_number_of_queries(
     client.get("/jobs/")
     with django_assert_max_num_queries(30):
         client.get("/jobs/")
+
+
+def test_the_end_of_a_log_is_shown_line_by_line_in_the_readers_language(people, job) -> None:
+    tail = "resumed in stage route after step 4\nTraceback (most recent call last):"
+    Job.objects.filter(pk=job.pk).update(state="failed", ended_at=job.created_at, error="x", log_tail=tail)
+    page = text(people.client("owner").get(f"/jobs/{job.pk}/", headers={"accept-language": "zh-hans"}))
+    shown = page[page.index('data-part="tail"') :]
+    assert "在阶段“route”第 4 步之后恢复\nTraceback (most recent call last):" in shown
+
+
+def test_without_a_checkpoint_a_stopped_job_says_that_it_begins_anew(people, job) -> None:
+    for state, ended in (("cancelled", job.created_at), ("paused", None)):
+        Job.objects.filter(pk=job.pk).update(state=state, ended_at=ended)
+        assert "begins anew" in text(people.client("owner").get(f"/jobs/{job.pk}/"))
