@@ -114,7 +114,7 @@ def file_edit(
     caller.must_be(Role.EDITOR)
     file = file_get(corpus_get(caller.team, corpus_id), file_id)
     with transaction.atomic():
-        changes: dict[str, str] = {}
+        changes: dict[str, Any] = {}
         if default_domain is not None:
             changes["default_domain"] = checked_domain(default_domain)
         if encoding is not None:

@@ -66,6 +66,7 @@ def resolve_operate(caller: Caller, request: OperateRequest) -> Resolved:
 
 def _check_rows(operation: Any, counts: Mapping[str, Any]) -> None:
     """The domains that an operation names must be in the logs that it learns from."""
+    codes: tuple[str, ...]
     if isinstance(operation, SpecialiseCloneSpec):
         field, codes, at_least = "operation.domain", (operation.domain,), 1
     elif isinstance(operation, ComposeSpec):

@@ -71,8 +71,8 @@ def gain(change: str | None) -> SafeString:
 @register.simple_tag
 def gain_word(change: str | None) -> SafeString:
     """A judged change as a lamp with its word."""
-    known = next((one for one in gains.WORDS if one == (change or "")), "")
-    return lamp(gains.LAMPS[known], str(gains.WORDS[known]))
+    known = next((one for one in gains.WORDS if one == change), None)
+    return lamp(gains.LAMPS[known or ""], str(gains.WORDS[known or ""]))
 
 
 @register.simple_block_tag
