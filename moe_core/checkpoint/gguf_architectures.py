@@ -27,7 +27,7 @@ Values = Callable[[str], NDArray[np.float32]]
 ROPE_FREQS = "rope_freqs.weight"
 # The stretching of Llama 3.1, which converters take for granted.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-SIGMOID = 2
+SOFTMAX, SIGMOID = 1, 2
 # The most layers of a ModelSpec.
 MAX_LAYERS = 512
 # The widest head of a ModelSpec, in pairs.
@@ -208,14 +208,22 @@ def _olmoe(keys: Keys) -> Config:
 
 
 def _deepseek2(keys: Keys) -> Config:
-    """DeepSeek-V3 and Kimi-K2; V2's softmax gate goes by the same name and is refused."""
-    if keys.number("expert_gating_func", 1) != SIGMOID:
-        raise keys.refusal("expert_gating_func is not 2 (sigmoid, DeepSeek-V3); DeepSeek-V2's is not served")
+    """DeepSeek-V3 and Kimi-K2, or V2 where the gate is a softmax."""
+    gating, groups = keys.number("expert_gating_func", SOFTMAX), keys.number("expert_group_count", 1)
+    if gating not in (SOFTMAX, SIGMOID):
+        raise keys.refusal(
+            f"expert_gating_func is {gating}; 1 (softmax, DeepSeek-V2) and 2 (sigmoid, V3) are served"
+        )
+    method = "group_limited_greedy" if groups > 1 else "greedy"
     rope = keys.number("rope.dimension_count")
     key_length = keys.number("attention.key_length_mla", keys.number("attention.key_length"))
     value_length = keys.number("attention.value_length_mla", keys.number("attention.value_length"))
     return {
-        "model_type": "deepseek_v3",
+        **(
+            {"model_type": "deepseek_v3"}
+            if gating == SIGMOID
+            else {"model_type": "deepseek_v2", "topk_method": method}
+        ),
         "num_key_value_heads": keys.number("attention.head_count"),
         "head_dim": rope,
         "q_lora_rank": keys.number("attention.q_lora_rank", 0) or None,
@@ -229,7 +237,7 @@ def _deepseek2(keys: Keys) -> Config:
         "moe_intermediate_size": keys.number("expert_feed_forward_length"),
         "n_shared_experts": keys.number("expert_shared_count"),
         "first_k_dense_replace": keys.number("leading_dense_block_count"),
-        "n_group": keys.number("expert_group_count", 1),
+        "n_group": groups,
         "topk_group": keys.number("expert_group_used_count", 1),
         "norm_topk_prob": keys.flag("expert_weights_norm", default=False),
         "routed_scaling_factor": keys.number("expert_weights_scale", 1.0) or 1.0,
@@ -274,6 +282,6 @@ FAMILIES_OF: Mapping[str, tuple[str, ...]] = {
     "qwen2moe": ("qwen2_moe",),
     "qwen3moe": ("qwen3_moe",),
     "olmoe": ("olmoe",),
-    "deepseek2": ("deepseek_v3",),
+    "deepseek2": ("deepseek_v3", "deepseek_v2"),
     "gpt-oss": ("gpt_oss",),
 }

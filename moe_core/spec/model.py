@@ -25,6 +25,7 @@ Family = Literal[
     "qwen3_moe",
     "olmoe",
     "deepseek_v3",
+    "deepseek_v2",
     "gpt_oss",
     "glam_moe",
     "palm_moe",

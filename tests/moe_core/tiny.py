@@ -67,6 +67,12 @@ _FAMILIES: dict[str, dict[str, object]] = {
         "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10,
         "rope_scaling": {**_YARN, "mscale": 0.7, "mscale_all_dim": 1.2},
     },
+    "deepseek_v2": {
+        "num_key_value_heads": 4, "moe_intermediate_size": 24, "n_routed_experts": 8, "n_shared_experts": 2,
+        "num_experts_per_tok": 3, "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2, "q_lora_rank": None,
+        "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10,
+        "topk_method": "group_limited_greedy", "routed_scaling_factor": 2.0,
+    },
     "gpt_oss": {
         "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 5, "swiglu_limit": 0.8,
         "rope_scaling": {**_YARN, "truncate": False},

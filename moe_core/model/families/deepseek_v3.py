@@ -72,13 +72,17 @@ class DeepseekV3Config(DecoderConfig):
                 "num_shared_experts": 1,
                 "shared_intermediate_size": self.n_shared_experts * self.moe_intermediate_size,
                 "norm_topk_prob": self.norm_topk_prob,
-                "gate": SigmoidGroups.parse(
-                    {
-                        "num_groups": self.n_group or 1,
-                        "topk_group": self.topk_group or 1,
-                        "routed_scaling_factor": self.routed_scaling_factor,
-                    }
-                ),
+                "gate": self.gate_part(),
+            }
+        )
+
+    def gate_part(self) -> SigmoidGroups:
+        """Sigmoid scores, and groups worth their two best experts."""
+        return SigmoidGroups.parse(
+            {
+                "num_groups": self.n_group or 1,
+                "topk_group": self.topk_group or 1,
+                "routed_scaling_factor": self.routed_scaling_factor,
             }
         )
 
@@ -92,7 +96,8 @@ class DeepseekV3Config(DecoderConfig):
         return {"family": "deepseek_v3", "head_dim": self.qk_nope_head_dim + self.qk_rope_head_dim}
 
 
-def _keys(spec: ModelSpec) -> dict[str, Any]:
+def deepseek_keys(spec: ModelSpec) -> dict[str, Any]:
+    """The keys of DeepseekV3Config."""
     moe, mla = spec.moe, spec.attention.mla
     assert moe is not None and mla is not None and isinstance(moe.gate, SigmoidGroups)
     return {
@@ -116,7 +121,7 @@ FAMILY = Family(
     "deepseek_v3",
     "DeepseekV3ForCausalLM",
     DeepseekV3Config,
-    _keys,
+    deepseek_keys,
     NameMap(selection_bias="e_score_correction_bias", shared="mlp.shared_experts"),
     aliases=("kimi_k2",),
     predicts_further=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moe_core.errors import FormatError
 from moe_core.model.families import (
+    deepseek_v2,
     deepseek_v3,
     glam_moe,
     gpt_oss,
@@ -25,6 +26,7 @@ _MODULES = (
     qwen3_moe,
     olmoe,
     deepseek_v3,
+    deepseek_v2,
     gpt_oss,
     glam_moe,
     palm_moe,

@@ -19,9 +19,10 @@ ARCHITECTURES = {
     "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
     "olmoe": gguf.MODEL_ARCH.OLMOE,
     "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
+    "deepseek_v2": gguf.MODEL_ARCH.DEEPSEEK2,
     "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
 }
-SIGMOID = gguf.ExpertGatingFuncType.SIGMOID
+SIGMOID, SOFTMAX = gguf.ExpertGatingFuncType.SIGMOID, gguf.ExpertGatingFuncType.SOFTMAX
 Storing = Callable[[str, np.ndarray], tuple[np.ndarray, gguf.GGMLQuantizationType]]
 Tensors = dict[str, np.ndarray]
 
@@ -79,7 +80,7 @@ def _sizes(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if config.model_type != "deepseek_v3":
+    if not config.model_type.startswith("deepseek"):
         writer.add_head_count_kv(config.num_key_value_heads)
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
@@ -125,9 +126,10 @@ def _deepseek(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     writer.add_expert_shared_count(config.n_shared_experts)
     writer.add_expert_weights_scale(config.routed_scaling_factor)
-    writer.add_expert_group_count(config.n_group)
-    writer.add_expert_group_used_count(config.topk_group)
-    writer.add_expert_gating_func(SIGMOID)
+    if config.n_group is not None:
+        writer.add_expert_group_count(config.n_group)
+        writer.add_expert_group_used_count(config.topk_group)
+    writer.add_expert_gating_func(SIGMOID if config.model_type == "deepseek_v3" else SOFTMAX)
     if config.norm_topk_prob:
         writer.add_expert_weights_norm(True)
     if config.rope_parameters.get("mscale_all_dim") is not None:
@@ -141,6 +143,7 @@ def _gpt_oss(writer: gguf.GGUFWriter, config: Any) -> None:
 
 _OWN: dict[str, Callable[[gguf.GGUFWriter, Any], None]] = {
     "llama": _llama, "mixtral": _llama, "qwen2_moe": _qwen, "qwen3_moe": _qwen, "deepseek_v3": _deepseek,
+    "deepseek_v2": _deepseek,
     "gpt_oss": _gpt_oss,
 }  # fmt: skip
 

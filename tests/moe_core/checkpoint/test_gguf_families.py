@@ -32,7 +32,9 @@ Q = gguf.GGMLQuantizationType
 # The file does not say: mscale (equal to mscale_all_dim in released models), the limits of gpt-oss's gating, and whether
 # Qwen2-MoE renormalises (it does not).
 CASE: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: CASES[name] for name in ("llama", "mixtral", "qwen3_moe", "olmoe", "deepseek_v3")},
+    **{
+        name: CASES[name] for name in ("llama", "mixtral", "qwen3_moe", "olmoe", "deepseek_v3", "deepseek_v2")
+    },
     "qwen2_moe": ("Qwen2MoeConfig", {**CASES["qwen2_moe"][1], "norm_topk_prob": False}),
     "qwen3_moe, biases": ("Qwen3MoeConfig", {**CASES["qwen3_moe"][1], "attention_bias": True}),
     "llama, tied": ("LlamaConfig", {"tie_word_embeddings": True}),
@@ -41,6 +43,7 @@ CASE: dict[str, tuple[str, dict[str, Any]]] = {
         "DeepseekV3Config",
         {**DEEPSEEK, "q_lora_rank": None, "rope_parameters": {**YARN, "mscale": 1.2, "mscale_all_dim": 1.2}},
     ),
+    "deepseek_v2, groups, yarn": CASES["deepseek_v2, groups, yarn"],
     "gpt_oss": ("GptOssConfig", {**CASES["gpt_oss"][1], "swiglu_limit": 7.0}),
 }
 
@@ -205,7 +208,9 @@ def split_without_bytes(pre: str, text: str) -> list[tuple[str, tuple[int, int]]
 @pytest.mark.parametrize(
     ("case", "change", "sentence"),
     [
-        ("deepseek_v3", {"deepseek2.expert_gating_func": 1}, "DeepSeek-V2's is not served"),
+        ("deepseek_v3", {"deepseek2.expert_gating_func": 3}, "1 .softmax, DeepSeek-V2. and 2"),
+        ("deepseek_v2", {"deepseek2.expert_weights_norm": True}, "norm_topk_prob"),
+        ("deepseek_v2", {"deepseek2.expert_gating_func": 2}, "lacks .* first blk.1.exp_probs_b.bias"),
         ("deepseek_v3", {"deepseek2.expert_shared_count": 0}, "n_shared_experts"),
         ("deepseek_v3", {"deepseek2.attention.kv_lora_rank": 1 << 40}, "kv_lora_rank"),
         ("deepseek_v3", {"deepseek2.leading_dense_block_count": 0}, "lacks .* first blk.0.exp_probs_b.bias"),

@@ -24,6 +24,14 @@ DEEPSEEK = {
     "num_experts_per_tok": 3, "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2, "q_lora_rank": 20,
     "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10, "num_nextn_predict_layers": 0,
 }  # fmt: skip
+DEEPSEEK_V2 = {
+    **{
+        key: value
+        for key, value in DEEPSEEK.items()
+        if key not in ("n_group", "topk_group", "num_nextn_predict_layers")
+    },
+    "routed_scaling_factor": 3.0,
+}
 YARN = {
     "rope_type": "yarn", "rope_theta": 5000.0, "factor": 8.0, "original_max_position_embeddings": 16,
     "beta_fast": 32.0, "beta_slow": 1.0,
@@ -64,6 +72,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             **DEEPSEEK, "q_lora_rank": None, "rope_interleave": False, "n_group": 1, "topk_group": 1,
             "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.2}, "norm_topk_prob": False,
+        },
+    ),
+    "deepseek_v2": ("DeepseekV2Config", {**DEEPSEEK_V2, "q_lora_rank": None}),
+    "deepseek_v2, groups, yarn": (
+        "DeepseekV2Config",
+        {
+            **DEEPSEEK_V2, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2,
+            "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7},
         },
     ),
     "gpt_oss": (
