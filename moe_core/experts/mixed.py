@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.errors import SpecError
+from moe_core.kernels.gating import Gating
 from moe_core.kernels.mixed import mixed_experts_torch, num_values, run_expert
 from moe_core.routers import Routing
 from moe_core.spec.expert_kinds import ExpertKind
@@ -40,6 +41,11 @@ class MixedExperts(nn.Module):
     @property
     def down_EDF(self) -> Tensor:
         """Experts of several kinds have no common shape: raises SpecError."""
+        raise self._unlike()
+
+    @property
+    def gating(self) -> Gating:
+        """Experts of several kinds have no common gating: raises SpecError."""
         raise self._unlike()
 
     def _unlike(self) -> SpecError:

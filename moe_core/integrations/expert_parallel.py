@@ -11,7 +11,7 @@ of its experts there); the contract is transformers 5.23, distributed/expert_par
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ class Plan(NamedTuple):
 class OncePerRankEP(EPImplementation):
     """One row for each (token, rank) pair; ids and weights travel beside it, sums come back."""
 
+    @property
+    def num_here(self) -> int:
+        """How many experts each rank holds."""
+        return cast(int, self.num_local_experts)
+
     def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """(T, D): the weighted sum of each token's experts, wherever they are.
 
@@ -44,7 +49,7 @@ class OncePerRankEP(EPImplementation):
         x_TD, ids_TK, weights_TK = self._mine(hidden_states, top_k_index, top_k_weights)
         plan = self._plan(ids_TK)
         local_SK = self._local_ids(ids_TK[plan.token_S], plan.rank_S)
-        weights_SK = weights_TK[plan.token_S].masked_fill(local_SK == self.num_local_experts, 0.0)
+        weights_SK = weights_TK[plan.token_S].masked_fill(local_SK == self.num_here, 0.0)
         rows_RD, weights_RK = self._sent(x_TD[plan.token_S], plan), self._sent(weights_SK, plan)
         out_RD = self._run(rows_RD, self._sent_ids(local_SK, plan), weights_RK)
         back_SD = _exchange(out_RD, plan.send_sizes, plan.receive_sizes, self.ep_mesh.get_group())
@@ -55,7 +60,7 @@ class OncePerRankEP(EPImplementation):
     def _plan(self, ids_TK: Tensor) -> Plan:
         """The rows to send and, after asking the others, how many come; the one host sync of the layer."""
         num_ranks = self.ep_mesh.size()
-        rank_TK = ids_TK // self.num_local_experts
+        rank_TK = ids_TK // self.num_here
         wanted_GT = (rank_TK == torch.arange(num_ranks, device=ids_TK.device)[:, None, None]).any(-1)
         rank_S, token_S = torch.nonzero(wanted_GT, as_tuple=True)
         sent_G = wanted_GT.sum(-1)
@@ -66,8 +71,8 @@ class OncePerRankEP(EPImplementation):
 
     def _local_ids(self, ids_SK: Tensor, rank_S: Tensor) -> Tensor:
         """Ids as the receiving rank counts them; one beyond its last for experts that are elsewhere."""
-        is_there_SK = ids_SK // self.num_local_experts == rank_S[:, None]
-        return torch.where(is_there_SK, ids_SK % self.num_local_experts, self.num_local_experts)
+        is_there_SK = ids_SK // self.num_here == rank_S[:, None]
+        return torch.where(is_there_SK, ids_SK % self.num_here, self.num_here)
 
     def _sent(self, rows: Tensor, plan: Plan) -> Tensor:
         return _exchange(rows, plan.receive_sizes, plan.send_sizes, self.ep_mesh.get_group())
@@ -101,7 +106,11 @@ class OncePerRankEP(EPImplementation):
             return out_TD
         width = out_TD.shape[1]
         parts = DTensor.from_local(
-            out_TD.contiguous(), self.tp_mesh, [Shard(0)], shape=(num_tokens, width), stride=(width, 1)
+            out_TD.contiguous(),
+            self.tp_mesh,
+            [Shard(0)],
+            shape=torch.Size((num_tokens, width)),
+            stride=(width, 1),
         )
         whole_TD: Tensor = parts.full_tensor()
         return whole_TD
@@ -119,7 +128,7 @@ class _Waited(torch.autograd.Function):
         return grad
 
 
-def _exchange(rows: Tensor, out_sizes: list[int], in_sizes: list[int], group: object) -> Tensor:
+def _exchange(rows: Tensor, out_sizes: list[int], in_sizes: list[int], group: Any) -> Tensor:
     pending = all_to_all_single_autograd(rows.contiguous(), out_sizes, in_sizes, group)
     waited: Tensor = _Waited.apply(pending)
     return waited

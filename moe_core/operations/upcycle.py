@@ -128,8 +128,9 @@ def _slices(start: int, left: int, inner: int, num_experts: int, gain: float) ->
 
 
 def _is_the_dense_one(kind: ExpertKind, dense: ModelSpec) -> bool:
-    is_wide = isinstance(kind, SwigluExpert) and kind.width >= dense.intermediate_size
-    return is_wide and kind.activation == dense.activation
+    if not isinstance(kind, SwigluExpert):
+        return False
+    return kind.width >= dense.intermediate_size and kind.activation == dense.activation
 
 
 def _slices_of_kinds(

@@ -115,8 +115,12 @@ class SparseMlp(nn.Module):
             )
             for at, x_SD in enumerate(x_BSD)
         ]
-        fields = ("expert_ids_TK", "weights_TK", "logits_TE", "probs_TE")
-        return Routing(*(torch.cat([getattr(one, name) for one in each]) for name in fields))
+        return Routing(
+            torch.cat([one.expert_ids_TK for one in each]),
+            torch.cat([one.weights_TK for one in each]),
+            torch.cat([one.logits_TE for one in each]),
+            torch.cat([one.probs_TE for one in each]),
+        )
 
 
 class Layer(nn.Module):
