@@ -289,6 +289,19 @@ def test_files_that_do_not_fit_are_refused(pair: Pair, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+def test_a_decoder_may_be_longer_than_its_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Logits alone: transformers' own cache counts the encoder's layers."""
+    monkeypatch.setitem(CASES, "longer", ("SwitchTransformersConfig", {**SWITCH, "num_decoder_layers": 5}))
+    theirs = reference("longer")
+    theirs.save_pretrained(tmp_path)
+    ours = moe_core.load(tmp_path)
+    assert isinstance(ours, EncoderDecoder)
+    assert [layer.layer for layer in ours.moe_layers()] == [1, 3, 5, 7]
+    told = theirs(input_ids=IDS, decoder_input_ids=TARGET, use_cache=False).logits
+    assert relative(ours(IDS, TARGET), told) <= TOLERANCE
+
+
+@torch.no_grad()
 def test_transformers_itself_runs_two_experts_of_nllb_alone() -> None:
     """Why its function is put right above; when this fails, it was put right there, and the patch can go."""
     theirs = reference("nllb")
