@@ -176,7 +176,8 @@ def report_domains(version: ModelVersion) -> list[dict[str, Any]]:
             "share": shares.get(code),
             "colour": colours.get(code, 0),
         }
-        for code in before
+        # Rows of no domain come last.
+        for code in sorted(before, key=lambda code: code == "")
         if code in after
     ]
 
