@@ -267,8 +267,8 @@ class Engine:
                 yield self._fail(sequence, *drawn.failure)
                 continue
             sequence.token_ids.append(drawn.token_id)
-            if sequence.score_edits is not None and sequence.score_edits.matcher is not None:
-                sequence.score_edits.matcher.advance(drawn.token_id)
+            if sequence.score_edits is not None:
+                sequence.score_edits.advance(drawn.token_id)
             self.stats.note_output(sequence, now)
             yield from self._tell(sequence, drawn)
 
@@ -287,7 +287,9 @@ class Engine:
         return token_id in sampling.stop_token_ids or (token_id in self._eos and not sampling.ignore_eos)
 
     def _reason_to_stop(self, sequence: Sequence, ends: bool) -> FinishReason | None:
-        if ends or sequence.detokenizer.stopped or _is_complete(sequence):
+        if ends or sequence.detokenizer.stopped:
+            return FinishReason.STOP
+        if sequence.score_edits is not None and sequence.score_edits.is_complete:
             return FinishReason.STOP
         if (
             sequence.num_output_tokens >= sequence.sampling.max_tokens
@@ -320,11 +322,6 @@ class Engine:
     def _new_record(self) -> RoutedExperts | None:
         moe = self.runner.model.spec.moe
         return None if moe is None else RoutedExperts(moe)
-
-
-def _is_complete(sequence: Sequence) -> bool:
-    edits = sequence.score_edits
-    return edits is not None and edits.matcher is not None and edits.matcher.is_complete
 
 
 def _timing_ms(sequence: Sequence) -> dict[str, float | None]:

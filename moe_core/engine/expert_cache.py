@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 FORGETTING = 0.1
 # The table of chances: visits since the last use, by how often; how fast it forgets, and from how many cases it is believed.
 IDLE_EDGES = np.array([1, 2, 3, 5, 9, 17, 33])
+IDLE_GUESS = np.array([0.6, 0.4, 0.25, 0.15, 0.08, 0.04, 0.02, 0.01])
 OFTEN_EDGES = np.array([0.01, 0.03, 0.06, 0.12, 0.25, 0.5])
 TABLE_FORGETTING, DOUBT = 1e-3, 4.0
 LEAST_CHANCE = 1e-4
@@ -76,7 +77,12 @@ class ExpertCache:
         wanted = [int(expert) for expert in np.argsort(-likely_E)[:most] if likely_E[expert] > 0.5]
         keys: list[Key] = []
         evicted: list[Key] = []
+        num_layers = self.resident_LE.shape[0]
         for expert in wanted:
+            # Nothing gives way that is expected sooner.
+            latest = np.where(self.resident_LE, self._waits(layer), 0.0).max()
+            if self._num_resident == self.capacity and latest <= 1 + num_layers * (1 / likely_E[expert] - 1):
+                break
             keep = [*((layer, one) for one in experts), *((after, one) for one in wanted)]
             evicted += self._make_room(1, layer, keep=keep)
             self.resident_LE[after, expert] = True
@@ -119,17 +125,23 @@ class ExpertCache:
     def chances(self) -> NDArray[np.float64]:
         """The chance of each expert (L, E) that the next visit of its layer uses it."""
         cells = self._cells(slice(None))
-        # Until enough was seen, as often as it was.
-        known = self._used_IF[cells] + DOUBT * self.often_LE
+        # Until enough was seen, half by how often it was used and half by how recently.
+        guess_LE = 0.5 * (self.often_LE + IDLE_GUESS[cells[0]])
+        known = self._used_IF[cells] + DOUBT * guess_LE
         return np.clip(known / (self._seen_IF[cells] + DOUBT), LEAST_CHANCE, 1.0)
+
+    def _waits(self, layer: int) -> NDArray[np.float64]:
+        """After how many visits, counted from this one of `layer`, each expert is expected to be used."""
+        num_layers = self.resident_LE.shape[0]
+        distance_L1 = ((np.arange(num_layers) - layer - 1) % num_layers + 1)[:, None]
+        waits: NDArray[np.float64] = distance_L1 + num_layers * (1.0 / self.chances() - 1.0)
+        return waits
 
     def _make_room(self, number: int, layer: int, keep: Iterable[Key]) -> list[Key]:
         surplus = self._num_resident + number - self.capacity
         if surplus <= 0:
             return []
-        num_layers = self.resident_LE.shape[0]
-        distance_L1 = ((np.arange(num_layers) - layer - 1) % num_layers + 1)[:, None]
-        wait_LE = distance_L1 + num_layers * (1.0 / self.chances() - 1.0)
+        wait_LE = self._waits(layer)
         # Of equals the one that was used longest ago.
         wait_LE += 1e-6 * (self._num_visits - self._used_at_LE)
         wait_LE[~self.resident_LE] = -1.0

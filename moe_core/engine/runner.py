@@ -107,7 +107,9 @@ class ModelRunner:
         return None
 
     def _in_torch(self, chunks: Chunks[Chunk]) -> Tensor:
-        ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
+        ids: list[int] = []
+        for chunk in chunks:
+            ids += chunk.token_ids
         positions = [place for chunk in chunks for place in range(chunk.start, chunk.end)]
         # For few tokens a barrier costs more than it saves, and on a busy machine a scheduler's quantum; the decode
         # kernels have threads of their own that nobody waits for.

@@ -33,7 +33,8 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, like Chunk.
+@dataclass(slots=True)
 class Sample:
     """The next token of one sequence; without one, `failure` says why in a code and a sentence."""
 

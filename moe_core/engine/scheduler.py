@@ -13,7 +13,8 @@ from moe_core.engine.sequence import Sequence, SequenceState, num_blocks_for
 from moe_core.errors import EngineBusy
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, for a step makes one for each sequence: assignments of frozen classes take three times as long.
+@dataclass(slots=True)
 class Chunk:
     """The tokens [start, end) of one sequence, computed in one step; the last of them may be guesses."""
 
@@ -37,7 +38,7 @@ class Chunk:
     @property
     def wants_sample(self) -> bool:
         """Whether the chunk has the sequence's last token, so that the next one can be sampled."""
-        return self.end - len(self.drafts) == len(self.sequence.token_ids)
+        return self.end >= len(self.sequence.token_ids)
 
     def settled(self, num_kept: int) -> Chunk:
         """The same when `num_kept` of its guesses were right."""
@@ -115,7 +116,9 @@ class Scheduler:
         decodes = list(self._decode_chunks())
         # Beside decodes a prompt advances in small bites, so that the others' next tokens do not wait long.
         limit = self.max_chunk_tokens if decodes else self.max_batch_tokens
-        left = self.max_batch_tokens - sum(chunk.num_tokens for chunk in decodes)
+        left = self.max_batch_tokens - len(decodes)
+        if self.drafter is not None:
+            left -= sum(len(chunk.drafts) for chunk in decodes)
         prompts = list(self._prompt_chunks(min(limit, left)))
         # An older prompt may have taken the blocks of a younger sequence after that one was planned.
         return [chunk for chunk in decodes + prompts if chunk.sequence.state is SequenceState.RUNNING]
@@ -125,13 +128,14 @@ class Scheduler:
         for chunk in chunks:
             sequence = chunk.sequence
             sequence.num_computed_tokens = chunk.end
+            # Charged by the block: once in sixteen steps of a sequence instead of in each.
+            if chunk.end // BLOCK_TOKENS > sequence.num_counted_tokens // BLOCK_TOKENS:
+                self._charge_answer(sequence, chunk.end // BLOCK_TOKENS * BLOCK_TOKENS)
             sequence.num_counted_tokens = max(sequence.num_counted_tokens, chunk.end)
             # Blocks of a shorter piece hold other roundings than those of a whole one.
             if not self.fixed_chunk_tokens or chunk.num_tokens == self.fixed_chunk_tokens:
                 for index in range(chunk.start // BLOCK_TOKENS, chunk.end // BLOCK_TOKENS):
                     self.pool.remember(sequence.block_ids[index], sequence.block_hash(index))
-            if chunk.end > sequence.num_prompt_tokens:
-                self.waiting.charge(sequence, OUTPUT_WEIGHT)
             if self._held and chunk.end >= sequence.num_prompt_tokens:
                 self._let_go(sequence.id)
 
@@ -145,12 +149,19 @@ class Scheduler:
             self._held[sequence.leader_id].remove(sequence)
             self._num_held -= 1
         sequence.state = SequenceState.FINISHED
+        self._charge_answer(sequence, len(sequence.token_ids))
         if self.drafter is not None:
             self.drafter.forget(sequence)
         self.waiting.close(sequence)
         self._free_blocks(sequence)
         if self._held:
             self._let_go(sequence.id)
+
+    def _charge_answer(self, sequence: Sequence, end: int) -> None:
+        """Charge its key for the answer's tokens before `end` that it was not charged for."""
+        charged = max(sequence.num_prompt_tokens, sequence.num_counted_tokens // BLOCK_TOKENS * BLOCK_TOKENS)
+        if end > charged:
+            self.waiting.charge(sequence, OUTPUT_WEIGHT * (end - charged))
 
     def _let_go(self, leader_id: int) -> None:
         """Let the further answers to a prompt wait for a place like all others."""
@@ -164,9 +175,11 @@ class Scheduler:
             if sequence.state is not SequenceState.RUNNING or not sequence.is_decoding:
                 continue
             if self._make_room(sequence, len(sequence.token_ids)):
-                drafts = () if self.drafter is None else self._drafts(self.drafter, sequence)
-                end = len(sequence.token_ids) + len(drafts)
-                yield Chunk(sequence, sequence.num_computed_tokens, end, drafts)
+                chunk = Chunk(sequence, sequence.num_computed_tokens, len(sequence.token_ids))
+                if self.drafter is not None:
+                    chunk.drafts = self._drafts(self.drafter, sequence)
+                    chunk.end += len(chunk.drafts)
+                yield chunk
 
     def _drafts(self, drafter: NgramDrafter, sequence: Sequence) -> tuple[int, ...]:
         """Guesses for which there is room without taking anything from anybody."""

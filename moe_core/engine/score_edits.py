@@ -61,6 +61,16 @@ class ScoreEdits:
         if params.has_penalties:
             self._seen_V[torch.tensor(list(token_ids))] = True
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the grammar, if there is one, lets nothing but the end follow."""
+        return self.matcher is not None and self.matcher.is_complete
+
+    def advance(self, token_id: int) -> None:
+        """Note a chosen token."""
+        if self.matcher is not None:
+            self.matcher.advance(token_id)
+
     def applied(self, logits_V: Tensor) -> Tensor:
         """The edited scores, float32 (V,); `logits_V` is left as it is.
 

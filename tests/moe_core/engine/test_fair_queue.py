@@ -143,10 +143,10 @@ def test_keys_that_always_ask_are_served_alike_whatever_the_size_of_their_reques
         planner.commit(chunks)
         for chunk in chunks:
             one = chunk.sequence
-            is_output = chunk.end > one.num_prompt_tokens
-            served[one.fair_key] += 2 if is_output else chunk.num_tokens
+            served[one.fair_key] += chunk.num_tokens if chunk.start < one.num_prompt_tokens else 0
             if chunk.wants_sample:
                 one.token_ids.append(7)
+                served[one.fair_key] += 2
             if one.num_output_tokens >= 5 + int(one.fair_key):
                 planner.remove(one)
                 ask(int(one.fair_key))
