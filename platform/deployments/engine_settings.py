@@ -55,15 +55,29 @@ class EngineSettings(Spec):
         return self
 
 
-def settings_checked(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings as they are stored, or raise Invalid with the reason."""
+def settings_checked(data: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings for a model of `spec` as they are stored, or raise Invalid with the reason."""
     try:
-        return EngineSettings.parse(data).model_dump(exclude_none=True, mode="json")
+        chosen = EngineSettings.parse(data)
+        _check_residency(chosen, ModelSpec.parse(spec))
+        return chosen.model_dump(exclude_none=True, mode="json")
     except SpecError as error:
         raise Invalid(
             _("The engine settings are not valid: %(reason)s") % {"reason": told(str(error))},
             fields={"settings": told(str(error))},
         ) from error
+
+
+def _check_residency(chosen: EngineSettings, model: ModelSpec) -> None:
+    if chosen.resident_experts is None:
+        return
+    if model.moe is None:
+        raise SpecError("resident_experts is set, but the model has no experts; leave it out")
+    if chosen.resident_experts < model.moe.num_experts:
+        raise SpecError(
+            f"resident_experts ({chosen.resident_experts}) must hold the {model.moe.num_experts} experts that one layer "
+            "may need at once"
+        )
 
 
 @dataclass(frozen=True, slots=True)

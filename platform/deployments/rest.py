@@ -337,7 +337,7 @@ class FitViewSet(TeamScoped, viewsets.ViewSet):
         """What one replica needs in memory, and where there is room."""
         wanted = _read(FitIn, request)
         version = version_get(self.caller.team, wanted["version"])
-        return Response(fit_of(version.spec, settings_checked(wanted["settings"])).as_dict())
+        return Response(fit_of(version.spec, settings_checked(wanted["settings"], version.spec)).as_dict())
 
 
 def _read(kind: type[Closed], request: Request) -> dict[str, Any]:

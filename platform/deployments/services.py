@@ -60,7 +60,7 @@ def deployment_create(
                 desired_replicas=checked_replicas(replicas),
                 domain_map=domain_map,
                 domains=frozen_domains(domain_map, version),
-                settings=settings_checked(settings or {}),
+                settings=settings_checked(settings or {}, version.spec),
             )
     except IntegrityError as error:
         raise Invalid(
@@ -90,7 +90,8 @@ def deployment_update(
     domain_map = _map_wanted(caller, deployment, domain_map_id)
     deployment.desired_version, deployment.domain_map = version, domain_map
     deployment.domains = frozen_domains(domain_map, version)
-    deployment.settings = settings_checked(deployment.settings if settings is None else settings)
+    wanted = deployment.settings if settings is None else settings
+    deployment.settings = settings_checked(wanted, version.spec)
     _next_revision(deployment, caller, note=note)
     _changed(deployment, caller, "revised", version=str(version), revision=deployment.revision)
     return deployment_get(caller.team, deployment.pk)

@@ -10,10 +10,12 @@ from django.db import DatabaseError, IntegrityError, transaction
 from accounts.models import AuditEvent
 from common.errors import Conflict, Forbidden, Invalid, NotFound
 from deployments import services
+from deployments.engine_settings import need_of
 from deployments.models import Deployment, DeploymentEvent, DeploymentRevision, Node, Replica
 from deployments.reconcile import reconcile, reconcile_all
 from deployments.selectors import deployment_get, standing_of
 from deployments.states import Phase, ReplicaState, Wanted
+from moe_core.spec import ModelSpec
 from registry.models import ModelVersion, VersionState
 from routing.services import map_create
 from tests.apps.registry.fixtures import make_version, moe_spec
@@ -117,11 +119,31 @@ def test_replicas_are_bounded(people, version, replicas):
 
 @pytest.mark.parametrize(
     "chosen",
-    [{"dtype": "int2"}, {"kv_tokens": 10**12}, {"max_sequences": 64, "max_batch_tokens": 8}, {"x": 1}],
+    [
+        {"dtype": "int2"},
+        {"kv_tokens": 10**12},
+        {"max_sequences": 64, "max_batch_tokens": 8},
+        {"batch_invariant": True, "max_sequences": 16, "max_batch_tokens": 31},
+        # The model has eight experts a layer.
+        {"resident_experts": 7},
+        {"ngram_tokens": 17},
+        {"expert_affinity_steps": -1},
+        {"x": 1},
+    ],
 )
 def test_engine_settings_are_closed_and_bounded(people, version, chosen):
     with pytest.raises(Invalid):
         deploy(people, version, settings=chosen)
+
+
+def test_experts_on_disk_are_not_reserved_memory_for(people, version):
+    whole = need_of(version.spec, {})
+    held = need_of(version.spec, deploy(people, version, settings={"resident_experts": 8}).settings)
+    moe = ModelSpec.parse(version.spec).moe
+    number = len(moe.moe_layers) * moe.num_experts
+    matrices = 3 * version.spec["hidden_size"] * moe.moe_intermediate_size
+    assert whole.weights - held.weights == (number - 8) * matrices * 2
+    assert held.cache == whole.cache
 
 
 def test_a_damaged_version_is_not_served(people, version):
