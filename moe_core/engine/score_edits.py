@@ -87,7 +87,7 @@ class ScoreEdits:
         if self.matcher is not None:
             self.matcher.forbid(scores_V)
         if bool((scores_V == -torch.inf).all()):
-            raise EngineError("no token may follow: the grammar ends the answer before it has min_tokens")
+            raise EngineError("no token may follow: min_tokens bars every token that the grammar allows")
         return scores_V
 
     def _penalise(self, scores_V: Tensor) -> None:

@@ -109,7 +109,8 @@ def from_engine(status: int, code: str, message: str, retry_after_s: int | None 
         return bad_request(message, param="messages", code="context_length_exceeded")
     if status == 429:
         return too_many(message, code=code, retry_after_s=retry_after_s or 1)
-    if status == 400:
+    # The request itself forbids every token: a grammar that ends before min_tokens, or one beyond its limits.
+    if status == 400 or code == "no_way_on":
         return bad_request(message, code=code)
     if code == "not_finite":
         return ApiError(

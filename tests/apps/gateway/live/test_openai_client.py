@@ -263,3 +263,14 @@ def test_tools_are_refused_by_name(client):
     with pytest.raises(openai.BadRequestError, match="ask for a response_format") as refusal:
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "x"}], tools=[tool])
     assert (refusal.value.code, refusal.value.param) == ("unsupported_parameter", "tools")
+
+
+def test_a_request_that_forbids_every_token_is_the_callers_to_mend(client):
+    with pytest.raises(openai.BadRequestError, match="no token may follow") as refusal:
+        client.completions.create(
+            model=MODEL,
+            prompt="x",
+            max_tokens=9,
+            extra_body={"guided_regex": "ab", "stop_token_ids": [ord("a")], "min_tokens": 5},
+        )
+    assert refusal.value.code == "no_way_on"
