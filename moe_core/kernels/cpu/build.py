@@ -70,12 +70,12 @@ def build() -> Path:
     target = library_path()
     if target.exists():
         return target
-    compiler = _compiler()
+    tool = compiler()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         commands = [
             [
-                compiler,
+                tool,
                 *FLAGS,
                 *flags,
                 f"-DTURNOUT_ISA={name}",
@@ -84,24 +84,26 @@ def build() -> Path:
                 "-o",
                 f"{name}.o",
             ]
-            for name, flags in _instruction_sets().items()
+            for name, flags in instruction_sets().items()
         ]
-        commands.append([compiler, *FLAGS, "-c", str(SOURCES / "abi.cpp"), "-o", "abi.o"])
+        commands.append([tool, *FLAGS, "-c", str(SOURCES / "abi.cpp"), "-o", "abi.o"])
         _run_together(commands, folder)
         objects = sorted(path.name for path in Path(folder).glob("*.o"))
-        _run_together([[compiler, "-shared", "-pthread", *objects, "-o", "library.so"]], folder)
+        _run_together([[tool, "-shared", "-pthread", *objects, "-o", "library.so"]], folder)
         # Renamed into place whole: another process may be loading it.
         os.replace(Path(folder) / "library.so", target)
     return target
 
 
-def _instruction_sets() -> dict[str, tuple[str, ...]]:
+def instruction_sets() -> dict[str, tuple[str, ...]]:
+    """The sets that are compiled for this architecture, with their flags."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return {"generic": ()}
     return {name: (*flags, *WIDE_VECTORS) if "avx512" in name else flags for name, flags in X86_SETS.items()}
 
 
-def _compiler() -> str:
+def compiler() -> str:
+    """The C++ compiler; raises CompilerError when there is none."""
     for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
         if name and shutil.which(name):
             return name

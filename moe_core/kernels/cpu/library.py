@@ -43,6 +43,12 @@ class Library:
         self.pack = library.turnout_pack
         self.pack.argtypes = [_POINTER] * 4
         self.pack.restype = None
+        self.read_memory = library.turnout_read_memory
+        self.read_memory.argtypes = [_POINTER, _LONG]
+        self.read_memory.restype = _LONG
+        self.multiply_registers = library.turnout_multiply_registers
+        self.multiply_registers.argtypes = [_INT, _LONG, _LONG]
+        self.multiply_registers.restype = _FLOAT
         self.step = library.turnout_step
         self.step.argtypes = [_POINTER] * 2
         self.attend = library.turnout_attend

@@ -37,6 +37,18 @@ static inline void put_bf16(Inputs& inputs, int64_t row, const bf16* x, int64_t 
   std::memset(target + cols * 2, 0, inputs.stride - cols * 2);
 }
 
+// Rounds halves away from zero; the sum of the codes. Vectorised: the two must not overlap.
+static inline int32_t round_to_codes(const float* __restrict x, int8_t* __restrict codes, int64_t size, float factor) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < size; i++) {
+    const float value = x[i] * factor;
+    const int32_t code = static_cast<int32_t>(value + (value < 0.0f ? -0.5f : 0.5f));
+    codes[i] = static_cast<int8_t>(code);
+    sum += code;
+  }
+  return sum;
+}
+
 // Codes from -127 to 127. A group with NaN or infinity gets NaN as its scale, and so makes its whole row NaN.
 static inline void put_codes(Inputs& inputs, int64_t row, const float* x, int64_t cols, int64_t group) {
   int8_t* target = reinterpret_cast<int8_t*>(inputs.rows.data() + row * inputs.stride);
@@ -56,12 +68,10 @@ static inline void put_codes(Inputs& inputs, int64_t row, const float* x, int64_
     // Below the smallest normal number the factor would overflow.
     const float factor = finite && largest > 1e-35f ? 127.0f / largest : 0.0f;
     int32_t sum = 0;
-    for (int64_t i = first; i < end; i++) {
-      const float value = finite ? x[i] * factor : 0.0f;
-      const int32_t code = static_cast<int32_t>(value + (value < 0.0f ? -0.5f : 0.5f));
-      target[i] = static_cast<int8_t>(code);
-      sum += code;
-    }
+    if (factor == 0.0f)
+      std::memset(target + first, 0, end - first);
+    else
+      sum = round_to_codes(x + first, target + first, end - first, factor);
     inputs.scales[row * inputs.groups + g] = finite ? largest / 127.0f : std::numeric_limits<float>::quiet_NaN();
     inputs.sums[row * inputs.groups + g] = sum;
   }

@@ -2,6 +2,7 @@
 #include "ops.h"
 
 #include "attention.h"
+#include "limits.h"
 #include "linear.h"
 #include "mixture.h"
 #include "row_experts.h"
@@ -10,6 +11,6 @@
 namespace TURNOUT_ISA {
 
 extern const turnout::Ops kOps;
-const turnout::Ops kOps = {linear, experts, mixture, map, pack, attend, step};
+const turnout::Ops kOps = {linear, experts, mixture, map, pack, attend, read_memory, multiply_registers, step};
 
 }  // namespace TURNOUT_ISA

