@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.limits import Limits, bytes_of_a_token, measure
+from benchmarks.limits import Clock, Limits, bytes_of_a_token, measure
 from benchmarks.models import model_dir
 from moe_core.checkpoint.store import read_spec
 from moe_core.kernels.cpu.library import library
@@ -242,6 +242,9 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--threads", type=int, help="default: 2, with --quick 1")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], help="seconds on the wall, or (--quick) of the processor"
+    )
     parser.add_argument("--home", type=Path, default=ROOT / "var" / "bench", help="where the models are kept")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path)
@@ -252,9 +255,10 @@ def main() -> int:
         return 0
     size = QUICK if options.quick else FULL
     size = Size(size.prompt, size.decode_prompt, size.new, size.batches, options.rounds or size.rounds)
-    threads, clock = options.threads or (1 if options.quick else 2), "cpu" if options.quick else "wall"
+    threads = options.threads or (1 if options.quick else 2)
+    clock: Clock = options.clock or ("cpu" if options.quick else "wall")
     began, before = time.monotonic(), reading()
-    limits = [measure(native, number, 3 if options.quick else 7) for number in (1, 2)]
+    limits = [measure(native, number, 3 if options.quick else 7, clock) for number in (1, 2)]
     entries, references = contestants(options.home, threads, quick=options.quick)
     try:
         gaps = run(entries, references, size)

@@ -47,6 +47,7 @@ TESTS = Stage("tests", "tests", [*PYTEST, "-m", "not browser", "--durations=15"]
 FAST = Stage("fast", "quick tests", [*PYTEST, "-m", "not browser and not slow and not faults", "-q"])
 NATIVE = Stage("native", "tests of moe_core", [*PYTEST, "-p", "no:django", "tests/moe_core", "-q"])
 FAULTS = Stage("faults", "tests that break things", [*PYTEST, "-m", "faults"])
+SPEED = Stage("speed", "speed against transformers", [PYTHON, "-m", "benchmarks.compare", "--quick"])
 # In a process of its own: Playwright leaves an event loop running, and Django's ORM then refuses to work.
 BROWSER = Stage(
     "browser", "browser tests", [*PYTEST, "-p", "no:django", "-m", "browser", "tests/e2e"], needs_browser=True
@@ -54,11 +55,11 @@ BROWSER = Stage(
 
 STATIC = [LINT, TYPES, CONTRACTS, MIGRATIONS, SCHEMA]
 SUBSETS = {
-    "all": [*STATIC, TESTS, BROWSER],
+    "all": [*STATIC, TESTS, BROWSER, SPEED],
     "fast": [LINT, CONTRACTS, FAST],
     "static": STATIC,
     **{
         stage.name: [stage]
-        for stage in (LINT, TYPES, CONTRACTS, MIGRATIONS, SCHEMA, TESTS, NATIVE, FAULTS, BROWSER)
+        for stage in (LINT, TYPES, CONTRACTS, MIGRATIONS, SCHEMA, TESTS, NATIVE, FAULTS, BROWSER, SPEED)
     },
 }

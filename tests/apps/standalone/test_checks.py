@@ -13,7 +13,7 @@ from standalone.stages import BROWSER, LINT, PYTEST, STATIC, SUBSETS, Stage
 
 def test_without_a_word_everything_runs_and_the_browser_has_its_own_process():
     stages = chosen_stages("test", [])
-    assert [stage.name for stage in stages] == [*(stage.name for stage in STATIC), "tests", "browser"]
+    assert [stage.name for stage in stages] == [*(stage.name for stage in STATIC), "tests", "browser", "speed"]
     assert "no:django" in BROWSER.command
 
 

@@ -44,7 +44,11 @@ static float multiply_registers(int of_codes, int64_t units, int64_t rounds) {
     const uint8_t* volatile source = words;
     F16 sums[24];
     I16 codes[24];
-    each<24>([&](auto n) TURNOUT_INLINE { sums[n] = zero_f(); codes[n] = splat_i(0); });
+    // All different: equal sums would be computed once.
+    each<24>([&](auto n) TURNOUT_INLINE {
+      sums[n] = splat_f(static_cast<float>(n));
+      codes[n] = splat_i(n);
+    });
     for (int64_t round = 0; round < rounds; round++) {
       const I16 w = load_words(source);
       if (of_codes)
@@ -53,7 +57,10 @@ static float multiply_registers(int of_codes, int64_t units, int64_t rounds) {
         each<24>([&](auto n) TURNOUT_INLINE { sums[n] = dot_bf16(sums[n], w, 0x3f803f80u); });
     }
     F16 sum = zero_f();
-    each<24>([&](auto n) TURNOUT_INLINE { sum = fma(sum, to_float(codes[n]), splat_f(1.0f)); sum = fma(sum, sums[n], splat_f(1.0f)); });
+    each<24>([&](auto n) TURNOUT_INLINE {
+      sum = fma(sum, to_float(codes[n]), splat_f(1.0f));
+      sum = fma(sum, sums[n], splat_f(1.0f));
+    });
     store_f(out, sum);
     total.fetch_add(out[0] > 0.0f);
   });
