@@ -40,6 +40,7 @@ def test_what_is_not_finite_is_no_answer() -> None:
     assert not gap(logits_SV, 1, [0, 0]) <= compare.MOST_GAP
 
 
+@pytest.mark.slow
 def test_two_contestants_agree_and_are_measured_in_turn(tiny_dir: Path) -> None:
     ours = compare.Entry("turnout", "turnout", tiny_dir, 1)
     plain = compare.Entry("torch", "torch", tiny_dir, 1)
@@ -59,6 +60,7 @@ def test_two_contestants_agree_and_are_measured_in_turn(tiny_dir: Path) -> None:
             entry.close()
 
 
+@pytest.mark.slow
 def test_a_contestant_with_other_weights_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     moe_core.save(

@@ -138,6 +138,7 @@ def _attach_dense(module: DenseMlp, *, panels: bool) -> None:
     for linear_map in (gate_up, down):
         _forget(linear_map, "weight")
     module.__class__ = PanelDenseMlp
+    assert isinstance(module, PanelDenseMlp)
     module.panels = packed
 
 
@@ -145,6 +146,7 @@ def _pack_linear(module: Linear) -> None:
     panels = Panels.of_bfloat16(module.weight[None])
     _forget(module, "weight")
     module.__class__ = PanelLinear
+    assert isinstance(module, PanelLinear)
     module.panels = panels
 
 
@@ -160,6 +162,7 @@ def _pack_bfloat16(module: GroupedExperts) -> None:
     for name in ("gate_up_E2FD", "down_EDF"):
         _forget(module, name)
     module.__class__ = PanelExperts
+    assert isinstance(module, PanelExperts)
     module.panels = panels
 
 
@@ -170,6 +173,7 @@ def _pack_codes(module: PackedExperts) -> None:
     for name, buffer in list(module.named_buffers()):
         setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="meta"))
     module.__class__ = PanelPackedExperts
+    assert isinstance(module, PanelPackedExperts)
     module.panels = panels
 
 
