@@ -22,6 +22,7 @@ from moe_core.kernels.triton.chip import Chip, chip_of
 from moe_core.kernels.triton.gate_up import gate_up_swiglu
 from moe_core.kernels.triton.grouped_gemm import grouped_gemm
 from moe_core.kernels.triton.tiles import Tile, product_tile, rows_per_expert
+from moe_core.kernels.triton.weight_gradient import weight_gradient
 
 
 def candidates(rows: float) -> list[Tile]:
@@ -71,7 +72,44 @@ def compile_one(job: tuple[str, Tile]) -> str | None:
     return None
 
 
+WIDE = [
+    Tile(128, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3), Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 4, 4), Tile(128, 128, 64, 8, 4),
+    Tile(128, 128, 128, 8, 2), Tile(256, 128, 64, 8, 3), Tile(128, 128, 32, 8, 5), Tile(128, 256, 32, 8, 4),
+]  # fmt: skip
+
+
+def weight_gradients(name: str, num_tokens: int) -> None:
+    """Both gradients of a layer's weights."""
+    shape = SHAPES[name]
+    rows = num_tokens * shape.top_k
+    ids = torch.rand(num_tokens, shape.num_experts, device="cuda").argsort(-1)[:, : shape.top_k].contiguous()
+    order = align(ids, shape.num_experts, 128)
+    wide, narrow = (
+        torch.randn(n, w, device="cuda", dtype=torch.bfloat16)
+        for n, w in ((rows, 2 * shape.num_ff), (num_tokens, shape.width))
+    )
+    print(f"{name} T={num_tokens} weight gradients (gate_up, down), us:")
+    for tile in WIDE:
+        try:
+            first = milliseconds(
+                lambda _, t=tile: weight_gradient(wide, narrow, order, t, gather_x=False, gather_y=True), 1
+            )
+            second = milliseconds(
+                lambda _, t=tile: weight_gradient(
+                    narrow, wide[:, : shape.num_ff].contiguous(), order, t, gather_x=True, gather_y=False
+                ),
+                1,
+            )
+            print(f"    {first * 1e3:9.1f} {second * 1e3:9.1f}   {str(tile)[5:-1]}", flush=True)
+        except Exception as error:
+            print(tile, repr(error)[:150])
+
+
 def main() -> None:
+    if sys.argv[1] == "--weights":
+        for case in sys.argv[2].split(","):
+            weight_gradients(case.split(":")[0], int(case.split(":")[1]))
+        return
     out, cases = Path(sys.argv[1]), [case.split(":") for case in sys.argv[2].split(",")]
     jobs = set()
     for name, tokens in cases:

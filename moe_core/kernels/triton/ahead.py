@@ -182,15 +182,6 @@ def _products(size: str, tile: Tile) -> Iterator[Case]:
         blocks | even | {"GATHER": False, "SCATTER": True, "w_stride_o": 1},
         tile.num_warps, tile.num_stages, multiplies=True,
     )  # fmt: skip
-    back = activation_backward.backward_tile(tile)
-    blocks |= {"BLOCK_M": back.block_m, "BLOCK_N": back.block_n, "BLOCK_K": back.block_k}
-    yield Case(
-        f"activation_backward/{size}", activation_backward.activation_backward_kernel,
-        dict.fromkeys(("grad_ptr", "w_ptr", "both_ptr", "d_both_ptr", "scaled_ptr"), "*bf16")
-        | {"weights_ptr": "*fp32", "dots_ptr": "*fp32"} | order
-        | dict.fromkeys(("num_tiles_m", "num_ff", "width", "grad_stride", "w_stride_e", "w_stride_d"), "i32"),
-        blocks | {"BOTH": True, "SCALED": True, "DOTS": True}, back.num_warps, back.num_stages, multiplies=True,
-    )  # fmt: skip
 
 
 def _packed(size: str, tile: Tile) -> Case:
@@ -234,9 +225,16 @@ def _bookkeeping() -> Iterator[Case]:
         chunk | {"EXPERTS": 128, "STEP": 32},
     )
     yield Case(
-        "scan_chunks", align.scan_chunks, of(align.scan_chunks, known), laid | {"OWN": 16, "STEP": 256}, 8
+        "scan_chunks", align.scan_chunks, of(align.scan_chunks, known), laid | {"OWN": 8, "STEP": 256}, 8
     )
     yield Case("place_chunks", align.place_chunks, of(align.place_chunks, known), chunk | {"STEP": 32}, 8)
+    backward = activation_backward.activation_backward_kernel
+    yield Case(
+        "activation_backward", backward,
+        dict.fromkeys(("d_act_ptr", "both_ptr", "d_both_ptr", "scaled_ptr"), "*bf16")
+        | {"weights_ptr": "*fp32", "dots_ptr": "*fp32"} | of(backward, known) | {"num_ff": "i32"},
+        {"BOTH": True, "SCALED": True, "DOTS": True, "BLOCK_F": 1024},
+    )  # fmt: skip
     yield Case(
         "combine", combine.combine_kernel,
         {"rows_ptr": "*bf16", "ids_ptr": "*i64", "weights_ptr": "*fp32", "out_ptr": "*bf16", "width": "i32"},

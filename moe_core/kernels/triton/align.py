@@ -53,13 +53,14 @@ def _lay_tiles(
     count_E, begin_E, expert_E, begin_ptr, tile_expert_ptr, tile_row_ptr, num_experts, max_tiles,
     BLOCK_M: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Store where experts begin, and for each tile its expert and first row."""
-    tl.store(begin_ptr + expert_E, begin_E, mask=expert_E < num_experts)
-    tl.store(begin_ptr + num_experts, tl.sum(count_E, axis=0))
+    """Store where experts begin, and for each tile its expert and first row; blocks take tiles in turn."""
+    if tl.program_id(0) == 0:
+        tl.store(begin_ptr + expert_E, begin_E, mask=expert_E < num_experts)
+        tl.store(begin_ptr + num_experts, tl.sum(count_E, axis=0))
     tiles_E = (count_E + BLOCK_M - 1) // BLOCK_M
     ends_E = tl.cumsum(tiles_E, axis=0)
     num_tiles = tl.sum(tiles_E, axis=0)
-    for first in range(0, max_tiles, TILES):
+    for first in range(tl.program_id(0) * TILES, max_tiles, tl.num_programs(0) * TILES):
         tile_I = first + tl.arange(0, TILES)
         owner_I = tl.sum((ends_E[None, :] <= tile_I[:, None]).to(tl.int32), axis=1)
         is_owner_IE = expert_E[None, :] == owner_I[:, None]
@@ -115,7 +116,7 @@ def scan_chunks(
     counts_ptr, base_ptr, total_ptr, begin_ptr, tile_expert_ptr, tile_row_ptr, num_chunks, num_experts, max_tiles,
     EXPERTS: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr, BLOCK_M: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """The first row of each chunk and expert, base_CE; each block has OWN experts, and the first one lays the tiles."""
+    """The first row of each chunk and expert, base_CE; each block has OWN experts, and all lay tiles."""
     expert_E = tl.arange(0, EXPERTS)
     count_E = tl.load(total_ptr + expert_E, mask=expert_E < num_experts, other=0)
     begin_E = tl.cumsum(count_E, axis=0) - count_E
@@ -128,10 +129,9 @@ def scan_chunks(
         count_SO = tl.load(counts_ptr + at_SO, mask=inside_SO, other=0)
         tl.store(base_ptr + at_SO, next_O[None, :] + tl.cumsum(count_SO, axis=0) - count_SO, mask=inside_SO)
         next_O += tl.sum(count_SO, axis=0)
-    if tl.program_id(0) == 0:
-        _lay_tiles(
-            count_E, begin_E, expert_E, begin_ptr, tile_expert_ptr, tile_row_ptr, num_experts, max_tiles, BLOCK_M, TILES
-        )  # fmt: skip
+    _lay_tiles(
+        count_E, begin_E, expert_E, begin_ptr, tile_expert_ptr, tile_row_ptr, num_experts, max_tiles, BLOCK_M, TILES
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -182,7 +182,7 @@ def align(expert_ids_TK: Tensor, num_experts: int, block_m: int) -> Rows:
     count_chunks[(num_chunks,)](
         expert_ids_TK, counts_CE, total_E, num_choices, num_experts, CHUNK=CHUNK, EXPERTS=experts, STEP=32
     )
-    own = min(16, experts)
+    own = min(8, experts)
     scan_chunks[(experts // own,)](
         counts_CE, base_CE, total_E, *tables, num_chunks, num_experts, max_tiles,
         EXPERTS=experts, OWN=own, STEP=256, BLOCK_M=block_m, TILES=tiles, num_warps=8,

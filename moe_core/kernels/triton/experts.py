@@ -109,8 +109,9 @@ class GroupedSwigluTriton(torch.autograd.Function):
         rows, tile = ctx.rows, ctx.tile
         wants_x, wants_gate_up, wants_down, _, wants_weights = ctx.needs_input_grad
         grad_TD = grad_TD.contiguous()
+        d_act_RF = grouped_gemm(grad_TD, down_EDF.transpose(1, 2), rows, tile, gather=True, scatter=False)
         d_both_R2F, scaled_RF, d_weights_TK = activation_backward(
-            grad_TD, down_EDF, both_R2F, weights_TK, rows, tile,
+            d_act_RF, both_R2F, weights_TK, rows,
             wants_both=wants_x or wants_gate_up, wants_scaled=wants_down, wants_dots=wants_weights,
         )  # fmt: skip
         d_x = d_gate_up = d_down = None

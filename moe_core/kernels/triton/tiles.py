@@ -64,10 +64,10 @@ def product_tile(num_rows: int, num_experts: int, dtype: torch.dtype, chip: Chip
     if dtype is torch.float32:
         # No matrix unit takes float32 exactly: plain multiply-adds, bounded by registers.
         return Tile(16 if rows <= 16 else 64, 64, 32, 4, 2).fitted(chip, 4)
-    if rows <= 16:
-        tile = Tile(16, 64, 128, 4, 4, swap=True, group_m=1)
-    elif rows <= 32:
-        tile = Tile(32, 64, 128, 4, 4, swap=True, group_m=1)
+    if rows <= 12:
+        tile = Tile(16, 64, 128, 4, 4, swap=True)
+    elif rows <= 24:
+        tile = Tile(32, 64, 128, 4, 4, swap=True)
     elif rows <= 128:
         tile = Tile(64, 128, 64, 4, 4)
     else:
