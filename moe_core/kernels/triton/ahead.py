@@ -23,6 +23,7 @@ from moe_core.kernels.triton import (
     align,
     combine,
     gate_up,
+    gather,
     grouped_gemm,
     packed,
     topk,
@@ -134,10 +135,9 @@ def cases(arch: str) -> Iterator[Case]:
     yield Case(
         "weight_gradient", weight_gradient.weight_gradient_kernel,
         dict.fromkeys(("x_ptr", "y_ptr", "out_ptr"), "*bf16")
-        | dict.fromkeys(("choice_ptr", "begin_ptr"), "*i32")
-        | dict.fromkeys(("num_p", "num_q", "x_stride", "y_stride"), "i32"),
-        {"TOP_K": 8, "GATHER_X": False, "GATHER_Y": True, "BLOCK_P": wide.block_m, "BLOCK_Q": wide.block_n,
-         "BLOCK_R": wide.block_k, "UPCAST": False, "PRECISION": "ieee"},
+        | {"begin_ptr": "*i32", "num_p": "i32", "num_q": "i32"},
+        {"BLOCK_P": wide.block_m, "BLOCK_Q": wide.block_n, "BLOCK_R": wide.block_k,
+         "UPCAST": False, "PRECISION": "ieee"},
         wide.num_warps, wide.num_stages, multiplies=True,
     )  # fmt: skip
     for size, num_rows in (("decode", 8), ("prompt", 8192 * 8)):
@@ -234,6 +234,11 @@ def _bookkeeping() -> Iterator[Case]:
         dict.fromkeys(("d_act_ptr", "both_ptr", "d_both_ptr", "scaled_ptr"), "*bf16")
         | {"weights_ptr": "*fp32", "dots_ptr": "*fp32"} | of(backward, known) | {"num_ff": "i32"},
         {"BOTH": True, "SCALED": True, "DOTS": True, "BLOCK_F": 1024},
+    )  # fmt: skip
+    yield Case(
+        "gather", gather.gather_kernel,
+        {"x_ptr": "*bf16", "out_ptr": "*bf16", "width": "i32", "x_stride": "i32"} | of(gather.gather_kernel, known),
+        {"TOP_K": 8, "BLOCK_D": 2048},
     )  # fmt: skip
     yield Case(
         "combine", combine.combine_kernel,

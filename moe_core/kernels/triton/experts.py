@@ -17,6 +17,7 @@ from moe_core.kernels.triton.align import MAX_EXPERTS, Rows, align
 from moe_core.kernels.triton.chip import chip_of
 from moe_core.kernels.triton.combine import combine
 from moe_core.kernels.triton.gate_up import gate_up_swiglu
+from moe_core.kernels.triton.gather import gather_rows
 from moe_core.kernels.triton.grouped_gemm import grouped_gemm
 from moe_core.kernels.triton.tiles import Tile, product_tile, weight_gradient_tile
 from moe_core.kernels.triton.weight_gradient import weight_gradient
@@ -122,9 +123,9 @@ class GroupedSwigluTriton(torch.autograd.Function):
             d_x = combine(d_rows, ids_TK, None)
         wide = weight_gradient_tile(hidden_TD.dtype, chip_of(hidden_TD.device))
         if wants_gate_up and d_both_R2F is not None:
-            d_gate_up = weight_gradient(d_both_R2F, hidden_TD, rows, wide, gather_x=False, gather_y=True)
+            d_gate_up = weight_gradient(d_both_R2F, gather_rows(hidden_TD, rows), rows, wide)
         if scaled_RF is not None:
-            d_down = weight_gradient(grad_TD, scaled_RF, rows, wide, gather_x=True, gather_y=False)
+            d_down = weight_gradient(gather_rows(grad_TD, rows), scaled_RF, rows, wide)
         if d_weights_TK is not None:
             d_weights_TK = d_weights_TK.to(weights_TK.dtype)
         return d_x, d_gate_up, d_down, None, d_weights_TK

@@ -93,4 +93,4 @@ def weight_gradient_tile(dtype: torch.dtype, chip: Chip) -> Tile:
         return Tile(64, 64, 32, 4, 2).fitted(chip, 4)
     if chip.shared_bytes <= 128 * 1024:
         return Tile(64, 64, 32, 4, 2).fitted(chip, 2)
-    return Tile(128, 128, 64, 8, 3).fitted(chip, 2)
+    return Tile(128, 256 if chip.has_wide_products else 128, 64, 8, 3).fitted(chip, 2)
