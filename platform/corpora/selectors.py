@@ -33,16 +33,14 @@ def file_get(corpus: Corpus, pk: int) -> CorpusFile:
 
 def training_files(corpus: Corpus) -> dict[str, str]:
     """Return the sha256 of the corpus' rows to train on and of those held out; raise Conflict while there are none."""
-    if corpus.train_id is not None and corpus.held_out_id is None:
-        raise Conflict(
-            _(
-                "The corpus %(name)s has rows to train on, but none is held out to measure on; add more logs (about "
-                "15 in a hundred rows are held out)."
-            )
-            % {"name": corpus.name}
+    if corpus.train_id is not None and corpus.held_out_id is not None:
+        return {"train": corpus.train_id, "held_out": corpus.held_out_id}
+    sentence = (
+        _("The corpus %(name)s has no rows to train on yet; add a file of logs.")
+        if corpus.train_id is None
+        else _(
+            "The corpus %(name)s has rows to train on, but none is held out to measure on; add more logs (about "
+            "15 in a hundred rows are held out)."
         )
-    if corpus.train_id is None or corpus.held_out_id is None:
-        raise Conflict(
-            _("The corpus %(name)s has no rows to train on yet; add a file of logs.") % {"name": corpus.name}
-        )
-    return {"train": corpus.train_id, "held_out": corpus.held_out_id}
+    ) % {"name": corpus.name}
+    raise Conflict(sentence, fields={"corpus": sentence})

@@ -151,3 +151,18 @@ def test_a_form_that_begins_with_a_mixture_lays_no_layout_over_it(people, tmp_pa
     mixture = make_version(people, tmp_path, name="Mixture", spec=moe_spec(num_experts=4))
     form = TuneForm(team=people.owner.team, initial={"model_version": str(mixture.pk)})
     assert form["layout"].value() == ""
+
+
+@pytest.mark.django_db
+def test_logs_of_which_nothing_is_held_out_are_refused_once_beside_their_field(people, tmp_path):
+    request = tune_request(people, tmp_path)
+    Corpus.objects.update(held_out=None)
+    from jobs.forms import TuneForm
+
+    form = TuneForm(team=people.owner.team)
+    sent = {name: form[name].value() for name in form.fields if form[name].value() is not None}
+    sent |= {"dtype": "auto", **{name: request[name] for name in TuneForm.PARTS}}
+    page = people.client("owner").post("/jobs/tune/", sent)
+    assert page.status_code == 422
+    assert page.content.decode().count("none is held out to measure on") == 1
+    assert "id_corpus_error" in page.content.decode()
