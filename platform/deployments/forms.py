@@ -24,15 +24,19 @@ PRIORS = [
     ("mask", _("only the domain's experts")),
 ]
 DEFAULTS = EngineSettings().model_dump()
-FIELDS = {name: EngineSettings.model_fields[name] for name in ("num_threads", "max_sequences", "kv_tokens")}
+SETTINGS = (
+    "dtype", "kv_tokens", "max_sequences", "num_threads", "prior_mode", "resident_experts", "expert_affinity_steps",
+    "ngram_tokens", "batch_invariant",
+)  # fmt: skip
+MAY_BE_NONE = frozenset({"resident_experts"})
 
 
 def _bounded(name: str, label: Any, **more: Any) -> forms.IntegerField:
-    low, high = (
-        next(getattr(rule, key) for rule in FIELDS[name].metadata if hasattr(rule, key))
-        for key in ("ge", "le")
+    rules = EngineSettings.model_json_schema()["properties"][name]
+    bounds = next(one for one in (rules, *rules.get("anyOf", [])) if "maximum" in one)
+    return forms.IntegerField(
+        label=label, min_value=bounds["minimum"], max_value=bounds["maximum"], initial=DEFAULTS[name], **more
     )
-    return forms.IntegerField(label=label, min_value=low, max_value=high, initial=DEFAULTS[name], **more)
 
 
 class EngineForm(forms.Form):
@@ -51,6 +55,29 @@ class EngineForm(forms.Form):
     max_sequences = _bounded("max_sequences", _("Requests at once"))
     num_threads = _bounded("num_threads", _("Threads"))
     prior_mode = forms.ChoiceField(label=_("Named domains"), choices=PRIORS, required=False)
+    resident_experts = _bounded(
+        "resident_experts",
+        _("Experts in memory"),
+        required=False,
+        help_text=_("Of all layers together; empty: all. The others are read from disk when they are used."),
+    )
+    expert_affinity_steps = _bounded(
+        "expert_affinity_steps",
+        _("Steps that a request may be overtaken for"),
+        required=False,
+        help_text=_("By requests that share experts with those that run; 0: strictly in turn."),
+    )
+    ngram_tokens = _bounded(
+        "ngram_tokens",
+        _("Guessed tokens a step"),
+        required=False,
+        help_text=_("Of what a greedy answer repeats; each guess is checked. 0: none."),
+    )
+    batch_invariant = forms.BooleanField(
+        label=_("The same to the last bit in any company"),
+        required=False,
+        help_text=_("An answer never depends on the requests beside it; slower."),
+    )
 
     def __init__(self, *args: Any, team: Team, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -60,10 +87,9 @@ class EngineForm(forms.Form):
 
     def settings(self) -> dict[str, Any]:
         """The engine's part, as it is stored."""
-        names = ("dtype", "kv_tokens", "max_sequences", "num_threads", "prior_mode")
-        return {
-            name: self.cleaned_data[name] for name in names if self.cleaned_data.get(name) not in (None, "")
-        }
+        said = {name: self.cleaned_data[name] for name in SETTINGS if name in self.cleaned_data}
+        # An empty field says something where nothing is a choice of its own.
+        return {name: value for name, value in said.items() if name in MAY_BE_NONE or value not in (None, "")}
 
     def show_error(self, error: DomainError) -> None:
         """Put a refusal beside the field that it speaks of."""

@@ -31,11 +31,12 @@ def field(bound: BoundField, note: str = "", css: str = "") -> SafeString:
 
 @register.simple_tag
 def fields(form: BaseForm, *names: str) -> SafeString:
-    """The named fields of a form (all when none is named), after the form's own errors."""
+    """The named fields of a form (all when none is named); the first call says what is wrong with the whole."""
     chosen = [form[name] for name in names] if names else list(form)
-    return format_html(
-        "{}{}", form_errors(form), format_html_join("", "{}", ((field(one),) for one in chosen))
-    )
+    said = getattr(form, "errors_are_said", False)
+    form.errors_are_said = True  # type: ignore[attr-defined]
+    errors = mark_safe("") if said else form_errors(form)
+    return format_html("{}{}", errors, format_html_join("", "{}", ((field(one),) for one in chosen)))
 
 
 @register.simple_tag

@@ -223,12 +223,36 @@ def test_a_person_deploys_and_steers_by_the_forms(people, version):
     assert browser.post(reverse("deployments:update", args=[deployment.pk]), update).status_code == 302
     now = deployment_get(people.owner.team, deployment.pk)
     assert (now.desired_replicas, now.revision, now.settings["kv_tokens"]) == (2, 2, 4096)
+    assert "resident_experts" not in now.settings
     browser.post(reverse("deployments:rollback", args=[deployment.pk, 1]))
     browser.post(reverse("deployments:action", args=[deployment.pk, "stop"]))
     now = deployment_get(people.owner.team, deployment.pk)
     assert (now.desired_replicas, now.revision, now.settings["kv_tokens"]) == (0, 3, 2048)
     assert browser.post(reverse("deployments:delete", args=[deployment.pk])).status_code == 302
     assert browser.get(reverse("deployments:detail", args=[deployment.pk])).status_code == 404
+
+
+def test_how_an_engine_serves_is_chosen_and_taken_back_by_the_form(people, version):
+    browser = people.client("owner")
+    form = {
+        "name": "shop", "version": version.pk, "replicas": 0, "dtype": "float32", "kv_tokens": 2048, "max_sequences": 4,
+        "num_threads": 1, "prior_mode": "", "domain_map": "", "ngram_tokens": 4, "expert_affinity_steps": 32,
+        "batch_invariant": "on",
+    }  # fmt: skip
+    made = browser.post(reverse("deployments:new"), form)
+    assert made.status_code == 302, made.context["form"].errors
+    deployment = Deployment.objects.get(name="shop")
+    assert {"ngram_tokens": 4, "expert_affinity_steps": 32, "batch_invariant": True}.items() <= deployment.settings.items()
+    page = browser.get(reverse("deployments:detail", args=[deployment.pk])).content.decode()
+    assert "Guessed tokens a step" in page and "Same to the last bit" in page
+    back = {**form, "ngram_tokens": 0, "expert_affinity_steps": 0}
+    del back["batch_invariant"]
+    update = {f"update-{name}": value for name, value in back.items()}
+    assert browser.post(reverse("deployments:update", args=[deployment.pk]), update).status_code == 302
+    now = deployment_get(people.owner.team, deployment.pk).settings
+    assert (now["ngram_tokens"], now["expert_affinity_steps"], now["batch_invariant"]) == (0, 0, False)
+    too_many = browser.post(reverse("deployments:new"), {**form, "name": "other", "ngram_tokens": 17})
+    assert too_many.status_code == 422 and "ngram_tokens" in too_many.context["form"].errors
 
 
 def test_health_names_what_is_missing(client, people, monkeypatch):
