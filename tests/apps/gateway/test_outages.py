@@ -45,6 +45,7 @@ class Paths:
     def __init__(self, found: Target | ApiError, engine: BaseException) -> None:
         self.found, self.engine = found, engine
         self.in_flight: dict[int, int] = {REPLICA.id: 0}
+        self.bodies: list[dict[str, Any]] = []
 
     async def find(self, _team: int, _name: str) -> Target:
         if isinstance(self.found, ApiError):
@@ -58,13 +59,18 @@ class Paths:
         self.in_flight.setdefault(REPLICA.id, 0)
         return next((one for one in target.replicas if (one.id, one.epoch) not in tried), None)
 
-    async def generate(self, _replica: ReplicaAddress, _body: dict[str, Any]) -> Any:
+    async def generate(self, _replica: ReplicaAddress, body: dict[str, Any]) -> Any:
+        self.bodies.append(body)
         raise self.engine
 
 
 def asked(found: Target | ApiError, engine: BaseException) -> list[Used]:
     """The books after one request, which must have failed."""
-    paths, books = Paths(found, engine), Books()
+    return asked_by(Paths(found, engine))
+
+
+def asked_by(paths: Paths) -> list[Used]:
+    books = Books()
     doors: Any = Completions(None, None, paths, paths, books)  # type: ignore[arg-type]
     scope = {"method": "POST", "path": "/v1/chat/completions", "headers": []}
     call = Call(scope, None, None, "r1")  # type: ignore[arg-type]
@@ -94,6 +100,13 @@ def test_a_request_that_nobody_could_take_is_noted(found, engine, reason):
     assert (row.finish_reason, row.team_id, row.token_id, row.completion_tokens) == (reason, 5, 1, 0)
     assert row.deployment_id == (3 if isinstance(found, Target) else None)
     assert row.total_ms is not None
+
+
+def test_an_engine_is_told_whose_request_it_is_and_whose_prefixes_it_may_reuse() -> None:
+    paths = Paths(target(REPLICA), EngineAway())
+    asked_by(paths)
+    (body,) = paths.bodies
+    assert (body["fair_key"], body["cache_salt"]) == (WHO.key, "team:5")
 
 
 @pytest.mark.parametrize(
