@@ -9,6 +9,8 @@ namespace TURNOUT_ISA {
 
 using turnout::Pool;
 
+typedef int64_t Words __attribute__((vector_size(64)));
+
 // Reads every byte once, shared among the threads; the sum is returned so that nothing can be left out.
 static int64_t read_memory(const uint8_t* memory, int64_t bytes) {
   constexpr int64_t kUnit = 1 << 20;
@@ -16,53 +18,57 @@ static int64_t read_memory(const uint8_t* memory, int64_t bytes) {
   Pool::instance().run((bytes + kUnit - 1) / kUnit, [&](int64_t unit) {
     const uint8_t* first = memory + unit * kUnit;
     const int64_t steps = std::min(kUnit, bytes - unit * kUnit) / 256;
-    int64_t sums[32] = {};
-    for (int64_t step = 0; step < steps; step++) {
-      int64_t words[32];
-      std::memcpy(words, first + step * 256, 256);
-      __builtin_prefetch(first + step * 256 + 4096);
-      __builtin_prefetch(first + step * 256 + 4160);
-      __builtin_prefetch(first + step * 256 + 4224);
-      __builtin_prefetch(first + step * 256 + 4288);
-      for (int i = 0; i < 32; i++) sums[i] ^= words[i];
-    }
+    Words sums[4] = {};
+    for (int64_t step = 0; step < steps; step++)
+      each<4>([&](auto i) TURNOUT_INLINE {
+        Words words;
+        std::memcpy(&words, first + step * 256 + i * 64, 64);
+        __builtin_prefetch(first + step * 256 + i * 64 + kAheadBytes);
+        sums[i] ^= words;
+      });
+    const Words all = sums[0] ^ sums[1] ^ sums[2] ^ sums[3];
     int64_t sum = 0;
-    for (int64_t one : sums) sum ^= one;
+    for (int i = 0; i < 8; i++) sum ^= all[i];
     total.fetch_xor(sum);
   });
   return total.load();
 }
 
-// `rounds` times 24 independent products of 64 bytes for each of `units`: of bfloat16, or of 8-bit codes.
+// `rounds` times 24 independent products of 64 bytes; the sums start apart, for equal ones would be computed once.
+static float multiply_bf16_in_registers(const uint8_t* volatile source, int64_t rounds) {
+  F16 sums[24], sum = zero_f();
+  each<24>([&](auto n) TURNOUT_INLINE { sums[n] = splat_f(static_cast<float>(n)); });
+  for (int64_t round = 0; round < rounds; round++) {
+    const I16 w = load_words(source);
+    each<24>([&](auto n) TURNOUT_INLINE { sums[n] = dot_bf16(sums[n], w, 0x3f803f80u); });
+  }
+  each<24>([&](auto n) TURNOUT_INLINE { sum = fma(sum, sums[n], splat_f(1.0f)); });
+  float out[16];
+  store_f(out, sum);
+  return out[0];
+}
+
+static float multiply_codes_in_registers(const uint8_t* volatile source, int64_t rounds) {
+  I16 sums[24];
+  F16 sum = zero_f();
+  each<24>([&](auto n) TURNOUT_INLINE { sums[n] = splat_i(n); });
+  for (int64_t round = 0; round < rounds; round++) {
+    const I16 w = load_words(source);
+    each<24>([&](auto n) TURNOUT_INLINE { sums[n] = dot_bytes(sums[n], w, 0x01010101u); });
+  }
+  each<24>([&](auto n) TURNOUT_INLINE { sum = fma(sum, to_float(sums[n]), splat_f(1.0f)); });
+  float out[16];
+  store_f(out, sum);
+  return out[0];
+}
+
+// The same for each of `units`, shared among the threads.
 static float multiply_registers(int of_codes, int64_t units, int64_t rounds) {
   std::atomic<int32_t> total{0};
   Pool::instance().run(units, [&](int64_t) {
     uint8_t words[64];
     for (int i = 0; i < 64; i++) words[i] = static_cast<uint8_t>(i);
-    float out[16];
-    // Read anew each round, so that the compiler cannot work ahead.
-    const uint8_t* volatile source = words;
-    F16 sums[24];
-    I16 codes[24];
-    // All different: equal sums would be computed once.
-    each<24>([&](auto n) TURNOUT_INLINE {
-      sums[n] = splat_f(static_cast<float>(n));
-      codes[n] = splat_i(n);
-    });
-    for (int64_t round = 0; round < rounds; round++) {
-      const I16 w = load_words(source);
-      if (of_codes)
-        each<24>([&](auto n) TURNOUT_INLINE { codes[n] = dot_bytes(codes[n], w, 0x01010101u); });
-      else
-        each<24>([&](auto n) TURNOUT_INLINE { sums[n] = dot_bf16(sums[n], w, 0x3f803f80u); });
-    }
-    F16 sum = zero_f();
-    each<24>([&](auto n) TURNOUT_INLINE {
-      sum = fma(sum, to_float(codes[n]), splat_f(1.0f));
-      sum = fma(sum, sums[n], splat_f(1.0f));
-    });
-    store_f(out, sum);
-    total.fetch_add(out[0] > 0.0f);
+    total.fetch_add((of_codes ? multiply_codes_in_registers : multiply_bf16_in_registers)(words, rounds) > 0.0f);
   });
   return static_cast<float>(total.load());
 }

@@ -1,6 +1,7 @@
 // Calls every kernel at odd sizes on buffers of exactly their size, for the address and undefined-behaviour sanitizers.
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <vector>
