@@ -38,6 +38,11 @@ def candidates(rows: float) -> list[Tile]:
             for k, s, swap in ((128, 4, False), (256, 4, False))
         ]
         small += [
+            Tile(32, 64, 128, 4, 4, swap=True),
+            Tile(32, 64, 64, 4, 5, swap=True),
+            Tile(32, 128, 64, 4, 4, swap=True),
+            Tile(64, 128, 64, 4, 4),
+            Tile(64, 64, 64, 4, 5),
             Tile(block_m, 64, 128, 4, 4, swap=False, group_m=1),
             Tile(block_m, 128, 128, 8, 4, swap=True, group_m=1),
         ]
@@ -85,8 +90,8 @@ def weight_gradients(name: str, num_tokens: int) -> None:
     ids = torch.rand(num_tokens, shape.num_experts, device="cuda").argsort(-1)[:, : shape.top_k].contiguous()
     order = align(ids, shape.num_experts, 128)
     wide, narrow = (
-        torch.randn(n, w, device="cuda", dtype=torch.bfloat16)
-        for n, w in ((rows, 2 * shape.num_ff), (num_tokens, shape.width))
+        torch.randn(rows, width, device="cuda", dtype=torch.bfloat16)
+        for width in (2 * shape.num_ff, shape.width)
     )
     half = wide[:, : shape.num_ff].contiguous()
     print(f"{name} T={num_tokens} weight gradients (gate_up, down), us:")

@@ -66,7 +66,7 @@ def product_tile(num_rows: int, num_experts: int, dtype: torch.dtype, chip: Chip
         return Tile(16 if rows <= 16 else 64, 64, 32, 4, 2).fitted(chip, 4)
     if rows <= 12:
         tile = Tile(16, 64, 128, 4, 4, swap=True)
-    elif rows <= 24:
+    elif rows <= 32:
         tile = Tile(32, 64, 128, 4, 4, swap=True)
     elif rows <= 128:
         tile = Tile(64, 128, 64, 4, 4)
@@ -93,4 +93,4 @@ def weight_gradient_tile(dtype: torch.dtype, chip: Chip) -> Tile:
         return Tile(64, 64, 32, 4, 2).fitted(chip, 4)
     if chip.shared_bytes <= 128 * 1024:
         return Tile(64, 64, 32, 4, 2).fitted(chip, 2)
-    return Tile(128, 256 if chip.has_wide_products else 128, 64, 8, 3).fitted(chip, 2)
+    return Tile(128, 256 if chip.has_wide_products else 128, 64, 8, 4).fitted(chip, 2)
