@@ -41,6 +41,18 @@ cuda = torch.cuda.is_available()
 print(json.dumps({"version": torch.__version__, "threads": torch.get_num_threads(),
                   "device": torch.cuda.get_device_name(0) if cuda else "CPU only"}))
 """
+KERNEL_FACTS = """
+from moe_core.kernels.cpu.library import library
+native = library()
+print("" if native is None else native.isa)
+"""
+INSTRUCTION_SETS = {
+    "avx512_bf16": "AVX-512 with bfloat16 products",
+    "avx512_vnni": "AVX-512 with 8-bit products, bfloat16 widened to float32",
+    "avx512": "AVX-512, bfloat16 widened to float32",
+    "avx2": "AVX2, bfloat16 widened to float32",
+    "generic": "no vector instructions that the kernels know",
+}
 
 
 def run(_name: str, _arguments: list[str]) -> int:
@@ -104,9 +116,16 @@ def _torch() -> str:
 
 
 def _kernels() -> str:
-    built = built_kernels()
-    if built:
-        return f"compiled CPU kernels ({built[-1].name})"
+    if os.environ.get("TURNOUT_KERNELS") == "torch":
+        return "torch, because TURNOUT_KERNELS says so"
+    if built_kernels():
+        command = [sys.executable, "-c", KERNEL_FACTS]
+        done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=False)
+        isa = done.stdout.strip()
+        if not isa:
+            why = (done.stderr.strip().splitlines() or ["they belong to another state of the sources"])[-1]
+            return f"torch; the compiled CPU kernels cannot be used: {why}"
+        return f"compiled CPU kernels, {isa}: {INSTRUCTION_SETS.get(isa, isa)}"
     compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
     return f"torch; the CPU kernels are not compiled (compiler: {compiler or 'none found'})"
 
