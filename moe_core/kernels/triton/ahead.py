@@ -270,3 +270,26 @@ def retiled(case: Case, tile: Tile) -> Case:
     if "SWAP" in constants:
         constants["SWAP"] = tile.swap
     return replace(case, constants=constants, num_warps=tile.num_warps, num_stages=tile.num_stages)
+
+
+def table() -> str:
+    """Every case on every architecture as Markdown: registers, shared memory in KiB, matrix instructions."""
+    found: dict[str, dict[str, Report]] = {}
+    for arch in TARGETS:
+        for case in cases(arch):
+            found.setdefault(case.name, {})[arch] = compile_case(case, arch)
+    lines = [f"| kernel | {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
+    for name, reports in found.items():
+        cells = [_cell(reports[arch]) if arch in reports else "" for arch in TARGETS]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(report: Report) -> str:
+    multiplies = f", {report.matrix_instructions} MMA" if report.matrix_instructions else ""
+    spilled = f", {report.spills} SPILLED" if report.spills else ""
+    return f"{report.registers} regs, {report.shared_bytes / 1024:.0f} KiB{multiplies}{spilled}"
+
+
+if __name__ == "__main__":
+    print(table())  # noqa: T201
