@@ -72,6 +72,8 @@ def sample(logits_BV: Tensor, sequences: Rows[Sequence]) -> list[Sample]:
 def _sample_edited(logits_V: Tensor, sequence: Sequence, edits: ScoreEdits) -> Sample:
     """The same where a request changes the scores first; log probabilities stay those of the model."""
     params = sequence.sampling
+    # Edits, those of grammars above all, are made on the host.
+    logits_V = logits_V.cpu()
     try:
         scores_V = edits.applied(logits_V)
     except EngineError as error:
