@@ -16,6 +16,9 @@ from registry.models import ModelVersion
 from routing.models import DomainMap
 from routing.selectors import routing_spec
 
+# Operations after which expert 3 is still expert 3.
+KEEPS_NUMBERS = frozenset({"add", "quantise", "specialise_clone"})
+
 
 def frozen_domains(domain_map: DomainMap | None, version: ModelVersion) -> dict[str, Any]:
     """Return the map as this revision will use it for ever; {} for none."""
@@ -65,3 +68,14 @@ def shown_domains(deployment: Deployment) -> list[dict[str, Any]]:
         }
         for domain in deployment.domains.get("domains", ())
     ]
+
+
+def map_of_lineage(version: ModelVersion) -> int | None:
+    """Return the map that a version was tuned for, or its nearest ancestor whose experts it still has by their numbers."""
+    one: ModelVersion | None = version
+    while one is not None:
+        if "map_id" in one.lineage:
+            return int(one.lineage["map_id"])
+        operation = ((one.lineage.get("operate") or {}).get("operation") or {}).get("kind")
+        one = one.parent if operation in KEEPS_NUMBERS else None
+    return None

@@ -17,7 +17,7 @@ from accounts.access import Role, role_required
 from accounts.caller import Caller
 from common.errors import DomainError, NotFound
 from deployments import services
-from deployments.domains import shown_domains
+from deployments.domains import map_of_lineage, shown_domains
 from deployments.forms import DeployForm, ScaleForm, UpdateForm
 from deployments.models import Deployment
 from deployments.selectors import (
@@ -161,7 +161,7 @@ def deployment_new(request: HttpRequest) -> HttpResponse:
 def _map_of_lineage(caller: Caller, version_id: Any) -> dict[str, Any]:
     """A version that was tuned for a domain map is most likely served with it."""
     version = versions_of(caller.team).filter(pk=version_id or 0).first()
-    return {"domain_map": version.lineage.get("map_id")} if version else {}
+    return {"domain_map": map_of_lineage(version)} if version else {}
 
 
 @role_required(Role.EDITOR)

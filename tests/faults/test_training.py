@@ -43,7 +43,10 @@ def request_for(stack, tmp_path) -> Any:
     ]
     plan = {"num_experts": 4, "domains": domains, "general_experts": [2, 3]}
     train, held_out = (store.put_file(world / name) for name in ("train.jsonl", "held_out.jsonl"))
-    corpus = Corpus.objects.create(team=caller.team, name="Logs", train=train, held_out=held_out)
+    counts = {"by_domain": {code: {"train": 20, "held_out": 8} for code in DOMAINS}}
+    corpus = Corpus.objects.create(
+        team=caller.team, name="Logs", train=train, held_out=held_out, counts=counts
+    )
     parts = {
         "model_version": version.pk, "layout": layout.pk, "corpus": corpus.pk,
         "domain_map": map_create(caller=caller, name="Map", plan=plan).pk,

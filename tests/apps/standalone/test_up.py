@@ -66,6 +66,20 @@ class Up:
                 continue
         return [process for process in found if is_alive(process)]
 
+    def members_with(self, *words: str) -> list[psutil.Process]:
+        """Return the members once there is one for each of the words."""
+        deadline = time.monotonic() + 60
+        while True:
+            found = self.members()
+            names = ""
+            for process in found:
+                with contextlib.suppress(psutil.Error):
+                    names += " ".join(process.cmdline())
+            if all(word in names for word in words):
+                return found
+            assert time.monotonic() < deadline, f"not all of {words} are in {names}"
+            time.sleep(0.1)
+
     def close(self) -> None:
         """Stop it, whatever state it is in."""
         if self.process.poll() is None:
@@ -128,10 +142,8 @@ def test_it_serves_a_page_and_a_link_for_the_first_admin_then_stops_cleanly_and_
 def test_killed_with_minus_nine_it_leaves_nothing_running_and_the_next_start_is_clean(start):
     up = start()
     up.ready()
-    before = up.members()
-    names = " ".join(word for process in before for word in process.cmdline())
-    for word in ("uvicorn", "reconciler", "celery", "valkey-server", "postgres"):
-        assert word in names
+    # The first page does not wait for the worker.
+    before = up.members_with("uvicorn", "reconciler", "celery", "valkey-server", "postgres")
     up.process.kill()
     up.process.wait()
     for process in before:

@@ -1,18 +1,14 @@
 """The Triton kernels on the GPU that is here, or else in Triton's interpreter; every fresh buffer is full of NaN.
 
-The interpreter must be asked for before the kernels are defined, and nothing else in the tests uses Triton.
+The interpreter must be asked for before Triton is imported: `tests/conftest.py` does it where no GPU is.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")
