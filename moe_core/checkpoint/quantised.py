@@ -114,15 +114,15 @@ class WidenedWeights:
 
 
 def fp8_blocks(codes_RC: Tensor, scale_rc: Tensor, name: str = "weight") -> Tensor:
-    """E4M3 codes (R, C) times the float32 factor of each 128 by 128 block: float32 (R, C).
+    """E4M3 codes (…, R, C) times the float32 factor of each 128 by 128 block: float32 (…, R, C).
 
     Raises FormatError when there are not as many factors as blocks.
     """
-    rows, columns = codes_RC.shape
-    if tuple(scale_rc.shape) != (-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK)):
+    *outer, rows, columns = codes_RC.shape
+    if tuple(scale_rc.shape) != (*outer, -(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK)):
         raise FormatError(f"{name}: {rows} by {columns} weights do not fit scales {list(scale_rc.shape)}")
-    spread = scale_rc.repeat_interleave(FP8_BLOCK, 0)[:rows].repeat_interleave(FP8_BLOCK, 1)[:, :columns]
-    return codes_RC.float() * spread
+    spread = scale_rc.repeat_interleave(FP8_BLOCK, -2).repeat_interleave(FP8_BLOCK, -1)
+    return codes_RC.float() * spread[..., :rows, :columns]
 
 
 def mxfp4(blocks_G16: Tensor, scales_G: Tensor) -> Tensor:

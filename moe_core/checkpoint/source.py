@@ -21,11 +21,13 @@ def source_slots(spec: ModelSpec, weights: Weights) -> list[Slot]:
 
 
 def ignorable(spec: ModelSpec, present: Set[str]) -> list[str]:
-    """Tensors that some writers add and that say nothing new, and layers that predict further tokens."""
+    """Tensors that say nothing new, of other parts than the decoder, and of layers that predict further tokens."""
     layers = range(spec.num_hidden_layers)
     frequencies = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in layers]
-    if not FAMILIES[spec.family].predicts_further:
-        return frequencies
+    family = FAMILIES[spec.family]
+    others = [name for name in present if name.startswith(family.other_parts)]
+    if not family.predicts_further:
+        return [*frequencies, *others]
     # Such a layer says what it is by the map that joins a token and a hidden state.
     beyond = {
         name: int(match[1])
@@ -33,4 +35,4 @@ def ignorable(spec: ModelSpec, present: Set[str]) -> list[str]:
         if (match := _LAYER.match(name)) and int(match[1]) not in layers
     }
     joins = {layer for name, layer in beyond.items() if name.endswith(f".{layer}.eh_proj.weight")}
-    return [*frequencies, *(name for name, layer in beyond.items() if layer in joins)]
+    return [*frequencies, *others, *(name for name, layer in beyond.items() if layer in joins)]

@@ -37,12 +37,19 @@ Forward = Callable[[Tensor, Tensor, StepAttention, Tensor], Tensor]
 def records(spec: ModelSpec, device: torch.device) -> bool:
     """Whether a model's decoding can be recorded: on a GPU, with gates and experts that never ask the host."""
     moe = spec.moe
-    if device.type != "cuda":
+    if device.type != "cuda" or not _knows_trunk(spec):
         return False
     if moe is None:
         return True
     plain = moe.capacity is None and moe.twins is None and moe.expert_kinds is None and not moe.expert_bias
-    return plain and spec.activation == "silu" and moe.gate.kind in ("softmax_topk", "sigmoid_groups")
+    silu = spec.activation == "silu" and not (spec.expert_clamps or spec.dense_clamps)
+    return plain and silu and moe.gate.kind in ("softmax_topk", "sigmoid_groups")
+
+
+def _knows_trunk(spec: ModelSpec) -> bool:
+    """Whether norms, positions and heads are those that recordings were compared with launches for."""
+    whole = spec.rope.partial_rotary_factor == 1.0 and spec.attention.sliding is None
+    return whole and not spec.zero_centred_norms and not spec.attention.head_gate
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,16 @@ def is_known(model: Decoder) -> bool:
 
 def _knows_attention(spec: ModelSpec) -> bool:
     plain = spec.attention in (AttentionSpec(), AttentionSpec(qk_norm="head"))
-    return plain and not spec.rope.interleaved and not spec.parallel_blocks and spec.activation == "silu"
+    whole = not spec.rope.interleaved and spec.rope.partial_rotary_factor == 1.0
+    norms = not spec.parallel_blocks and not spec.zero_centred_norms
+    return (
+        plain
+        and whole
+        and norms
+        and spec.activation == "silu"
+        and not spec.expert_clamps
+        and not spec.dense_clamps
+    )
 
 
 def _knows_mixture(moe: MoeSpec) -> bool:

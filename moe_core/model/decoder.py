@@ -16,7 +16,7 @@ from moe_core.kernels.precision import product
 from moe_core.model.attention import DenseCausal, GrowingSequence
 from moe_core.model.context import AttentionContext, RoutingContext
 from moe_core.model.heads import Attention, LatentAttention
-from moe_core.model.layers import DenseMlp, Embedding, Linear, MoeMlp, RmsNorm
+from moe_core.model.layers import DenseMlp, Embedding, Linear, MoeMlp, norm_of
 from moe_core.model.rotary import Rotary, rotary_of
 from moe_core.spec import ModelSpec
 
@@ -26,18 +26,19 @@ class Block(nn.Module):
 
     def __init__(self, spec: ModelSpec, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.input_norm = RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype)
+        self.input_norm = norm_of(spec, spec.hidden_size, dtype)
         latent = spec.attention.mla is not None
         self.attention: Attention | LatentAttention = (LatentAttention if latent else Attention)(
             spec, layer, dtype
         )
         # None where the feed-forward reads what attention reads (PaLM's parallel form).
-        self.mlp_norm = None if spec.parallel_blocks else RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype)
+        self.mlp_norm = None if spec.parallel_blocks else norm_of(spec, spec.hidden_size, dtype)
         self.mlp: DenseMlp | MoeMlp
         if spec.is_moe_layer(layer):
             self.mlp = MoeMlp(spec, layer, dtype)
         else:
-            self.mlp = DenseMlp(spec.hidden_size, spec.intermediate_size, dtype, Gating.of(spec))
+            gating = Gating.of(spec, spec.dense_clamp(layer))
+            self.mlp = DenseMlp(spec.hidden_size, spec.intermediate_size, dtype, gating)
 
     def forward(
         self, x_TD: Tensor, rotary: Rotary, attention: AttentionContext, routing: RoutingContext | None
@@ -63,7 +64,7 @@ class Decoder(nn.Module):
         self.spec = spec
         self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size, dtype)
         self.layers = nn.ModuleList(Block(spec, layer, dtype) for layer in range(spec.num_hidden_layers))
-        self.norm = RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype)
+        self.norm = norm_of(spec, spec.hidden_size, dtype)
         self.lm_head = None if spec.tie_word_embeddings else Linear(spec.hidden_size, spec.vocab_size, dtype)
 
     @property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.model.context import AttentionContext, AttentionRule
-from moe_core.model.layers import Linear, RmsNorm
+from moe_core.model.layers import Linear, RmsNorm, norm_of
 from moe_core.model.rotary import Rotary
 from moe_core.spec import ModelSpec
 
@@ -22,7 +22,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.kind = layer, spec.attention
         self.num_heads, self.num_kv, self.head_dim = (
-            spec.num_attention_heads,
+            spec.num_heads_of(layer),
             spec.num_key_value_heads,
             spec.head_dim,
         )
@@ -35,9 +35,10 @@ class Attention(nn.Module):
         if self.kind.qk_norm != "none":
             whole = self.kind.qk_norm == "projection"
             q_width, k_width = (self.num_heads, self.num_kv) if whole else (1, 1)
-            self.q_norm = RmsNorm(q_width * spec.head_dim, spec.rms_norm_eps, dtype)
-            self.k_norm = RmsNorm(k_width * spec.head_dim, spec.rms_norm_eps, dtype)
+            self.q_norm = norm_of(spec, q_width * spec.head_dim, dtype)
+            self.k_norm = norm_of(spec, k_width * spec.head_dim, dtype)
         self.sinks_H = nn.Parameter(torch.empty(self.num_heads, dtype=dtype)) if self.kind.sinks else None
+        self.g_proj = Linear(spec.hidden_size, self.num_heads, dtype) if self.kind.head_gate else None
         self.scale = spec.head_dim**-0.5
         self.window = self.kind.window_of(layer)
 
@@ -51,10 +52,12 @@ class Attention(nn.Module):
         if self.kind.clip_qkv is not None:
             clip = self.kind.clip_qkv
             qk_THd, v_TGd = qk_THd.clamp(-clip, clip), v_TGd.clamp(-clip, clip)
-        qk_THd = rotary.turn(qk_THd)
+        qk_THd = rotary.within(self.window).turn(qk_THd)
         rule = AttentionRule(self.scale, self.window, self.sinks_H)
         q_THd, k_TGd = qk_THd[:, : self.num_heads], qk_THd[:, self.num_heads :]
         out_THd = context.attend(self.layer, q_THd, k_TGd, v_TGd, rule)
+        if self.g_proj is not None:
+            out_THd = out_THd * torch.sigmoid(self.g_proj(x_TD))[..., None]
         projected: Tensor = self.o_proj(out_THd.reshape(x_TD.shape[0], -1))
         return projected
 

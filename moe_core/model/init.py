@@ -18,7 +18,7 @@ def random_decoder(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if spec.zero_centred_norms else 1.0)
             elif ".router." in name:
                 continue
             else:

@@ -58,6 +58,24 @@ class RmsNorm(nn.Module):
         return nn.functional.rms_norm(x_TD, self.weight.shape, self.weight, self.eps)
 
 
+class ZeroCentredRmsNorm(RmsNorm):
+    """The same with 1 + weight in the place of the weight, added in float32."""
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Normalise the last axis; the result has the input's dtype."""
+        wide = torch.promote_types(x_TD.dtype, torch.float32)
+        normed_TD = nn.functional.rms_norm(
+            x_TD.to(wide), self.weight.shape, 1.0 + self.weight.to(wide), self.eps
+        )
+        return normed_TD.to(x_TD.dtype)
+
+
+def norm_of(spec: ModelSpec, width: int, dtype: torch.dtype) -> RmsNorm:
+    """The norm of a model."""
+    kind = ZeroCentredRmsNorm if spec.zero_centred_norms else RmsNorm
+    return kind(width, spec.rms_norm_eps, dtype)
+
+
 class DenseMlp(nn.Module):
     """Gated feed-forward with gate and up packed in one map."""
 
@@ -117,7 +135,8 @@ class MoeMlp(nn.Module):
         self.moe_index = moe.moe_layers.index(layer)
         self.moe = moe
         self.router = Router(moe, spec.hidden_size, spec.vocab_size)
-        sizes, gating = (moe.num_experts, spec.hidden_size, moe.moe_intermediate_size), Gating.of(spec)
+        sizes = (moe.num_experts, spec.hidden_size, moe.moe_intermediate_size)
+        gating = Gating.of(spec, spec.expert_clamp(layer))
         self.experts: GroupedExperts | PackedExperts | MixedExperts
         if moe.expert_kinds is not None:
             self.experts = MixedExperts(moe.expert_kinds, spec.hidden_size, dtype)
@@ -126,8 +145,8 @@ class MoeMlp(nn.Module):
         else:
             bias = dtype if moe.expert_bias else None
             self.experts = PackedExperts(*sizes, moe.quantisation, gating=gating, bias_dtype=bias)
-        shared = moe.shared_intermediate_size
-        self.shared_expert = DenseMlp(spec.hidden_size, shared, dtype, gating) if shared else None
+        shared, beside = moe.shared_intermediate_size, Gating.of(spec, spec.dense_clamp(layer))
+        self.shared_expert = DenseMlp(spec.hidden_size, shared, dtype, beside) if shared else None
         self.shared_gate = Linear(spec.hidden_size, 1, dtype) if moe.shared_gate else None
 
     def forward(self, x_TD: Tensor, context: RoutingContext | None) -> Tensor:

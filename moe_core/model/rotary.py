@@ -7,7 +7,7 @@ Source: Su et al. 2021, "RoFormer"; Peng et al. 2023, "YaRN", arXiv 2309.00071.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,9 +24,24 @@ class Rotary:
     sin_T1h: Tensor
     # Pairs (2i, 2i + 1) instead of (i, i + d/2).
     interleaved: bool = False
+    # Of the layers that see a window, where theirs differ.
+    sliding: Rotary | None = None
+
+    def within(self, window: int | None) -> Rotary:
+        """The tables of a layer that sees so many tokens, or (None) all."""
+        return self if window is None or self.sliding is None else self.sliding
 
     def turn(self, x_THd: Tensor) -> Tensor:
-        """Rotate every pair by its angle: (T, H, d), pairs apart by d/2 whichever way they came."""
+        """Rotate every pair by its angle: (T, H, d), pairs apart by d/2 whichever way they came.
+
+        Values of a head beyond the tables' pairs pass as they are.
+        """
+        turning = 2 * self.cos_T1h.shape[-1]
+        if turning < x_THd.shape[-1]:
+            return torch.cat([self._turned(x_THd[..., :turning]), x_THd[..., turning:]], dim=-1)
+        return self._turned(x_THd)
+
+    def _turned(self, x_THd: Tensor) -> Tensor:
         if self.interleaved:
             low, high = x_THd[..., 0::2], x_THd[..., 1::2]
         else:
@@ -37,13 +52,20 @@ class Rotary:
 
 def rotary_of(spec: ModelSpec, positions_T: Tensor, dtype: torch.dtype) -> Rotary:
     """The tables of a model at the given positions, computed in float32 and kept in `dtype`."""
-    frequency_h = frequencies(spec.rotary_dim, spec.rope_theta, spec.rope, positions_T.device)
-    angles = positions_T.float()[:, None, None] * frequency_h
-    factor = spec.rope.cos_sin_factor
+    own, sliding = spec.attention.sliding, None
+    if own is not None:
+        plain = RopeSpec(interleaved=spec.rope.interleaved)
+        sliding = _tables(spec.sliding_rotary_dim, own.rope_theta, plain, positions_T, dtype)
+    return replace(_tables(spec.rotary_dim, spec.rope_theta, spec.rope, positions_T, dtype), sliding=sliding)
+
+
+def _tables(dim: int, theta: float, rope: RopeSpec, positions_T: Tensor, dtype: torch.dtype) -> Rotary:
+    angles = positions_T.float()[:, None, None] * frequencies(dim, theta, rope, positions_T.device)
+    factor = rope.cos_sin_factor
     cos, sin = angles.cos(), angles.sin()
     if factor != 1.0:
         cos, sin = cos * factor, sin * factor
-    return Rotary(cos.to(dtype), sin.to(dtype), spec.rope.interleaved)
+    return Rotary(cos.to(dtype), sin.to(dtype), rope.interleaved)
 
 
 def frequencies(dim: int, theta: float, rope: RopeSpec, device: torch.device) -> Tensor:

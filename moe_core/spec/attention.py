@@ -12,6 +12,8 @@ from moe_core.spec.base import LayerIndex, Spec
 Rank = Annotated[int, Field(ge=1, le=1 << 16)]
 HeadDim = Annotated[int, Field(ge=2, le=1024)]
 Positive = Annotated[float, Field(gt=0.0, le=1e6)]
+# Of a head, how much turns with the position; the rest passes as it is.
+RotaryShare = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class RopeSpec(Spec):
@@ -24,6 +26,7 @@ class RopeSpec(Spec):
     kind: Literal["plain", "yarn", "llama3"] = "plain"
     # Pairs (2i, 2i+1) as DeepSeek stores them, instead of (i, i + d/2).
     interleaved: bool = False
+    partial_rotary_factor: RotaryShare = 1.0
     factor: Annotated[float, Field(ge=1.0, le=1e4)] = 1.0
     original_max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
     beta_fast: Positive = 32.0
@@ -84,6 +87,17 @@ class MlaSpec(Spec):
     v_head_dim: HeadDim
 
 
+class SlidingSpec(Spec):
+    """What layers that see a window have of their own: query heads, and plain rotary positions.
+
+    Source: StepFun 2026, "Step 3.5 Flash", arXiv 2602.10604.
+    """
+
+    num_attention_heads: Annotated[int, Field(ge=1, le=1024)]
+    rope_theta: Annotated[float, Field(ge=1.0, le=1e9)]
+    partial_rotary_factor: RotaryShare = 1.0
+
+
 class AttentionSpec(Spec):
     """What differs between families besides the number of heads."""
 
@@ -97,6 +111,10 @@ class AttentionSpec(Spec):
     # The layers of `sliding_layers` see this many tokens, their own included.
     sliding_window: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
     sliding_layers: Annotated[tuple[LayerIndex, ...], Field(max_length=512)] = ()
+    # None: those layers have the heads and positions of all others.
+    sliding: SlidingSpec | None = None
+    # Each head's output is weighed by the sigmoid of a map of the hidden state (Step-3.5).
+    head_gate: bool = False
     mla: MlaSpec | None = None
 
     @model_validator(mode="after")
@@ -105,9 +123,11 @@ class AttentionSpec(Spec):
             raise ValueError("sliding_window and sliding_layers are given together or not at all")
         if list(self.sliding_layers) != sorted(set(self.sliding_layers)):
             raise ValueError("sliding_layers must be ascending and without repeats")
+        if self.sliding is not None and not self.sliding_layers:
+            raise ValueError("sliding must be null when there are no sliding_layers")
         if self.mla is not None and self.model_fields_set - {"mla"} and self != AttentionSpec(mla=self.mla):
             raise ValueError(
-                "latent attention has no query and key norms, biases, clipping, sinks or windows"
+                "latent attention has no query and key norms, biases, clipping, sinks, gates or windows"
             )
         return self
 

@@ -48,16 +48,17 @@ class Cost:
     bytes: dict[str, int]
     kv_bytes_per_token: int
     _flops_base: int
-    # Of one layer, and how far each layer sees (None: all).
-    _flops_per_position: int
+    # Of each layer, and how far it sees (None: all).
+    _flops_per_position: tuple[int, ...]
     _windows: tuple[int | None, ...]
 
     def flops_per_token(self, context_tokens: int) -> int:
         """Floating-point operations for one token that attends to `context_tokens` positions, or a layer's window."""
-        seen = sum(
-            context_tokens if window is None else min(window, context_tokens) for window in self._windows
+        layers = zip(self._flops_per_position, self._windows, strict=True)
+        return self._flops_base + sum(
+            flops * (context_tokens if window is None else min(window, context_tokens))
+            for flops, window in layers
         )
-        return self._flops_base + self._flops_per_position * seen
 
     def as_dict(self, context_tokens: int = 0) -> dict[str, object]:
         """Plain data for JSON."""
@@ -90,18 +91,19 @@ def cost_of(spec: ModelSpec) -> Cost:
         kv_bytes_per_token=spec.num_hidden_layers * spec.kept.num_values * KV_BYTES_PER_VALUE,
         _flops_base=2 * multiplied + _sink_flops(spec),
         # Scores and the weighted sum: two operations for each value of a head and position.
-        _flops_per_position=_flops_a_position(spec),
+        _flops_per_position=_flops_per_position(spec),
         _windows=tuple(spec.attention.window_of(layer) for layer in range(spec.num_hidden_layers)),
     )
 
 
-def _flops_a_position(spec: ModelSpec) -> int:
-    return 2 * spec.num_attention_heads * (spec.head_dim + spec.value_dim)
+def _flops_per_position(spec: ModelSpec) -> tuple[int, ...]:
+    heads = map(spec.num_heads_of, range(spec.num_hidden_layers))
+    return tuple(2 * num_heads * (spec.head_dim + spec.value_dim) for num_heads in heads)
 
 
 def _sink_flops(spec: ModelSpec) -> int:
     """A sink is computed as one more position."""
-    return spec.num_hidden_layers * _flops_a_position(spec) if spec.attention.sinks else 0
+    return sum(_flops_per_position(spec)) if spec.attention.sinks else 0
 
 
 def _bytes(spec: ModelSpec, weights: list[Weight], precision: Precision) -> int:

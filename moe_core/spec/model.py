@@ -10,6 +10,7 @@ from moe_core.sentences import CORE
 from moe_core.spec.attention import AttentionSpec, RopeSpec
 from moe_core.spec.base import LayerIndex, Spec
 from moe_core.spec.capacity import CapacitySpec
+from moe_core.spec.clamps import Clamps, clamps_complaint
 from moe_core.spec.expert_kinds import ExpertKinds, Width, balance_costs, complaint_of, widest
 from moe_core.spec.gate import Base, ExpertChoice, Gate, GateSpec, Soft, SoftmaxTopk
 from moe_core.spec.gate_tensors import GateTensor, gate_tensors
@@ -29,6 +30,7 @@ Family = Literal[
     "gpt_oss",
     "glam_moe",
     "palm_moe",
+    "step3p5",
 ]
 # What stands between gate and up in a feed-forward. "clamped" is gpt-oss's (up + 1) · gate · sigmoid(alpha · gate).
 Activation = Literal["silu", "gelu", "clamped"]
@@ -181,6 +183,11 @@ class ModelSpec(Spec):
     # Of the "clamped" activation.
     swiglu_alpha: Annotated[float, Field(gt=0.0, le=100.0)] = 1.702
     swiglu_limit: Annotated[float, Field(gt=0.0, le=1e4)] = 7.0
+    # Of the "silu" activation, one a layer: in experts, and in shared experts and dense feed-forwards; () for none.
+    expert_clamps: Clamps = ()
+    dense_clamps: Clamps = ()
+    # Norms multiply by 1 + weight.
+    zero_centred_norms: bool = False
     # Attention and feed-forward read the same normed input and are added together.
     parallel_blocks: bool = False
     tie_word_embeddings: bool = False
@@ -190,14 +197,15 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads ({self.num_attention_heads}) must be divisible by "
-                f"num_key_value_heads ({self.num_key_value_heads})"
-            )
-        if self.rotary_dim % 2:
-            raise ValueError(f"head_dim ({self.rotary_dim}) must be even for rotary positions")
+        own = self.attention.sliding
+        for heads in (self.num_attention_heads, *(() if own is None else (own.num_attention_heads,))):
+            if heads % self.num_key_value_heads:
+                raise ValueError(
+                    f"num_attention_heads ({heads}) must be divisible by "
+                    f"num_key_value_heads ({self.num_key_value_heads})"
+                )
         self._check_attention()
+        self._check_clamps()
         for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
             if token >= self.vocab_size:
                 raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
@@ -218,22 +226,48 @@ class ModelSpec(Spec):
 
     def _check_attention(self) -> None:
         _check_layers("sliding", self.attention.sliding_layers, self.num_hidden_layers)
+        self._check_rotary()
         mla = self.attention.mla
         if mla is None:
             return
         if self.num_key_value_heads != self.num_attention_heads:
             raise ValueError("latent attention has as many key-value heads as query heads")
+        if self.zero_centred_norms:
+            raise ValueError("latent attention has norms of its own, so zero_centred_norms must be false")
         if self.head_dim != mla.qk_nope_head_dim + mla.qk_rope_head_dim:
             raise ValueError(
                 f"head_dim ({self.head_dim}) must be qk_nope_head_dim + qk_rope_head_dim "
                 f"({mla.qk_nope_head_dim} + {mla.qk_rope_head_dim})"
             )
 
+    def _check_rotary(self) -> None:
+        if self.attention.mla is not None and self.rope.partial_rotary_factor != 1.0:
+            raise ValueError("partial_rotary_factor must be 1 in latent attention, which has a rotary part")
+        for turning in (self.rotary_dim, self.sliding_rotary_dim):
+            if turning < 2 or turning % 2:
+                raise ValueError(
+                    f"head_dim ({self.head_dim}) has {turning} rotary values; they must be even, and at least 2"
+                )
+
+    def _check_clamps(self) -> None:
+        for name in ("expert_clamps", "dense_clamps"):
+            complaint = clamps_complaint(name, getattr(self, name), self.num_hidden_layers, self.activation)
+            if complaint:
+                raise ValueError(complaint)
+        if self.expert_clamps and self.moe is not None and self.moe.expert_kinds is not None:
+            raise ValueError("experts of different kinds have no expert_clamps")
+
     @property
     def rotary_dim(self) -> int:
         """How many values of each head carry positions."""
         mla = self.attention.mla
-        return self.head_dim if mla is None else mla.qk_rope_head_dim
+        return int(self.head_dim * self.rope.partial_rotary_factor) if mla is None else mla.qk_rope_head_dim
+
+    @property
+    def sliding_rotary_dim(self) -> int:
+        """The same in the layers that see a window."""
+        own = self.attention.sliding
+        return self.rotary_dim if own is None else int(self.head_dim * own.partial_rotary_factor)
 
     @property
     def value_dim(self) -> int:
@@ -248,6 +282,21 @@ class ModelSpec(Spec):
         if mla is not None:
             return Kept(1, mla.kv_lora_rank + mla.qk_rope_head_dim, mla.kv_lora_rank, shares_keys=True)
         return Kept(self.num_key_value_heads, self.head_dim, self.head_dim)
+
+    def num_heads_of(self, layer: int) -> int:
+        """Query heads of a layer."""
+        own = self.attention.sliding
+        if own is None or layer not in self.attention.sliding_layers:
+            return self.num_attention_heads
+        return own.num_attention_heads
+
+    def expert_clamp(self, layer: int) -> float:
+        """The bound on the gating of a layer's experts; 0 for none."""
+        return self.expert_clamps[layer] if self.expert_clamps else 0.0
+
+    def dense_clamp(self, layer: int) -> float:
+        """The bound on the gating of a layer's dense feed-forward or shared expert; 0 for none."""
+        return self.dense_clamps[layer] if self.dense_clamps else 0.0
 
     def is_moe_layer(self, layer: int) -> bool:
         """True when the layer holds experts."""
@@ -285,6 +334,10 @@ def is_llama_like(spec: ModelSpec) -> bool:
     return (
         spec.attention == AttentionSpec()
         and not spec.rope.interleaved
+        and spec.rope.partial_rotary_factor == 1.0
         and spec.activation == "silu"
+        and not spec.expert_clamps
+        and not spec.dense_clamps
+        and not spec.zero_centred_norms
         and not spec.parallel_blocks
     )

@@ -35,7 +35,7 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
     for layer in range(spec.num_hidden_layers):
         norms = 1 if spec.parallel_blocks else 2
         yield Weight("norms", spec.hidden_size, count=norms, active=norms)
-        yield from _latent(spec) if spec.attention.mla else _attention(spec)
+        yield from _latent(spec) if spec.attention.mla else _attention(spec, spec.num_heads_of(layer))
         if spec.moe is not None and spec.is_moe_layer(layer):
             yield from _moe(spec, spec.moe)
         else:
@@ -45,9 +45,9 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
         yield Weight("head", spec.vocab_size, spec.hidden_size)
 
 
-def _attention(spec: ModelSpec) -> Iterator[Weight]:
+def _attention(spec: ModelSpec, heads: int) -> Iterator[Weight]:
     kind, width = spec.attention, spec.hidden_size
-    queries = spec.num_attention_heads * spec.head_dim
+    queries = heads * spec.head_dim
     keys = spec.num_key_value_heads * spec.head_dim
     yield Weight("attention", queries + 2 * keys, width)
     yield Weight("attention", width, queries)
@@ -56,7 +56,9 @@ def _attention(spec: ModelSpec) -> Iterator[Weight]:
     if kind.o_bias:
         yield Weight("attention", width)
     if kind.sinks:
-        yield Weight("attention", spec.num_attention_heads)
+        yield Weight("attention", heads)
+    if kind.head_gate:
+        yield Weight("attention", heads, width)
     if kind.qk_norm == "head":
         yield Weight("norms", spec.head_dim, count=2, active=2)
     if kind.qk_norm == "projection":

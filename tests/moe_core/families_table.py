@@ -36,6 +36,7 @@ ORACLES = {
     "turnout_moe": "every other family in its words, bit for bit",
     "glam_moe": "layers of transformers' Mixtral and Llama in turn",
     "palm_moe": "layers of transformers' Mixtral, side by side",
+    "step3p5": "the text of transformers' `Step3p7ForConditionalGeneration`, which reads the files too",
 }
 OWN = {"llama": tiny_llama, "mixtral": tiny_mixtral, "turnout_moe": tiny_turnout}
 

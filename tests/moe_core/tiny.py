@@ -79,6 +79,14 @@ _FAMILIES: dict[str, dict[str, object]] = {
     },
     "glam_moe": {"num_experts": 6, "hidden_act": "gelu", "num_hidden_layers": 4},
     "palm_moe": {"num_experts": 6, "num_key_value_heads": 1},
+    "step3p5": {
+        "head_dim": 16, "moe_intermediate_size": 24, "n_routed_experts": 6, "num_experts_per_tok": 2,
+        "share_expert_dim": 20, "moe_layers_enum": "1,2", "moe_router_scaling_factor": 1.5, "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "attention_other_setting": {"num_attention_heads": 6}, "rope_theta": [5000.0, 1000.0, 1000.0],
+        "partial_rotary_factors": [0.5, 1.0, 1.0], "swiglu_limits": [0.0, 0.0, 0.3],
+        "swiglu_limits_shared": [0.4, 0.0, 0.5],
+    },
 }  # fmt: skip
 FAMILIES = tuple(_FAMILIES)
 

@@ -122,7 +122,7 @@ FAMILY = Family(
     "DeepseekV3ForCausalLM",
     DeepseekV3Config,
     deepseek_keys,
-    NameMap(selection_bias="e_score_correction_bias", shared="mlp.shared_experts"),
+    NameMap(selection_bias="gate.e_score_correction_bias", shared="mlp.shared_experts"),
     aliases=("kimi_k2",),
     predicts_further=True,
     latent_attention=True,

@@ -1,10 +1,12 @@
-"""Checkpoint names of routers and experts: one tensor an expert, packed, or packed with gate and up alternating."""
+"""Checkpoint names of routers and experts: one tensor an expert, stacked by map, packed, or packed in turns."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
+from dataclasses import replace
 
 from moe_core.kernels.packing import code_bytes, num_groups
+from moe_core.model.families.family import NameMap
 from moe_core.model.families.registry import family_of
 from moe_core.model.families.slots import Fold, Part, Slot
 from moe_core.spec import ModelSpec
@@ -14,33 +16,35 @@ def moe_slots(spec: ModelSpec, layer: int) -> list[Slot]:
     """Router, experts and shared expert of one layer as the family writes them."""
     names = family_of(spec.family).names
     quantised = spec.moe is not None and spec.moe.quantisation is not None
-    apart = _quantised if quantised else _apart
+    apart = _quantised if quantised else _stacked if names.stacked else _apart
     if spec.moe is not None and spec.moe.expert_kinds is not None:
         apart = _kinds
     experts = _alternating(spec, layer, names.block) if names.alternating else apart(spec, layer)
-    return [*_router(spec, layer), *experts, *_shared(spec, layer)]
+    return [*_router(spec, layer, names), *experts, *_shared(spec, layer, names)]
 
 
 def router_and_shared_slots(spec: ModelSpec, layer: int) -> list[Slot]:
     """The same without the experts that tokens are sent to."""
-    return [*_router(spec, layer), *_shared(spec, layer)]
+    names = family_of(spec.family).names
+    return [*_router(spec, layer, names), *_shared(spec, layer, names)]
 
 
 def moe_slots_in(spec: ModelSpec, layer: int, present: Container[str]) -> list[Slot]:
     """The same for a source whose tensors are known: the family's own names, or packed as transformers 5 does."""
     packed = f"model.layers.{layer}.mlp.experts.gate_up_proj"
-    names = family_of(spec.family).names
-    if names.alternating or packed not in present:
+    family = family_of(spec.family)
+    if family.names.alternating or packed not in present:
         return moe_slots(spec, layer)
-    return [*_router(spec, layer, "mlp"), *_packed(spec, layer), *_shared(spec, layer)]
+    names = family.packed_names or replace(family.names, block="mlp")
+    return [*_router(spec, layer, names), *_packed(spec, layer), *_shared(spec, layer, names)]
 
 
-def _router(spec: ModelSpec, layer: int, block: str | None = None) -> Iterator[Slot]:
-    moe, names = spec.moe, family_of(spec.family).names
-    assert moe is not None
-    there = f"model.layers.{layer}.{block or names.block}.{names.router}"
-    for tensor in moe.gate_tensors(spec.hidden_size, spec.vocab_size):
-        theirs = names.selection_bias if tensor.name == "selection_bias" else tensor.name
+def _router(spec: ModelSpec, layer: int, names: NameMap) -> Iterator[Slot]:
+    assert spec.moe is not None
+    there = f"model.layers.{layer}.{names.block}"
+    for tensor in spec.moe.gate_tensors(spec.hidden_size, spec.vocab_size):
+        plain = f"{names.router}.{tensor.name}"
+        theirs = names.selection_bias if tensor.name == "selection_bias" else plain
         here = f"layers.{layer}.mlp.router.{tensor.name}"
         yield Slot(f"{there}.{theirs}", here, tensor.shape, "router", layer=layer)
 
@@ -60,6 +64,22 @@ def _apart(spec: ModelSpec, layer: int) -> Iterator[Slot]:
             tensor = f"{there}.{expert}.{name}.weight"
             yield Slot(tensor, f"{here}.{parameter}", shape, "experts", expert, rows, layer)
         yield from _biases(spec, layer, expert)
+
+
+def _stacked(spec: ModelSpec, layer: int) -> Iterator[Slot]:
+    """Each map of all experts in a tensor of its own."""
+    moe, names = spec.moe, family_of(spec.family).names
+    assert moe is not None
+    there, here = f"model.layers.{layer}.{names.block}", f"layers.{layer}.mlp.experts"
+    experts, width, inner = moe.num_experts, spec.hidden_size, moe.moe_intermediate_size
+    gate, up, down = names.expert
+    parts: list[tuple[str, str, tuple[int, ...], Fold | None]] = [
+        (gate, "gate_up_E2FD", (experts, inner, width), "gate"),
+        (up, "gate_up_E2FD", (experts, inner, width), "up"),
+        (down, "down_EDF", (experts, width, inner), None),
+    ]
+    for name, parameter, shape, fold in parts:
+        yield Slot(f"{there}.{name}.weight", f"{here}.{parameter}", shape, "experts", layer=layer, fold=fold)
 
 
 def _biases(spec: ModelSpec, layer: int, expert: int) -> Iterator[Slot]:
@@ -142,8 +162,8 @@ def _alternating(spec: ModelSpec, layer: int, block: str) -> Iterator[Slot]:
         yield Slot(f"{there}.{name}", f"{here}.{parameter}", shape, "experts", layer=layer, fold=fold)
 
 
-def _shared(spec: ModelSpec, layer: int) -> Iterator[Slot]:
-    moe, names = spec.moe, family_of(spec.family).names
+def _shared(spec: ModelSpec, layer: int, names: NameMap) -> Iterator[Slot]:
+    moe = spec.moe
     assert moe is not None
     there, here = f"model.layers.{layer}", f"layers.{layer}.mlp"
     if moe.shared_intermediate_size:

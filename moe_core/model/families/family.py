@@ -17,14 +17,16 @@ class NameMap:
     # What holds the router and the experts.
     block: str = "mlp"
     router: str = "gate"
-    # The router's bias that counts for the choice only.
-    selection_bias: str = "selection_bias"
+    # The router's bias that counts for the choice only, below `block`.
+    selection_bias: str = "gate.selection_bias"
     # An expert's maps: gate, up, down.
     expert: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     shared: str = "mlp.shared_expert"
     shared_gate: str = "mlp.shared_expert_gate"
     # Experts packed in one tensor, transposed, gate and up alternating.
     alternating: bool = False
+    # All experts' gates in one tensor, all ups in another, all downs in a third.
+    stacked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,14 @@ class Family:
     # The keys of config.json that the family has besides those of all.
     keys: Callable[[ModelSpec], dict[str, Any]]
     names: NameMap = field(default_factory=NameMap)
+    # Where transformers keeps what it packs in memory; None where only the experts' tensors have other names.
+    packed_names: NameMap | None = None
     # Other values of model_type for the same thing.
     aliases: tuple[str, ...] = ()
     # Checkpoints may hold layers after the last one, which predict further tokens and are not read.
     predicts_further: bool = False
+    # Beginnings of the names of tensors of other parts (that see), which are not read.
+    other_parts: tuple[str, ...] = ()
     # It has experts, and what attention it has.
     has_experts: bool = True
     latent_attention: bool = False

@@ -53,7 +53,7 @@ def attention_slots(spec: ModelSpec, layer: int) -> Iterator[Slot]:
     """Attention of one layer; queries, keys and values share one packed map."""
     there, here = f"model.layers.{layer}.self_attn", f"layers.{layer}.attention"
     width, head, kind = spec.hidden_size, spec.head_dim, spec.attention
-    heads, kv = spec.num_attention_heads, spec.num_key_value_heads
+    heads, kv = spec.num_heads_of(layer), spec.num_key_value_heads
     start = 0
     for name, count in (("q", heads), ("k", kv), ("v", kv)):
         size, rows, ours = count * head, (start, start + count * head), f"{here}.qkv_proj"
@@ -68,6 +68,9 @@ def attention_slots(spec: ModelSpec, layer: int) -> Iterator[Slot]:
         yield Slot(f"{there}.o_proj.bias", f"{here}.o_proj.bias", (width,), "attention", layer=layer)
     if kind.sinks:
         yield Slot(f"{there}.sinks", f"{here}.sinks_H", (heads,), "attention", layer=layer)
+    if kind.head_gate:
+        both = (f"{there}.g_proj.weight", f"{here}.g_proj.weight")
+        yield Slot(*both, (heads, width), "attention", layer=layer)
     if kind.qk_norm != "none":
         whole = kind.qk_norm == "projection"
         for name, count in (("q", heads), ("k", kv)):

@@ -14,6 +14,7 @@ from moe_core.model.families import (
     palm_moe,
     qwen2_moe,
     qwen3_moe,
+    step3p5,
     turnout_moe,
 )
 from moe_core.model.families.family import Family
@@ -30,6 +31,7 @@ _MODULES = (
     gpt_oss,
     glam_moe,
     palm_moe,
+    step3p5,
 )
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 BY_NAME = {name: family for family in FAMILIES.values() for name in (family.name, *family.aliases)}

@@ -20,6 +20,7 @@ class RopeParameters(Spec):
 
     rope_type: Literal["default", "yarn", "llama3"] = "default"
     rope_theta: float | None = None
+    # Most families turn whole heads; those that do not have PartialRopeParameters.
     partial_rotary_factor: float | None = Field(default=None, ge=1.0, le=1.0)
     factor: float | None = None
     original_max_position_embeddings: int | None = None
@@ -34,8 +35,9 @@ class RopeParameters(Spec):
 
     def to_rope(self, max_position_embeddings: int, *, interleaved: bool) -> RopeSpec:
         """The specification; lengths that are not said follow from the model's own."""
+        partial = 1.0 if self.partial_rotary_factor is None else self.partial_rotary_factor
         if self.rope_type == "default":
-            return RopeSpec(interleaved=interleaved)
+            return RopeSpec(interleaved=interleaved, partial_rotary_factor=partial)
         original = self.original_max_position_embeddings or max_position_embeddings
         keys = _YARN_KEYS if self.rope_type == "yarn" else _LLAMA3_KEYS
         said = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
@@ -43,6 +45,7 @@ class RopeParameters(Spec):
             {
                 "kind": self.rope_type,
                 "interleaved": interleaved,
+                "partial_rotary_factor": partial,
                 "factor": self.factor or max_position_embeddings / original,
                 "original_max_position_embeddings": original,
                 **said,
@@ -50,11 +53,19 @@ class RopeParameters(Spec):
         )
 
 
+class PartialRopeParameters(RopeParameters):
+    """The same where only the first part of each head may turn."""
+
+    partial_rotary_factor: float | None = Field(default=None, gt=0.0, le=1.0)
+
+
 def rope_parameters(spec: ModelSpec) -> dict[str, Any]:
     """The `rope_parameters` of a model."""
     rope = spec.rope
+    partial = rope.partial_rotary_factor
+    said = {} if partial == 1.0 else {"partial_rotary_factor": partial}
     if rope.kind == "plain":
-        return {"rope_theta": spec.rope_theta, "rope_type": "default"}
+        return {"rope_theta": spec.rope_theta, "rope_type": "default", **said}
     plain = RopeSpec()
     changed = {key: getattr(rope, key) for key in _YARN_KEYS if getattr(rope, key) != getattr(plain, key)}
     if rope.kind == "llama3":
@@ -64,5 +75,6 @@ def rope_parameters(spec: ModelSpec) -> dict[str, Any]:
         "rope_type": rope.kind,
         "factor": rope.factor,
         "original_max_position_embeddings": rope.original_max_position_embeddings,
+        **said,
         **changed,
     }

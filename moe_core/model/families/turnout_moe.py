@@ -12,6 +12,7 @@ from pydantic import Field
 
 from moe_core.model.families.family import Family
 from moe_core.model.families.mixtral import NAMES
+from moe_core.model.families.rope import PartialRopeParameters
 from moe_core.model.families.schemas import DecoderConfig
 from moe_core.spec import CapacitySpec, GateSpec, ModelSpec, MoeSpec, TemperatureSpec
 from moe_core.spec.attention import AttentionSpec
@@ -19,6 +20,9 @@ from moe_core.spec.expert_kinds import ExpertKinds
 from moe_core.spec.gate import SoftmaxTopk
 from moe_core.spec.quantisation import ExpertQuantSpec
 from moe_core.spec.twins import TwinsSpec
+
+_CLAMPS = ("expert_clamps", "dense_clamps")
+_AS_WRITTEN = ("parallel_blocks", "swiglu_alpha", "swiglu_limit", "zero_centred_norms", *_CLAMPS)
 
 
 class TurnoutMoeConfig(DecoderConfig):
@@ -44,6 +48,10 @@ class TurnoutMoeConfig(DecoderConfig):
     parallel_blocks: bool = False
     swiglu_alpha: float = 1.702
     swiglu_limit: float = 7.0
+    expert_clamps: list[float] = Field(default=[], max_length=512)
+    dense_clamps: list[float] = Field(default=[], max_length=512)
+    zero_centred_norms: bool = False
+    rope_parameters: PartialRopeParameters | None = None
     expert_kinds: ExpertKinds | None = None
     free_expert_cost: float = 0.75
     # Said in `attention`.
@@ -60,7 +68,7 @@ class TurnoutMoeConfig(DecoderConfig):
 
     def more_fields(self) -> dict[str, Any]:
         """As written."""
-        return {name: getattr(self, name) for name in ("parallel_blocks", "swiglu_alpha", "swiglu_limit")}
+        return {name: getattr(self, name) for name in _AS_WRITTEN}
 
     def moe_part(self) -> MoeSpec:
         """The expert part as written."""
@@ -112,11 +120,13 @@ def _other_keys(spec: ModelSpec, moe: MoeSpec) -> dict[str, Any]:
     for name, value in (
         ("rope_interleave", spec.rope.interleaved),
         ("parallel_blocks", spec.parallel_blocks),
+        ("zero_centred_norms", spec.zero_centred_norms),
         ("expert_bias", moe.expert_bias),
         ("shared_expert_gate", moe.shared_gate),
     ):
         if value:
             keys[name] = True
+    keys |= {name: list(getattr(spec, name)) for name in _CLAMPS if getattr(spec, name)}
     if spec.activation == "clamped":
         keys |= {"swiglu_alpha": spec.swiglu_alpha, "swiglu_limit": spec.swiglu_limit}
     return keys

@@ -49,6 +49,17 @@ def test_fp8_blocks_equal_decoding_by_hand() -> None:
         fp8_blocks(codes.view(torch.float8_e4m3fn), scales.t())
 
 
+def test_stacked_fp8_blocks_are_each_experts_own() -> None:
+    generator = torch.Generator().manual_seed(5)
+    codes = torch.randint(0, 120, (3, 130, 140), dtype=torch.uint8, generator=generator)
+    scales = torch.rand(3, 2, 2, generator=generator) + 0.5
+    got = fp8_blocks(codes.view(torch.float8_e4m3fn), scales)
+    for expert in range(3):
+        assert torch.equal(got[expert], fp8_blocks(codes[expert].view(torch.float8_e4m3fn), scales[expert]))
+    with pytest.raises(FormatError, match="do not fit scales"):
+        fp8_blocks(codes.view(torch.float8_e4m3fn), scales[:2])
+
+
 def test_mxfp4_equals_decoding_by_hand() -> None:
     generator = torch.Generator().manual_seed(4)
     blocks = torch.randint(0, 256, (2, 3, 2, 16), dtype=torch.uint8, generator=generator)

@@ -10,6 +10,7 @@ from moe_core.engine.decode_graph import ROW_NUMBERS, records
 from moe_core.engine.engine import Engine
 from moe_core.engine.scheduler import Chunk
 from tests.moe_core.engine.conftest import DEVICE, Run, serve_spec
+from tests.moe_core.tiny import tiny_family
 
 ON_GPU = pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU: only there are steps recorded")
 DOMAINS = [{"code": "a", "name_en": "A", "name_zh": "甲", "experts": [0]}]
@@ -54,6 +55,10 @@ def test_a_cpu_and_gates_that_may_ask_the_host_are_not_recorded(mixtral) -> None
     assert records(mixtral.spec, torch.device("cuda"))
     moe = mixtral.spec.moe.model_copy(update={"expert_bias": True})
     assert not records(mixtral.spec.model_copy(update={"moe": moe}), torch.device("cuda"))
+    clamped = mixtral.spec.model_copy(update={"expert_clamps": (0.0, 0.0, 7.0)})
+    assert not records(clamped, torch.device("cuda"))
+    plain = {"expert_clamps": (), "dense_clamps": ()}
+    assert not records(tiny_family("step3p5").model_copy(update=plain), torch.device("cuda"))
 
 
 @ON_GPU

@@ -148,7 +148,7 @@ def test_it_takes_decoding_steps_only(monkeypatch) -> None:
     assert not native.takes(decode * (MAX_ROWS + 1))
 
 
-@pytest.mark.parametrize("family", ["deepseek_v3", "gpt_oss", "olmoe", "glam_moe", "palm_moe"])
+@pytest.mark.parametrize("family", ["deepseek_v3", "gpt_oss", "olmoe", "glam_moe", "palm_moe", "step3p5"])
 def test_what_it_does_not_know_stays_with_torch(monkeypatch, family: str) -> None:
     model = random_decoder(tiny_family(family), seed=1, std=0.2, dtype=torch.bfloat16).eval()
     assert engine_of(model, monkeypatch).runner.native is None

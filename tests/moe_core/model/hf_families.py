@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +43,22 @@ YARN = {
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "original_max_position_embeddings": 64,
     "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+}  # fmt: skip
+
+# Lists are as long as the deepest case needs; transformers counts a clamp of 0 as none.
+STEP = {
+    "num_hidden_layers": 4, "moe_intermediate_size": 24, "n_routed_experts": 8, "num_experts_per_tok": 3,
+    "share_expert_dim": 20, "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "sliding_window": 6,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    "num_sliding_attention_heads": 8, "moe_router_scaling_factor": 1.5, "swiglu_limits": [0.0, 1.2, 0.0, 0.8],
+    "swiglu_limits_shared": [0.4, 0.3, 0.2, 0.0], "pad_token_id": 0,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.75},
+    },
+}  # fmt: skip
+TINY_SIGHT = {
+    "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
 }  # fmt: skip
 
 # name: (config class, what differs from SHAPE)
@@ -95,6 +113,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {**YARN, "truncate": False, "original_max_position_embeddings": 64},
         },
     ),
+    "step3p5": ("Step3p7Config", STEP),
+    "step3p5, stretched, as released": (
+        "Step3p7Config",
+        {
+            **{key: value for key, value in STEP.items() if key not in ("rope_parameters", "mlp_layer_types")},
+            "rope_theta": [5000.0, 100.0, 100.0, 5000.0], "partial_rotary_factors": [0.5, 1.0, 1.0, 0.5],
+            "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 24}, "moe_layers_enum": "1,2,3",
+            "swiglu_limits_shared": None, "tie_word_embeddings": True,
+        },
+    ),
     "olmoe, clipped": ("OlmoeConfig", {**OLMOE, "clip_qkv": 0.7, "tie_word_embeddings": True}),
 }  # fmt: skip
 
@@ -107,23 +135,68 @@ def reference(case: str, seed: int = 11) -> Any:
 def model_of(config_class: str, changes: dict[str, Any], seed: int = 11) -> Any:
     """A random model of a configuration that differs from SHAPE."""
     torch.manual_seed(seed)
-    config = getattr(transformers, config_class)(**{**SHAPE, **changes})
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    if config_class == "Step3p7Config":
+        model = step_of(changes)
+    else:
+        config = getattr(transformers, config_class)(**{**SHAPE, **changes})
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if "norm" in name:
-                tensor.uniform_(0.5, 1.5)
+                # Step's norms multiply by 1 + weight.
+                tensor.uniform_(0.5, 1.5).sub_(1.0 if config_class == "Step3p7Config" else 0.0)
             elif name.endswith(("bias", "sinks")):
                 tensor.uniform_(-0.5, 0.5)
     return model.eval()
 
 
+def step_of(changes: dict[str, Any]) -> Any:
+    """A Step-3.7 with a tiny part that sees: transformers has a head for its text nowhere else."""
+    shape = {key: SHAPE[key] for key in SHAPE if key not in ("rope_parameters", "attn_implementation")}
+    text = {**shape, **changes}
+    depth = text["num_hidden_layers"]
+    text = {key: value[:depth] if isinstance(value, list) else value for key, value in text.items()}
+    tied = text.get("tie_word_embeddings", False)
+    config = transformers.Step3p7Config(text_config=text, vision_config=TINY_SIGHT, tie_word_embeddings=tied)
+    return transformers.Step3p7ForConditionalGeneration._from_config(config, attn_implementation="eager")
+
+
+def tensors_of(model: Any) -> dict[str, Tensor]:
+    """Every tensor of a model's text, named as if it were all of the model."""
+    state = {name.replace(".language_model.", "."): tensor for name, tensor in model.state_dict().items()}
+    return {
+        name: state[name] for name in state if ".vision_model." not in name and ".multi_modal" not in name
+    }
+
+
+def read_back(directory: Path, theirs: Any) -> Any:
+    """A directory of ours as transformers reads it; a text gets back the part that sees of `theirs`."""
+    options = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if theirs.config.model_type != "step3p7":
+        return transformers.AutoModelForCausalLM.from_pretrained(directory, **options)
+    text = json.loads((directory / "config.json").read_text("utf-8"))
+    sight, tied = theirs.config.vision_config.to_dict(), text["tie_word_embeddings"]
+    whole = transformers.Step3p7Config(text_config=text, vision_config=sight, tie_word_embeddings=tied)
+    whole.save_pretrained(directory)
+    again = transformers.Step3p7ForConditionalGeneration.from_pretrained(directory, **options)
+    for part in ("vision_model", "multi_modal_projector"):
+        getattr(again.model, part).load_state_dict(getattr(theirs.model, part).state_dict())
+    return again
+
+
 def chosen_experts(model: Any, ids_BS: Tensor) -> list[tuple[Tensor, Tensor]]:
     """(ids, weights) of every router of a transformers model, lowest layer first: (T, K), ids ascending."""
     seen: list[tuple[Tensor, Tensor]] = []
+    # Step's block scales what comes out of the experts, and not their weights.
+    scales = {
+        block.gate: block.routed_scaling_factor
+        for block in model.modules()
+        if type(block).__name__ == "Step3p7SparseMoeBlock"
+    }
 
     def note(module: Any, args: Any, out: Any) -> None:
         _, weights_TK, ids_TK = out
+        weights_TK = weights_TK * scales.get(module, 1.0)
         order_TK = ids_TK.argsort(-1)
         seen.append((ids_TK.gather(-1, order_TK), weights_TK.gather(-1, order_TK)))
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import moe_core
+from moe_core.kernels.gating import PLAIN, Gating
 from moe_core.model import Decoder
-from moe_core.spec.attention import RopeSpec
+from moe_core.model.layers import RmsNorm, ZeroCentredRmsNorm
 
 pytest.importorskip("transformers")
 
@@ -33,7 +34,7 @@ def no_window(model: Decoder) -> None:
 
 
 def no_yarn(model: Decoder) -> None:
-    plain = RopeSpec(interleaved=model.spec.rope.interleaved)
+    plain = model.spec.rope.model_copy(update={"kind": "plain"})
     model.spec = model.spec.model_copy(update={"rope": plain})
 
 
@@ -118,6 +119,71 @@ def no_clamp(model: Decoder) -> None:
         moe.experts.gating = replace(moe.experts.gating, limit=1e4)
 
 
+def norms_without_one(model: Decoder) -> None:
+    for module in model.modules():
+        if isinstance(module, ZeroCentredRmsNorm):
+            module.__class__ = RmsNorm
+
+
+def no_head_gate(model: Decoder) -> None:
+    for block in model.layers:
+        block.attention.g_proj = None
+
+
+def one_expert_clamp(model: Decoder, layer: int) -> None:
+    model.layers[layer].mlp.experts.gating = replace(model.layers[layer].mlp.experts.gating, limit=1e4)
+
+
+def no_expert_clamp(model: Decoder) -> None:
+    one_expert_clamp(model, 1)
+
+
+def no_last_expert_clamp(model: Decoder) -> None:
+    one_expert_clamp(model, 3)
+
+
+def no_shared_clamp(model: Decoder) -> None:
+    shared = model.layers[2].mlp.shared_expert
+    shared.gating = replace(shared.gating, limit=1e4)
+
+
+def no_dense_clamp(model: Decoder) -> None:
+    model.layers[0].mlp.gating = replace(model.layers[0].mlp.gating, limit=1e4)
+
+
+def clamp_before_silu(model: Decoder) -> None:
+    experts = model.layers[1].mlp.experts
+    limit, within = experts.gating.limit, Gating.__call__
+
+    class Before(Gating):
+        def __call__(self, gate_TF: torch.Tensor, up_TF: torch.Tensor) -> torch.Tensor:
+            return within(PLAIN, gate_TF.clamp(max=limit), up_TF.clamp(-limit, limit))
+
+    experts.gating = Before("clamped_silu", limit=limit)
+
+
+def whole_heads_turn(model: Decoder) -> None:
+    rope = model.spec.rope.model_copy(update={"partial_rotary_factor": 1.0})
+    model.spec = model.spec.model_copy(update={"rope": rope})
+
+
+def sliding_with(**changes: object) -> Callable[[Decoder], None]:
+    def changed(model: Decoder) -> None:
+        own = model.spec.attention.sliding
+        assert own is not None
+        sliding = own.model_copy(update=changes)
+        attention = model.spec.attention.model_copy(update={"sliding": sliding})
+        model.spec = model.spec.model_copy(update={"attention": attention})
+
+    return changed
+
+
+def same_positions_everywhere(model: Decoder) -> None:
+    attention = model.spec.attention.model_copy(update={"sliding": None})
+    model.spec = model.spec.model_copy(update={"attention": attention})
+
+
+RELEASED = "step3p5, stretched, as released"
 MUTATIONS: list[tuple[str, Callable[[Decoder], None]]] = [
     ("gpt_oss", no_sinks), ("gpt_oss", no_window), ("gpt_oss", no_yarn), ("gpt_oss", other_ends),
     ("gpt_oss", no_router_bias), ("gpt_oss", no_expert_bias), ("gpt_oss", no_clamp), ("gpt_oss", no_qkv_bias),
@@ -130,6 +196,13 @@ MUTATIONS: list[tuple[str, Callable[[Decoder], None]]] = [
     ("deepseek_v2, groups, yarn", gate_with(group_score="two_best")), ("deepseek_v2", no_shared_expert),
     ("qwen2_moe", no_shared_gate), ("qwen2_moe", no_shared_expert), ("qwen2_moe", no_qkv_bias),
     ("qwen3_moe", no_qk_norm), (BIASES, no_qkv_bias), (BIASES, other_norm),
+    ("step3p5", norms_without_one), ("step3p5", no_head_gate), ("step3p5", no_qk_norm), ("step3p5", no_window),
+    ("step3p5", no_expert_clamp), ("step3p5", no_last_expert_clamp), ("step3p5", clamp_before_silu),
+    ("step3p5", no_shared_clamp), ("step3p5", no_dense_clamp), ("step3p5", whole_heads_turn),
+    ("step3p5", sliding_with(rope_theta=5000.0)), ("step3p5", sliding_with(partial_rotary_factor=1.0)),
+    ("step3p5", same_positions_everywhere), ("step3p5", no_correction_bias), ("step3p5", no_shared_expert),
+    ("step3p5", gate_with(routed_scaling_factor=1.0)), ("step3p5", other_norm), (RELEASED, plain_positions),
+    (RELEASED, norms_without_one), (RELEASED, no_expert_clamp),
     ("olmoe", no_qk_norm), ("olmoe", other_norm), ("olmoe, clipped", no_clipping), ("mixtral", other_norm),
 ]  # fmt: skip
 

@@ -10,8 +10,15 @@ from moe_core.errors import SpecError
 from moe_core.spec import LayoutSpec, ModelSpec, MoeSpec
 from tests.moe_core.tiny import FAMILIES, tiny_family, tiny_llama, tiny_mixtral, tiny_turnout
 
+WINDOW = {"sliding_window": 4, "sliding_layers": (1,)}
+OWN_WINDOW = {"num_attention_heads": 8, "rope_theta": 100.0}
 
-@pytest.mark.parametrize("spec", [tiny_llama(), tiny_mixtral(), tiny_turnout(), *map(tiny_family, FAMILIES)], ids=lambda spec: spec.family)
+
+@pytest.mark.parametrize(
+    "spec",
+    [tiny_llama(), tiny_mixtral(), tiny_turnout(), *map(tiny_family, FAMILIES)],
+    ids=lambda spec: spec.family,
+)
 def test_a_specification_survives_json(spec: ModelSpec) -> None:
     assert ModelSpec.parse(json.loads(spec.model_dump_json())) == spec
 
@@ -26,6 +33,26 @@ def test_a_specification_survives_json(spec: ModelSpec) -> None:
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"auto_map": {}}, "auto_map"),
         ({"family": "mixtral"}, "must have a moe part"),
+        ({"rope": {"partial_rotary_factor": 0.0}}, "partial_rotary_factor"),
+        ({"rope": {"partial_rotary_factor": 1.5}}, "partial_rotary_factor"),
+        ({"rope": {"partial_rotary_factor": 0.2}}, "has 3 rotary values; they must be even"),
+        ({"rope": {"partial_rotary_factor": 0.1}}, "has 1 rotary values"),
+        ({"dense_clamps": (1.0,)}, "dense_clamps has 1 values; give one for each of the 3 layers"),
+        ({"dense_clamps": (0.0, 0.0, 0.0)}, "dense_clamps is 0 in every layer; give an empty list"),
+        ({"dense_clamps": (0.0, -1.0, 0.0)}, "dense_clamps"),
+        ({"dense_clamps": (0.0, float("inf"), 0.0)}, "dense_clamps"),
+        (
+            {"expert_clamps": (7.0, 0.0, 0.0), "activation": "gelu"},
+            "belongs to activation 'silu', not 'gelu'",
+        ),
+        ({"attention": {"sliding": OWN_WINDOW}}, "sliding must be null"),
+        ({"attention": {**WINDOW, "sliding": {**OWN_WINDOW, "num_attention_heads": 5}}}, "must be divisible"),
+        (
+            {"attention": {**WINDOW, "sliding": {**OWN_WINDOW, "num_attention_heads": 0}}},
+            "num_attention_heads",
+        ),
+        ({"attention": {**WINDOW, "sliding": {**OWN_WINDOW, "rope_theta": 0.5}}}, "rope_theta"),
+        ({"attention": {**WINDOW, "sliding": {**OWN_WINDOW, "partial_rotary_factor": 0.2}}}, "must be even"),
     ],
 )
 def test_it_names_what_is_wrong(change: dict[str, object], complaint: str) -> None:
