@@ -31,7 +31,7 @@ from moe_core.checkpoint.store import TORCH_DTYPES, DtypeName, check_slots, fill
 from moe_core.engine.expert_cache import ExpertCache, Key, Visit
 from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
-from moe_core.model.families import Slot
+from moe_core.model.families import FAMILIES, Slot
 from moe_core.routers import Routing
 from moe_core.spec import RoutingSpec
 
@@ -175,8 +175,11 @@ def load_resident(
         check_slots(slots, weights, ignorable=ignorable(spec, weights.names))
         experts = [slot for slot in slots if slot.expert is not None]
         if any(slot.part == "experts" and slot.expert is None for slot in slots):
+            names = FAMILIES[spec.family].names
+            together = names.alternating or names.stacked
             raise SpecError(
-                "resident_experts needs experts that lie in tensors of their own; import the model, which separates them"
+                f"resident_experts needs experts that lie in tensors of their own; {'quantise' if together else 'import'} "
+                "the model, which separates them"
             )
         model = Decoder(spec, TORCH_DTYPES[dtype])
         fill(model, [slot for slot in slots if slot.expert is None], weights)

@@ -142,7 +142,7 @@ def rewrite_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"sliding_window": 4096}, "sliding_window"),
         ({"attention_bias": True}, "attention_bias"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}}, "rope_parameters"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 5e5, "factor": 8.0}}, "rope_parameters"),
         ({"rope_theta": 777.0}, "different values"),
         ({"num_local_experts": 10**9}, "num_local_experts"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),

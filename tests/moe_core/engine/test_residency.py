@@ -12,10 +12,14 @@ from moe_core.engine.engine import Engine
 from moe_core.engine.residency import give_back, joined, load_resident
 from moe_core.engine.trace import trace
 from moe_core.errors import SpecError
+from moe_core.model.init import random_decoder
+from moe_core.operations import quantise
 from moe_core.spec import RoutingSpec
+from moe_core.spec.operations import QuantiseSpec
 from tests.moe_core.engine.conftest import Run, serve_spec
 from tests.moe_core.engine.http_engine import running_engine
 from tests.moe_core.engine.model_dirs import tiny_model, write_model_dir
+from tests.moe_core.tiny import STD, tiny_family
 
 # Experts of 48 KiB a matrix, so that whole pages lie inside each.
 WIDE = {
@@ -118,6 +122,22 @@ def test_what_cannot_be_kept_apart_is_refused(model_dir, tmp_path) -> None:
     write_model_dir(tmp_path / "dense", dense)
     with pytest.raises(SpecError, match="the model has no experts"):
         load_resident(tmp_path / "dense", "float32", 7, RoutingSpec())
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "step3p5"])
+def test_experts_in_one_tensor_are_refused_and_quantised_they_are_apart(family: str, tmp_path) -> None:
+    model = random_decoder(tiny_family(family).model_copy(update={"vocab_size": 128}), 1, STD)
+    moe_core.save(model, tmp_path / "whole")
+    capacity = 2 * model.spec.moe.num_experts - 1
+    with pytest.raises(SpecError, match="lie in tensors of their own; quantise the model"):
+        load_resident(tmp_path / "whole", "float32", capacity, RoutingSpec())
+    packing = {"kind": "quantise", "quantisation": {"bits": 8, "group_size": 32}}
+    packed, _ = quantise(model, QuantiseSpec.parse(packing))
+    moe_core.save(packed, tmp_path / "apart")
+    apart, residency = load_resident(tmp_path / "apart", "float32", capacity, RoutingSpec())
+    assert answers(apart, residency)[0] == answers(packed)[0]
+    assert residency.stats.uses > 0
+    residency.close()
 
 
 def test_pages_are_given_back_without_touching_the_neighbours() -> None:

@@ -17,7 +17,9 @@ from moe_core.kernels.cpu.attach import (
     PanelPackedExperts,
     attach,
 )
+from moe_core.kernels.gating import PLAIN
 from moe_core.model.init import random_decoder
+from moe_core.model.layers import DenseMlp
 from moe_core.operations.quantise import quantise
 from moe_core.spec import ModelSpec
 from moe_core.spec.operations import QuantiseSpec
@@ -32,7 +34,9 @@ AS_ROWS, IN_PANELS = (
 
 @pytest.mark.parametrize("tiles", [False, True], ids=["panels", "rows"])
 @pytest.mark.parametrize(
-    "spec", [tiny_llama(), tiny_turnout(), tiny_family("deepseek_v3")], ids=lambda s: s.family
+    "spec",
+    [tiny_llama(), tiny_turnout(), tiny_family("deepseek_v3"), tiny_family("step3p5")],
+    ids=lambda s: s.family,
 )
 def test_logits_agree_and_parameters_stay(kernels, monkeypatch, spec: ModelSpec, *, tiles: bool) -> None:
     monkeypatch.setattr(dispatch, "_KERNELS", list(dispatch._KERNELS))
@@ -43,7 +47,11 @@ def test_logits_agree_and_parameters_stay(kernels, monkeypatch, spec: ModelSpec,
     before = model(ids).float()
     assert attach(model, 1) == kernels.isa
     assert {name: parameter.shape for name, parameter in model.named_parameters()} == shapes
-    classes = {type(module) for module in model.modules()}
+    # Clamped gatings stay with torch: the kernels know silu alone.
+    clamped = [m for m in model.modules() if getattr(m, "gating", PLAIN).kind == "clamped_silu"]
+    assert all(type(module) in (DenseMlp, GroupedExperts) for module in clamped)
+    assert bool(clamped) == (spec.family == "step3p5")
+    classes = {type(module) for module in model.modules() if module not in clamped}
     assert classes & (AS_ROWS if tiles else IN_PANELS)
     assert not classes & (IN_PANELS if tiles else {DecodeDenseMlp, GroupedExperts})
     after = model(ids).float()
