@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from moe_core.engine.decode_graph import records
 from moe_core.engine.engine import Engine
 from moe_core.engine.native_step import MAX_ROWS
 from moe_core.kernels import dispatch
@@ -152,6 +153,32 @@ def test_it_takes_decoding_steps_only(monkeypatch) -> None:
 def test_what_it_does_not_know_stays_with_torch(monkeypatch, family: str) -> None:
     model = random_decoder(tiny_family(family), seed=1, std=0.2, dtype=torch.bfloat16).eval()
     assert engine_of(model, monkeypatch).runner.native is None
+
+
+WINDOW = {"sliding_window": 8, "sliding_layers": [1]}
+OWN_WINDOW = {"num_attention_heads": 8, "rope_theta": 100.0}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"zero_centred_norms": True},
+        {"expert_clamps": [0.5, 0.0, 0.0]},
+        {"dense_clamps": [0.0, 0.5, 0.0]},
+        {"rope": {"partial_rotary_factor": 0.5}},
+        {"attention": {"head_gate": True}},
+        {"attention": WINDOW},
+        {"attention": {**WINDOW, "sliding": OWN_WINDOW}},
+    ],
+    ids=str,
+)
+def test_each_option_that_it_does_not_know_is_enough(monkeypatch, change: dict[str, object]) -> None:
+    spec = ModelSpec.parse({**tiny_turnout().model_dump(), **change})
+    model = random_decoder(spec, seed=1, std=0.2, dtype=torch.bfloat16).eval()
+    assert (engine_of(model, monkeypatch).runner.native is None) == bool(change)
+    # Recordings on a GPU know windows.
+    assert records(spec, torch.device("cuda")) == (change in ({}, {"attention": WINDOW}))
 
 
 def test_without_attached_kernels_there_is_no_native_step() -> None:
