@@ -9,6 +9,7 @@ from django.utils.translation import get_language, gettext
 
 from accounts.models import Team
 from console import navigation
+from deployments.domains import shown_domains
 from deployments.models import Deployment
 from routing.models import Domain
 
@@ -27,17 +28,9 @@ def is_served(team: Team) -> bool:
     return Deployment.objects.filter(team=team, deleted_at=None, live_version__isnull=False).exists()
 
 
-def domains_of(team: Team) -> list[dict[str, Any]]:
-    """Each domain code of the team once (the newest map wins), named in the reader's language."""
-    newest: dict[str, Domain] = {}
-    for domain in (
-        Domain.objects.filter(map__team=team).select_related("map").order_by("map__updated_at", "-position")
-    ):
-        newest[domain.code] = domain
-    return [
-        {"code": domain.code, "name": domain.name, "colour": domain.colour, "experts": domain.experts}
-        for domain in sorted(newest.values(), key=lambda one: (one.position, one.code))
-    ]
+def domains_of(team: Team) -> dict[str, list[dict[str, Any]]]:
+    """The domains that requests to each deployment may name: its own frozen copy, whatever became of the map."""
+    return {one.name: shown_domains(one) for one in Deployment.objects.filter(team=team, deleted_at=None)}
 
 
 def starters(team: Team) -> list[dict[str, Any]]:

@@ -37,11 +37,15 @@ def playground(request: HttpRequest) -> HttpResponse:
     """Ask a deployment something."""
     team = request.caller.team  # type: ignore[attr-defined]
     served, can_ask = room.served_names(team), room.is_served(team)
+    domains = room.domains_of(team)
+    chosen = request.GET.get("model", "")
+    first = chosen if chosen in domains else next(iter(served), "")
     context = {
         "served": served,
         "can_ask": can_ask,
-        "chosen": request.GET.get("model", ""),
-        "domains": room.domains_of(team),
+        "chosen": chosen,
+        "domains": domains,
+        "offered": domains.get(first, []),
         "starters": room.starters(team),
         "verdict": room.verdict(can_ask),
         "tokens_url": reverse("accounts:tokens"),

@@ -11,5 +11,5 @@ class CorporaConfig(AppConfig):
     name = "corpora"
 
     def ready(self) -> None:
-        """Register the loop that reads waiting files."""
-        from corpora import loops  # noqa: F401
+        """Import what registers itself."""
+        from corpora import loops, selectors  # noqa: F401

@@ -7,6 +7,7 @@ from django.utils.translation import gettext as _
 
 from accounts.models import Team
 from common.errors import Conflict, NotFound
+from common.uses import tells_presence
 from corpora.models import Corpus, CorpusFile
 
 
@@ -44,3 +45,11 @@ def training_files(corpus: Corpus) -> dict[str, str]:
         )
     ) % {"name": corpus.name}
     raise Conflict(sentence, fields={"corpus": sentence})
+
+
+def is_present(team_id: int, pk: int) -> bool:
+    """Return whether the team still has it."""
+    return Corpus.objects.filter(team_id=team_id, pk=pk).exists()
+
+
+tells_presence("corpus", is_present)

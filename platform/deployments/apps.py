@@ -12,4 +12,4 @@ class DeploymentsConfig(AppConfig):
 
     def ready(self) -> None:
         """Import what registers itself."""
-        from deployments import reconcile  # noqa: F401
+        from deployments import reconcile, uses  # noqa: F401

@@ -24,21 +24,31 @@ def frozen_domains(domain_map: DomainMap | None, version: ModelVersion) -> dict[
     """Return the map as this revision will use it for ever; {} for none."""
     if domain_map is None:
         return {}
+    spec = routing_spec(domain_map)
+    _check_fits(spec, version)
+    data = spec.model_dump(mode="json")
+    colours = {domain.code: domain.colour for domain in domain_map.domains.all()}
+    data["domains"] = [{**domain, "colour": colours.get(domain["code"], 0)} for domain in data["domains"]]
+    return {**data, "map": domain_map.pk, "map_revision": domain_map.revision, "map_name": domain_map.name}
+
+
+def check_kept(domains: dict[str, Any], version: ModelVersion) -> None:
+    """Raise Invalid when a version cannot be served with an earlier frozen copy."""
+    if domains:
+        _check_fits(routing_of(domains), version)
+
+
+def _check_fits(spec: RoutingSpec, version: ModelVersion) -> None:
     if version.is_dense:
         raise Invalid(
             _("%(version)s is dense: it has no experts to map domains to. Choose no domain map.")
             % {"version": version},
             fields={"domain_map": _("A dense version takes no domain map.")},
         )
-    spec = routing_spec(domain_map)
     try:
         spec.check_fits(version.num_experts)
     except SpecError as error:
         raise Invalid(told(str(error)), fields={"domain_map": told(str(error))}) from error
-    data = spec.model_dump(mode="json")
-    colours = {domain.code: domain.colour for domain in domain_map.domains.all()}
-    data["domains"] = [{**domain, "colour": colours.get(domain["code"], 0)} for domain in data["domains"]]
-    return {**data, "map": domain_map.pk, "map_revision": domain_map.revision, "map_name": domain_map.name}
 
 
 def routing_of(domains: dict[str, Any]) -> RoutingSpec:
@@ -54,6 +64,11 @@ def routing_of(domains: dict[str, Any]) -> RoutingSpec:
 def codes_of(deployment: Deployment) -> tuple[str, ...]:
     """Return the codes that requests may name."""
     return tuple(domain["code"] for domain in deployment.domains.get("domains", ()))
+
+
+def map_words(domains: dict[str, Any]) -> str:
+    """Name the map that a frozen copy was taken from, with its revision; empty for none."""
+    return f"{domains['map_name']} r{domains['map_revision']}" if "map_name" in domains else ""
 
 
 def shown_domains(deployment: Deployment) -> list[dict[str, Any]]:

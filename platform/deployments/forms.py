@@ -9,8 +9,10 @@ from django.utils.translation import gettext_lazy as _
 
 from accounts.models import Team
 from common.errors import DomainError
+from deployments.domains import map_words
 from deployments.engine_settings import EngineSettings
 from deployments.models import MAX_REPLICAS, Deployment
+from deployments.services import KEEP
 from registry.models import ModelVersion, VersionState
 from registry.selectors import versions_of
 from routing.models import DomainMap
@@ -28,6 +30,7 @@ SETTINGS = (
     "dtype", "kv_tokens", "max_sequences", "num_threads", "prior_mode", "resident_experts", "expert_affinity_steps",
     "ngram_tokens", "batch_invariant",
 )  # fmt: skip
+AS_SERVED = "as-served"
 MAY_BE_NONE = frozenset({"resident_experts"})
 
 
@@ -43,13 +46,6 @@ class EngineForm(forms.Form):
     """What is served, and how much of the machine it may use."""
 
     version = forms.ModelChoiceField(ModelVersion.objects.none(), label=_("Version"), empty_label=None)
-    domain_map = forms.ModelChoiceField(
-        DomainMap.objects.none(),
-        label=_("Domain map"),
-        required=False,
-        empty_label=_("none: requests name no domain"),
-        help_text=_("Requests may name its domains, and the router leans towards their experts."),
-    )
     dtype = forms.ChoiceField(label=_("Precision"), choices=DTYPES, initial=DEFAULTS["dtype"])
     kv_tokens = _bounded("kv_tokens", _("Cache"), help_text=_("Tokens of all running requests together."))
     max_sequences = _bounded("max_sequences", _("Requests at once"))
@@ -83,7 +79,6 @@ class EngineForm(forms.Form):
         super().__init__(*args, **options)
         choices = versions_of(team).filter(state=VersionState.READY)
         self.fields["version"].queryset = choices  # type: ignore[attr-defined]
-        self.fields["domain_map"].queryset = maps_of(team)  # type: ignore[attr-defined]
 
     def settings(self) -> dict[str, Any]:
         """The engine's part, as it is stored."""
@@ -107,8 +102,19 @@ class DeployForm(EngineForm):
         max_length=60,
         help_text=_("What clients send as “model”: lower-case letters, digits, - _ ."),
     )
+    domain_map = forms.ModelChoiceField(
+        DomainMap.objects.none(),
+        label=_("Domain map"),
+        required=False,
+        empty_label=_("none: requests name no domain"),
+        help_text=_("Requests may name its domains, and the router leans towards their experts."),
+    )
     replicas = forms.IntegerField(label=_("Replicas"), min_value=0, max_value=MAX_REPLICAS, initial=1)
     field_order = ["name", "version", "domain_map", "replicas"]
+
+    def __init__(self, *args: Any, team: Team, **options: Any) -> None:
+        super().__init__(*args, team=team, **options)
+        self.fields["domain_map"].queryset = maps_of(team)  # type: ignore[attr-defined]
 
 
 class UpdateForm(EngineForm):
@@ -117,17 +123,31 @@ class UpdateForm(EngineForm):
     note = forms.CharField(
         label=_("Why"), max_length=200, required=False, help_text=_("Kept in the history.")
     )
+    domain_map = forms.ChoiceField(label=_("Domain map"), required=False)
     field_order = ["version", "domain_map", "note"]
+
+    def __init__(self, *args: Any, team: Team, domains: dict[str, Any], **options: Any) -> None:
+        super().__init__(*args, team=team, **options)
+        self.fields["domain_map"].choices = [  # type: ignore[attr-defined]
+            *([(AS_SERVED, _("as served: %(map)s") % {"map": map_words(domains)})] if domains else []),
+            ("", _("none: requests name no domain")),
+            *((str(one.pk), str(one)) for one in maps_of(team)),
+        ]
 
     @classmethod
     def for_deployment(cls, deployment: Deployment, data: Any = None) -> UpdateForm:
-        """Start from what is wanted now."""
+        """Start from what is wanted now; the domains stay as they are served until somebody chooses others."""
         initial = {
             **deployment.settings,
             "version": deployment.desired_version_id,
-            "domain_map": deployment.domain_map_id,
+            "domain_map": AS_SERVED if deployment.domains else "",
         }
-        return cls(data, team=deployment.team, initial=initial, prefix="update")
+        return cls(data, team=deployment.team, domains=deployment.domains, initial=initial, prefix="update")
+
+    def chosen_map(self) -> int | object | None:
+        """What the service is asked for: a map's number, None for no domains, KEEP for those that are served."""
+        chosen = self.cleaned_data["domain_map"]
+        return KEEP if chosen == AS_SERVED else int(chosen) if chosen else None
 
 
 class ScaleForm(forms.Form):

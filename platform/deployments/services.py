@@ -15,7 +15,7 @@ from accounts.caller import Caller
 from common.errors import Conflict, Invalid
 from common.loops import wake
 from deployments.announce import announce
-from deployments.domains import frozen_domains
+from deployments.domains import check_kept, frozen_domains
 from deployments.engine_settings import settings_checked
 from deployments.models import (
     MAX_REPLICAS,
@@ -87,9 +87,8 @@ def deployment_update(
     caller.must_be(Role.EDITOR)
     deployment = _locked(caller, deployment_id, expected_generation)
     version = servable_version(caller, version_id) if version_id else deployment.desired_version
-    domain_map = _map_wanted(caller, deployment, domain_map_id)
-    deployment.desired_version, deployment.domain_map = version, domain_map
-    deployment.domains = frozen_domains(domain_map, version)
+    deployment.desired_version = version
+    _want_domains(caller, deployment, domain_map_id)
     wanted = deployment.settings if settings is None else settings
     deployment.settings = settings_checked(wanted, version.spec)
     _next_revision(deployment, caller, note=note)
@@ -209,10 +208,13 @@ def _locked(caller: Caller, deployment_id: int, expected_generation: int | None)
     return deployment
 
 
-def _map_wanted(caller: Caller, deployment: Deployment, wanted: int | object | None) -> DomainMap | None:
+def _want_domains(caller: Caller, deployment: Deployment, wanted: int | object | None) -> None:
+    """Freeze another map, none, or keep the domains as they are served, whatever became of their map."""
     if wanted is KEEP:
-        return deployment.domain_map
-    return map_get(caller.team, wanted) if isinstance(wanted, int) else None
+        check_kept(deployment.domains, deployment.desired_version)
+        return
+    deployment.domain_map = map_get(caller.team, wanted) if isinstance(wanted, int) else None
+    deployment.domains = frozen_domains(deployment.domain_map, deployment.desired_version)
 
 
 def _next_revision(

@@ -198,8 +198,7 @@ def deployment_update(request: HttpRequest, pk: int) -> HttpResponse:
         data = form.cleaned_data
         try:
             services.deployment_update(
-                caller=caller, deployment_id=pk, version_id=data["version"].pk,
-                domain_map_id=data["domain_map"].pk if data["domain_map"] else None,
+                caller=caller, deployment_id=pk, version_id=data["version"].pk, domain_map_id=form.chosen_map(),
                 settings={**deployment.settings, **form.settings()}, note=data["note"],
             )  # fmt: skip
         except DomainError as error:

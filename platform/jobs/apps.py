@@ -14,4 +14,4 @@ class JobsConfig(AppConfig):
 
     def ready(self) -> None:
         """Import what registers itself."""
-        from jobs import dispatch, reconcile  # noqa: F401
+        from jobs import dispatch, reconcile, uses  # noqa: F401

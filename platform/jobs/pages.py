@@ -7,11 +7,13 @@ from typing import Any
 
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.functional import Promise
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_lazy, ngettext
 
 from common import figures
 from common.told import line_told
+from common.uses import Kind, is_present
 from jobs.by_stage import num_turns, stages_of
 from jobs.choices import HELD, JobKind, JobState
 from jobs.models import Job, JobEvent
@@ -115,6 +117,13 @@ def _where(job: Job) -> list[tuple[str, str]]:
     return [*rows, (_("Attempt"), str(job.attempts))] if job.attempts else rows
 
 
+LINEAGE: dict[Kind, tuple[str, Promise]] = {
+    "layout": ("layouts:detail", gettext_lazy("layout")),
+    "domain_map": ("routing:detail", gettext_lazy("domains")),
+    "corpus": ("corpora:detail", gettext_lazy("logs")),
+}
+
+
 def lineage_of(job: Job) -> dict[str, Any]:
     """What leads into the job and what comes out of it."""
     parents = []
@@ -124,14 +133,13 @@ def lineage_of(job: Job) -> dict[str, Any]:
         )
     elif job.inputs.get("source"):
         parents.append(_node(str(job.inputs["source"]), _("source")))
-    for key, url_name, note in (
-        ("layout", "layouts:detail", _("layout")), ("domain_map", "routing:detail", _("domains")),
-        ("corpus", "corpora:detail", _("logs")),
-    ):  # fmt: skip
+    for key, (url_name, note) in LINEAGE.items():
         part = job.inputs.get(key)
         if part:
             revision = f" r{part['revision']}" if "revision" in part else ""
-            parents.append(_node(f"{part['name']}{revision}", note, reverse(url_name, args=[part["id"]])))
+            is_there = is_present(key, job.team_id, part["id"])
+            url = reverse(url_name, args=[part["id"]]) if is_there else ""
+            parents.append(_node(f"{part['name']}{revision}", str(note) if is_there else _("deleted since"), url))
     version = job.result_version
     child = (
         _node(str(version), _("registered"), reverse("registry:version", args=[version.pk]))

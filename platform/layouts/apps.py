@@ -9,3 +9,7 @@ class LayoutsConfig(AppConfig):
     """Django's handle on this app."""
 
     name = "layouts"
+
+    def ready(self) -> None:
+        """Import what registers itself."""
+        from layouts import selectors  # noqa: F401

@@ -130,7 +130,7 @@ class LayoutViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, pk: Any = None) -> Response:
-        """Remove a layout; what was built with it keeps its own copy."""
+        """Remove a layout; what was built with it keeps its own copy. 409 while a deployment or an open job uses it."""
         services.layout_delete(caller=self.caller, layout_id=self.get_object().pk)
         return Response(status=status.HTTP_204_NO_CONTENT)
 

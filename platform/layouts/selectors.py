@@ -7,6 +7,7 @@ from django.utils.translation import gettext as _
 
 from accounts.models import Team
 from common.errors import NotFound
+from common.uses import tells_presence
 from layouts.models import Layout, LayoutRevision
 
 
@@ -34,3 +35,11 @@ def revision_get(layout: Layout, number: int) -> LayoutRevision:
     if revision is None:
         raise NotFound(_("This layout has no revision %(number)s.") % {"number": number})
     return revision
+
+
+def is_present(team_id: int, pk: int) -> bool:
+    """Return whether the team still has it."""
+    return Layout.objects.filter(team_id=team_id, pk=pk).exists()
+
+
+tells_presence("layout", is_present)

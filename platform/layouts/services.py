@@ -13,6 +13,7 @@ from accounts.audit import audit_record
 from accounts.caller import Caller
 from common.errors import Conflict, Invalid
 from common.told import told
+from common.uses import refuse_used
 from layouts.models import Layout, LayoutRevision
 from layouts.selectors import layout_get
 from moe_core.errors import SpecError
@@ -76,9 +77,10 @@ def layout_revise(
 
 @transaction.atomic
 def layout_delete(*, caller: Caller, layout_id: int) -> None:
-    """Remove a layout and its revisions; what was built with it keeps its own copy."""
+    """Remove a layout that nothing uses; what was built with it keeps its own copy. Raises Conflict while it is in use."""
     caller.must_be(Role.EDITOR)
     layout = layout_get(caller.team, layout_id)
+    refuse_used("layout", caller.team.pk, layout_id, str(layout))
     try:
         layout.delete()
     except ProtectedError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib import messages
 from django.http import FileResponse, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -12,10 +14,11 @@ from django.views.decorators.http import require_GET, require_POST
 from accounts.access import Role, role_required
 from accounts.caller import Caller
 from common.errors import Invalid
+from common.uses import Kind, is_present
 from registry import describe, services
 from registry.downloads import version_file_response
 from registry.forms import AliasForm, ModelForm, NoteForm, UploadForm
-from registry.models import Model
+from registry.models import Model, ModelVersion
 from registry.operated import operated_report, operated_verdict
 from registry.selectors import model_get, models_of, uploads_of, version_get
 
@@ -125,11 +128,26 @@ def version_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "operated": operated,
         "operated_verdict": operated_verdict(operated) if operated else None,
         "files": sorted(version.files.items()),
+        "is_there": _still_there(version),
         "children": version.children.select_related("model").order_by("id"),
         "note_form": NoteForm(initial={"note": version.note}),
         "can_write": caller_of(request).role.covers(Role.EDITOR),
     }
     return render(request, "registry/version.html", context)
+
+
+def _still_there(version: ModelVersion) -> dict[Kind, bool]:
+    """Which of the things that it was made with can still be looked at."""
+    numbers: dict[Kind, Any] = {
+        "layout": version.lineage.get("layout_id"),
+        "domain_map": version.lineage.get("map_id"),
+        "corpus": version.lineage.get("corpus_id"),
+    }
+    return {
+        kind: is_present(kind, version.model.team_id, number)
+        for kind, number in numbers.items()
+        if number is not None
+    }
 
 
 @role_required(Role.VIEWER)

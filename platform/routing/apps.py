@@ -9,3 +9,7 @@ class RoutingConfig(AppConfig):
     """Django's handle on this app."""
 
     name = "routing"
+
+    def ready(self) -> None:
+        """Import what registers itself."""
+        from routing import selectors  # noqa: F401

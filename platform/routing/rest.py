@@ -119,7 +119,7 @@ class MapViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin, v
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, pk: Any = None) -> Response:
-        """Remove a map; what was tuned with it keeps its own copy."""
+        """Remove a map; what was tuned with it keeps its own copy. 409 while a deployment or an open job uses it."""
         services.map_delete(caller=self.caller, map_id=self.get_object().pk)
         return Response(status=status.HTTP_204_NO_CONTENT)
 

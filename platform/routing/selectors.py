@@ -10,6 +10,7 @@ from django.utils.translation import gettext as _
 from accounts.models import Team
 from common.errors import Invalid, NotFound
 from common.told import told
+from common.uses import tells_presence
 from moe_core.errors import SpecError
 from moe_core.spec import RoutingSpec
 from routing.models import DomainMap
@@ -43,3 +44,11 @@ def routing_data(domain_map: DomainMap) -> dict[str, Any]:
         for domain in domain_map.domains.all()
     ]
     return {"domains": domains, "general_experts": domain_map.general_experts, **domain_map.policy}
+
+
+def is_present(team_id: int, pk: int) -> bool:
+    """Return whether the team still has it."""
+    return DomainMap.objects.filter(team_id=team_id, pk=pk).exists()
+
+
+tells_presence("domain_map", is_present)

@@ -11,6 +11,7 @@ from accounts.access import Role
 from accounts.audit import audit_record
 from accounts.caller import Caller
 from common.errors import Conflict, Invalid
+from common.uses import refuse_used
 from routing.models import Domain, DomainMap, DomainMapRevision
 from routing.plan import MapPlan, checked_plan
 from routing.presets import example_plan
@@ -62,9 +63,12 @@ def map_revise(
 
 @transaction.atomic
 def map_delete(*, caller: Caller, map_id: int) -> None:
-    """Remove a map; what was tuned with it keeps its own copy."""
+    """Remove a map that nothing uses; what was tuned with it keeps its own copy. Raises Conflict while it is in use."""
     caller.must_be(Role.EDITOR)
     domain_map = map_get(caller.team, map_id)
+    # Who begins to use it now waits, and then finds it gone.
+    DomainMap.objects.select_for_update().filter(pk=map_id).first()
+    refuse_used("domain_map", caller.team.pk, map_id, str(domain_map))
     domain_map.delete()
     audit_record(caller=caller, action="map.deleted", target=domain_map)
 

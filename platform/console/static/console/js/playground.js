@@ -7,7 +7,9 @@ import { streamChat } from "./stream.js";
 import { s } from "./charts.js";
 
 const form = $("#ask"), said = $("#conversation"), messages = [];
-const domains = JSON.parse(form.dataset.domains || "[]");
+// The domains of each deployment, by its name: as it serves them.
+const everyDomain = JSON.parse(form.dataset.domains || "{}");
+const domainsOf = (model) => Object.hasOwn(everyDomain, model) ? everyDomain[model] : [];
 let run = null;
 
 const value = (name) => form.elements[name]?.value ?? "";
@@ -67,7 +69,7 @@ async function ask() {
 }
 const ENDS = { stop: "ended by itself", length: "cut at the limit", stopped: "stopped by you", cancelled: "cancelled" };
 function note(sent, reason) {
-  const domain = domains.find(({ code }) => code === sent.domain);
+  const domain = domainsOf(sent.model).find(({ code }) => code === sent.domain);
   return [domain ? domainChip(domain) : el("span", {}, t("no domain named")), el("span", {}, ENDS[reason] ? t(ENDS[reason]) : reason ?? "")];
 }
 function busy(on) { $("#send").hidden = on; $("#stop").hidden = !on; }
@@ -80,7 +82,7 @@ for (const range of $$('input[type="range"]', form)) {
   const show = () => { const out = $(`output[for="${range.id}"]`); if (out) out.textContent = fmt(Number(range.value), 2); };
   range.addEventListener("input", show); show();
 }
-for (const link of $$("[data-prompt]")) link.addEventListener("click", () => { form.elements.prompt.value = link.dataset.prompt; if (link.dataset.domain) form.elements.domain.value = link.dataset.domain; form.elements.prompt.focus(); showCode(); });
+for (const link of $$("[data-prompt]")) link.addEventListener("click", () => { form.elements.prompt.value = link.dataset.prompt; if (domainsOf(value("model")).some(({ code }) => code === link.dataset.domain)) form.elements.domain.value = link.dataset.domain; form.elements.prompt.focus(); showCode(); });
 
 // The same request, for those who leave the browser. Text goes in as text: nothing here is markup.
 function showCode() {
@@ -95,6 +97,14 @@ const python = (one) => JSON.stringify(one).replace(/\btrue\b/g, "True").replace
 form.addEventListener("input", showCode);
 form.addEventListener("change", showCode);
 
+// A deployment offers its own domains; the one chosen stays when the next has it too.
+function offerDomains() {
+  const pick = form.elements.domain, chosen = pick.value, offered = domainsOf(value("model"));
+  pick.replaceChildren(pick.options[0], ...offered.map(({ code, name }) => el("option", { value: code }, name)));
+  pick.value = offered.some(({ code }) => code === chosen) ? chosen : "";
+}
+form.elements.model.addEventListener("change", offerDomains);
+
 async function fillModels() {
   const pick = form.elements.model;
   try {
@@ -104,6 +114,7 @@ async function fillModels() {
     if (!data.length) return;
     pick.replaceChildren(...data.map(({ id }) => el("option", { value: id, selected: id === chosen }, id)));
   } catch { /* the server's own list stays */ }
+  offerDomains();
   showCode();
 }
 
@@ -112,16 +123,17 @@ $("#xray-run")?.addEventListener("click", async () => {
   const prompt = value("prompt").trim() || messages.findLast(({ role }) => role === "user")?.content;
   if (!prompt) { toast(t("Write a prompt first."), { kind: "caution" }); return; }
   $("#xray").replaceChildren(state("busy", t("tracing")));
+  const asked = { model: value("model"), messages: [{ role: "user", content: prompt }], domain: value("domain") || null };
   try {
-    const answer = await fetch(form.dataset.traceUrl, { method: "POST", credentials: "same-origin", headers: { "Content-Type": "application/json", "X-CSRFToken": csrf() }, body: JSON.stringify({ model: value("model"), messages: [{ role: "user", content: prompt }], domain: value("domain") || null }) });
+    const answer = await fetch(form.dataset.traceUrl, { method: "POST", credentials: "same-origin", headers: { "Content-Type": "application/json", "X-CSRFToken": csrf() }, body: JSON.stringify(asked) });
     const told = await answer.json();
     if (!answer.ok) throw new Error(told.error?.message ?? told.detail ?? answer.status);
-    drawTrace({ domain: value("domain"), ...told });
+    drawTrace({ domain: asked.domain, ...told, model: asked.model });
   } catch (problem) { $("#xray").replaceChildren(state("danger", problem.message)); }
 });
-function drawTrace({ tokens, layers, domain }) {
+function drawTrace({ model, tokens, layers, domain }) {
   if (!layers.length) { $("#xray").replaceChildren(el("p", { class: "small quiet" }, t("This version is dense: it has no router to trace."))); return; }
-  const experts = layers[0]?.logits?.[0]?.length ?? Math.max(0, ...layers.flatMap((one) => one.ids.flat())) + 1, rowHeight = 20, left = 38, width = 300, names = domains.find(({ code }) => code === domain);
+  const experts = layers[0]?.logits?.[0]?.length ?? Math.max(0, ...layers.flatMap((one) => one.ids.flat())) + 1, rowHeight = 20, left = 38, width = 300, names = domainsOf(model).find(({ code }) => code === domain);
   const own = new Set(names?.experts ?? []);
   const words = el("div", { class: "tokens", role: "listbox", "aria-label": t("Tokens of the prompt") }), picture = s("svg", { class: "route", role: "img", "aria-label": t("Experts of the chosen token by layer") }), facts = el("p", { class: "small quiet" });
   const shown = (at) => {
