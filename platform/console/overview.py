@@ -29,12 +29,12 @@ SHOWN_JOBS = 6
 
 @dataclass(frozen=True, slots=True)
 class Worry:
-    """Something that is not as it should be: how bad, in one sentence, and where to look."""
+    """Something that is not as it should be: how bad, in one sentence, where to look, and what callers feel of it."""
 
     lamp: str
     text: str
     url: str
-    felt: bool = False
+    felt: str = ""
 
 
 @dataclass(slots=True)
@@ -58,11 +58,16 @@ def picture_of(team: Team) -> Picture:
     """Look at the team's things once."""
     traffic = traffic_by_deployment(team)
     standings = [row_of(one, traffic.get(one.pk)) for one in deployments_of(team)]
+    whole = traffic_of(team)
     picture = Picture(
         standings=standings,
         jobs=jobs_of(team),
-        worries=[*_deployment_worries(standings), *_job_worries(team)],
-        traffic=traffic_of(team),
+        worries=[
+            *_deployment_worries(standings),
+            *_request_worries(standings, whole),
+            *_job_worries(team),
+        ],
+        traffic=whole,
         stations=stations(team, standings),
     )
     picture.is_blank = not Model.objects.filter(team=team).exists()
@@ -80,8 +85,43 @@ def jobs_of(team: Team) -> list[Job]:
 
 def _deployment_worries(standings: list[Row]) -> list[Worry]:
     return [
-        Worry(one.standing.lamp, one.worry, one.url, felt=not one.serves) for one in standings if one.worry
+        Worry(
+            one.standing.lamp,
+            one.worry,
+            one.url,
+            felt="" if one.serves else gettext("Requests to it are refused until it is back."),
+        )
+        for one in standings
+        if one.worry
     ]
+
+
+def _request_worries(standings: list[Row], whole: Traffic) -> list[Worry]:
+    """What callers felt in the last hour: by deployment, else of all requests together."""
+    url = navigation.address("gateway:keys") or "/"
+    felt = gettext("Whoever sent these got no answer.")
+    failing = [one for one in standings if one.traffic.is_failing]
+    if failing:
+        return [Worry("caution", _failed_requests(one), url, felt=felt) for one in failing]
+    if not whole.is_failing:
+        return []
+    text = gettext("%(share)s of all requests of the last hour failed (%(failed)s of %(requests)s).")
+    return [Worry("caution", text % _failed_figures(whole), url, felt=felt)]
+
+
+def _failed_requests(row: Row) -> str:
+    text = gettext(
+        "%(share)s of the requests to %(name)s failed in the last hour (%(failed)s of %(requests)s)."
+    )
+    return text % {**_failed_figures(row.traffic), "name": row.deployment.name}
+
+
+def _failed_figures(traffic: Traffic) -> dict[str, str]:
+    return {
+        "share": figures.percent(traffic.failed_share, 1),
+        "failed": figures.number(traffic.failed),
+        "requests": figures.number(traffic.requests),
+    }
 
 
 def _job_worries(team: Team) -> list[Worry]:
@@ -152,10 +192,14 @@ def verdict(picture: Picture) -> dict[str, str]:
 
 def _felt(picture: Picture, worst: Worry) -> str:
     if worst.felt:
-        return gettext("Requests to it are refused until it is back.")
-    if any(one.serves for one in picture.standings):
-        return gettext("Users are not affected: what serves keeps serving.")
-    return gettext("Nothing that serves is affected.")
+        return worst.felt
+    serving = sum(one.serves for one in picture.standings)
+    if not serving:
+        return gettext("No deployment answers at present.")
+    text = ngettext(
+        "Meanwhile %(count)s deployment answers.", "Meanwhile %(count)s deployments answer.", serving
+    )
+    return text % {"count": serving}
 
 
 def _running(picture: Picture) -> str:

@@ -19,6 +19,9 @@ from gateway.selectors import FAILED
 
 WINDOW = timedelta(hours=1)
 MINUTES = 60
+# From here on failures of the hour are a worry; a single one among few is not.
+WORRYING_SHARE = 0.05
+WORRYING_REQUESTS = 5
 
 
 class Percentile(Aggregate):
@@ -57,6 +60,11 @@ class Traffic:
     def failed_share(self) -> float:
         """Of all requests."""
         return self.failed / self.requests if self.requests else 0.0
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether so much failed that somebody should look."""
+        return self.requests >= WORRYING_REQUESTS and self.failed_share >= WORRYING_SHARE
 
 
 TOTALS = {

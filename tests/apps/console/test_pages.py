@@ -50,7 +50,7 @@ def test_the_overview_says_the_worst_fact_first_and_whether_users_feel_it(people
     told = verdict(picture_of(people.owner.team))
     assert told["state"] == "danger"
     assert "import tiny" in told["text"] and "disk full" in told["text"]
-    assert "Nothing that serves is affected." in told["rest"]
+    assert "No deployment answers at present." in told["rest"]
 
 
 def failed_job(people: People, **more: object) -> Job:
@@ -134,6 +134,45 @@ def test_traffic_is_counted_by_the_minute_and_its_p95_is_the_databases(people: P
     assert found.first_token_p95_ms == pytest.approx(118.05)
     assert sum(found.request_series) == 20 and len(found.request_series) == 60
     assert sum(found.token_series) == 200
+
+
+def requests_of_now(people: People, failed: int, answered: int, **more: object) -> None:
+    for index in range(failed + answered):
+        Usage.objects.create(
+            team=people.owner.team, version_id=1, request_id=uuid4().hex, path="/v1/chat/completions",
+            finish_reason="error" if index < failed else "stop", **more,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("failed", "answered", "told"),
+    [(1, 19, "5.0 % of all requests"), (1, 20, ""), (2, 3, "40.0 % of all requests"), (4, 0, "")],
+)
+def test_failed_requests_are_a_worry_from_a_share_and_a_number_on(people, failed, answered, told) -> None:
+    Model.objects.create(team=people.owner.team, name="Tiny", slug="tiny")
+    requests_of_now(people, failed, answered)
+    picture = picture_of(people.owner.team)
+    said = [worry.text.replace("\u202f", " ") for worry in picture.worries]
+    assert len(said) == bool(told) and all(told in one for one in said)
+    if told:
+        line = verdict(picture)
+        assert line["state"] == "caution" and f"({failed} of {failed + answered})" in line["text"]
+        assert "got no answer" in line["rest"]
+        page = people.client("owner").get("/").content.decode()
+        assert 'href="/gateway/"' in page[page.index('id="worries"') :]
+        assert "Nothing needs attention" not in page
+
+
+def test_failed_requests_are_told_by_the_deployment_that_failed_them_and_before_jobs(people) -> None:
+    model = Model.objects.create(team=people.owner.team, name="Tiny", slug="tiny")
+    version = ModelVersion.objects.create(model=model, number=1, spec={}, files={}, size_bytes=1)
+    made = Deployment.objects.create(team=people.owner.team, name="support", desired_version=version)
+    failed_job(people, error="x")
+    requests_of_now(people, 3, 7, deployment=made)
+    picture = picture_of(people.owner.team)
+    assert "to support failed" in picture.worries[0].text and len(picture.worries) == 2
+    with override("zh-hans"):
+        assert "发往 support 的请求" in verdict(picture_of(people.owner.team))["text"]
 
 
 def test_the_rail_shows_only_pages_that_exist_and_marks_the_nearest(people: People) -> None:
