@@ -28,11 +28,20 @@ def aspects(team: Team) -> list[Aspect]:
 
 def _deployments(team: Team) -> Aspect | None:
     url = navigation.address("deployments:list")
-    lamps = [standing_of(one).lamp for one in deployments_of(team)] if url else []
-    if url is None or not lamps:
+    standings = [standing_of(one) for one in deployments_of(team)] if url else []
+    if url is None or not standings:
         return None
-    text = ngettext("%(count)s deployment", "%(count)s deployments", len(lamps)) % {"count": len(lamps)}
-    return {"lamp": worst(lamps), "text": text, "url": url}
+    lamp, wanted = worst([one.lamp for one in standings]), [one for one in standings if one.wanted]
+    answering = sum(one.ready > 0 for one in wanted)
+    if answering == len(wanted):
+        text = ngettext("%(count)s deployment", "%(count)s deployments", len(standings))
+        return {"lamp": lamp, "text": text % {"count": len(standings)}, "url": url}
+    text = ngettext(
+        "%(answering)s of %(count)s deployment answers",
+        "%(answering)s of %(count)s deployments answer",
+        len(wanted),
+    )
+    return {"lamp": lamp, "text": text % {"answering": answering, "count": len(wanted)}, "url": url}
 
 
 def worst(lamps: list[str]) -> str:

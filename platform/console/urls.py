@@ -9,5 +9,6 @@ from console import views
 app_name = "console"
 urlpatterns = [
     path("", views.overview, name="overview"),
+    path("aspects/", views.aspects, name="aspects"),
     path("playground/", views.playground, name="playground"),
 ]

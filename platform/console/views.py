@@ -33,6 +33,12 @@ def overview(request: HttpRequest) -> HttpResponse:
 
 
 @role_required(Role.VIEWER)
+def aspects(request: HttpRequest) -> HttpResponse:
+    """The lamps of the shelf alone, for a page that stays open."""
+    return render(request, "partials/aspects.html")
+
+
+@role_required(Role.VIEWER)
 def playground(request: HttpRequest) -> HttpResponse:
     """Ask a deployment something."""
     team = request.caller.team  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 // picture.js turns frames into numbers, panels.js and figures.js show them; here is what comes in, what is chosen, and when.
 import { $, $$, t, agoText } from "/static/console/js/boot.js";
 import { connect, showState, counts32 } from "/static/console/js/live.js";
+import { watch } from "/static/deployments/watch.js";
 import { Heat, NONE, loads as quantised, cellWords, heatTable, tableButton } from "/static/console/js/heat.js";
 import { ALL, SUMMED, fromFrame, fromRouting, pick, cells, rowsOf, ageOf } from "./picture.js";
 import { showVerdict, showLists, showCell, showOwn, showFlow, showBalance } from "./panels.js";
@@ -92,6 +93,8 @@ const feed = connect(`/ws/board/${board.dataset.deployment}/`, {
   event: take,
   state(next) { now = next; if (next.kind !== "live") tellState(); },
 });
+// Whether it serves is not in the frames: a dead engine sends none.
+watch(board.dataset.deployment);
 // Nobody sends frames of a deployment that fell silent, and yet its last minute empties: ask until it has.
 function askWhenSilent() {
   const age = ageOf(live?.sampled_ms, feed.serverNow());

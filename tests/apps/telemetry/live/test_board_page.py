@@ -6,12 +6,15 @@ import base64
 import json
 import os
 import re
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, WebSocketRoute, expect, sync_playwright
 
+from deployments.models import Deployment, Replica
+from deployments.states import ReplicaState
 from tests.apps.gateway.served import Instance
 from tests.e2e.conftest import QUIET
 
@@ -210,3 +213,33 @@ def test_a_frame_that_cannot_be_cut_offers_no_cut(seen: Instance, page: Page) ->
     expect(page.locator("#flow")).to_contain_text("choose 10 min")
     page.get_by_role("button", name="10 min", exact=True).click()
     expect(page.locator("#domains button").nth(1)).to_be_enabled(timeout=20_000)
+
+
+# -- the engine dies --------------------------------------------------------------------------
+
+
+def test_the_lamps_of_every_page_are_read_again_while_it_stays_open(seen: Instance, page: Page) -> None:
+    page.goto(f"{seen.web.address}/playground/")
+    expect(page.locator("#aspects")).to_contain_text("1 deployment")
+    served = seen.deployments[MODEL]
+    more = Deployment.objects.create(
+        team=served.team, name="asleep", desired_version=served.desired_version, desired_replicas=0
+    )
+    try:
+        expect(page.locator("#aspects")).to_contain_text("2 deployments", timeout=20_000)
+    finally:
+        more.delete()
+
+
+def test_a_board_that_stays_open_says_when_its_engine_is_dead(seen: Instance, page: Page) -> None:
+    page.goto(board_of(seen))
+    expect(page.locator("#standing")).to_contain_text("Serving")
+    expect(page.locator(STATE)).to_contain_text(re.compile("behind|sample"), timeout=20_000)
+    replica = Replica.objects.get(deployment=seen.deployments[MODEL], state=ReplicaState.READY)
+    assert replica.pid is not None
+    os.kill(replica.pid, signal.SIGKILL)
+    expect(page.locator("#standing")).to_contain_text("Starting", timeout=10_000)
+    expect(page.locator("#aspects")).to_contain_text("0 of 1 deployment answers", timeout=10_000)
+    # And it follows back.
+    expect(page.locator("#standing")).to_contain_text("Serving", timeout=60_000)
+    expect(page.locator("#aspects")).not_to_contain_text("answers", timeout=20_000)

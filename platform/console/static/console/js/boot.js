@@ -18,7 +18,7 @@
 
 export const $ = (selector, from = document) => from.querySelector(selector);
 export const $$ = (selector, from = document) => [...from.querySelectorAll(selector)];
-const root = document.documentElement;
+const root = document.documentElement, ASPECTS_MS = 10000;
 export const lang = root.lang.startsWith("zh") ? "zh" : "en";
 export const reduced = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -204,6 +204,17 @@ if (refreshed.length) {
   for (const node of refreshed) seen.set(node.id, faceOf(node));
   setInterval(refresh, Math.min(...refreshed.map((node) => Number(node.dataset.refresh) || 5)) * 1000);
 }
+
+// The lamps of the shelf are true while the page stays open: read again now and then, and when a live page hears of a change.
+async function readAspects() {
+  const old = $("#aspects");
+  if (!old || document.hidden || old.contains(document.activeElement)) return;
+  const answer = await fetch(old.dataset.url, { credentials: "same-origin", headers: { Accept: "text/html" } }).catch(() => null);
+  if (!answer?.ok || answer.redirected) return;
+  const now = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("aspects");
+  if (now && now.outerHTML !== old.outerHTML) old.replaceChildren(...now.childNodes);
+}
+if ($("#aspects")) { setInterval(readAspects, ASPECTS_MS); document.body.addEventListener("changed", readAspects); document.addEventListener("visibilitychange", readAspects); }
 
 document.addEventListener("htmx:configRequest", (event) => { event.detail.headers["X-CSRFToken"] = csrf(); });
 document.addEventListener("htmx:responseError", (event) => toast(t("The server refused this ({status}).", { status: event.detail.xhr.status }), { kind: "danger" }));
