@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from django.utils.translation import gettext as _
+from rest_framework.exceptions import NotFound
 from rest_framework.pagination import CursorPagination
+from rest_framework.request import Request
+
+from common.errors import Invalid
 
 
 class NewestFirst(CursorPagination):
@@ -12,3 +19,11 @@ class NewestFirst(CursorPagination):
     page_size = 50
     page_size_query_param = "limit"
     max_page_size = 200
+
+    def decode_cursor(self, request: Request) -> Any:
+        """Return the place that the cursor names; raise Invalid for one that we did not make."""
+        try:
+            return super().decode_cursor(request)
+        except NotFound:
+            words = _("This cursor was not made here: take it from “next” or “previous” of another page.")
+            raise Invalid(words, fields={self.cursor_query_param: words}, code="bad_cursor") from None

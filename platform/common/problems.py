@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from django.core.exceptions import PermissionDenied
@@ -11,6 +12,7 @@ from django.shortcuts import render
 from django.utils.translation import gettext as _
 from rest_framework import exceptions
 from rest_framework.response import Response
+from rest_framework.settings import api_settings
 
 from common.errors import DomainError
 
@@ -81,13 +83,25 @@ def _fields(error: Exception) -> dict[str, Any]:
     """Flatten a validation error to one message a field."""
     if not isinstance(error, exceptions.ValidationError):
         return {}
-    detail = error.detail
-    if isinstance(detail, list):
-        return {"non_field_errors": " ".join(str(item) for item in detail)}
-    return {
-        name: " ".join(map(str, item)) if isinstance(item, list) else str(item)
-        for name, item in detail.items()
-    }
+    found: dict[str, list[str]] = {}
+    for name, words in _leaves(error.detail):
+        found.setdefault(name, []).append(words)
+    return {name: " ".join(words) for name, words in found.items()}
+
+
+def _leaves(detail: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Yield the dotted name and the words of every message, however deep lists and mappings hold it."""
+    if isinstance(detail, Mapping):
+        for key, inner in detail.items():
+            own = path if path and key == api_settings.NON_FIELD_ERRORS_KEY else (*path, str(key))
+            yield from _leaves(inner, own)
+    elif isinstance(detail, list | tuple):
+        for number, inner in enumerate(detail):
+            # Words in a list speak of the list's own field; anything else speaks of that item.
+            own = (*path, str(number)) if isinstance(inner, Mapping | list | tuple) else path
+            yield from _leaves(inner, own)
+    else:
+        yield ".".join(path) or api_settings.NON_FIELD_ERRORS_KEY, str(detail)
 
 
 def wants_json(request: HttpRequest) -> bool:
