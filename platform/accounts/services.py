@@ -160,11 +160,11 @@ def _checked_limits(
     )
     for name, value, most in given:
         if value is not None and not 1 <= value <= most:
-            raise Invalid(
-                _("%(value)s is no limit: give 1 to %(most)s, or leave it empty.")
-                % {"value": value, "most": most},
-                fields={name: str(value)},
-            )
+            reason = _("%(value)s is no limit: give 1 to %(most)s, or leave it empty.") % {
+                "value": value,
+                "most": most,
+            }
+            raise Invalid(reason, fields={name: reason})
     return {name: value for name, value, _most in given if value is not None}
 
 
@@ -173,10 +173,8 @@ def _known_scopes(scopes: list[str]) -> list[Scope]:
     unknown = sorted(set(scopes) - set(Scope.values))
     if unknown or not scopes:
         known = ", ".join(Scope.values)
-        raise Invalid(
-            _("Choose at least one of the scopes %(known)s.") % {"known": known},
-            fields={"scopes": ", ".join(unknown)},
-        )
+        reason = _("Choose at least one of the scopes %(known)s.") % {"known": known}
+        raise Invalid(reason, fields={"scopes": reason})
     return [scope for scope in Scope if scope.value in scopes]
 
 

@@ -17,17 +17,17 @@ def folder_checked(path: str) -> Path:
     """
     roots: list[Path] = settings.IMPORT_ROOTS
     if not roots:
-        raise Invalid(
-            _("This installation opens no folder for imports: set TURNOUT_IMPORT_ROOTS, or upload the file."),
-            fields={"source.path": path[:200]},
+        raise _refused(
+            _("This installation opens no folder for imports: set TURNOUT_IMPORT_ROOTS, or upload the file.")
         )
     if "\0" in path or not path.startswith("/"):
-        raise Invalid(_("Give an absolute path."), fields={"source.path": path[:200].replace("\0", "?")})
+        raise _refused(_("Give an absolute path."))
     real = Path(path).resolve()
     if not any(real.is_relative_to(root) for root in roots) or not real.exists():
         # One answer for both, so that nobody can probe for files elsewhere.
-        raise Invalid(
-            _("There is no such file or folder below the import roots of this installation."),
-            fields={"source.path": path[:200]},
-        )
+        raise _refused(_("There is no such file or folder below the import roots of this installation."))
     return real
+
+
+def _refused(reason: str) -> Invalid:
+    return Invalid(reason, fields={"source.path": reason})

@@ -195,8 +195,13 @@ def version_words(version: Any) -> str:
     return str(_("%(version)s · %(count)s experts") % {"version": version, "count": version.num_experts})
 
 
+SOURCE_FIELDS = {"source.name": "builtin", "source.id": "upload", "source.path": "path"}
+
+
 def _field_of(path: str) -> str:
     """The form's field that a path of the specification is about: `operation.grow.num_experts` is `num_experts`."""
+    if path in SOURCE_FIELDS:
+        return SOURCE_FIELDS[path]
     parts = path.removeprefix("tune.").split(".")
     return parts[-1] if parts[0] == "operation" else parts[0]
 

@@ -66,11 +66,11 @@ def resolve_import(caller: Caller, request: ImportRequest) -> Resolved:
         case UploadSource():
             upload = upload_get(caller.team, source.id)
             if upload.kind != UploadKind.GGUF:
-                raise Invalid(
-                    _("%(name)s is %(kind)s; one uploaded file is imported when it is GGUF. Import a safetensors "
-                      "model as a folder.") % {"name": upload.name, "kind": upload.get_kind_display()},
-                    fields={"source.id": upload.name},
-                )  # fmt: skip
+                reason = _(
+                    "%(name)s is %(kind)s; one uploaded file is imported when it is GGUF. Import a safetensors "
+                    "model as a folder."
+                ) % {"name": upload.name, "kind": upload.get_kind_display()}
+                raise Invalid(reason, fields={"source.id": reason})
             artifacts["source.gguf"] = upload.artifact_id
             facts["source"] = upload.name
         case FolderSource():

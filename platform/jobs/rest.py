@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.urls import reverse
+from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_field
 from rest_framework import mixins, serializers, status, viewsets
@@ -170,5 +171,6 @@ def _whole(request: Request, name: str, default: int, high: int) -> int:
     if not text:
         return default
     if not text.isascii() or not text.isdigit() or len(text) > 10:
-        raise Invalid(f"{name} must be a whole number from 0 to {high}.", fields={name: text[:40]})
+        reason = _("%(name)s must be a whole number from 0 to %(high)s.") % {"name": name, "high": high}
+        raise Invalid(reason, fields={name: reason})
     return min(high, int(text))

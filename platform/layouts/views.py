@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django import forms
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -33,6 +34,10 @@ def caller_of(request: HttpRequest) -> Caller:
 @require_GET
 def layout_list(request: HttpRequest) -> HttpResponse:
     """Every layout of the team."""
+    return _list(request)
+
+
+def _list(request: HttpRequest, import_form: ImportForm | None = None) -> HttpResponse:
     team = caller_of(request).team
     bases = list(dense_versions(team)[:MAX_SHOWN])
     rows = [(layout, describe.summary(layout.spec), _answer(layout)) for layout in layouts_of(team)[:MAX_SHOWN]]
@@ -40,10 +45,10 @@ def layout_list(request: HttpRequest) -> HttpResponse:
         "rows": rows,
         "verdict": describe.list_verdict(rows[0][0] if rows else None, bool(bases)),
         "bases": bases,
-        "import_form": ImportForm(bases=bases),
+        "import_form": import_form or ImportForm(bases=bases),
         "can_write": caller_of(request).role.covers(Role.EDITOR),
     }
-    return render(request, "layouts/list.html", context)
+    return render(request, "layouts/list.html", context, status=422 if import_form else 200)
 
 
 @role_required(Role.VIEWER)
@@ -126,14 +131,12 @@ def layout_import(request: HttpRequest) -> HttpResponse:
     """Make a layout out of a JSON file."""
     caller = caller_of(request)
     form = ImportForm(request.POST, request.FILES, bases=dense_versions(caller.team)[:MAX_SHOWN])
-    if not form.is_valid():
-        messages.error(request, " ".join(str(error) for errors in form.errors.values() for error in errors))
-        return redirect("layouts:list")
-    wanted = form.cleaned_data["layout"]
-    layout = services.layout_create(
-        caller=caller, name=wanted["name"], base_version_id=form.cleaned_data["base_version"], spec=wanted["spec"],
+    layout = _saved(form, lambda data: services.layout_create(
+        caller=caller, name=data["layout"]["name"], base_version_id=data["base_version"], spec=data["layout"]["spec"],
         note=_("imported from JSON"),
-    )  # fmt: skip
+    ))  # fmt: skip
+    if layout is None:
+        return _list(request, form)
     messages.success(request, _("%(name)s is imported.") % {"name": layout.name})
     return redirect("layouts:detail", layout.pk)
 
@@ -186,7 +189,7 @@ def _bases(form: LayoutForm) -> Any:
     return ModelVersion.objects.filter(pk__in=chosen).select_related("model").order_by("-id")
 
 
-def _saved(form: LayoutForm, save: Any) -> Layout | None:
+def _saved(form: forms.Form, save: Any) -> Layout | None:
     """Save a valid form; what the service refuses becomes the form's error."""
     if not form.is_valid():
         return None
@@ -195,7 +198,7 @@ def _saved(form: LayoutForm, save: Any) -> Layout | None:
     except Forbidden:
         raise
     except DomainError as error:
-        form.add_error("name" if "name" in error.fields else None, error.message)
+        form.add_error("name" if "name" in error.fields and "name" in form.fields else None, error.message)
         return None
 
 

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from accounts.access import Role, role_required
 from accounts.caller import Caller
-from common.errors import Invalid
+from common.errors import Conflict, Invalid
 from common.uses import Kind, is_present
 from registry import describe, services
 from registry.downloads import version_file_response
@@ -54,20 +54,23 @@ def model_list(request: HttpRequest) -> HttpResponse:
 @require_GET
 def model_detail(request: HttpRequest, pk: int) -> HttpResponse:
     """One model: its versions, its aliases, what is said about it."""
-    model = model_get(caller_of(request).team, pk)
+    return _model_page(request, model_get(caller_of(request).team, pk))
+
+
+def _model_page(request: HttpRequest, model: Model, form: ModelForm | None = None) -> HttpResponse:
     versions = list(model.versions.all())
     context = {
         "model": model,
         "versions": [(version, describe.version_facts(version), describe.how_made(version)) for version in versions],
         "newest": _newest(model),
         "verdict": describe.version_verdict(versions[0]) if versions else None,
-        "form": ModelForm(initial={name: getattr(model, name) for name in ModelForm.base_fields}),
+        "form": form or ModelForm(initial={name: getattr(model, name) for name in ModelForm.base_fields}),
         "alias_form": AliasForm(
             choices=[(version.pk, version.label) for version in versions], auto_id="alias_%s"
         ),
         "can_write": caller_of(request).role.covers(Role.EDITOR),
     }
-    return render(request, "registry/detail.html", context)
+    return render(request, "registry/detail.html", context, status=422 if form else 200)
 
 
 @role_required(Role.EDITOR)
@@ -75,11 +78,15 @@ def model_detail(request: HttpRequest, pk: int) -> HttpResponse:
 def model_edit(request: HttpRequest, pk: int) -> HttpResponse:
     """Change what is said about a model."""
     form = ModelForm(request.POST)
-    if not form.is_valid():
-        raise Invalid(_("The model was not changed."), fields=_errors(form))
-    services.model_edit(caller=caller_of(request), model_id=pk, **form.cleaned_data)
-    messages.success(request, _("The model is described anew."))
-    return redirect("registry:detail", pk)
+    if form.is_valid():
+        try:
+            services.model_edit(caller=caller_of(request), model_id=pk, **form.cleaned_data)
+        except (Invalid, Conflict) as error:
+            form.add_error("name" if "name" in error.fields else None, error.message)
+        else:
+            messages.success(request, _("The model is described anew."))
+            return redirect("registry:detail", pk)
+    return _model_page(request, model_get(caller_of(request).team, pk), form)
 
 
 @role_required(Role.EDITOR)

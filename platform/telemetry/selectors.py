@@ -40,10 +40,8 @@ class Span:
 def span_of(window_s: int, now_s: int | None = None) -> Span:
     """Return the last `window_s` seconds at the finest resolution that is still kept and not too long."""
     if not 1 <= window_s <= LONGEST_S:
-        raise Invalid(
-            _("A window lies between 1 s and %(longest)s s.") % {"longest": LONGEST_S},
-            fields={"window": "1…"},
-        )
+        reason = _("A window lies between 1 s and %(longest)s s.") % {"longest": LONGEST_S}
+        raise Invalid(reason, fields={"window": reason})
     now = int(time.time()) if now_s is None else now_s
     resolution = next(
         (one for one in (1, 10, 60) if window_s <= KEPT_S[one] and window_s / one <= MAX_POINTS), 60

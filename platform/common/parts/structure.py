@@ -46,15 +46,18 @@ def banner(content: SafeString, state: str = "caution") -> SafeString:
 
 
 @register.simple_block_tag
-def dialog(content: SafeString, id: str, title: str) -> SafeString:
-    """A dialog; a button with data-open="ID" shows it, one with data-close closes it."""
-    return render("dialog.html", content=content, id=id, title=title, css="dialog")
+def dialog(content: SafeString, id: str, title: str, opened: object = False) -> SafeString:
+    """A dialog; a button with data-open="ID" shows it, one with data-close closes it.
+
+    `opened` takes the errors of its form: a page that comes back with some shows the dialog at once.
+    """
+    return render("dialog.html", content=content, id=id, title=title, css="dialog", opened=opened)
 
 
 @register.simple_block_tag
-def drawer(content: SafeString, id: str, title: str) -> SafeString:
-    """A dialog at the right edge, for forms."""
-    return render("dialog.html", content=content, id=id, title=title, css="drawer")
+def drawer(content: SafeString, id: str, title: str, opened: object = False) -> SafeString:
+    """A dialog at the right edge, for forms; `opened` as for `dialog`."""
+    return render("dialog.html", content=content, id=id, title=title, css="drawer", opened=opened)
 
 
 @register.simple_block_tag(takes_context=True)

@@ -145,6 +145,14 @@ def test_a_wrong_import_form_says_what_is_wrong(people, form, words) -> None:
     assert not Job.objects.exists()
 
 
+def test_a_refused_folder_is_told_beside_the_path(people, settings, tmp_path) -> None:
+    settings.IMPORT_ROOTS = [tmp_path.resolve()]
+    form = {"source": "folder", "path": "/etc", "name": "x"}
+    for language, words in (("en", "no such file or folder"), ("zh-hans", "导入目录下没有")):
+        reply = people.client("owner").post("/jobs/import/", form, headers={"accept-language": language})
+        assert words in reply.context["form"].errors["path"][0], reply.context["form"].errors
+
+
 def test_an_uploaded_file_is_offered_and_imported(people) -> None:
     from registry import store
 

@@ -140,8 +140,9 @@ def test_a_folder_outside_the_import_roots_is_refused(people, settings, tmp_path
     (root / "link").symlink_to(secret)
     settings.IMPORT_ROOTS = [root.resolve()]
     spec = {"name": "x", "source": {"kind": "folder", "path": path.format(root=root)}}
-    with pytest.raises(Invalid):
+    with pytest.raises(Invalid) as refused:
         job_submit(caller=people.owner, kind="import", spec=spec)
+    assert refused.value.fields == {"source.path": refused.value.message}
 
 
 def test_a_folder_below_a_root_is_taken(people, settings, tmp_path) -> None:

@@ -2,6 +2,7 @@
 //
 // Data attributes (any template may use them):
 //   data-open="ID"            button: shows the <dialog id="ID">       data-close   button inside a dialog
+//   data-opened               dialog: shown at once, because its form came back with errors
 //   data-copy="TEXT"          button: copies TEXT
 //   data-toast="TEXT"         button: shows a toast
 //   data-theme-toggle         button: day or night
@@ -74,6 +75,17 @@ function leave(box) {
 }
 $$(".toasts > .toast").forEach(leave);
 document.addEventListener("toast", (event) => toast(event.detail.text ?? event.detail.value, event.detail));
+
+// A form that came back with errors: its dialog opens again, and the first field that is wrong has the focus.
+export function focusError(box) {
+  const wrong = $$(".field:has(.error)", box).find((field) => !field.closest("dialog") || box !== document);
+  const control = wrong && $$("input:not([type=hidden]), select, textarea", wrong).find((one) => !one.disabled && one.checkVisibility());
+  control?.focus();
+  return Boolean(control);
+}
+const opened = $("dialog[data-opened]");
+opened?.showModal();
+focusError(opened ?? document);
 
 function setTheme(theme) {
   root.dataset.theme = theme;
