@@ -9,7 +9,7 @@ from django.utils.translation import ngettext
 
 from common.figures import is_chinese
 from common.verdict import Verdict
-from routing.drafts import Draft, problems_of, remarks_of
+from routing.drafts import Draft, Problem, problems_of, remarks_of
 from routing.models import DomainMap
 
 
@@ -17,20 +17,20 @@ from routing.models import DomainMap
 class MapVerdict(Verdict):
     """The page's answer, then everything else there is to say."""
 
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
     remarks: tuple[str, ...] = ()
 
 
-def verdict_of(draft: Draft) -> MapVerdict:
-    """Can the map be used, and does each domain have a home of its own?"""
+def verdict_of(draft: Draft, *, is_sent: bool = False) -> MapVerdict:
+    """Can the map be used, and does each domain have a home of its own? A draft that was sent is not blank."""
     problems, remarks = tuple(problems_of(draft)), tuple(remarks_of(draft))
-    if draft.is_blank:
+    if draft.is_blank and not is_sent:
         strong = _("Name the first domain, and light the experts that shall be its own.")
         return MapVerdict("off", strong, "", problems)
     if problems:
         more = len(problems) - 1
         rest = ngettext("One more thing is missing.", "%(count)s more things are missing.", more) % {"count": more}
-        return MapVerdict("danger", problems[0], rest if more else "", problems, remarks)
+        return MapVerdict("danger", problems[0].text, rest if more else "", problems, remarks)
     own = ngettext(
         "%(count)s domain has experts of its own;", "%(count)s domains have experts of their own;", len(draft.domains)
     ) % {"count": len(draft.domains)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,19 @@ from routing.plan import MAX_DOMAINS, MAX_EXAMPLES, MapPlan
 
 MAX_DRAWN_EXPERTS = 64
 PRIORS = ("bias", "mask", "none")
+NUMBERS = ("label_weight", "balance_weight", "prior_strength")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A reason why a draft cannot be saved, and the field that it stands beside: of a row, or of the whole."""
+
+    text: str
+    field: str
+    row: int | None = None
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(slots=True)
@@ -28,6 +42,7 @@ class DraftDomain:
     examples: list[str] = field(default_factory=list)
     experts: list[int] = field(default_factory=list)
     colour: int = 1
+    errors: dict[str, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -49,6 +64,7 @@ class Draft:
     balance_weight: str = "1.0"
     prior_mode: str = "bias"
     prior_strength: str = "1.0"
+    errors: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_blank(self) -> bool:
@@ -136,35 +152,51 @@ def draft_of_form(data: QueryDict) -> Draft:
     return draft
 
 
-def problems_of(draft: Draft) -> list[str]:
+def mark(draft: Draft, problems: Iterable[Problem]) -> None:
+    """Put every problem beside its field; the first of a field stands there, all are listed on the page."""
+    for problem in problems:
+        place = draft if problem.row is None else draft.domains[problem.row]
+        place.errors.setdefault(problem.field, problem.text)
+
+
+def problems_of(draft: Draft) -> list[Problem]:
     """Every reason why the draft cannot be saved, in the reader's language."""
-    found: list[str] = []
+    found: list[Problem] = []
     if not draft.domains:
-        found.append(_("There is no domain yet; add one."))
+        found.append(Problem(_("There is no domain yet; add one."), "domains"))
     counts = Counter(one.code for one in draft.domains if one.code)
-    for one in draft.domains:
-        words = {"domain": one.title, "code": one.code}
-        if not re.match(CODE, one.code):
-            found.append(
-                _("%(domain)s needs a code: 2 to 12 small letters, digits or hyphens, a letter first.") % words
-            )
-        elif counts[one.code] > 1:
-            found.append(_("Two domains have the code %(code)s.") % words)
-            counts[one.code] = 1
-        if not one.name_en or not one.name_zh:
-            found.append(_("%(domain)s needs a name in both languages.") % words)
-        if not one.experts:
-            found.append(_("%(domain)s has no expert of its own.") % words)
-        both = sorted(set(one.experts) & set(draft.general_experts))
-        if both:
-            words["expert"] = str(both[0])
-            found.append(_("Expert %(expert)s is general and cannot belong to %(domain)s as well.") % words)
-        beyond = [expert for expert in one.experts if expert >= draft.num_experts]
-        if beyond:
-            words |= {"expert": str(beyond[0]), "last": str(draft.num_experts - 1)}
-            found.append(_("%(domain)s names expert %(expert)s, but the last one is %(last)s.") % words)
-    if any(_number(text) is None for text in (draft.label_weight, draft.balance_weight, draft.prior_strength)):
-        found.append(_("The weights must be numbers."))
+    for row, one in enumerate(draft.domains):
+        found += _problems_of_row(draft, row, one, counts)
+    for name in NUMBERS:
+        if _number(getattr(draft, name)) is None:
+            found.append(Problem(_("The weights must be numbers."), name))
+    return found
+
+
+def _problems_of_row(draft: Draft, row: int, one: DraftDomain, counts: Counter[str]) -> list[Problem]:
+    found: list[Problem] = []
+    words = {"domain": one.title, "code": one.code}
+    if not re.match(CODE, one.code):
+        text = _("%(domain)s needs a code: 2 to 12 small letters, digits or hyphens, a letter first.") % words
+        found.append(Problem(text, "code", row))
+    elif counts[one.code] > 1:
+        found.append(Problem(_("Two domains have the code %(code)s.") % words, "code", row))
+        counts[one.code] = 1
+    if not one.name_en or not one.name_zh:
+        lacking = "name_zh" if one.name_en else "name_en"
+        found.append(Problem(_("%(domain)s needs a name in both languages.") % words, lacking, row))
+    if not one.experts:
+        found.append(Problem(_("%(domain)s has no expert of its own.") % words, "experts", row))
+    both = sorted(set(one.experts) & set(draft.general_experts))
+    if both:
+        words["expert"] = str(both[0])
+        text = _("Expert %(expert)s is general and cannot belong to %(domain)s as well.") % words
+        found.append(Problem(text, "experts", row))
+    beyond = [expert for expert in one.experts if expert >= draft.num_experts]
+    if beyond:
+        words |= {"expert": str(beyond[0]), "last": str(draft.num_experts - 1)}
+        text = _("%(domain)s names expert %(expert)s, but the last one is %(last)s.") % words
+        found.append(Problem(text, "experts", row))
     return found
 
 

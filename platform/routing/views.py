@@ -15,7 +15,7 @@ from accounts.caller import Caller
 from common.errors import DomainError, Forbidden
 from routing import services
 from routing.describe import list_verdict, verdict_of
-from routing.drafts import Draft, DraftDomain, draft_of_form, draft_of_map
+from routing.drafts import Draft, DraftDomain, draft_of_form, draft_of_map, mark
 from routing.models import NUM_COLOURS, DomainMap
 from routing.selectors import map_get, maps_of
 
@@ -124,6 +124,8 @@ def _save(request: HttpRequest, draft: Draft, domain_map: DomainMap | None, save
     caller_of(request).must_be(Role.EDITOR)
     verdict = verdict_of(draft)
     if verdict.problems:
+        mark(draft, verdict.problems)
+        messages.error(request, _("The map is not saved; what is missing stands beside its field."))
         return _editor(request, draft, domain_map, status=422)
     try:
         saved = save()
@@ -131,6 +133,7 @@ def _save(request: HttpRequest, draft: Draft, domain_map: DomainMap | None, save
         raise
     except DomainError as error:
         messages.error(request, error.message)
+        draft.errors |= {name: words for name, words in error.fields.items() if name == "name"}
         return _editor(request, draft, domain_map, status=422)
     messages.success(request, _("Revision r%(number)s is saved.") % {"number": saved.revision})
     return redirect("routing:detail", saved.pk)
@@ -139,18 +142,19 @@ def _save(request: HttpRequest, draft: Draft, domain_map: DomainMap | None, save
 def _editor(
     request: HttpRequest, draft: Draft, domain_map: DomainMap | None, status: int = 200
 ) -> HttpResponse:
-    context = {**_context(request, draft), "map": domain_map}
+    context = {**_context(request, draft, is_sent=status == 422), "map": domain_map}
     return render(request, "routing/editor.html", context, status=status)
 
 
-def _context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
+def _context(request: HttpRequest, draft: Draft, *, is_sent: bool = False) -> dict[str, Any]:
     owners: dict[int, int] = {}
     for one in draft.domains:
         for expert in one.experts:
             owners[expert] = owners.get(expert, 0) + 1
     return {
         "draft": draft,
-        "verdict": verdict_of(draft),
+        "verdict": verdict_of(draft, is_sent=is_sent),
+        "is_sent": is_sent,
         "owners": [owners.get(expert, 0) + (expert in draft.general_experts) for expert in draft.experts],
         "colours": range(1, NUM_COLOURS + 1),
         "can_write": caller_of(request).role.covers(Role.EDITOR),

@@ -131,6 +131,29 @@ def test_the_words_and_the_rules_agree(draft):
     assert bool(problems_of(draft)) == is_refused
 
 
+def test_a_map_that_is_refused_says_so_beside_each_field(people):
+    form = {
+        "name": "m", "num_experts": "8", "row": ["0", "1"], "code-0": "UP!", "code-1": "hr", "name_en-1": "Staff",
+        "experts-1": ["1"], "label_weight": "much", "balance_weight": "1", "prior_strength": "1",
+    }  # fmt: skip
+    for language, toast in (("en", "The map is not saved"), ("zh-hans", "映射未保存")):
+        reply = people.client("owner").post(reverse("routing:new"), form, headers={"accept-language": language})
+        page = reply.content.decode()
+        assert reply.status_code == 422 and toast in page
+        first, second = reply.context["draft"].domains
+        assert set(first.errors) == {"code", "name_en", "experts"}
+        assert set(second.errors) == {"name_zh"}
+        assert set(reply.context["draft"].errors) == {"label_weight"}
+        for name in ("code-0", "name_en-0", "name_zh-1", "label_weight"):
+            assert f'aria-describedby="id_{name}_error"' in page and f'id="id_{name}_error"' in page, name
+
+
+def test_a_blank_map_that_is_sent_is_refused_in_words(people):
+    reply = people.client("owner").post(reverse("routing:new"), {"name": "m", "num_experts": "8", "row": "0"})
+    assert (reply.status_code, reply.context["verdict"].state) == (422, "danger")
+    assert "needs a code" in reply.context["verdict"].strong
+
+
 def test_remarks_name_what_is_worth_a_thought():
     shared = Draft(
         num_experts=6, domains=[DraftDomain("aa", "A", "甲", [], [0]), DraftDomain("bb", "B", "乙", [], [0, 1])]

@@ -2,7 +2,7 @@
 //
 // <form id="map-form" data-check="/domains/check/"> holds #map-board (routing/board.html). Buttons with data-op post the
 // form as it stands and bring the board back with a row more or less. Without this module the same buttons reload the page.
-import { $, $$ } from "/static/console/js/boot.js";
+import { $, $$, focusError } from "/static/console/js/boot.js";
 
 const form = $("#map-form");
 let shown = 0, timer = 0;
@@ -66,4 +66,6 @@ form.addEventListener("keydown", (event) => {
 form.addEventListener("focusin", (event) => { const line = event.target.closest("tr[data-row]"); if (line) show(+line.dataset.row); });
 
 form.classList.add("scripted");
-show(0);
+// A map that was refused comes back at the first domain that lacks something.
+show(Math.max(0, $$(".one-domain").findIndex((section) => $(".error", section))));
+focusError(document);

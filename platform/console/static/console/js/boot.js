@@ -78,10 +78,9 @@ document.addEventListener("toast", (event) => toast(event.detail.text ?? event.d
 
 // A form that came back with errors: its dialog opens again, and the first field that is wrong has the focus.
 export function focusError(box) {
-  const wrong = $$(".field:has(.error)", box).find((field) => !field.closest("dialog") || box !== document);
-  const control = wrong && $$("input:not([type=hidden]), select, textarea", wrong).find((one) => !one.disabled && one.checkVisibility());
-  control?.focus();
-  return Boolean(control);
+  const wrong = $$(".field:has(.error)", box).filter((field) => !field.closest("dialog") || box !== document);
+  const controls = wrong.flatMap((field) => $$("input:not([type=hidden]), select, textarea", field));
+  controls.find((one) => !one.disabled && one.checkVisibility())?.focus();
 }
 const opened = $("dialog[data-opened]");
 opened?.showModal();
