@@ -65,7 +65,7 @@ def an_instance() -> Iterator[Instance]:
 def start_instance(data_dir: Path) -> subprocess.Popen[bytes]:
     """Start `up` beside us, on the default port or on a free one."""
     note(f"No instance runs in {data_dir}; starting one")
-    port = os.environ.get("TURNOUT_PORT") or str(free_port(paths.DEFAULT_PORT))
+    port = str(paths.port() if os.environ.get("TURNOUT_PORT") else free_port(paths.DEFAULT_PORT))
     return subprocess.Popen(
         [sys.executable, "-m", "standalone", "up", "--port", port],
         start_new_session=True,

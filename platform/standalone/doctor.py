@@ -156,7 +156,7 @@ def _port() -> str:
     running = running_instance(paths.data_dir())
     if running is not None:
         return f"an instance runs at {running.address} (pid {running.pid})"
-    port = int(os.environ.get("TURNOUT_PORT") or paths.DEFAULT_PORT)
+    port = paths.port()
     with socket.socket() as probe:
         taken = probe.connect_ex(("127.0.0.1", port)) == 0
     return f"{port} is taken by another program; set TURNOUT_PORT" if taken else f"{port} is free"

@@ -31,13 +31,15 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="./turnout up", description="Set everything up and start it; Ctrl-C stops it."
     )
-    parser.add_argument("--port", type=int, default=int(os.environ.get("TURNOUT_PORT") or paths.DEFAULT_PORT))
+    parser.add_argument("--port", help=f"the web port (default {paths.DEFAULT_PORT}, or TURNOUT_PORT)")
     parser.add_argument(
         "--bind", default=os.environ.get("TURNOUT_BIND") or "127.0.0.1", help="the address to listen on"
     )
     parser.add_argument("--no-demo", action="store_true", help="do not get the demo model (93 MB)")
     parser.add_argument("--no-worker", action="store_true", help="start web and reconciler only")
-    return parser.parse_args(arguments)
+    chosen = parser.parse_args(arguments)
+    chosen.port = paths.port() if chosen.port is None else paths.port_of(chosen.port)
+    return chosen
 
 
 def run(_name: str, arguments: list[str]) -> int:
@@ -142,7 +144,7 @@ def refuse_taken_port(bind: str, port: int) -> None:
         except OSError as error:
             raise StandaloneError(
                 f"port {port} on {bind} cannot be used ({error.strerror}). "
-                f"Choose another: TURNOUT_PORT={port + 1} ./turnout up"
+                f"Choose another: TURNOUT_PORT={port + 1 if port + 1 in paths.PORTS else paths.DEFAULT_PORT} ./turnout up"
             ) from None
 
 
