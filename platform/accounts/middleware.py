@@ -85,7 +85,7 @@ def admin_gate(request: HttpRequest) -> HttpResponse | None:
     return (
         None
         if request.user.is_staff
-        else answer(request, 403, "forbidden", _("This part is for administrators of the installation."))
+        else answer(request, 403, "not_staff", _("This part is for administrators of the installation."))
     )
 
 

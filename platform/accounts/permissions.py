@@ -13,8 +13,9 @@ from django.utils.translation import gettext as _
 from rest_framework.permissions import SAFE_METHODS, BasePermission
 from rest_framework.request import Request
 
-from accounts.access import Role, Scope
+from accounts.access import SCOPE_ROLE, Role, Scope
 from accounts.caller import Caller
+from accounts.selectors import caller_of
 
 if TYPE_CHECKING:
     from rest_framework.views import APIView
@@ -69,15 +70,26 @@ class GrantedByRoleAndScope(BasePermission):
             if request.user.is_authenticated:
                 self.message = _("You belong to no team yet; ask an admin of a team to invite you.")
             return False
-        if caller.token is not None and grant.scope.value not in caller.token.scopes:
-            sentence = _("This token lacks the scope “%(scope)s”; make one that has it under API tokens.")
-            self.message = sentence % {"scope": grant.scope.value}
-            return False
-        if not caller.role.covers(grant.role):
-            sentence = _("This needs the role %(needed)s; yours is %(role)s.")
-            self.message = sentence % {"needed": grant.role.label, "role": caller.role.label}
-            return False
-        return True
+        refusal = refusal_of(caller, grant)
+        if refusal:
+            self.message = refusal
+        return not refusal
+
+
+def refusal_of(caller: Caller, grant: Grant) -> str:
+    """Say why a caller has no grant, empty when they have it. The role comes first: it decides which scopes one can have."""
+    lacks_scope = caller.token is not None and grant.scope.value not in caller.token.scopes
+    if not lacks_scope and caller.role.covers(grant.role):
+        return ""
+    # A token acts with no more than its scopes need; what its maker could give another one is the maker's own role.
+    person = caller_of(caller.user, caller.team.pk) if caller.token and caller.user else caller
+    role = person.role if person else caller.role
+    needed = max(grant.role, SCOPE_ROLE[grant.scope], key=lambda one: one.rank) if lacks_scope else grant.role
+    if not role.covers(needed):
+        sentence = _("This needs the role %(needed)s; yours is %(role)s.")
+        return sentence % {"needed": needed.label, "role": role.label}
+    sentence = _("This token lacks the scope “%(scope)s”; make one that has it under API tokens.")
+    return sentence % {"scope": grant.scope.value}
 
 
 class TeamScoped:

@@ -72,6 +72,9 @@ def _words(error: Exception) -> tuple[str, str]:
     """Return the code and the sentence of a framework error."""
     if isinstance(error, exceptions.ValidationError):
         return "invalid", _("Some fields are not valid.")
+    if isinstance(error, exceptions.NotAuthenticated):
+        words = _("You did not send an API token. Send the header “Authorization: Bearer <token>”, or sign in.")
+        return str(error.default_code), words
     if isinstance(error, exceptions.APIException):
         return str(error.default_code), str(error.detail)
     if isinstance(error, Http404):

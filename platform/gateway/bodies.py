@@ -3,9 +3,11 @@ by name, not ignored; what changes nothing (`user`, `metadata`, …) is accepted
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from gateway.errors import ApiError, bad_request
 from gateway.structured import Closed, StructuredFields
@@ -45,6 +47,9 @@ RARELY_SENT = (
     "stop_token_ids",
     "ignore_eos",
 )
+# How pydantic names a value of the wrong type, and how its sentences begin.
+OF_TYPE = ("_type", "_parsing")
+SHOULD_BE = "Input should be "
 B = TypeVar("B", bound="Body")
 
 
@@ -292,7 +297,7 @@ def parsed(raw: bytes, kind: type[P]) -> P:
 
 
 def _fault(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    first, said = _told(error.errors(include_url=False, include_input=False, include_context=False))
     # Branches of a union are named after types or tags; the client knows its own field only.
     steps = [str(step) for step in first["loc"] if not _is_branch(step)]
     if steps[:1] == ["response_format"]:
@@ -304,8 +309,32 @@ def _fault(error: ValidationError) -> ApiError:
         )
     if first["type"] == CODE:
         return bad_request(f"{param} is not supported: {first['msg']}", param=param, code=CODE)
-    words = first["msg"].removeprefix("Value error, ")
+    words = said.removeprefix("Value error, ")
     return bad_request(f"{param}: {words}" if param else words, param=param, code="invalid_value")
+
+
+def _told(every: list[ErrorDetails]) -> tuple[ErrorDetails, str]:
+    """The fault to name with its words: of a union, that of the branch which was meant, or all that is accepted."""
+    first = every[0]
+    at = next((place for place, step in enumerate(first["loc"]) if _is_branch(step)), None)
+    if at is None:
+        return first, _plain(first)
+    branches: dict[str | int, list[ErrorDetails]] = {}
+    for one in every:
+        if one["loc"][:at] == first["loc"][:at] and len(one["loc"]) > at:
+            branches.setdefault(one["loc"][at], []).append(one)
+    # The right type with a wrong value was meant; failing that, the list whose items are wrong.
+    meant = [faults for faults in branches.values() if not any(one["type"].endswith(OF_TYPE) for one in faults)]
+    meant += [faults for faults in branches.values() if len(faults[0]["loc"]) > at + 1]
+    if meant:
+        return meant[0][0], _plain(meant[0][0])
+    accepted = dict.fromkeys(_plain(faults[0]).removeprefix(SHOULD_BE) for faults in branches.values())
+    return first, SHOULD_BE + " or ".join(accepted)
+
+
+def _plain(fault: ErrorDetails) -> str:
+    """The words of a fault without names of our classes."""
+    return re.sub(r" or instance of \w+", "", fault["msg"])
 
 
 def _is_branch(step: str | int) -> bool:

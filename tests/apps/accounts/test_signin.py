@@ -201,6 +201,32 @@ def test_a_refused_token_is_told_which_scope_it_lacks(people) -> None:
     assert "“deploy”" in reply.json()["detail"]
 
 
+def test_a_viewer_is_not_sent_for_a_token_that_they_cannot_make(people) -> None:
+    for path in ("jobs", "deployments"):
+        headers = people.bearer("teammate", "read")
+        reply = Client().post(f"/api/v1/{path}/", {}, "application/json", headers=headers)
+        assert (reply.status_code, reply.json()["detail"]) == (403, "This needs the role Editor; yours is Viewer.")
+    reply = Client().post("/api/v1/jobs/", {}, "application/json", headers=people.bearer("owner", "read"))
+    assert "lacks the scope “write”" in reply.json()["detail"], "an admin can make such a token"
+
+
+def test_the_admin_of_a_team_is_not_sent_to_themselves(people) -> None:
+    said = {}
+    for path in ("/admin/", "/jobs/tune/"):
+        for who in ("owner", "teammate"):
+            said[path, who] = people.client(who).get(path).content.decode()
+    way = "An admin of your team can give you a role"
+    assert [key for key, page in said.items() if way in page] == [("/jobs/tune/", "teammate")]
+    assert all("Whoever runs this installation" in said["/admin/", who] for who in ("owner", "teammate"))
+
+
+def test_a_caller_without_a_token_is_told_the_header(people) -> None:
+    for language, words in (("en", "You did not send an API token"), ("zh-hans", "请求中没有 API 令牌")):
+        reply = Client().get("/api/v1/jobs/", headers={"accept-language": language})
+        assert reply.status_code == 401
+        assert words in reply.json()["detail"] and "Authorization: Bearer" in reply.json()["detail"]
+
+
 def test_a_refused_person_is_told_which_role_it_takes(people) -> None:
     reply = people.client("teammate").post("/api/v1/layouts/", {}, "application/json")
     assert (reply.status_code, reply.json()["detail"]) == (
