@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from http import HTTPStatus
 
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import is_valid_path
 from django.utils.http import url_has_allowed_host_and_scheme
 
 from common.errors import DomainError
@@ -56,6 +58,27 @@ def security_headers(get_response: GetResponse) -> GetResponse:
         return response
 
     return middleware
+
+
+def pages_of_actions(get_response: GetResponse) -> GetResponse:
+    """Lead a person who reloads or goes back to an address that only takes POST to the page that it belongs to."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        asks_for_page = request.method in ("GET", "HEAD") and not wants_json(request)
+        if response.status_code != HTTPStatus.METHOD_NOT_ALLOWED or not asks_for_page:
+            return response
+        return HttpResponseRedirect(page_above(request.path_info))
+
+    return middleware
+
+
+def page_above(path: str) -> str:
+    """Return the nearest address above a path that is one of ours; one that takes no GET leads on by itself."""
+    parts = path.strip("/").split("/")[:-1]
+    while parts and not is_valid_path(f"/{'/'.join(parts)}/"):
+        parts.pop()
+    return f"/{'/'.join(parts)}/" if parts else "/"
 
 
 def domain_errors(get_response: GetResponse) -> GetResponse:

@@ -56,6 +56,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
     "api.idempotency.idempotency",
+    "common.middleware.pages_of_actions",
     "common.middleware.domain_errors",
 ]
 
