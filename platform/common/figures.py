@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
 
 from django.utils import timezone
@@ -28,6 +29,20 @@ def number(value: float | str | None, digits: int = 0) -> str:
     rounded = Decimal(str(abs(value))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
     text = f"{rounded:,.{digits}f}"
     return f"{MINUS}{text}" if value < 0 and any(mark in "123456789" for mark in text) else text
+
+
+def plain(value: object) -> str:
+    """A value of JSON as people write it: lists without brackets, mappings as “name value”, yes and no."""
+    comma = "、" if is_chinese() else ", "
+    if value is None or value == "":
+        return MISSING
+    if isinstance(value, bool):
+        return gettext("yes") if value else gettext("no")
+    if isinstance(value, Mapping):
+        return comma.join(f"{name} {plain(each)}" for name, each in value.items()) or MISSING
+    if isinstance(value, list | tuple):
+        return comma.join(map(plain, value)) or MISSING
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def sentences(*each: str) -> str:

@@ -98,17 +98,9 @@ def _operation_recipe(job: Job) -> list[tuple[str, str]]:
     shown = {name: value for name, value in own.items() if value is not None}
     return [
         (_("Operation"), operation_words(job)),
-        *((name, _plain(value)) for name, value in shown.items()),
+        *((name, figures.plain(value)) for name, value in shown.items()),
         (_("Prompts of each domain"), figures.number(wanted["prompts_per_domain"])),
     ]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    if isinstance(value, bool):
-        return _("yes") if value else _("no")
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _where(job: Job) -> list[tuple[str, str]]:

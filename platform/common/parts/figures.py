@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from django import template
 from django.utils import timezone
@@ -145,3 +145,9 @@ register.filter("told", told)
 register.filter("duration", figures.duration)
 register.filter("ago", figures.ago)
 register.filter("clock", figures.clock)
+
+
+@register.filter
+def details(values: Mapping[str, object]) -> list[tuple[str, str]]:
+    """The names and values of a mapping as people write them; what is empty is left out, nought and no are not."""
+    return [(name, figures.plain(value)) for name, value in values.items() if value not in (None, "", [], {})]

@@ -215,6 +215,20 @@ def audited_actions() -> set[str]:
     return found
 
 
+def test_details_of_the_audit_log_are_written_as_people_write_them(people: People) -> None:
+    audit_record(
+        caller=people.owner, action="token.created", target="ci", scopes=["read", "infer"], limits={}, note="", replicas=0,
+    )  # fmt: skip
+    audit_record(caller=people.owner, action="token.created", target="ci", limits={"max_concurrent": 4}, staff=True)
+    for language, told in (("en", "read, infer"), ("zh-hans", "read、infer")):
+        reply = people.client("owner").get("/audit/", headers={"accept-language": language})
+        page = reply.content.decode()
+        newest, older = reply.context["page"][:2]
+        assert f"scopes {told} · replicas 0" in page.replace("replicas 0 · scopes " + told, f"scopes {told} · replicas 0")
+        assert "max_concurrent 4" in page and "[" not in page.split("audit-rows")[1].split("</tbody>")[0]
+        assert "limits {" not in page and newest.pk > older.pk
+
+
 def test_everything_that_is_audited_has_a_sentence_or_is_left_out() -> None:
     actions = audited_actions()
     assert {"deployment.created", "invitation.created", "signin", "job.submitted"} <= actions
