@@ -42,7 +42,11 @@ def corpus_verdict(corpus: Corpus) -> Verdict:
         "held_out": figures.number(counts["held_out"]),
         "refused": figures.number(counts["refused"]),
     }
-    strong = _("%(taken)s conversations: %(train)s to train on, %(held_out)s held out.") % words
+    strong = ngettext(
+        "%(taken)s conversation: %(train)s to train on, %(held_out)s held out.",
+        "%(taken)s conversations: %(train)s to train on, %(held_out)s held out.",
+        taken,
+    ) % words
     poor = [row for row in domain_rows(corpus) if row["held_out"] < FEW_HELD_OUT]
     if poor:
         sentence = _("Few are held out for %(domains)s; a verdict on them will be noisy.")
@@ -70,7 +74,12 @@ def list_verdict(corpora: list[Corpus]) -> Verdict:
     if not usable:
         return Verdict("caution", strong, _("None has rows to train on yet."))
     words = {"name": usable[0].name, "train": figures.number(usable[0].counts["train"])}
-    return Verdict("ok", strong, _("The newest, %(name)s, has %(train)s conversations to train on.") % words)
+    rest = ngettext(
+        "The newest, %(name)s, has %(train)s conversation to train on.",
+        "The newest, %(name)s, has %(train)s conversations to train on.",
+        usable[0].counts["train"],
+    )
+    return Verdict("ok", strong, rest % words)
 
 
 def note(corpus: Corpus) -> str:

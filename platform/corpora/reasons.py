@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from django.utils.functional import Promise
-from django.utils.translation import gettext
+from django.utils.translation import gettext, ngettext_lazy
 from django.utils.translation import gettext_lazy as _
 
 from common.errors import Invalid
 from common.told import told
 from corpora.details import detail_in_words
 
-REASONS: dict[str, Promise] = {
+REASONS: dict[str, Any] = {
     "too_large": _("The row is longer than 1 MiB."),
     "row_too_long": _("The row is longer than 1 MiB."),
     "not_utf8": _("The row is not UTF-8 text."),
@@ -34,22 +35,29 @@ REASONS: dict[str, Promise] = {
     "bad_domain": _("“%(detail)s” is no domain code (2 to 12 small letters, digits, hyphens)."),
     "too_many_domains": _("The file names more than 64 domains; this one was over: %(detail)s."),
     "bad_csv": _("The record is not well-formed CSV: %(detail)s."),
-    "open_quote": _(
-        "A quote opens in this record and never closes, so %(detail)s lines were read as one; close the quote, or double it."
+    "open_quote": ngettext_lazy(
+        "A quote opens in this record and never closes: %(detail)s line was read as it stands; close the quote, or "
+        "double it.",
+        "A quote opens in this record and never closes, so %(detail)s lines were read as one; close the quote, or "
+        "double it.",
+        "detail",
     ),
     "wrong_width": _("The record has another number of columns than the header: %(detail)s."),
     "row_limit": _("The file has more than %(detail)s rows; the rest was not read."),
 }
 
+# Those whose detail is a number that decides between one and many.
+COUNTED = frozenset({"open_quote"})
+
 
 def reason(code: str, detail: str = "") -> str:
     """Return the sentence for a refusal in the reader's language."""
     sentence = REASONS.get(code)
-    return (
-        code
-        if sentence is None
-        else str(sentence) % {"detail": detail_in_words(code, detail) or gettext("none")}
-    )
+    if sentence is None:
+        return code
+    if code in COUNTED:
+        return str(sentence % {"detail": int(detail) if detail.isdigit() else 0})
+    return str(sentence) % {"detail": detail_in_words(code, detail) or gettext("none")}
 
 
 # Why a whole file was refused.

@@ -6,6 +6,7 @@ from typing import Any
 
 from django import forms
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
 
 from accounts.models import Team
 from common.errors import DomainError
@@ -192,7 +193,9 @@ def version_words(version: Any) -> str:
     """How a version is offered: with its experts, so that a mixture is told from a dense one."""
     if version.is_dense:
         return str(_("%(version)s · dense") % {"version": version})
-    return str(_("%(version)s · %(count)s experts") % {"version": version, "count": version.num_experts})
+    count = version.num_experts
+    words = ngettext("%(version)s · %(count)s expert", "%(version)s · %(count)s experts", count)
+    return words % {"version": version, "count": count}
 
 
 SOURCE_FIELDS = {"source.name": "builtin", "source.id": "upload", "source.path": "path"}

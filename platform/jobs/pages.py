@@ -58,7 +58,10 @@ def _note(job: Job, key: str) -> str:
         return ngettext("%(count)s step", "%(count)s steps", count) % {"count": figures.number(count)}
     if key == "upcycle" and tune.get("layout"):
         words = {"experts": tune["layout"]["num_experts"], "layers": len(tune["layout"]["moe_layers"])}
-        return _("%(experts)s experts in %(layers)s layers") % words
+        sentence = ngettext(
+            "%(experts)s experts in %(layers)s layer", "%(experts)s experts in %(layers)s layers", words["layers"]
+        )
+        return sentence % words
     if key == "register" and job.result_version:
         return job.result_version.label
     return ""

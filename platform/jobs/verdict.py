@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from common import figures
 from common.told import told
@@ -107,7 +108,9 @@ def _changed(job: Job) -> Verdict:
 
 def _failed(job: Job) -> Verdict:
     if job.state == JobState.QUARANTINED:
-        strong = _("Set aside after %(count)s attempts.") % {"count": job.attempts}
+        strong = ngettext(
+            "Set aside after %(count)s attempt.", "Set aside after %(count)s attempts.", job.attempts
+        ) % {"count": job.attempts}
         return Verdict("danger", strong, told(job.error) + " " + _("The end of its log is below."))
     return Verdict("danger", _("Failed."), told(job.error))
 

@@ -76,10 +76,10 @@ def verdict_of(deployment: Deployment) -> dict[str, str]:
         return {"state": "off", "strong": _(words.QUIET), "rest": _(words.QUIET_REST), "more": "playground"}
     asleep = len(balance.asleep(cube, load_LE))
     if hot.ratio > HOT:
-        sentence = _(words.HOT_ASLEEP) if asleep else _(words.HOT)
+        by_asleep = (words.HOT, words.HOT_ONE_ASLEEP, words.HOT_ASLEEP)
     else:
-        sentence = _(words.LEVEL_ASLEEP) if asleep else _(words.LEVEL)
-    strong = sentence.format(
+        by_asleep = (words.LEVEL, words.LEVEL_ONE_ASLEEP, words.LEVEL_ASLEEP)
+    strong = _(by_asleep[min(asleep, 2)]).format(
         layer=hot.layer, expert=hot.expert, ratio=figures.number(hot.ratio, 1), count=figures.number(asleep)
     )
     return {

@@ -11,8 +11,10 @@ DENSE = _("This version has no experts: there is no routing to watch.")
 DENSE_REST = _("Its speed stands below; lay experts over it to see them light up.")
 HOT = _("Layer {layer}, expert {expert} carries {ratio}× its fair share.")
 HOT_ASLEEP = _("Layer {layer}, expert {expert} carries {ratio}× its fair share; {count} experts are asleep.")
+HOT_ONE_ASLEEP = _("Layer {layer}, expert {expert} carries {ratio}× its fair share; {count} expert is asleep.")
 LEVEL = _("The load is level: no expert carries more than {ratio}× its fair share.")
 LEVEL_ASLEEP = _("No expert carries more than {ratio}× its fair share, but {count} are asleep.")
+LEVEL_ONE_ASLEEP = _("No expert carries more than {ratio}× its fair share, but {count} is asleep.")
 NO_ENGINE = _("No engine reports.")
 NO_ENGINE_REST = _("Its page says what holds it up; the board follows by itself.")
 DOMAIN = _("{share} of the tokens of {name} reach its own experts.")
@@ -25,8 +27,10 @@ WORDS: tuple[str, ...] = (
     DENSE_REST,
     HOT,
     HOT_ASLEEP,
+    HOT_ONE_ASLEEP,
     LEVEL,
     LEVEL_ASLEEP,
+    LEVEL_ONE_ASLEEP,
     NO_ENGINE,
     NO_ENGINE_REST,
     DOMAIN,

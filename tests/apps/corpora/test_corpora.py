@@ -15,7 +15,7 @@ from django.utils import translation
 from accounts.models import AuditEvent
 from common.errors import Conflict, Forbidden, Invalid, NotFound
 from common.leases import lease_claim
-from corpora import services
+from corpora import describe, services
 from corpora.loops import settle_waiting
 from corpora.models import Corpus, CorpusFile, FileState, Refusal
 from corpora.selectors import training_files
@@ -351,3 +351,12 @@ def test_why_a_file_was_refused_is_said_in_the_language_of_whoever_reads_it(
             f"/api/v1/corpora/{corpus.pk}/files/", headers={"accept-language": language}
         ).json()
         assert words in listed[0]["error"]
+
+
+def test_one_conversation_is_not_counted_as_many(people, corpus):
+    add(people, corpus, logs(1))
+    corpus.refresh_from_db()
+    assert describe.corpus_verdict(corpus).strong.startswith("1 conversation: ")
+    add(people, corpus, logs(3, start=5), name="more.jsonl")
+    corpus.refresh_from_db()
+    assert describe.corpus_verdict(corpus).strong.startswith("4 conversations: ")

@@ -225,6 +225,12 @@ def test_an_open_quote_is_told_with_the_row_that_opens_it(num_rows):
     assert row.detail in reason(row.code, row.detail)
 
 
+def test_one_line_is_not_counted_as_many():
+    assert "1 line was read" in reason("open_quote", "1") and "4 lines were read" in reason("open_quote", "4")
+    with override("zh-hans"):
+        assert "1 行" in reason("open_quote", "1") and "4 行" in reason("open_quote", "4")
+
+
 def test_ten_million_columns_are_one_refused_row():
     found = rows_of(b"user,assistant\na" + b"," * 1_000_000 + b"\n" + b"," * 10_000_000 + b"\na,b\n")
     assert [row.code if isinstance(row, Refused) else "taken" for _number, row, _begin in found] == [

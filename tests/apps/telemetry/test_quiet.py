@@ -102,3 +102,12 @@ def test_the_first_words_say_what_to_do_next(replica, people, tmp_path):
     assert verdict_of(deployment)["more"] == "deployment"
     deployment.live_version = make_version(people, tmp_path, name="dense")
     assert verdict_of(deployment)["strong"] == "This version has no experts: there is no routing to watch."
+
+
+@pytest.mark.parametrize(("num_asleep", "words"), [(1, "but 1 is asleep"), (2, "but 2 are asleep")])
+def test_one_expert_that_sleeps_is_not_counted_as_many(replica, num_asleep, words):
+    total = np.full(SHAPE.zeros().shape, 10, np.int64)
+    total[..., 0, :num_asleep] = 0
+    now = time.time()
+    Ingester().write([sample(replica, 1, 0 * total, t_s=now - 2), sample(replica, 2, total, t_s=now - 1)])
+    assert words in verdict_of(replica.deployment)["strong"]

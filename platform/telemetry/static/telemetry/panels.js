@@ -32,8 +32,16 @@ export function showVerdict({ picture, view, known, live, found }) {
   if (view.domain !== ALL && known[view.domain]) return sayDomain(picture, view, known[view.domain]);
   if (!found.length) return say(view, "off", t("No such token came in this window."), "", "none");
   const { layer, expert, ratio } = found[0], asleep = found.filter(({ load }) => !load).length, words = { layer, expert, ratio: fmt(ratio, 1), count: fmt(asleep) };
-  if (ratio > HOT) return say(view, "caution", asleep ? t("Layer {layer}, expert {expert} carries {ratio}× its fair share; {count} experts are asleep.", words) : t("Layer {layer}, expert {expert} carries {ratio}× its fair share.", words));
-  return say(view, asleep ? "caution" : "ok", asleep ? t("No expert carries more than {ratio}× its fair share, but {count} are asleep.", words) : t("The load is level: no expert carries more than {ratio}× its fair share.", words));
+  return say(view, ratio > HOT || asleep ? "caution" : "ok", ratio > HOT ? hotWords(asleep, words) : levelWords(asleep, words));
+}
+// One, many and none have words of their own.
+function hotWords(asleep, words) {
+  if (!asleep) return t("Layer {layer}, expert {expert} carries {ratio}× its fair share.", words);
+  return asleep === 1 ? t("Layer {layer}, expert {expert} carries {ratio}× its fair share; {count} expert is asleep.", words) : t("Layer {layer}, expert {expert} carries {ratio}× its fair share; {count} experts are asleep.", words);
+}
+function levelWords(asleep, words) {
+  if (!asleep) return t("The load is level: no expert carries more than {ratio}× its fair share.", words);
+  return asleep === 1 ? t("No expert carries more than {ratio}× its fair share, but {count} is asleep.", words) : t("No expert carries more than {ratio}× its fair share, but {count} are asleep.", words);
 }
 function sayDomain(picture, view, { code, name, experts }) {
   const { share } = reached(picture, view.phase, code), chance = chanceOf(picture, experts);
