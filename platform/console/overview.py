@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext, ngettext
 
@@ -43,6 +43,8 @@ class Picture:
 
     standings: list[Row] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
+    num_open_jobs: int = 0
+    num_ended_jobs: int = 0
     worries: list[Worry] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
     stations: list[dict[str, Any]] = field(default_factory=list)
@@ -62,6 +64,8 @@ def picture_of(team: Team) -> Picture:
     picture = Picture(
         standings=standings,
         jobs=jobs_of(team),
+        num_open_jobs=open_jobs_of(team).count(),
+        num_ended_jobs=lately_ended_of(team).count(),
         worries=[
             *_deployment_worries(standings),
             *_request_worries(standings, whole),
@@ -75,12 +79,19 @@ def picture_of(team: Team) -> Picture:
 
 
 def jobs_of(team: Team) -> list[Job]:
-    """Open jobs first, then those that ended in the last day."""
-    found = Job.objects.filter(team=team)
-    open_ones = list(found.filter(state__in=OPEN).order_by("-id")[:SHOWN_JOBS])
-    since = timezone.now() - RECENT
-    ended = found.exclude(state__in=OPEN).filter(ended_at__gte=since).order_by("-ended_at")
-    return open_ones + list(ended[: SHOWN_JOBS - len(open_ones)])
+    """Open jobs first, then those that ended in the last day; as many as the overview has rows for."""
+    open_ones = list(open_jobs_of(team).order_by("-id")[:SHOWN_JOBS])
+    return open_ones + list(lately_ended_of(team).order_by("-ended_at")[: SHOWN_JOBS - len(open_ones)])
+
+
+def open_jobs_of(team: Team) -> QuerySet[Job]:
+    """Every job of the team that has not ended."""
+    return Job.objects.filter(team=team, state__in=OPEN)
+
+
+def lately_ended_of(team: Team) -> QuerySet[Job]:
+    """Every job of the team that ended in the last day."""
+    return Job.objects.filter(team=team, ended_at__gte=timezone.now() - RECENT).exclude(state__in=OPEN)
 
 
 def _deployment_worries(standings: list[Row]) -> list[Worry]:
@@ -154,7 +165,7 @@ def _job_url(job: Job) -> str:
 
 def verdict(picture: Picture) -> dict[str, str]:
     """The worst fact, and whether users feel it."""
-    if picture.is_blank and any(not job.has_ended for job in picture.jobs):
+    if picture.is_blank and picture.num_open_jobs:
         return {
             "state": "busy",
             "text": gettext("The first model is on its way."),
@@ -203,7 +214,7 @@ def _felt(picture: Picture, worst: Worry) -> str:
 
 
 def _running(picture: Picture) -> str:
-    count = sum(not job.has_ended for job in picture.jobs)
+    count = picture.num_open_jobs
     if not count:
         return gettext("No job is running.")
     return ngettext("%(count)s job is running.", "%(count)s jobs are running.", count) % {"count": count}
@@ -286,7 +297,7 @@ def kpis(picture: Picture) -> list[dict[str, Any]]:
         },
         {
             "label": gettext("Jobs running"),
-            "value": sum(not job.has_ended for job in picture.jobs),
+            "value": picture.num_open_jobs,
             "unit": "",
             "note": _ended_note(picture),
             "spark": [],
@@ -295,5 +306,6 @@ def kpis(picture: Picture) -> list[dict[str, Any]]:
 
 
 def _ended_note(picture: Picture) -> str:
-    ended = sum(job.has_ended for job in picture.jobs)
-    return ngettext("%(count)s ended today", "%(count)s ended today", ended) % {"count": ended}
+    ended = picture.num_ended_jobs
+    words = ngettext("%(count)s ended in the last day", "%(count)s ended in the last day", ended)
+    return words % {"count": ended}

@@ -16,7 +16,7 @@ from django.utils.translation import override
 from accounts.audit import audit_record
 from console import navigation
 from console.lately import COMINGS, SENTENCES, lately, sentence
-from console.overview import picture_of, verdict
+from console.overview import SHOWN_JOBS, kpis, picture_of, verdict
 from console.traffic import traffic_of
 from deployments.models import Deployment
 from gateway.models import Usage
@@ -112,6 +112,20 @@ def test_a_job_of_last_week_worries_nobody(people: People) -> None:
         team=people.owner.team, kind="import", name="old", state="failed", error="x", ended_at=old
     )
     assert not picture_of(people.owner.team).worries
+
+
+def test_the_strip_counts_every_job_and_not_only_those_that_have_a_row(people: People) -> None:
+    for hours in range(SHOWN_JOBS + 3):
+        failed_job(people, state="succeeded", ended_at=timezone.now() - timedelta(hours=hours))
+    failed_job(people, state="succeeded", ended_at=timezone.now() - timedelta(hours=25))
+    for _ in range(SHOWN_JOBS + 2):
+        failed_job(people, state="queued", ended_at=None)
+    picture = picture_of(people.owner.team)
+    assert len(picture.jobs) == SHOWN_JOBS
+    strip = kpis(picture)[-1]
+    assert (strip["value"], strip["note"]) == (SHOWN_JOBS + 2, f"{SHOWN_JOBS + 3} ended in the last day")
+    with override("zh-hans"):
+        assert kpis(picture)[-1]["note"] == f"近一日结束 {SHOWN_JOBS + 3} 个"
 
 
 def test_the_overview_tells_nothing_of_another_team(people: People) -> None:
