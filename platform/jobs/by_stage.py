@@ -31,6 +31,11 @@ class StageFigures:
     figures: dict[str, Any]
 
     @property
+    def is_deranged(self) -> bool:
+        """Whether it learns with the deranged map: a share to those experts is none to the domain's own."""
+        return self.key == "control"
+
+    @property
     def is_measuring(self) -> bool:
         """Whether the figures are of held-out logs, all of them so far; else of one batch."""
         return self.key in MEASURING

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django import forms
+from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
@@ -133,6 +134,12 @@ class TuneForm(forms.Form):
         min_value=1,
         max_value=100_000,
         initial=_default("checkpoint_every_steps"),
+        help_text=format_lazy(
+            _(
+                "And when at least {seconds} s have passed since the last one; the end of each stage is always kept."
+            ),
+            seconds=f"{_default('checkpoint_min_seconds'):g}",
+        ),
     )
     dtype = forms.ChoiceField(
         label=_("Precision"),

@@ -20,8 +20,9 @@ from jobs.models import Job, JobEvent
 from jobs.operated import operation_words
 
 ETA_FROM = 0.08
-# Their stages take about the shares of the time that `jobs.stages` gives them; an operation's do not.
-FORESEEN = (JobKind.TUNE, JobKind.IMPORT)
+# Its stages take about the shares of the time that `jobs.stages` gives them, and tell how far they are inside. The
+# stages of an import tell nothing, and how long an operation takes is its parts' affair.
+FORESEEN = (JobKind.TUNE,)
 
 
 def stations_of(job: Job) -> list[dict[str, Any]]:

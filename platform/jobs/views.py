@@ -93,6 +93,7 @@ def job_context(job: Job) -> dict[str, Any]:
     by_stage = stage_figures(job) if job.kind == JobKind.TUNE else []
     own = latest_own(by_stage)
     latest = own.figures if own else {}
+    plan = learning_plan(job)
     return {
         "job": job,
         "report": report,
@@ -107,7 +108,8 @@ def job_context(job: Job) -> dict[str, Any]:
         "said_words": templates(),
         "operation_words": OPERATIONS,
         "tail": pages.tail_lines(job),
-        "plan": learning_plan(job),
+        "plan": plan,
+        "has_control": any(one["key"] == "control" for one in plan),
         "recipe": pages.recipe_of(job),
         "lineage": pages.lineage_of(job),
         "took_s": pages.took_s(job),

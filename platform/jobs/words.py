@@ -24,6 +24,7 @@ FROM_EVENTS = (
 WORDS: tuple[str, ...] = (
     _("checkpoint after step {step} of “{stage}”, sha256 {hash}…"),
     _("state: {state}"),
+    _("{stage}: windows prepared {step} / {of}"),
     _("attempt {attempt}"),
     *FROM_EVENTS,
 )

@@ -74,12 +74,13 @@ def test_the_page_says_which_stage_its_figures_are_of(people, tune) -> None:
     assert "&quot;steps&quot;:6" in page
 
 
-def test_an_operation_says_no_time_that_is_left(people, tune, job) -> None:
+def test_an_operation_and_an_import_say_no_time_that_is_left(people, tune, job) -> None:
     from jobs.pages import time_left_s
 
     execution.job_claim(tune.pk, holder="a")
     Job.objects.filter(pk=tune.pk).update(progress=0.5)
     running = Job.objects.get(pk=tune.pk)
     assert time_left_s(running) is not None
-    running.kind = "operate"
-    assert time_left_s(running) is None
+    for kind in ("operate", "import"):
+        running.kind = kind
+        assert time_left_s(running) is None

@@ -65,6 +65,14 @@ async function fetchParts() {
     // What has not changed is left alone, so that focus and an open menu stay where they are.
     if (fresh && html(fresh) !== html(part)) part.replaceChildren(...fresh.childNodes);
   }
+  if (over) settle(page);
+}
+
+// What this script wrote while the job ran is the server's to say once it has ended: how far it came, and headings that
+// no longer speak of now.
+const SETTLED = ['[data-kpi="progress"]', '[data-kpi-note="progress"]', "#domain-loss-title > span", "#heat-title > span"];
+function settle(page) {
+  for (const which of SETTLED) { const fresh = page.querySelector(which); if (fresh) for (const node of $$(which)) node.textContent = fresh.textContent; }
 }
 
 function step(data) {
@@ -91,7 +99,13 @@ function enter(name) {
   if (at < 0) return;
   all.forEach((node, i) => { node.classList.toggle("done", i < at); if (i === at) node.setAttribute("aria-current", "step"); else node.removeAttribute("aria-current"); });
 }
-function note(one) { if (!over) for (const node of $$('[data-kpi-note="progress"]')) node.textContent = `${stageName(one.stage)} ${fmt(one.step)} / ${fmt(one.of)}`; }
+// Steps without figures prepare a stage; they have a counter of their own, so that nobody takes them for its steps.
+const isPreparation = (one) => !("loss" in one) && !("part" in one);
+function note(one) {
+  const values = { stage: stageName(one.stage), step: fmt(one.step), of: fmt(one.of) };
+  const words = isPreparation(one) ? t("{stage}: windows prepared {step} / {of}", values) : `${values.stage} ${values.step} / ${values.of}`;
+  if (!over) for (const node of $$('[data-kpi-note="progress"]')) node.textContent = words;
+}
 // A part of an operation: its words are the server's, its count is the run's.
 function doing(one) {
   const box = $("[data-doing]");
@@ -124,6 +138,7 @@ const isOwn = (one) => !/control/.test(one.stage ?? "");
 const plan = JSON.parse(root?.dataset.plan ?? "[]"), total = plan.reduce((sum, one) => sum + one.steps, 0);
 const before = (key) => { const i = plan.findIndex((one) => one.key === key); return i < 0 ? null : plan.slice(0, i).reduce((sum, one) => sum + one.steps, 0); };
 const runStep = (one) => { const from = before(one.stage); return from == null ? null : from + one.step; };
+const learns = (one) => plan.some(({ key }) => key === one.stage);
 // Figures that stand side by side are of one stage: the last that speaks for the model.
 function speaking() { const last = steps.findLast(isOwn); return last ? steps.filter((one) => one.stage === last.stage) : []; }
 
@@ -137,7 +152,7 @@ function paint() {
       const values = own.map((one) => one[key]).filter((v) => v != null);
       if (own.length) for (const node of $$(`[data-kpi="${key}"]`)) node.textContent = values.length ? SHOW[key](values.at(-1)) : "—";
       for (const node of $$(`[data-kpi-note="${key}"], .of-stage .plate small`)) if (spoken) node.textContent = spoken;
-      for (const svg of $$(`[data-kpi-spark="${key}"]`)) spark(svg, values.slice(-60));
+      for (const svg of $$(`[data-kpi-spark="${key}"]`)) spark(svg, own.every(learns) ? values.slice(-60) : []);
     }
     byStage();
     for (const svg of $$("[data-curve]")) curve(svg);
@@ -152,16 +167,17 @@ function paint() {
 
 function byDomain() {
   for (const node of $$("[data-domain-loss]")) {
-    const code = node.dataset.domainLoss, values = speaking().map((one) => one.loss_by_domain?.[code]).filter((v) => v != null);
+    const code = node.dataset.domainLoss, own = speaking(), values = own.map((one) => one.loss_by_domain?.[code]).filter((v) => v != null);
     node.textContent = values.length ? fmt(values.at(-1), 3) : "—";
-    for (const svg of $$(`[data-domain-spark="${CSS.escape(code)}"]`)) spark(svg, values.slice(-60));
+    // What a measurement has so far is a mean that settles, not a course.
+    for (const svg of $$(`[data-domain-spark="${CSS.escape(code)}"]`)) spark(svg, own.every(learns) ? values.slice(-60) : []);
   }
 }
 // A stage that goes on writes its row itself; what is done, the server has written.
 function byStage() {
   const last = steps.at(-1), row = last && $(`[data-stage-row="${CSS.escape(last.stage ?? "")}"]`);
   if (!row) return;
-  for (const cell of $$("[data-figure]", row)) { const key = cell.dataset.figure; cell.textContent = key === "done" ? `${fmt(last.step)} / ${fmt(last.of)}` : last[key] == null ? "—" : SHOW[key](last[key]); }
+  for (const cell of $$("[data-figure]", row)) { const key = cell.dataset.figure; cell.textContent = key === "done" ? `${fmt(last.step)} / ${fmt(last.of)}` : last[key] == null || cell.hasAttribute("data-none") ? "—" : SHOW[key](last[key]); }
 }
 let heat = null;
 function board() {
