@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from django.db.models import F
@@ -14,6 +15,7 @@ from deployments.models import Deployment
 from routing.models import Domain
 
 MAX_STARTERS = 4
+HAN = re.compile(r"[\u3400-\u9fff]")
 
 
 def served_names(team: Team) -> list[str]:
@@ -37,11 +39,17 @@ def starters(team: Team) -> list[dict[str, Any]]:
     """Prompts to begin with: an example of each domain, else one of ours."""
     found: list[dict[str, Any]] = []
     for domain in Domain.objects.filter(map__team=team).order_by("-map__updated_at", "position"):
-        text = next((example for example in map(_text, domain.examples) if example), "")
+        text = _in_readers_language([text for text in map(_text, domain.examples) if text])
         if text and domain.code not in {one["domain"].code for one in found}:
             found.append({"prompt": text, "domain": domain})
     plain = gettext("Explain in two sentences why an order may arrive late.")
     return found[:MAX_STARTERS] or [{"prompt": plain, "domain": None}]
+
+
+def _in_readers_language(texts: list[str]) -> str:
+    """The first that is in the reader's language, else the first."""
+    chinese = (get_language() or "").startswith("zh")
+    return next((text for text in texts if bool(HAN.search(text)) == chinese), texts[0] if texts else "")
 
 
 def _text(example: Any) -> str:

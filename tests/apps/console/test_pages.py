@@ -17,12 +17,14 @@ from accounts.audit import audit_record
 from console import navigation
 from console.lately import COMINGS, SENTENCES, lately, sentence
 from console.overview import SHOWN_JOBS, kpis, picture_of, verdict
+from console.playground import starters
 from console.traffic import traffic_of
 from deployments.models import Deployment
 from gateway.models import Usage
 from jobs.models import Job
 from moe_core.errors import TrainingError
 from registry.models import Model, ModelVersion
+from routing.models import Domain
 from tests.people import People
 
 pytestmark = pytest.mark.django_db
@@ -103,6 +105,22 @@ def test_nothing_can_be_sent_while_nothing_serves(people: People) -> None:
     page = people.client("owner").get("/playground/").content.decode()
     assert 'id="send" disabled' in page
     assert "Nothing serves yet" in page
+
+
+def test_the_first_prompts_are_in_the_readers_language(people: People) -> None:
+    people.client("owner").post("/domains/example/")
+    assert starters(people.owner.team)[0]["prompt"] == "How long does a bathroom renovation take?"
+    with override("zh-hans"):
+        prompts = [one["prompt"] for one in starters(people.owner.team)]
+    assert len(prompts) == 4 and prompts[0] == "我需要为扩建申请许可吗？"
+    assert all("？" in prompt or "。" in prompt for prompt in prompts)
+
+
+def test_a_domain_without_an_example_in_the_readers_language_offers_another(people: People) -> None:
+    people.client("owner").post("/domains/example/")
+    Domain.objects.update(examples=["only English"])
+    with override("zh-hans"):
+        assert starters(people.owner.team)[0]["prompt"] == "only English"
 
 
 def test_a_job_of_last_week_worries_nobody(people: People) -> None:

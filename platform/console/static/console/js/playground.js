@@ -87,7 +87,9 @@ for (const link of $$("[data-prompt]")) link.addEventListener("click", () => { f
 // The same request, for those who leave the browser. Text goes in as text: nothing here is markup.
 function showCode() {
   const sent = body();
-  if (!sent.messages.length || value("prompt").trim()) sent.messages.push({ role: "user", content: value("prompt").trim() || t("Hello") });
+  // A request ends with the person's turn: the answer that it got is no part of it. What is typed would be the next turn.
+  if (!value("prompt").trim()) while (sent.messages.at(-1)?.role === "assistant") sent.messages.pop();
+  if (!sent.messages.some(({ role }) => role === "user") || value("prompt").trim()) sent.messages.push({ role: "user", content: value("prompt").trim() || t("Hello") });
   const base = `${location.origin}/v1`, { domain, ...plain } = sent, json = JSON.stringify(sent, null, 2);
   $("#code-curl").textContent = `curl ${base}/chat/completions \\\n  -H "Authorization: Bearer $TURNOUT_API_KEY" \\\n  -H "Content-Type: application/json" \\\n  -d '${json.replaceAll("'", "'\\''")}'`;
   const lines = Object.entries(plain).map(([key, one]) => `    ${key}=${python(one)},`).join("\n");
