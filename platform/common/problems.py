@@ -122,9 +122,20 @@ def answer(
     return render(
         request,
         "errors/problem.html",
-        {"status": status, "code": code, "detail": detail, "fields": fields},
+        {
+            "status": status,
+            "code": code,
+            "detail": detail,
+            "fields": fields,
+            "layout": _layout(request, status),
+        },
         status=status,
     )
+
+
+def _layout(request: HttpRequest, status: int) -> str:
+    """The console's frame for who is signed in; a bare page for others, and where the frame itself may be at fault."""
+    return "base.html" if status < 500 and getattr(request, "caller", None) else "bare.html"
 
 
 def bad_request(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:

@@ -176,7 +176,7 @@ def verdict(picture: Picture) -> dict[str, str]:
             "state": "off",
             "text": gettext("Nothing runs yet."),
             "rest": gettext(
-                "The five stations below are the whole way; the first takes about a minute and needs no GPU."
+                "The five stations below are the whole way; the first takes less than a minute and needs no GPU."
             ),
         }
     worst = next((w for w in picture.worries if w.felt), None) or next(iter(picture.worries), None)

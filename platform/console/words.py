@@ -6,6 +6,9 @@ from django.utils.translation import gettext_noop as _
 
 WORDS: tuple[str, ...] = (
     _("Undo"),
+    _("Panel: as the system"),
+    _("Panel: day"),
+    _("Panel: night"),
     _("Dismiss"),
     _("Copied"),
     _("Could not copy; select the text and copy it by hand"),

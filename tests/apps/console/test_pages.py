@@ -123,6 +123,11 @@ def test_a_domain_without_an_example_in_the_readers_language_offers_another(peop
         assert starters(people.owner.team)[0]["prompt"] == "only English"
 
 
+def test_the_first_import_is_foretold_as_short_as_it_is(people: People) -> None:
+    page = people.client("owner").get("/").content.decode()
+    assert page.count("less than a minute") == 2 and "about a minute" not in page
+
+
 def test_a_job_of_last_week_worries_nobody(people: People) -> None:
     Model.objects.create(team=people.owner.team, name="Tiny", slug="tiny")
     old = timezone.now() - timedelta(days=7)
@@ -296,6 +301,34 @@ def test_error_pages_have_a_way_back_and_the_request_id() -> None:
     assert answer["X-Request-Id"] in page and 'href="/"' in page
 
 
+@pytest.mark.parametrize(
+    ("who", "address", "status"),
+    [("owner", "/jobs/999/", 404), ("owner", "/no-such-page/", 404), ("teammate", "/jobs/import/", 403)],
+)
+def test_an_error_page_keeps_the_navigation_of_who_is_signed_in(
+    people: People, who: str, address: str, status: int
+) -> None:
+    answer = people.client(who).get(address, headers={"accept": "text/html"})
+    page = answer.content.decode()
+    assert answer.status_code == status
+    assert 'class="rail"' in page and 'href="/playground/"' in page and page.count("<h1>") == 1
+
+
+def test_an_error_page_of_a_stranger_is_bare() -> None:
+    page = Client().get("/no-such-page/", headers={"accept": "text/html"}).content.decode()
+    assert 'class="rail"' not in page and 'class="bare-page"' in page
+
+
 def test_every_page_carries_the_strict_policy(people: People) -> None:
     policy = people.client("owner").get("/")["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy
+
+
+@pytest.mark.parametrize(
+    "path", ["docs/tutorials/main-job.md", "docs/how-to/use-the-api.md", "templates/gateway/keys.html"]
+)
+def test_every_request_that_is_shown_sets_a_temperature(path: str) -> None:
+    text = Path(settings.ROOT, path).read_text()
+    asked = list(re.finditer(r"completions\.create\(|chat/completions -d ", text))
+    assert asked
+    assert all("temperature" in text[one.end() : one.end() + 300] for one in asked)

@@ -5,7 +5,7 @@
 //   data-opened               dialog: shown at once, because its form came back with errors
 //   data-copy="TEXT"          button: copies TEXT
 //   data-toast="TEXT"         button: shows a toast
-//   data-theme-toggle         button: day or night
+//   data-theme-toggle         button: as the system, day or night
 //   data-expand               button with aria-controls: shows or hides what it controls
 //   data-filter="SELECTOR"    input: hides those elements whose text does not hold what is typed
 //   data-ago                  <time datetime>: kept fresh, once a minute
@@ -86,11 +86,23 @@ const opened = $("dialog[data-opened]");
 opened?.showModal();
 focusError(opened ?? document);
 
-function setTheme(theme) {
-  root.dataset.theme = theme;
-  document.cookie = `turnout_theme=${theme}; path=/; max-age=31536000; samesite=lax`;
+// Three choices, one after the other: as the system, the other panel, the system's own held fast, and back to as the system.
+const night = matchMedia("(prefers-color-scheme: dark)"), ofSystem = () => (night.matches ? "dark" : "light");
+const THEME_WORDS = { auto: "Panel: as the system", light: "Panel: day", dark: "Panel: night" };
+function showTheme() {
+  const chosen = root.dataset.themeChoice;
+  root.dataset.theme = chosen === "auto" ? ofSystem() : chosen;
   dispatchEvent(new Event("themechange"));
 }
+function nextTheme() {
+  const system = ofSystem(), other = system === "dark" ? "light" : "dark", order = ["auto", other, system];
+  const next = order[(order.indexOf(root.dataset.themeChoice) + 1) % order.length];
+  root.dataset.themeChoice = next;
+  document.cookie = `turnout_theme=${next}; path=/; max-age=31536000; samesite=lax`;
+  showTheme();
+  toast(t(THEME_WORDS[next]));
+}
+night.addEventListener("change", () => { if (root.dataset.themeChoice === "auto") showTheme(); });
 
 function selectTab(tab) {
   for (const other of $$('[role="tab"]', tab.parentElement)) {
@@ -104,7 +116,7 @@ function selectTab(tab) {
 }
 
 const ACTIONS = {
-  "[data-theme-toggle]": () => setTheme(root.dataset.theme === "dark" ? "light" : "dark"),
+  "[data-theme-toggle]": nextTheme,
   ".menu": (hit) => hit.setAttribute("aria-expanded", hit.getAttribute("aria-expanded") !== "true"),
   "[data-expand], .expander": (hit) => {
     const open = hit.getAttribute("aria-expanded") !== "true";
