@@ -82,6 +82,13 @@ def bytes_parts(size: float | str | None) -> tuple[str, str]:
     return number(scaled, digits), unit
 
 
+def flops_parts(operations: int) -> tuple[str, str]:
+    """Floating-point operations in the unit that suits them."""
+    scales = ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"))
+    scale, unit = next(((scale, unit) for scale, unit in scales if operations >= scale), (1.0, "FLOP"))
+    return number(operations / scale, 2 if scale > 1 else 0), unit
+
+
 def joined(parts: tuple[str, str]) -> str:
     """A figure and its unit as plain text, for sentences."""
     figure, unit = parts

@@ -6,9 +6,8 @@ from typing import Any
 
 from layouts.services import checked_spec
 from moe_core.spec import LayoutSpec, ModelSpec, cost_of
+from registry.describe import CONTEXT_TOKENS
 from registry.models import ModelVersion
-
-CONTEXT_TOKENS = 1024
 
 
 def preview(base: ModelVersion, spec: Any, context_tokens: int = CONTEXT_TOKENS) -> dict[str, Any]:

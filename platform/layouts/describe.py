@@ -87,7 +87,7 @@ def _lines(dense: dict[str, Any], mixture: dict[str, Any]) -> list[Line]:
     rows = (
         ("total", _("Parameters in all"), "total", figures.compact_parts),
         ("active", _("Active per token"), "active_per_token", figures.compact_parts),
-        ("flops", _("Compute per token"), "flops_per_token", _flops_parts),
+        ("flops", _("Compute per token"), "flops_per_token", figures.flops_parts),
         ("kv", _("KV cache per token"), "kv_bytes_per_token", figures.bytes_parts),
     )
     return [Line(label, show(dense[name]), show(mixture[name]), key) for key, label, name, show in rows]
@@ -165,7 +165,3 @@ def _shown(key: str, value: Any) -> str:
 
 def _compact(value: int) -> str:
     return figures.joined(figures.compact_parts(value))
-
-
-def _flops_parts(value: int) -> tuple[str, str]:
-    return figures.number(value / 1e9, 2), "GFLOP"

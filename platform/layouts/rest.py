@@ -12,9 +12,10 @@ from rest_framework.response import Response
 
 from accounts.permissions import READ, READ_WRITE, Grants, TeamScoped
 from layouts import services
-from layouts.costing import CONTEXT_TOKENS, preview
+from layouts.costing import preview
 from layouts.models import Layout, LayoutRevision
 from layouts.selectors import layouts_of, revisions_of
+from registry.describe import CONTEXT_TOKENS
 from registry.selectors import version_get
 
 

@@ -18,6 +18,8 @@ from registry.operated import operation_title
 from registry.selectors import ancestors
 from registry.tuned import tuned_verdict
 
+# Pages tell the compute of one token that looks back at so many others.
+CONTEXT_TOKENS = 1024
 PARTS: dict[str, Promise] = {
     "embedding": gettext_lazy("embedding"),
     "attention": gettext_lazy("attention"),
@@ -89,7 +91,8 @@ def version_facts(version: ModelVersion) -> dict[str, Any]:
         "total": version.inspection.get("params_total", cost.total),
         "active": version.inspection.get("params_active", cost.active_per_token),
         "spec_total": cost.total,
-        "flops": cost.flops_per_token(0),
+        "flops": figures.joined(figures.flops_parts(cost.flops_per_token(CONTEXT_TOKENS))),
+        "context_tokens": CONTEXT_TOKENS,
         "kv_bytes": cost.kv_bytes_per_token,
     }
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from django.utils.translation import gettext, override
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.figures import joined
 from layouts.costing import preview
+from layouts.describe import answer_of
 from layouts.models import Layout
 from moe_core.checkpoint.inspect import inspect_dir
 from moe_core.checkpoint.store import save
@@ -54,3 +57,20 @@ def test_the_page_promises_the_bytes_that_a_saved_version_has(people, tmp_path, 
     model = random_decoder(Layout(base_version=base, spec=spec).model_spec(), seed=0, dtype=dtype)
     saved = save(model, tmp_path / "saved")
     assert preview(base, spec)["mixture"]["bytes"][precision] == inspect_dir(saved)["bytes_total"]
+
+
+@pytest.mark.parametrize("language", ["en", "zh-hans"])
+def test_the_page_of_a_version_tells_the_same_work_as_its_layout(people, tmp_path, language):
+    base = make_version(people, tmp_path)
+    layout = Layout(base_version=base, spec=LAYOUTS[0])
+    built = make_version(people, tmp_path, name="Moe", spec=layout.model_spec())
+    client = people.client("owner")
+    client.cookies["django_language"] = language
+    with override(language):
+        compute = next(line for line in answer_of(base, LAYOUTS[0]).lines if line.key == "flops")
+        words = gettext("Compute is for one token that looks back at %(tokens)s others.") % {
+            "tokens": "1,024"
+        }
+    for version, figure in ((base, compute.dense), (built, compute.mixture)):
+        page = client.get(f"/versions/{version.pk}/").content.decode()
+        assert f"<dd>{joined(figure)}</dd>" in page and words in page
