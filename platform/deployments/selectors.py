@@ -170,16 +170,29 @@ def free_bytes(node: Node, coming: Iterable[Replica]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Whether one more replica fits, and on which node it would have most room."""
+    """How many of the replicas that are asked for fit, and on which node one would have most room."""
 
     need: Need
     node: str
     free: int
+    replicas: int = 1
+    # How many of these replicas the nodes have room for, all nodes together.
+    places: int = 0
 
     @property
     def fits(self) -> bool:
-        """Whether there is a node with room."""
-        return bool(self.node) and self.free >= self.need.total
+        """Whether there is room for all of them."""
+        return bool(self.node) and self.places >= self.replicas
+
+    @property
+    def fits_one(self) -> bool:
+        """Whether there is room for one at least."""
+        return self.places > 0
+
+    @property
+    def total(self) -> int:
+        """What all of them need."""
+        return self.need.total * self.replicas
 
     @property
     def short(self) -> int:
@@ -191,14 +204,15 @@ class Fit:
         return {"need": self.need.as_dict(), "node": self.node, "free_bytes": self.free, "fits": self.fits}
 
 
-def fit_of(spec: dict[str, Any], engine_settings: dict[str, Any]) -> Fit:
-    """Compare what a replica needs with the roomiest node that is online."""
+def fit_of(spec: dict[str, Any], engine_settings: dict[str, Any], replicas: int = 1) -> Fit:
+    """Compare what replicas need with the nodes that are online; each replica lies on one node whole."""
     need = need_of(spec, engine_settings)
     rooms = {node.name: free_bytes(node, starting_on(node)) for node in nodes_online()}
     if not rooms:
-        return Fit(need, "", 0)
+        return Fit(need, "", 0, replicas)
     name = max(rooms, key=lambda one: (rooms[one], one))
-    return Fit(need, name, rooms[name])
+    places = sum(room // need.total for room in rooms.values())
+    return Fit(need, name, rooms[name], replicas, places)
 
 
 def starting_on(node: Node) -> list[Replica]:

@@ -33,6 +33,7 @@ from deployments.selectors import (
 )
 from deployments.sentences import condition_sentence, error_words, event_lamp, event_sentence
 from deployments.verdicts import list_verdict, verdict_of
+from registry.models import ModelVersion
 from registry.selectors import versions_of
 
 ACTIONS: dict[str, tuple[Callable[..., Any], Promise]] = {
@@ -154,35 +155,51 @@ def deployment_new(request: HttpRequest) -> HttpResponse:
             form.show_error(error)
         else:
             return redirect("deployments:detail", made.pk)
-    context = {"form": form, "fit": _fit(form, initial), "has_versions": versions.exists()}
+    context = {
+        "form": form, "fit": _fit(form, initial), "has_versions": versions.exists(),
+        "proposed_for": form["version"].value(),
+    }  # fmt: skip
     return render(request, "deployments/new.html", context, status=422 if form.errors else 200)
 
 
 def _map_of_lineage(caller: Caller, version_id: Any) -> dict[str, Any]:
     """A version that was tuned for a domain map is most likely served with it."""
     version = versions_of(caller.team).filter(pk=version_id or 0).first()
-    return {"domain_map": map_of_lineage(version)} if version else {}
+    return {"domain_map": map_of_lineage(version)} if version and not version.is_dense else {}
 
 
 @role_required(Role.EDITOR)
 @require_POST
 def fit(request: HttpRequest) -> HttpResponse:
-    """Would it fit? A fragment for the form."""
-    form = DeployForm(request.POST, team=caller_of(request).team)
+    """Would it fit? A fragment for the form, with the domain map proposed anew when another version was chosen."""
+    caller = caller_of(request)
+    form = DeployForm(request.POST, team=caller.team)
     form.is_valid()
-    return render(request, "deployments/fit.html", {"fit": _fit(form, {})})
+    context: dict[str, Any] = {"fit": _fit(form, {}), "problem": " ".join(form.errors.get("replicas", []))}
+    version = form.cleaned_data.get("version")
+    if version and request.POST.get("proposed_for", "") != str(version.pk):
+        context |= {"map_field": _proposed_map(caller, form, version), "proposed_for": version.pk}
+    return render(request, "deployments/fit.html", context)
+
+
+def _proposed_map(caller: Caller, form: DeployForm, version: ModelVersion) -> str:
+    """The choice of a map as it suits a version: the one that it was tuned for, none if it is dense, else as it was."""
+    kept = {} if version.is_dense else {"domain_map": form["domain_map"].value()}
+    proposed = DeployForm(team=caller.team, initial=kept | _map_of_lineage(caller, version.pk))
+    return proposed["domain_map"].as_widget(attrs={"hx-swap-oob": "true"})
 
 
 def _fit(form: DeployForm, initial: dict[str, Any]) -> Any:
     """The memory of what the form says so far; None while it says too little."""
     if form.is_bound:
-        version = form.cleaned_data.get("version") if hasattr(form, "cleaned_data") else None
+        found = getattr(form, "cleaned_data", {})
+        version, replicas = found.get("version"), found.get("replicas", 1)
         settings = form.settings() if version else {}
     else:
         version = form.fields["version"].queryset.filter(pk=initial.get("version") or 0).first()  # type: ignore[attr-defined]
-        settings = {}
+        settings, replicas = {}, 1
     try:
-        return fit_of(version.spec, settings) if version else None
+        return fit_of(version.spec, settings, replicas) if version else None
     except DomainError:
         return None
 
