@@ -82,4 +82,19 @@ WORDS: tuple[str, ...] = (
     _("its own expert"),
     _("now"),
     _("{minutes} min ago"),
+    _("all domains: {note}"),
+    _(
+        "Of the chosen tokens, layer {layer}, expert {expert} takes {ratio}× an even share; {count} experts get none."
+    ),
+    _("Layer {layer}, expert {expert}: none of the chosen tokens came"),
+    _("none of the chosen tokens in the last minute"),
+    _("none of the chosen tokens in this window"),
+    _("over 2×"),
+    _("over 2×, of the chosen tokens"),
+    _("Not reached"),
+    _("Asleep"),
+    _("by the chosen tokens"),
+    _("no token in the window"),
+    _("Every expert got some of the chosen tokens."),
+    _("Mostly from, all domains"),
 )

@@ -4,8 +4,8 @@
 import { $, $$, t, agoText } from "/static/console/js/boot.js";
 import { connect, showState, counts32 } from "/static/console/js/live.js";
 import { watch } from "/static/deployments/watch.js";
-import { Heat, NONE, loads as quantised, cellWords, heatTable, tableButton } from "/static/console/js/heat.js";
-import { ALL, SUMMED, fromFrame, fromRouting, pick, cells, rowsOf, ageOf } from "./picture.js";
+import { Heat, NONE, ASLEEP, loads as quantised, cellWords, heatTable, tableButton } from "/static/console/js/heat.js";
+import { ALL, SUMMED, fromFrame, fromRouting, pick, cells, rowsOf, ageOf, isCut } from "./picture.js";
 import { showVerdict, showLists, showCell, showOwn, showFlow, showBalance } from "./panels.js";
 import { showNow, showWindow, forgetTraces, History } from "./figures.js";
 
@@ -21,7 +21,7 @@ let live = null, picture = null, rows = [], now = { kind: "connecting", since: n
 const heat = new Heat($("#heat"), { layers: [], experts: 0, height: 330, onPick(cell) {
   if (picture) showCell(seen(), { name: cell.layer, index: rows[cell.index]?.index, expert: cell.expert });
   // Spoken only when somebody moved: a value that changes by itself must not talk.
-  if (cell.said) $("#cell-said").textContent = cellWords(cell);
+  if (cell.said) $("#cell-said").textContent = cell.byte === ASLEEP && isCut(view) ? t("Layer {layer}, expert {expert}: none of the chosen tokens came", cell) : cellWords(cell);
 } });
 tableButton($("#as-table"), heat);
 
@@ -85,11 +85,11 @@ const tellState = () => showState(now, now.kind === "live" ? freshness() : undef
 // -- what comes in ----------------------------------------------------------------------------
 function take(told) {
   live = fromFrame(told, counts32(told.counts), counts32(told.reach));
-  history.note(told); showNow(told);
+  history.note(told); showNow(told, view);
   if (view.window === "live") { picture = live; show(); }
 }
 const feed = connect(`/ws/board/${board.dataset.deployment}/`, {
-  snapshot(told) { const first = !live; take(told); if (first) { showWords(); history.show(told.t_ms); } },
+  snapshot(told) { const first = !live; take(told); if (first) { showWords(); history.show(told.t_ms, view); } },
   event: take,
   state(next) { now = next; if (next.kind !== "live") tellState(); },
 });
@@ -114,7 +114,7 @@ async function fetchWindow() {
 // -- what is chosen ---------------------------------------------------------------------------
 $("#deployment").addEventListener("change", (event) => location.assign(event.target.value));
 $("#phase").addEventListener("choose", ({ detail }) => { view.phase = detail; show(); showWords(); });
-$("#domains").addEventListener("choose", ({ detail }) => { view.domain = detail; show(); showWords(); });
+$("#domains").addEventListener("choose", ({ detail }) => { view.domain = detail; if (live) showNow(live, view); history.show(feed.serverNow(), view); show(); showWords(); });
 $("#window").addEventListener("choose", ({ detail }) => {
   view.window = detail; forgetTraces();
   if (detail !== "live") fetchWindow();
@@ -141,7 +141,7 @@ setInterval(() => {
   tellState();
   if (document.hidden || view.paused) return;
   askWhenSilent(); showWords();
-  if (++beats % 5 === 0) { history.show(feed.serverNow()); fetchWindow(); }
+  if (++beats % 5 === 0) { history.show(feed.serverNow(), view); fetchWindow(); }
 }, 1000);
-history.show(null);
+history.show(null, view);
 new ResizeObserver(() => { if (picture) showBalance(seen()); }).observe($("#balance").parentElement);

@@ -2,7 +2,7 @@
 import { $, $$, el, t, fmt, percent, domainChip } from "/static/console/js/boot.js";
 import { stops, colourAt, quantise } from "/static/console/js/heat.js";
 import { s, bar, bars } from "/static/console/js/charts.js";
-import { ALL, pick, sum, maxVioByLayer, shares, mostlyFrom, reached, topK, byChance } from "./picture.js";
+import { ALL, isCut, pick, sum, maxVioByLayer, shares, mostlyFrom, reached, topK, byChance } from "./picture.js";
 
 export const HOT = 2;
 const SHOWN = 5, MANY = 24, HALF = 0.5;
@@ -32,6 +32,7 @@ export function showVerdict({ picture, view, known, live, found }) {
   if (view.domain !== ALL && known[view.domain]) return sayDomain(picture, view, known[view.domain]);
   if (!found.length) return say(view, "off", t("No such token came in this window."), "", "none");
   const { layer, expert, ratio } = found[0], asleep = found.filter(({ load }) => !load).length, words = { layer, expert, ratio: fmt(ratio, 1), count: fmt(asleep) };
+  if (isCut(view)) return say(view, ratio > HOT ? "caution" : "ok", t("Of the chosen tokens, layer {layer}, expert {expert} takes {ratio}× an even share; {count} experts get none.", words));
   return say(view, ratio > HOT || asleep ? "caution" : "ok", ratio > HOT ? hotWords(asleep, words) : levelWords(asleep, words));
 }
 // One, many and none have words of their own.
@@ -65,10 +66,15 @@ export function showLists({ picture, view, known, heat, found, go }) {
     dot.style.background = heat.css[quantise(ratio)];
     return el("li", {}, dot, name, note ?? null, el("span", { class: "over" }, load ? `${fmt(ratio, 1)}×` : "0"));
   };
-  const most = ({ index, expert }) => { const from = mostlyFrom(picture, view.phase, index, expert); return from ? chip(from[0]) : null; };
-  const never = view.window === "live" ? t("no token in the last minute") : t("no token in this window");
+  // Cut to one domain, all load is that domain's own.
+  const most = ({ index, expert }) => { if (view.domain !== ALL) return null; const from = mostlyFrom(picture, view.phase, index, expert); return from ? chip(from[0]) : null; };
+  const isLive = view.window === "live", cut = isCut(view);
+  const never = cut ? (isLive ? t("none of the chosen tokens in the last minute") : t("none of the chosen tokens in this window")) : isLive ? t("no token in the last minute") : t("no token in this window");
+  $("#hot-title small").textContent = cut ? t("over 2×, of the chosen tokens") : t("over 2×");
+  $("#cold-title span").textContent = cut ? t("Not reached") : t("Asleep");
+  $("#cold-title small").textContent = cut ? t("by the chosen tokens") : t("no token in the window");
   fill("#hot", hot, (one) => row(one, most(one)), any ? t("No expert is over 2×.") : t("Nothing to compare: no token came."));
-  fill("#cold", cold, (one) => row(one, el("span", { class: "quiet small" }, never)), any ? t("Every expert got tokens.") : t("Nothing to compare: no token came."));
+  fill("#cold", cold, (one) => row(one, el("span", { class: "quiet small" }, never)), any ? (cut ? t("Every expert got some of the chosen tokens.") : t("Every expert got tokens.")) : t("Nothing to compare: no token came."));
 }
 function fill(place, found, make, nothing) {
   const host = $(place), items = found.slice(0, SHOWN).map(make), held = [...host.querySelectorAll("button")].indexOf(document.activeElement);
@@ -93,7 +99,7 @@ export function showCell({ picture, view, known }, { name, index, expert }) {
     [t("Tokens routed here"), fmt(loads[at])],
     [t("Of its layer"), fair ? percent(loads[at] / (fair * experts), 1) : "—"],
     [t("Own expert of"), owners.length ? el("span", { class: "chips-in" }, ...owners.map(({ code }) => chip(code))) : t("no domain")],
-    [t("Mostly from"), from ? el("span", {}, chip(from[0]), ` ${percent(from[1])}`) : "—"],
+    [view.domain === ALL ? t("Mostly from") : t("Mostly from, all domains"), from ? el("span", {}, chip(from[0]), ` ${percent(from[1])}`) : "—"],
   ];
   if (picture.phases.length > 1) facts.push([t("Reading prompts"), fmt(pick(picture, "prefill", view.domain)[at])], [t("Writing answers"), fmt(pick(picture, "decode", view.domain)[at])]);
   $("#cell").replaceChildren(el("dl", { class: "facts" }, ...facts.flatMap(([label, value]) => [el("dt", {}, label), el("dd", {}, value)])));

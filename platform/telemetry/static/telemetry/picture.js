@@ -87,6 +87,9 @@ export function mostlyFrom(picture, phase, index, expert) {
   return [code, load / total];
 }
 
+// Whether only some tokens are counted: then an expert without any is not asleep, it may serve others.
+export const isCut = (view) => view.domain !== ALL || Boolean(view.phase);
+
 // The rows of a diagram: each expert layer by its number, and the dense ones between them as runs, {name, index: null}.
 export function rowsOf(layers, numLayers) {
   const rows = [];

@@ -111,6 +111,29 @@ def test_figures_move_while_requests_run_and_each_domain_has_its_share(seen: Ins
     expect(page.locator("#verdict b")).to_contain_text("reach its own experts", timeout=20_000)
 
 
+def test_what_a_domain_cannot_cut_says_so_and_no_expert_is_called_asleep_for_it(
+    seen: Instance, page: Page
+) -> None:
+    for domain in ("support", "copy"):
+        ask(seen, domain)
+    page.goto(board_of(seen))
+    expect(page.locator("#hot li").first).to_be_visible(timeout=20_000)
+    expect(page.locator("#cold-title")).to_contain_text("Asleep")
+    page.get_by_role("button", name="Copy", exact=False).first.click()
+    for name in ("output", "running", "first", "inter", "reuse"):
+        expect(page.locator(f'[data-kpi-note="{name}"]')).to_contain_text("all domains: ")
+    expect(page.locator('[data-kpi-note="vio"]')).not_to_contain_text("all domains")
+    expect(page.locator("#time-title small")).to_contain_text("all domains: ")
+    expect(page.locator("#cold-title")).to_contain_text("Not reached by the chosen tokens")
+    expect(page.locator("#hot .domain")).to_have_count(0)
+    assert "no token in" not in page.locator("#cold").inner_text()
+    page.locator("#domains button").last.click()
+    assert "asleep" not in page.locator("#verdict").inner_text()
+    page.get_by_role("button", name="All domains", exact=True).click()
+    expect(page.locator('[data-kpi-note="output"]')).not_to_contain_text("all domains")
+    expect(page.locator("#cold-title")).to_contain_text("Asleep no token in the window")
+
+
 def test_arrows_walk_the_lamps_and_space_pauses(seen: Instance, page: Page) -> None:
     ask(seen, "support")
     page.goto(board_of(seen))
