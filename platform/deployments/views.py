@@ -175,7 +175,10 @@ def fit(request: HttpRequest) -> HttpResponse:
     caller = caller_of(request)
     form = DeployForm(request.POST, team=caller.team)
     form.is_valid()
-    context: dict[str, Any] = {"fit": _fit(form, {}), "problem": " ".join(form.errors.get("replicas", []))}
+    context: dict[str, Any] = {
+        "fit": _fit(form, {}),
+        "problem": " ".join(str(one) for one in form.errors.get("replicas", ())),
+    }
     version = form.cleaned_data.get("version")
     if version and request.POST.get("proposed_for", "") != str(version.pk):
         context |= {"map_field": _proposed_map(caller, form, version), "proposed_for": version.pk}
