@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from django import forms
+from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
 from accounts.models import Team
-from common.errors import DomainError
+from common.errors import DomainError, Invalid
 from deployments.domains import map_words
 from deployments.engine_settings import EngineSettings
 from deployments.models import MAX_REPLICAS, Deployment
-from deployments.services import KEEP
+from deployments.services import KEEP, checked_name
 from registry.models import ModelVersion, VersionState
 from registry.selectors import versions_of
 from routing.models import DomainMap
@@ -115,6 +116,13 @@ class DeployForm(EngineForm):
     def __init__(self, *args: Any, team: Team, **options: Any) -> None:
         super().__init__(*args, team=team, **options)
         self.fields["domain_map"].queryset = maps_of(team)  # type: ignore[attr-defined]
+
+    def clean_name(self) -> str:
+        """Judge the name with the other fields, by the rule of the service."""
+        try:
+            return checked_name(self.cleaned_data["name"])
+        except Invalid as error:
+            raise ValidationError(error.fields["name"]) from error
 
 
 class UpdateForm(EngineForm):

@@ -12,6 +12,8 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from common.told import told
+from moe_core.sentences import CORE
 from moe_core.strict_json import StrictJsonError, loads
 from registry.models import ModelVersion
 
@@ -84,7 +86,21 @@ class LayoutForm(forms.Form):
 
     def __init__(self, *args: Any, bases: Iterable[ModelVersion], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        bases = list(bases)
         self.fields["base_version"].choices = [(base.pk, str(base)) for base in bases]  # type: ignore[attr-defined]
+        self.num_layers = {base.pk: base.spec["num_hidden_layers"] for base in bases}
+
+    def clean(self) -> dict[str, Any]:
+        """Compare the fields with each other, so that everything that is wrong is told at once."""
+        data: dict[str, Any] = super().clean() or {}
+        k, num_experts = data.get("top_k"), data.get("num_experts")
+        if k and num_experts and k > num_experts:
+            self.add_error("top_k", told(CORE.say("top_k_over_experts", top_k=k, num_experts=num_experts)))
+        layers, num_layers = data.get("layers"), self.num_layers.get(data.get("base_version"))
+        if layers and num_layers and layers[-1] >= num_layers:
+            sentence = CORE.say("layer_outside", layer=layers[-1], num_layers=num_layers, last=num_layers - 1)
+            self.add_error("layers", told(sentence))
+        return data
 
     def clean_layers(self) -> list[int]:
         """Layers as numbers."""

@@ -14,6 +14,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.access import Role, role_required
 from accounts.caller import Caller
+from common import figures
 from common.errors import DomainError, Forbidden
 from layouts import describe, services
 from layouts.forms import ImportForm, LayoutForm, export_text, initial_of
@@ -170,8 +171,8 @@ def _answered(request: HttpRequest, form: LayoutForm) -> dict[str, Any]:
     # A name that is taken, or a revision that is stale, does not change what the layout costs.
     wrong = [(name, errors) for name, errors in form.errors.items() if name not in ("name", "__all__")]
     if wrong:
-        name, errors = wrong[0]
-        return _unanswered(f"{form.fields[name].label}: {' '.join(map(str, errors))}")
+        told = [f"{form.fields[name].label}: {' '.join(map(str, errors))}" for name, errors in wrong]
+        return _unanswered(figures.sentences(*told))
     try:
         base = version_get(caller_of(request).team, form.cleaned_data["base_version"])
         answer = describe.answer_of(base, form.spec())

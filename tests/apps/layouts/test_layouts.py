@@ -130,6 +130,18 @@ def test_the_editor_answers_while_typing_and_says_what_is_wrong(people, base):
     assert not Layout.objects.exists()
 
 
+def test_everything_that_is_wrong_is_told_at_once(people, base):
+    client = people.client("owner")
+    wrong = {**FORM, "base_version": base.pk, "num_experts": 3, "top_k": 9, "layers": "0, 99", "name": ""}
+    for language, words in (("en", ("must not exceed", "Layer 99 is outside")), ("zh-hans", ("9", "99"))):
+        reply = client.post(reverse("layouts:new"), wrong, headers={"accept-language": language})
+        errors = reply.context["form"].errors
+        assert reply.status_code == 422 and set(errors) == {"name", "top_k", "layers"}, errors
+        assert words[0] in errors["top_k"][0] and words[1] in errors["layers"][0]
+        preview = client.post(reverse("layouts:preview"), wrong, headers={"accept-language": language}).content.decode()
+        assert all(word in preview for word in words)
+
+
 def test_a_person_makes_and_revises_a_layout(people, base):
     client = people.client("owner")
     made = client.post(reverse("layouts:new"), {**FORM, "base_version": base.pk})
