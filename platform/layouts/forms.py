@@ -96,7 +96,7 @@ class LayoutForm(forms.Form):
         k, num_experts = data.get("top_k"), data.get("num_experts")
         if k and num_experts and k > num_experts:
             self.add_error("top_k", told(CORE.say("top_k_over_experts", top_k=k, num_experts=num_experts)))
-        layers, num_layers = data.get("layers"), self.num_layers.get(data.get("base_version"))
+        layers, num_layers = data.get("layers"), self.num_layers.get(data.get("base_version") or 0)
         if layers and num_layers and layers[-1] >= num_layers:
             sentence = CORE.say("layer_outside", layer=layers[-1], num_layers=num_layers, last=num_layers - 1)
             self.add_error("layers", told(sentence))

@@ -111,6 +111,20 @@ def test_a_token_is_shown_once_and_can_be_revoked(page: Page, stack: Stack) -> N
     expect(page.locator(".toast")).to_contain_text("revoked")
 
 
+def test_a_refused_dialog_is_open_again_with_the_focus_on_what_is_wrong(
+    page: Page, stack: Stack, watcher: Watcher
+) -> None:
+    watcher.expected = ("422",)
+    page.goto(stack.url("/tokens/"))
+    page.get_by_role("button", name="New token").first.click()
+    page.get_by_label("Name", exact=True).fill("nothing")
+    for scope in page.locator("#new-token [name=scopes]").all():
+        scope.uncheck()
+    page.get_by_role("button", name="Make the token").click()
+    expect(page.locator("#new-token .error")).to_be_visible()
+    expect(page.locator("#new-token [name=scopes]").first).to_be_focused()
+
+
 def test_strangers_are_sent_to_sign_in_and_come_back(
     chromium: object, stack: Stack, admin_state: object
 ) -> None:
