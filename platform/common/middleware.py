@@ -10,6 +10,7 @@ from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import is_valid_path
 from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils.translation import gettext as _
 
 from common.errors import DomainError
 from common.problems import answer, wants_json
@@ -61,20 +62,26 @@ def security_headers(get_response: GetResponse) -> GetResponse:
 
 
 def pages_of_actions(get_response: GetResponse) -> GetResponse:
-    """Lead a person who reloads or goes back to an address that only takes POST to the page that it belongs to."""
+    """Show a person who reloads or goes back to an address that only takes POST the way to the page that it belongs to."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)
         asks_for_page = request.method in ("GET", "HEAD") and not wants_json(request)
         if response.status_code != HTTPStatus.METHOD_NOT_ALLOWED or not asks_for_page:
             return response
-        return HttpResponseRedirect(page_above(request.path_info))
+        # Not a redirect: nothing was found at this address, and a stranger must not read success out of it.
+        page = answer(
+            request, response.status_code, "method_not_allowed",
+            _("Nothing is shown at this address: it only takes what a form sends."), way=page_above(request.path_info),
+        )  # fmt: skip
+        page["Allow"] = response["Allow"]
+        return page
 
     return middleware
 
 
 def page_above(path: str) -> str:
-    """Return the nearest address above a path that is one of ours; one that takes no GET leads on by itself."""
+    """Return the nearest address above a path that is one of ours."""
     parts = path.strip("/").split("/")[:-1]
     while parts and not is_valid_path(f"/{'/'.join(parts)}/"):
         parts.pop()

@@ -113,9 +113,15 @@ def wants_json(request: HttpRequest) -> bool:
 
 
 def answer(
-    request: HttpRequest, status: int, code: str, detail: str, fields: dict[str, Any] | None = None
+    request: HttpRequest,
+    status: int,
+    code: str,
+    detail: str,
+    fields: dict[str, Any] | None = None,
+    *,
+    way: str = "/",
 ) -> HttpResponse:
-    """Return a problem or a page, as the caller can read."""
+    """Return a problem or a page, as the caller can read; the page's button goes the `way`."""
     if wants_json(request):
         body = problem(status, code, detail, fields=fields, request_id=getattr(request, "request_id", ""))
         return JsonResponse(body, status=status, content_type=CONTENT_TYPE)
@@ -127,6 +133,7 @@ def answer(
             "code": code,
             "detail": detail,
             "fields": fields,
+            "way": way,
             "layout": _layout(request, status),
         },
         status=status,

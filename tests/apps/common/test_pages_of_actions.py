@@ -1,4 +1,4 @@
-"""An address that only takes POST leads a person who reloads it to the page that it belongs to."""
+"""An address that only takes POST shows a person who reloads it the way to the page that it belongs to."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ pytestmark = pytest.mark.django_db
         ("/signout/", "/"),
     ],
 )
-def test_a_reload_leads_to_the_page(people: People, address: str, page: str) -> None:
-    for method in ("get", "head"):
-        reply = getattr(people.client("owner"), method)(address)
-        assert (reply.status_code, reply.headers.get("Location")) == (302, page)
+def test_a_reload_shows_the_way_to_the_page(people: People, address: str, page: str) -> None:
+    for language, words in (("en", "only takes what a form sends"), ("zh-hans", "只接收表单提交")):
+        reply = people.client("owner").get(address, headers={"accept-language": language})
+        assert reply.status_code == 405 and "POST" in reply.headers["Allow"]
+        assert f'href="{page}"' in reply.content.decode() and words in reply.content.decode()
+    assert people.client("owner").head(address).status_code == 405
 
 
 def test_a_program_is_told_that_it_called_wrongly(people: People) -> None:
     reply = people.client("owner").get("/models/upload/", headers={"accept": "application/json"})
-    assert reply.status_code == 405
+    assert (reply.status_code, reply.content) == (405, b"")
     assert people.client("owner").put("/models/upload/").status_code == 405
 
 
