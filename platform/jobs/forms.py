@@ -21,7 +21,7 @@ from registry.selectors import uploads_of, versions_of
 from routing.selectors import maps_of
 
 MAX_CHOICES = 200
-BUILTIN, UPLOAD, FOLDER = "builtin", "upload", "folder"
+SOURCES = BUILTIN, UPLOAD, FOLDER = "builtin", "upload", "folder"
 
 
 class ImportForm(forms.Form):

@@ -23,7 +23,7 @@ from jobs import pages, services
 from jobs.by_stage import latest_own, learning_plan, stage_figures
 from jobs.choices import ENDED, OPEN, JobKind, JobState
 from jobs.coverage_of_form import coverage_for
-from jobs.forms import ImportForm, TuneForm, show_error
+from jobs.forms import BUILTIN, SOURCES, UPLOAD, ImportForm, TuneForm, show_error
 from jobs.models import Job
 from jobs.operated import PART_WORDS, operated_of
 from jobs.operation_forms import FORMS, OperateForm
@@ -159,7 +159,11 @@ def job_action(request: HttpRequest, pk: int, action: str) -> HttpResponse:
 def import_model(request: HttpRequest) -> HttpResponse:
     """Start the import of a model."""
     caller = caller_of(request)
-    initial = {"upload": request.GET.get("upload", ""), "name": "SmolLM2-135M-Instruct"}
+    source, chosen = request.GET.get("source", ""), request.GET.get("upload", "")
+    if source not in SOURCES:
+        source = UPLOAD if chosen else BUILTIN
+    name = "SmolLM2-135M-Instruct" if source == BUILTIN else ""
+    initial = {"source": source, "upload": chosen, "name": name}
     form = ImportForm(request.POST or None, team=caller.team, initial=initial)
     if request.method == "POST" and form.is_valid():
         job = _submit(caller, form, "import")

@@ -37,7 +37,7 @@ class NoteForm(forms.Form):
 class UploadForm(forms.Form):
     """A model file."""
 
-    file = forms.FileField(label=_("File"), help_text=_("GGUF, or a part of a safetensors model."))
+    file = forms.FileField(label=_("File"), help_text=_("A GGUF file."))
     sha256 = forms.RegexField(
         label=_("Expected SHA-256"), regex=r"^[0-9a-fA-F]{64}$", required=False,
         help_text=_("Leave it empty, or paste what the publisher states; other bytes are refused."),

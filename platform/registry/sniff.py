@@ -23,6 +23,8 @@ REFUSED = {
     b"MZ": "EXE",
     b"%PDF": "PDF",
 }
+# Enough to tell every kind, tar included.
+HEAD_BYTES = 4096
 MAX_SAFETENSORS_HEADER = 100 * 2**20
 TEXT_KINDS = {
     "json": UploadKind.JSON,
@@ -49,13 +51,35 @@ def kind_of(head: bytes, name: str) -> UploadKind:
     )
 
 
+def must_be_whole_model(head: bytes, name: str) -> None:
+    """Raise Invalid, with the way out, for a file that holds no whole model: logs, or a part of one."""
+    kind = kind_of(head, name)
+    if kind == UploadKind.SAFETENSORS:
+        raise Invalid(
+            _(
+                "A safetensors file is only a part of a model. Import its whole folder, with config.json and the "
+                "tokenizer, from a folder of the machine."
+            ),
+            code="refused_format",
+        )
+    if kind != UploadKind.GGUF:
+        sentence = _(
+            "%(name)s is a %(kind)s file, not a model. Logs are uploaded on the page of logs and corpora."
+        )
+        raise Invalid(sentence % {"name": name, "kind": kind.label}, code="refused_format")
+
+
 def refuse_code_and_archives(head: bytes) -> None:
     """Raise Invalid for pickles, archives, compressed files and programs."""
     if head[:1] == b"\x80" and not is_safetensors(head):
         _refuse("pickle")
     for magic, name in REFUSED.items():
         # A JSON Lines file may begin with any letters; what follows a two-letter magic is binary in the real thing.
-        if head.startswith(magic) and not is_safetensors(head) and (len(magic) > 2 or not looks_like_text(head)):
+        if (
+            head.startswith(magic)
+            and not is_safetensors(head)
+            and (len(magic) > 2 or not looks_like_text(head))
+        ):
             _refuse(name)
     if head[257:262] == b"ustar":
         _refuse("tar")
@@ -77,5 +101,7 @@ def looks_like_text(head: bytes) -> bool:
 
 
 def _refuse(name: str) -> None:
-    sentence = _("A file of the kind %(kind)s is not taken: it can carry code or hide its size. Send the plain file.")
+    sentence = _(
+        "A file of the kind %(kind)s is not taken: it can carry code or hide its size. Send the plain file."
+    )
     raise Invalid(sentence % {"kind": name}, code="refused_format")

@@ -15,7 +15,7 @@ from accounts.access import Role, role_required
 from accounts.caller import Caller
 from common.errors import Conflict, Invalid
 from common.uses import Kind, is_present
-from registry import describe, services
+from registry import describe, services, sniff
 from registry.downloads import version_file_response
 from registry.forms import AliasForm, ModelForm, NoteForm, UploadForm
 from registry.models import Model, ModelVersion
@@ -61,7 +61,9 @@ def _model_page(request: HttpRequest, model: Model, form: ModelForm | None = Non
     versions = list(model.versions.all())
     context = {
         "model": model,
-        "versions": [(version, describe.version_facts(version), describe.how_made(version)) for version in versions],
+        "versions": [
+            (version, describe.version_facts(version), describe.how_made(version)) for version in versions
+        ],
         "newest": _newest(model),
         "verdict": describe.version_verdict(versions[0]) if versions else None,
         "form": form or ModelForm(initial={name: getattr(model, name) for name in ModelForm.base_fields}),
@@ -98,7 +100,10 @@ def alias_set(request: HttpRequest, pk: int) -> HttpResponse:
     if not form.is_valid():
         raise Invalid(_("The alias was not set: give a word of small letters and choose a version."))
     alias = services.alias_set(
-        caller=caller_of(request), model_id=pk, name=form.cleaned_data["name"], version_id=form.cleaned_data["version"]
+        caller=caller_of(request),
+        model_id=pk,
+        name=form.cleaned_data["name"],
+        version_id=form.cleaned_data["version"],
     )
     words = {"alias": alias.name, "version": alias.version.label}
     messages.success(request, _("The alias %(alias)s points at %(version)s.") % words)
@@ -193,6 +198,8 @@ def upload(request: HttpRequest) -> HttpResponse:
     if not form.is_valid():
         raise Invalid(_("Choose a file to upload."), fields=_errors(form))
     file = form.cleaned_data["file"]
+    sniff.must_be_whole_model(file.read(sniff.HEAD_BYTES), file.name)
+    file.seek(0)
     made = services.upload_create(
         caller=caller_of(request), name=file.name, source=file.file, expected_bytes=file.size,
         sha256=form.cleaned_data["sha256"] or None,

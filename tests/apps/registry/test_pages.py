@@ -70,6 +70,39 @@ def test_an_upload_opens_the_import(people):
     assert (refused.status_code, refused.json()["code"]) == (422, "refused_format")
 
 
+JSONL, SAFETENSORS = b'{"prompt": "a", "completion": "b"}\n', (2).to_bytes(8, "little") + b"{}"
+
+
+@pytest.mark.parametrize(("name", "body", "way_out"), [
+    ("logs.jsonl", JSONL, "page of logs and corpora"), ("part.safetensors", SAFETENSORS, "whole folder"),
+])  # fmt: skip
+def test_what_is_no_whole_model_is_not_uploaded_as_one_and_the_way_out_is_told(people, name, body, way_out):
+    reply = people.client("owner").post(
+        reverse("registry:upload"), {"file": SimpleUploadedFile(name, body)}, headers={"accept": "application/json"}
+    )
+    assert (reply.status_code, reply.json()["code"]) == (422, "refused_format")
+    assert way_out in reply.json()["detail"]
+    assert not Upload.objects.exists()
+
+
+def test_the_upload_stands_above_the_import_of_what_is_uploaded(people):
+    client = people.client("owner")
+    client.post(reverse("registry:upload"), {"file": SimpleUploadedFile("m.gguf", b"GGUF" + b"\0" * 40)})
+    page = client.get(reverse("registry:list")).content.decode()
+    panel = page[page.index('id="from-upload"') : page.index('id="from-folder"')]
+    assert panel.index("dropzone") < panel.index("Start the import")
+
+
+def test_every_way_to_an_own_model_leads_there(people):
+    client = people.client("owner")
+    overview = client.get("/").content.decode()
+    assert f"{reverse('registry:list')}?import=upload" in overview
+    assert f"{reverse('jobs:import_model')}?source=folder" in overview
+    folder = client.get(reverse("jobs:import_model"), {"source": "folder"})
+    assert folder.context["form"]["source"].value() == "folder"
+    assert f"{reverse('registry:list')}?import=upload" in folder.content.decode()
+
+
 def test_people_keep_aliases_notes_and_descriptions(people, line):
     dense, _mixture = line
     client = people.client("owner")

@@ -45,5 +45,6 @@ for (const form of $$("form[data-upload]")) {
   zone.addEventListener("drop", (event) => { event.preventDefault(); input.files = event.dataTransfer.files; });
 }
 
-// After an upload the import form opens by itself.
-if (new URLSearchParams(location.search).has("upload")) { $('[data-open="import"]')?.click(); $("#from-upload-tab")?.click(); }
+// After an upload the import form opens by itself; a link to ?import=upload opens it for one.
+const asked = new URLSearchParams(location.search);
+if (asked.has("upload") || asked.get("import") === "upload") { $('[data-open="import"]')?.click(); $("#from-upload-tab")?.click(); }
