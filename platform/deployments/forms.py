@@ -131,7 +131,11 @@ class UpdateForm(EngineForm):
     note = forms.CharField(
         label=_("Why"), max_length=200, required=False, help_text=_("Kept in the history.")
     )
-    domain_map = forms.ChoiceField(label=_("Domain map"), required=False)
+    domain_map = forms.ChoiceField(
+        label=_("Domain map"),
+        required=False,
+        help_text=_("Requests may name its domains, and the router leans towards their experts."),
+    )
     field_order = ["version", "domain_map", "note"]
 
     def __init__(self, *args: Any, team: Team, domains: dict[str, Any], **options: Any) -> None:

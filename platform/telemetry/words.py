@@ -83,6 +83,7 @@ WORDS: tuple[str, ...] = (
     _("now"),
     _("{minutes} min ago"),
     _("all domains: {note}"),
+    _("of all domains"),
     _(
         "Of the chosen tokens, layer {layer}, expert {expert} takes {ratio}× an even share; {count} experts get none."
     ),

@@ -19,7 +19,7 @@ function trace(name, value) {
 const briefly = (value) => fmt(value, value < 100 ? 1 : 0);
 
 // These figures cannot be cut by domain: while one is chosen, they say that they are of all.
-const whole = (note, view) => (view.domain === ALL ? note : t("all domains: {note}", { note }));
+const whole = (note, view) => (view.domain === ALL ? note : t("of all domains"));
 
 // What is now: rates and gauges come from the newest frame, whatever window the rest shows.
 export function showNow({ rate, gauges = {} }, view) {
@@ -67,7 +67,8 @@ export class History {
       min: 0, max: top, wanted: 3, height: 96, left: 44, marks: flags,
       labels: [t("{minutes} min ago", { minutes: 60 }), t("{minutes} min ago", { minutes: 30 }), t("now")],
     };
-    $("#time-title small").textContent = whole(vios.some((one) => one != null) ? t("tokens/s; dashed: MaxVio, its scale ends at {value}", { value: fmt(worst, 1) }) : t("tokens/s"), view);
+    const note = vios.some((one) => one != null) ? t("tokens/s; dashed: MaxVio, its scale ends at {value}", { value: fmt(worst, 1) }) : t("tokens/s");
+    $("#time-title small").textContent = view.domain === ALL ? note : t("all domains: {note}", { note });
     if (this.line) this.line.update(options); else this.line = lines(this.host, options);
   }
 }
