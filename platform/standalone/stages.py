@@ -52,14 +52,28 @@ SPEED = Stage("speed", "speed against transformers", [PYTHON, "-m", "benchmarks.
 BROWSER = Stage(
     "browser", "browser tests", [*PYTEST, "-p", "no:django", "-m", "browser", "tests/e2e"], needs_browser=True
 )
+# Console pages whose requests the test client answers; each test ends the event loop that it began.
+PAGES = Stage("pages", "pages in a browser", [*PYTEST, "-m", "browser", "tests/apps"], needs_browser=True)
 
 STATIC = [LINT, TYPES, CONTRACTS, MIGRATIONS, SCHEMA]
 SUBSETS = {
-    "all": [*STATIC, TESTS, BROWSER, SPEED],
+    "all": [*STATIC, TESTS, BROWSER, PAGES, SPEED],
     "fast": [LINT, CONTRACTS, FAST],
     "static": STATIC,
     **{
         stage.name: [stage]
-        for stage in (LINT, TYPES, CONTRACTS, MIGRATIONS, SCHEMA, TESTS, NATIVE, FAULTS, BROWSER, SPEED)
+        for stage in (
+            LINT,
+            TYPES,
+            CONTRACTS,
+            MIGRATIONS,
+            SCHEMA,
+            TESTS,
+            NATIVE,
+            FAULTS,
+            BROWSER,
+            PAGES,
+            SPEED,
+        )
     },
 }

@@ -8,12 +8,19 @@ import pytest
 
 from standalone import browser, checks
 from standalone.checks import Outcome, chosen_stages, run_stage, summarise
+from standalone.paths import ROOT
 from standalone.stages import BROWSER, LINT, PYTEST, STATIC, SUBSETS, Stage
 
 
 def test_without_a_word_everything_runs_and_the_browser_has_its_own_process():
     stages = chosen_stages("test", [])
-    assert [stage.name for stage in stages] == [*(stage.name for stage in STATIC), "tests", "browser", "speed"]
+    assert [stage.name for stage in stages] == [
+        *(stage.name for stage in STATIC),
+        "tests",
+        "browser",
+        "pages",
+        "speed",
+    ]
     assert "no:django" in BROWSER.command
 
 
@@ -101,3 +108,14 @@ def test_what_fails_once_is_tried_once_more_and_named(tmp_path, always, state, c
     outcome = run_stage(Stage("flaky", "flaky", [*PYTEST, *isolated, str(tmp_path / "test_flaky.py")]))
     assert outcome.state == state
     assert "ONCE MORE: 1 " in outcome.said
+
+
+def test_every_browser_test_belongs_to_a_stage_that_runs():
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.browser" in path.read_text()]
+    places = [place for stage in SUBSETS["all"] if "browser" in stage.command for place in stage.command[-1:]]
+    assert len(marked) > 5
+    assert all(
+        str(path.relative_to(ROOT)).startswith(tuple(places))
+        for path in marked
+        if path.name != "test_checks.py"
+    )
