@@ -34,8 +34,12 @@ def shown(client: Client, width: int = 1280, language: str = "en") -> Iterator[P
             complaints: list[str] = []
             page.on("pageerror", lambda error: complaints.append(str(error)))
             page.route(lambda _url: True, lambda route: answer(client, route))
-            yield page
-            browser.close()
+            try:
+                yield page
+            finally:
+                # What the test itself asked while the loop ran has a connection of its own too.
+                connections.close_all()
+                browser.close()
             assert not complaints, complaints
     finally:
         connections.close_all()
