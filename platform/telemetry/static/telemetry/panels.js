@@ -10,17 +10,24 @@ const SHOWN = 5, MANY = 24, HALF = 0.5;
 export const chipOf = (known) => (code) => domainChip(known[code] ?? { code: "–", name: t("none named"), colour: 0 });
 
 // -- the verdict ------------------------------------------------------------------------------
-// The line is announced to those who listen: a figure that keeps moving is told now and then, another finding at once.
+// What is seen is always of the last frame. To those who listen a figure that keeps moving is told now and then, another
+// finding at once.
 const PATIENCE_MS = 5000;
 let saidAt = -Infinity, saidFor = "";
 function say(view, state, strong, rest = "", more = "where") {
-  const lamp = $("#verdict .lamp"), [first, second] = [$("#verdict b"), $("#verdict p span")], subject = [state, more, view.window, view.phase, view.domain].join();
-  if (subject === saidFor && performance.now() - saidAt < PATIENCE_MS) return;
+  const lamp = $("#verdict .lamp"), [first, second] = [$("#verdict b"), $("#verdict p span")];
   if (lamp.dataset.state !== state) lamp.dataset.state = state;
-  if (first.textContent !== strong) { first.textContent = strong; saidAt = performance.now(); }
-  if (second.textContent !== rest) { second.textContent = rest; saidAt = performance.now(); }
-  saidFor = subject;
+  if (first.textContent !== strong) first.textContent = strong;
+  if (second.textContent !== rest) second.textContent = rest;
   for (const link of $$("#verdict [data-more]")) link.hidden = link.dataset.more !== more;
+  speak([state, more, view.window, view.phase, view.domain].join(), `${strong} ${rest}`);
+}
+function speak(subject, words) {
+  const spoken = $("#verdict-spoken");
+  if (spoken.textContent === words || (subject === saidFor && performance.now() - saidAt < PATIENCE_MS)) return;
+  spoken.textContent = words;
+  saidAt = performance.now();
+  saidFor = subject;
 }
 export function showVerdict({ picture, view, known, live, found }) {
   const engines = live?.gauges?.engines ?? 0, isLive = view.window === "live";

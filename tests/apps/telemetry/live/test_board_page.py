@@ -111,6 +111,28 @@ def test_figures_move_while_requests_run_and_each_domain_has_its_share(seen: Ins
     expect(page.locator("#verdict b")).to_contain_text("reach its own experts", timeout=20_000)
 
 
+TWO_FRAMES = """async () => {
+  const { showVerdict } = await import("/static/telemetry/panels.js");
+  const { ALL } = await import("/static/telemetry/picture.js");
+  const view = { window: "live", phase: null, domain: ALL }, picture = { num_experts: 4, num_layers: 1, counts: [1] };
+  const frame = (expert) => showVerdict({ picture, view, known: {}, live: null, found: [{ layer: 0, expert, ratio: 3, load: 1 }] });
+  frame(1);
+  const text = (id) => document.getElementById(id).textContent;
+  const first = text("verdict-spoken");
+  frame(2);
+  return [text("verdict"), first, text("verdict-spoken")];
+}"""
+
+
+def test_the_verdict_is_of_the_last_frame_and_is_spoken_now_and_then(seen: Instance, page: Page) -> None:
+    page.goto(board_of(seen))
+    expect(page.locator(STATE)).to_contain_text("behind", timeout=20_000)
+    shown, spoken, spoken_later = page.evaluate(TWO_FRAMES)
+    assert "expert 2 carries" in shown
+    assert "expert 1 carries" in spoken
+    assert spoken_later == spoken
+
+
 def test_what_a_domain_cannot_cut_says_so_and_no_expert_is_called_asleep_for_it(
     seen: Instance, page: Page
 ) -> None:
