@@ -81,7 +81,11 @@ def test_one_goes_anywhere_by_keyboard(page: Page, stack: Stack) -> None:
 
 def test_the_theme_stays_after_a_reload_and_repaints_what_is_drawn(page: Page, stack: Stack) -> None:
     page.goto(stack.url("/"))
-    page.get_by_role("button", name="Panel: as the system, day or night").click()
+    # Held by day; then as the system, which is day here; then by night.
+    switch = page.get_by_role("button", name="Panel: as the system, day or night")
+    switch.click()
+    expect(page.locator("html")).to_have_attribute("data-theme-choice", "auto")
+    switch.click()
     expect(page.locator("html")).to_have_attribute("data-theme", "dark")
     page.reload()
     expect(page.locator("html")).to_have_attribute("data-theme", "dark")
