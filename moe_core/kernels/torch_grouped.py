@@ -132,8 +132,8 @@ class GroupedSwiglu(torch.autograd.Function):
         wants_x, wants_gate_up, wants_down, _, wants_weights = ctx.needs_input_grad
         num_ff = down_EDF.shape[2]
         grad_RD = grad_TD[rows.token_R]
-        d_gate_up = torch.zeros_like(gate_up_E2FD) if wants_gate_up else None
-        d_down = torch.zeros_like(down_EDF) if wants_down else None
+        d_gate_up = _for_all_but_idle(gate_up_E2FD, rows) if wants_gate_up else None
+        d_down = _for_all_but_idle(down_EDF, rows) if wants_down else None
         d_in_RD = torch.empty_like(grad_RD) if wants_x else None
         d_weights_R = torch.empty_like(weights_R1.squeeze(1))
         for expert, part in rows.parts:
@@ -156,6 +156,16 @@ class GroupedSwiglu(torch.autograd.Function):
         d_x = None if d_in_RD is None else _sum_choices(d_in_RD, rows, ctx.shape_TK)
         d_weights = _to_choices(d_weights_R, rows, ctx.shape_TK).view(ctx.shape_TK) if wants_weights else None
         return d_x, d_gate_up, d_down, None, d_weights
+
+
+def _for_all_but_idle(weight_E: Tensor, rows: Grouping) -> Tensor:
+    """Room for a gradient: zeros for experts without rows, not yet anything for the others."""
+    gradient = torch.empty_like(weight_E)
+    busy = {expert for expert, _ in rows.parts}
+    for expert in range(weight_E.shape[0]):
+        if expert not in busy:
+            gradient[expert].zero_()
+    return gradient
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -7,8 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from moe_core.errors import CheckpointError, NonFiniteLoss
+
+# Numbers updated at a time: gradient, master, both moments and the working weight stay in the cache between the passes.
+BLOCK = 128 * 1024
+KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class MasterAdamW:
@@ -23,31 +28,30 @@ class MasterAdamW:
     ) -> None:
         self.working = dict(working)
         self.masters = {name: weight.detach().float().clone() for name, weight in self.working.items()}
-        self._adam = torch.optim.AdamW(
-            list(self.masters.values()), lr=0.0, betas=betas, weight_decay=weight_decay, fused=True
-        )
+        self.betas, self.weight_decay = betas, weight_decay
+        self._state = {
+            name: (torch.zeros(()), torch.zeros_like(master), torch.zeros_like(master))
+            for name, master in self.masters.items()
+        }
 
+    @torch.no_grad()
     def step(
-        self, gradients_float: Sequence[Tensor], learning_rate: float, clip_norm: float, *, clip_each: bool
+        self, gradients: Sequence[Tensor], learning_rate: float, clip_norm: float, *, clip_each: bool
     ) -> float:
-        """Apply float32 gradients, in the order of the weights; returns the norm of all before clipping.
+        """Apply gradients of any float dtype, in the order of the weights; returns the norm of all before clipping.
 
         `clip_each` clips every weight by its own norm, so that one layer's burst does not slow down the others.
         Raises NonFiniteLoss, with nothing changed, when a gradient is not finite.
         """
-        gradients = dict(zip(self.working, gradients_float, strict=True))
-        norms = {name: gradient.norm() for name, gradient in gradients.items()}
-        total = float(torch.stack(list(norms.values())).norm()) if norms else 0.0
+        named = dict(zip(self.working, gradients, strict=True))
+        norms = {name: _norm(gradient) for name, gradient in named.items()}
+        total = math.hypot(*norms.values())
         if not math.isfinite(total):
-            worst = next(name for name, norm in norms.items() if not math.isfinite(float(norm)))
+            worst = next(name for name, norm in norms.items() if not math.isfinite(norm))
             raise NonFiniteLoss.of("gradient_not_finite", name=worst)
-        for name, gradient in gradients.items():
-            norm = float(norms[name]) if clip_each else total
-            self.masters[name].grad = gradient.mul_(min(1.0, clip_norm / norm)) if norm > 0.0 else gradient
-        self._adam.param_groups[0]["lr"] = learning_rate
-        self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
-        self._write_back()
+        for name, gradient in named.items():
+            norm = norms[name] if clip_each else total
+            self._update(name, gradient, min(1.0, clip_norm / norm) if norm > 0.0 else 1.0, learning_rate)
         return total
 
     def tensors(self) -> dict[str, Tensor]:
@@ -55,23 +59,42 @@ class MasterAdamW:
         kept: dict[str, Tensor] = {}
         for name, master in self.masters.items():
             kept[f"{name}.master"] = master
-            for key, value in self._adam.state[master].items():
-                kept[f"{name}.{key}"] = value
+            kept.update({f"{name}.{key}": part for key, part in zip(KEYS, self._state[name], strict=True)})
         return kept
 
+    @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` gave; raises CheckpointError when a weight is missing."""
-        for name, master in self.masters.items():
-            if f"{name}.master" not in tensors:
-                raise CheckpointError(f"the checkpoint holds no {name}; it belongs to another layout")
-            master.copy_(tensors[f"{name}.master"])
-            keys = [key.removeprefix(f"{name}.") for key in tensors if key.startswith(f"{name}.")]
-            self._adam.state[master] = {
-                key: tensors[f"{name}.{key}"].to(master.device, copy=True) for key in keys if key != "master"
-            }
-        self._write_back()
-
-    @torch.no_grad()
-    def _write_back(self) -> None:
+        mine = self.tensors()
+        for key, tensor in mine.items():
+            if key not in tensors:
+                raise CheckpointError(f"the checkpoint holds no {key}; it belongs to another layout")
+            tensor.copy_(tensors[key])
         for name, weight in self.working.items():
             weight.copy_(self.masters[name])
+
+    def _update(self, name: str, gradient: Tensor, scale: float, learning_rate: float) -> None:
+        step, *moments = self._state[name]
+        whole = (self.working[name], gradient, self.masters[name], *moments)
+        for working, part, master, average, square in zip(*map(_blocks, whole), strict=True):
+            scaled = part.to(torch.float32, copy=True).mul_(scale)
+            adamw(
+                [master], [scaled], [average], [square], [], [step.clone()],
+                amsgrad=False, beta1=self.betas[0], beta2=self.betas[1], lr=learning_rate,
+                weight_decay=self.weight_decay, eps=1e-8, maximize=False, fused=True,
+            )  # fmt: skip
+            working.copy_(master)
+        step += 1
+
+
+def _blocks(tensor: Tensor) -> Sequence[Tensor]:
+    """Views of some rows each, the same rows of every tensor of one shape."""
+    flat = tensor.detach()
+    rows = flat.view(-1, flat.shape[-1] if flat.ndim > 1 else 1)
+    return rows.split(max(1, BLOCK // max(1, rows.shape[1])))
+
+
+def _norm(gradient: Tensor) -> float:
+    """Euclidean norm in float32; of 16 bits a block at a time, for torch would widen the whole first."""
+    parts = [torch.linalg.vector_norm(block, dtype=torch.float32) for block in _blocks(gradient)]
+    return float(torch.stack(parts).norm()) if parts else 0.0

@@ -16,6 +16,7 @@ BENCHMARKS = {
         "benchmarks.compare",
         "against transformers and the machine's limits; --quick checks the floors",
     ),
+    "training": ("benchmarks.training", "a training step against transformers: whole, gates only, from scratch"),
     "speed": ("benchmarks.engine.speed", "tokens a second of given model directories, kernels and threads"),
 }
 

@@ -155,7 +155,9 @@ class TuneRouter:
 
     def _surroundings(self, step: int, lane: int) -> RoutingContext:
         """How gates behave in one step of one lane; chance hangs on nothing else."""
-        generator = torch.Generator(self.cut.device).manual_seed(seed_of(self.spec.seed, self.stage, step, lane))
+        generator = torch.Generator(self.cut.device).manual_seed(
+            seed_of(self.spec.seed, self.stage, step, lane)
+        )
         return RoutingContext(
             training=self.spec.explore,
             rng=generator,

@@ -1,11 +1,11 @@
-"""The loss over a frozen head against cross-entropy and its autograd."""
+"""The losses over the output map against cross-entropy and its autograd."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from moe_core.training.losses import HEAD_ROWS, frozen_head_losses
+from moe_core.training.losses import HEAD_ROWS, frozen_head_losses, mean_head_loss
 
 
 @pytest.mark.parametrize("rows", [1, 7, HEAD_ROWS, 2 * HEAD_ROWS + 3])
@@ -28,3 +28,23 @@ def test_a_batch_without_a_position_to_predict_has_no_loss_and_does_not_fail() -
     losses = frozen_head_losses(hidden, torch.ones(3, 4), torch.zeros(0, dtype=torch.long))
     losses.sum().backward()
     assert losses.shape == (0,)
+
+
+@pytest.mark.parametrize("rows", [1, HEAD_ROWS, 2 * HEAD_ROWS + 3])
+def test_the_mean_gives_both_gradients_whatever_follows_it(rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    hidden = torch.randn(rows, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(50, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 50, (rows,), generator=generator)
+    plain = torch.nn.functional.cross_entropy(hidden @ head.t(), target)
+    ours = mean_head_loss(hidden, head, target)
+    torch.testing.assert_close(ours.double(), plain, rtol=1e-5, atol=0.0)
+    wanted = torch.autograd.grad(plain**2, (hidden, head))
+    got = torch.autograd.grad(ours**2, (hidden, head))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_a_frozen_head_costs_the_mean_no_gradient() -> None:
+    hidden, head = torch.ones(2, 4, requires_grad=True), torch.ones(3, 4)
+    mean_head_loss(hidden, head, torch.tensor([0, 2])).backward()
+    assert hidden.grad is not None and head.grad is None

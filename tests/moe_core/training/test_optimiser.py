@@ -90,3 +90,21 @@ def test_the_rate_rises_to_its_peak_and_falls_to_a_tenth() -> None:
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert rates[-1] == pytest.approx(2.0 * FINAL_SHARE, rel=0.05)
     assert learning_rate_at(0, 1, 2.0) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("clip_norm", [1e9, 0.5])
+def test_blocks_of_16_bit_gradients_are_what_the_whole_in_float32_is(clip_norm: float) -> None:
+    shape = (3, 700, 257)
+    generator = torch.Generator().manual_seed(5)
+    gradient = torch.randn(shape, generator=generator).bfloat16()
+    ours, whole = torch.ones(shape, dtype=torch.bfloat16), torch.ones(shape, requires_grad=True)
+    optimiser = MasterAdamW({"a": ours}, weight_decay=0.1)
+    reference = torch.optim.AdamW([whole], lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)
+    for _ in range(3):
+        norm = optimiser.step([gradient], 0.01, clip_norm, clip_each=False)
+        whole.grad = gradient.float()
+        torch.nn.utils.clip_grad_norm_([whole], clip_norm)
+        reference.step()
+    assert norm == pytest.approx(float(gradient.double().norm()), rel=1e-5)
+    torch.testing.assert_close(optimiser.masters["a"], whole.detach())
+    assert torch.equal(ours, optimiser.masters["a"].bfloat16())
