@@ -18,14 +18,26 @@ from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.align import ExpertWeights, aligned, mean_of
 from moe_core.operations.measure import compare, hidden_of, listening, loads, mask_of
-from moe_core.operations.parts import changeable, chosen_of, moe_part, per_expert, spec_with, with_experts
+from moe_core.operations.parts import (
+    PER_GROUP,
+    changeable,
+    chosen_of,
+    groups_of,
+    moe_part,
+    num_groups_of,
+    per_expert,
+    spec_with,
+    with_experts,
+)
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
-from moe_core.spec import ModelSpec
+from moe_core.spec import ModelSpec, MoeSpec
 from moe_core.spec.operations import MergeExpertsSpec, RemoveExpertSpec
 
 # Tokens that tell what neurons do; more change little.
 ALIGNMENT_TOKENS = 512
+# Two experts of a layer, of which the first stays.
+Pair = tuple[int, int]
 
 
 def preview_removal(
@@ -35,26 +47,30 @@ def preview_removal(
     return _preview(model, _to_remove(model, spec, prompts, watch), prompts, watch)
 
 
-def _preview(model: Decoder, experts: list[int], prompts: Prompts, watch: Watch) -> dict[str, Any]:
-    return {"experts": experts, **compare(model, model, prompts, mask_of(model, experts), watch)}
+def _preview(model: Decoder, experts: list[list[int]], prompts: Prompts, watch: Watch) -> dict[str, Any]:
+    return {"experts": _told(experts), **compare(model, model, prompts, mask_of(model, experts), watch)}
+
+
+def _told(experts_LG: list[list[int]]) -> list[Any]:
+    """One number a layer, or a list where it is one of each group."""
+    return [experts_G if len(experts_G) > 1 else experts_G[0] for experts_G in experts_LG]
 
 
 @torch.no_grad()
 def remove_expert(
     model: Decoder, spec: RemoveExpertSpec, prompts: Prompts | None = None, watch: Watch = unwatched
 ) -> tuple[Decoder, dict[str, Any]]:
-    """The model without one expert of each layer, and what was measured before that was done.
+    """The model without one expert of each layer (`per_group`: of each group), and what was measured before that.
 
     The rest take its share: outputs are those of the gate renormalised over them. Raises SpecError when no expert is
     named and there are no prompts, when too few would be left, or when a domain would lose more than is allowed.
     """
-    moe = changeable(model)
     experts = _to_remove(model, spec, prompts, watch)
-    report: dict[str, Any] = {"kind": spec.kind, "experts": experts, "keeps_function": False}
+    report: dict[str, Any] = {"kind": spec.kind, "experts": _told(experts), "keeps_function": False}
     if prompts is not None:
         report |= _preview(model, experts, prompts, watch)
     _check_loss(report, spec.max_loss_increase)
-    keep_LE = [[e for e in range(moe.num_experts) if e != removed] for removed in experts]
+    keep_LE = _without(moe_part(model).num_experts, experts)
     return with_experts(model, keep_LE, _fewer(model, keep_LE)), report
 
 
@@ -62,28 +78,30 @@ def remove_expert(
 def merge_experts(
     model: Decoder, spec: MergeExpertsSpec, prompts: Prompts | None = None, watch: Watch = unwatched
 ) -> tuple[Decoder, dict[str, Any]]:
-    """The model with two experts of each layer merged in the place of the first, neurons aligned.
+    """The model with two experts of each layer (`per_group`: of each group) merged in the place of the first.
 
-    Weights and gate rows are means by usage on the prompts, or half and half. Raises SpecError as removal does.
+    Neurons are aligned; weights and gate rows are means by usage on the prompts, or half and half. Raises SpecError as
+    removal does.
     """
-    moe = changeable(model)
-    first, second = chosen_of(model, spec.first), chosen_of(model, spec.second)
-    for layer, one, other in zip(moe.moe_layers, first, second, strict=True):
-        if one == other:
-            raise SpecError(f"expert {one} of layer {layer} cannot be merged with itself; name two")
-    usage_L2 = _usage(model, spec, prompts, first, second, watch)
-    keep_LE = [[e for e in range(moe.num_experts) if e != gone] for gone in second]
+    moe = changeable(model, per_group=spec.per_group, instead=PER_GROUP)
+    first, second = (chosen_of(model, one, per_group=spec.per_group) for one in (spec.first, spec.second))
+    pairs_L = [list(zip(*both, strict=True)) for both in zip(first, second, strict=True)]
+    for layer, pairs in zip(moe.moe_layers, pairs_L, strict=True):
+        if pairs[0][0] == pairs[0][1]:
+            raise SpecError(f"expert {pairs[0][0]} of layer {layer} cannot be merged with itself; name two")
+    usage_L = _usage(model, spec, prompts, pairs_L, watch)
+    keep_LE = _without(moe.num_experts, second)
     merged = with_experts(model, keep_LE, _fewer(model, keep_LE))
     hidden_L = router_inputs(model, prompts, ALIGNMENT_TOKENS, watch) if prompts is not None else {}
     for row, (old, new) in enumerate(zip(model.moe_layers(), merged.moe_layers(), strict=True)):
-        place = keep_LE[row].index(first[row])
-        _merge_into(new, place, old, (first[row], second[row]), usage_L2[row], hidden_L.get(old.layer))
+        for pair, shares in zip(pairs_L[row], usage_L[row], strict=True):
+            _merge_into(new, keep_LE[row].index(pair[0]), old, pair, shares, hidden_L.get(old.layer))
         watch("align", row + 1, len(first))
     report = {
         "kind": spec.kind,
-        "first": first,
-        "second": second,
-        "weights": usage_L2,
+        "first": _told(first),
+        "second": _told(second),
+        "weights": [shares if len(shares) > 1 else shares[0] for shares in usage_L],
         "keeps_function": False,
     }
     if prompts is not None:
@@ -114,26 +132,42 @@ def router_inputs(
 
 def _to_remove(
     model: Decoder, spec: RemoveExpertSpec, prompts: Prompts | None, watch: Watch = unwatched
-) -> list[int]:
-    moe = changeable(model)
+) -> list[list[int]]:
+    moe = changeable(model, per_group=spec.per_group, instead=PER_GROUP)
+    _check_enough_left(moe)
+    if spec.expert is not None:
+        return chosen_of(model, spec.expert, per_group=spec.per_group)
+    if prompts is None:
+        raise SpecError("no expert is named; give prompts, so that the least used one can be found")
+    load_LE = loads(model, prompts, watch)
+    return [[min(group, key=lambda e: (int(load_E[e]), e)) for group in groups_of(moe)] for load_E in load_LE]
+
+
+def _check_enough_left(moe: MoeSpec) -> None:
+    if num_groups_of(moe) > 1:
+        gate, left = moe.gate, moe.num_experts - num_groups_of(moe)
+        complaint = gate.complaint(left, moe.top_k) if left else "no group may be empty"
+        if complaint:
+            raise SpecError(f"groups of {len(groups_of(moe)[0])} experts cannot lose one each: {complaint}")
+        return
     seen = len(set(moe.twins.roots)) if moe.twins else moe.num_experts
     if moe.num_experts - 1 < moe.top_k or (moe.twins is None and seen - 1 < moe.top_k):
         raise SpecError(
             f"{moe.num_experts} experts cannot lose one when top_k is {moe.top_k}; lower top_k first"
         )
-    if spec.expert is not None:
-        return chosen_of(model, spec.expert)
-    if prompts is None:
-        raise SpecError("no expert is named; give prompts, so that the least used one can be found")
-    return [int(load_E.argmin()) for load_E in loads(model, prompts, watch)]
+
+
+def _without(num_experts: int, gone_LG: list[list[int]]) -> list[list[int]]:
+    """What is left of each layer's experts."""
+    return [[e for e in range(num_experts) if e not in gone] for gone in gone_LG]
 
 
 def _fewer(model: Decoder, keep_LE: list[list[int]]) -> ModelSpec:
     moe = moe_part(model)
-    changes: dict[str, Any] = {"num_experts": moe.num_experts - 1}
+    changes: dict[str, Any] = {"num_experts": len(keep_LE[0])}
     if moe.twins is not None:
         kept = {moe.twins.taking(tuple(keep)) for keep in keep_LE}
-        gone = {e for keep in keep_LE for e in set(range(moe.num_experts)) - set(keep)}
+        gone = {e for keep in keep_LE for e in range(moe.num_experts) if e not in keep}
         crowded = [e for e in gone if moe.twins.roots.count(moe.twins.roots[e]) > 2]
         if len(kept) > 1 or (crowded and moe.twins.hold is None):
             raise SpecError(
@@ -161,26 +195,29 @@ def _usage(
     model: Decoder,
     spec: MergeExpertsSpec,
     prompts: Prompts | None,
-    first: list[int],
-    second: list[int],
+    pairs_L: list[list[Pair]],
     watch: Watch,
-) -> list[tuple[float, float]]:
-    """Each layer's two shares of the merged expert."""
+) -> list[list[tuple[float, float]]]:
+    """The two shares of every merged expert of each layer."""
     if spec.weights == "even" or prompts is None:
-        return [(0.5, 0.5)] * len(first)
-    shares = []
-    for load_E, one, other in zip(loads(model, prompts, watch).double(), first, second, strict=True):
-        total = float(load_E[one] + load_E[other])
-        share = float(load_E[one]) / total if total else 0.5
-        shares.append((share, 1.0 - share))
-    return shares
+        return [[(0.5, 0.5)] * len(pairs) for pairs in pairs_L]
+    load_LE = loads(model, prompts, watch).double()
+    return [
+        [_shares(float(load_E[one]), float(load_E[other])) for one, other in pairs]
+        for load_E, pairs in zip(load_LE, pairs_L, strict=True)
+    ]
+
+
+def _shares(one: float, other: float) -> tuple[float, float]:
+    share = one / (one + other) if one + other else 0.5
+    return share, 1.0 - share
 
 
 def _merge_into(
     new: MoeMlp,
     place: int,
     old: MoeMlp,
-    pair: tuple[int, int],
+    pair: Pair,
     shares: tuple[float, float],
     hidden_ND: Tensor | None,
 ) -> None:

@@ -8,7 +8,8 @@ damage. Three ways keep the function:
 * split: each expert is cut in two halves of its neurons, both taken; top-k doubles, the work stays, the way back is
   doubled because each half has half the weight.
 
-New experts come after the old ones: expert e of E has its copy at E + e.
+New experts come after the old ones: expert e of E has its copy at E + e. Where the gate has groups, each group grows by
+itself and the new ones come after the old ones of their group; how many groups there are and are chosen stays.
 
 Shapes: L expert layers, E experts, F expert width, D model width.
 Source: Chen et al. 2016, "Net2Net" (growth that keeps the function); Wu et al. 2022, "Residual Mixture of Experts"; the
@@ -18,14 +19,24 @@ halving is that of fine-grained experts, Dai et al. 2024, "DeepSeekMoE".
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
-from moe_core.operations.parts import changeable, chosen_of, moe_part, spec_with, with_experts
+from moe_core.operations.parts import (
+    PER_GROUP,
+    changeable,
+    chosen_of,
+    groups_of,
+    moe_part,
+    spec_with,
+    with_experts,
+)
 from moe_core.spec import ModelSpec, MoeSpec
+from moe_core.spec.gate import SigmoidGroups, SoftmaxTopk
 from moe_core.spec.operations import AddExpertSpec, GrowSpec
 from moe_core.spec.twins import TwinsSpec
 
@@ -39,9 +50,10 @@ def grow(model: Decoder, spec: GrowSpec) -> tuple[Decoder, dict[str, Any]]:
 
     Raises SpecError when the number is not the old one times a power of two, or the method does not fit.
     """
-    moe = changeable(model)
+    moe = changeable(model, per_group=True)
     times = _doublings(moe.num_experts, spec.num_experts)
     _check_gate(moe)
+    _check_groups(moe, spec.method)
     if spec.method != "twin" and moe.twins is not None:
         raise SpecError(
             f"method {spec.method!r} would let a token see other twins than before; grow with 'twin'"
@@ -67,21 +79,27 @@ def grow(model: Decoder, spec: GrowSpec) -> tuple[Decoder, dict[str, Any]]:
 
 @torch.no_grad()
 def add_expert(model: Decoder, spec: AddExpertSpec) -> tuple[Decoder, dict[str, Any]]:
-    """The model with one more expert in each layer: the last, a twin of `spec.source`. All others stay bit for bit."""
-    moe = changeable(model)
+    """The model with one more expert in each layer: the last, a twin of `spec.source`. All others stay bit for bit.
+
+    With `spec.per_group` one more in each group of each layer: the last of its group.
+    """
+    moe = changeable(model, per_group=spec.per_group, instead=PER_GROUP)
     _check_gate(moe)
-    (source, *_) = chosen_of(model, spec.source)
-    if moe.twins is not None and moe.twins.hold is None and moe.twins.has_twins(source):
-        raise SpecError(
-            f"expert {source} has twins already, among which a hash chooses; release them to the gate first (hold 0)"
-        )
-    order = (*range(moe.num_experts), source)
+    sources = chosen_of(model, spec.source, per_group=spec.per_group)[0]
+    for source in sources:
+        if moe.twins is not None and moe.twins.hold is None and moe.twins.has_twins(source):
+            raise SpecError(
+                f"expert {source} has twins already, among which a hash chooses; "
+                "release them to the gate first (hold 0)"
+            )
+    order = _each_followed_by(moe, [[source] for source in sources])
+    new = [place for place, source in enumerate(order) if source in sources and source in order[:place]]
     changed = spec_with(model.spec, num_experts=len(order), twins=_with_twins(moe, order))
     added = with_experts(model, [order] * len(moe.moe_layers), changed)
     return added, {
         "kind": spec.kind,
-        "expert": moe.num_experts,
-        "source": source,
+        "expert": new if spec.per_group else new[0],
+        "source": sources if spec.per_group else sources[0],
         "keeps_function": True,
         "num_experts": [moe.num_experts, len(order)],
     }
@@ -110,26 +128,55 @@ def _doublings(old: int, new: int) -> int:
 
 
 def _check_gate(moe: MoeSpec) -> None:
-    if moe.gate.kind != "softmax_topk" or moe.capacity is not None:
+    if not isinstance(moe.gate, SoftmaxTopk | SigmoidGroups) or moe.capacity is not None:
         raise SpecError(
             f"gate {moe.gate.kind!r} {'with' if moe.capacity else 'without'} capacity does not treat copies alike; "
-            "growth needs gate 'softmax_topk' without capacity"
+            "growth needs gate 'softmax_topk' or 'sigmoid_groups' without capacity"
         )
+
+
+def _check_groups(moe: MoeSpec, method: str) -> None:
+    gate = moe.gate
+    if method == "twin" or not isinstance(gate, SigmoidGroups):
+        return
+    if gate.topk_group < gate.num_groups and gate.group_score == "two_best" and len(groups_of(moe)[0]) > 1:
+        raise SpecError(
+            f"method {method!r} would let the two best of a group be one expert and its copy, and so choose other "
+            "groups than before; grow with 'twin'"
+        )
+
+
+def _each_followed_by(moe: MoeSpec, added: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The experts of each group, and after them the given ones."""
+    return tuple(e for group, more in zip(groups_of(moe), added, strict=True) for e in (*group, *more))
+
+
+def _doubled_order(moe: MoeSpec) -> tuple[int, ...]:
+    return _each_followed_by(moe, groups_of(moe))
 
 
 def _doubled(model: Decoder, method: str) -> Decoder:
     moe = moe_part(model)
-    order = (*range(moe.num_experts), *range(moe.num_experts))
+    order = _doubled_order(moe)
     changes: dict[str, Any] = {"num_experts": len(order)}
     if method == "twin":
         changes["twins"] = _with_twins(moe, order)
     else:
-        changes["top_k"] = 2 * moe.top_k
+        changes |= {"top_k": 2 * moe.top_k, "gate": _gate_of_pairs(moe)}
     if method != "split":
         return with_experts(model, [order] * len(moe.moe_layers), spec_with(model.spec, **changes))
     return _split(
         model, spec_with(model.spec, **changes, moe_intermediate_size=moe.moe_intermediate_size // 2)
     )
+
+
+def _gate_of_pairs(moe: MoeSpec) -> dict[str, Any]:
+    """The gate that gives each of two copies half of the weight."""
+    gate = moe.gate.model_dump()
+    # Shares of all experts halve by themselves, and so do weights that are made to sum to one; scores of their own do not.
+    if isinstance(moe.gate, SigmoidGroups) and moe.gate.scores != "softmax" and not moe.norm_topk_prob:
+        gate["routed_scaling_factor"] /= 2
+    return gate
 
 
 def _with_twins(moe: MoeSpec, order: tuple[int, ...]) -> dict[str, Any]:
@@ -138,13 +185,15 @@ def _with_twins(moe: MoeSpec, order: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _split(model: Decoder, spec: ModelSpec) -> Decoder:
-    """Experts e and E + e have the first and the second half of the neurons of expert e."""
+    """An expert has the first half of its neurons, its copy the second."""
     moe = moe_part(model)
-    half, order = moe.moe_intermediate_size // 2, (*range(moe.num_experts), *range(moe.num_experts))
+    half, order = moe.moe_intermediate_size // 2, _doubled_order(moe)
+    is_copy = [source in order[:place] for place, source in enumerate(order)]
     grown = with_experts(model, [order] * len(moe.moe_layers), spec, filled_by_caller=WEIGHTS)
     for old, new in zip(model.moe_layers(), grown.moe_layers(), strict=True):
         for part in (0, 1):
-            to = slice(part * moe.num_experts, (part + 1) * moe.num_experts)
+            # Copies stand in the order of what they copy, and so do those copied.
+            to = [place for place, copied in enumerate(is_copy) if copied == part]
             own = slice(part * half, (part + 1) * half)
             both_E2fD = old.experts.gate_up_E2FD.unflatten(1, (2, -1))[:, :, own]
             new.experts.gate_up_E2FD[to] = both_E2fD.flatten(1, 2)

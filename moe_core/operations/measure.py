@@ -186,11 +186,11 @@ def listening(model: Decoder, listener: Listener) -> Iterator[None]:
             hook.remove()
 
 
-def mask_of(model: Decoder, removed_L: list[int]) -> DomainPrior:
-    """A prior that hides one expert of each expert layer from every token."""
+def mask_of(model: Decoder, removed_L: list[list[int]]) -> DomainPrior:
+    """A prior that hides some experts of each expert layer from every token."""
     moe = model.spec.moe
     assert moe is not None
     bias_1LE = torch.zeros(1, len(moe.moe_layers), moe.num_experts)
-    for row, expert in enumerate(removed_L):
-        bias_1LE[0, row, expert] = float("-inf")
+    for row, experts in enumerate(removed_L):
+        bias_1LE[0, row, experts] = float("-inf")
     return DomainPrior(bias_1LE, moe.top_k)

@@ -20,6 +20,8 @@ from moe_core.spec import ModelSpec, MoeSpec
 from moe_core.spec.gate import LinearGate, SigmoidGroups
 from moe_core.spec.operations import Chosen
 
+# The way out where a gate has groups.
+PER_GROUP = "set per_group to do the same at one place of each group"
 # The modules of an expert layer whose tensors may have one row (or block) for each expert.
 PER_EXPERT = ("router.", "experts.")
 
@@ -43,19 +45,37 @@ def moe_part(model: Decoder, *, packed: bool = True) -> MoeSpec:
     return moe
 
 
-def changeable(model: Decoder) -> MoeSpec:
-    """The expert part of a mixture whose experts can be taken away, added and reordered one by one.
+def changeable(
+    model: Decoder, *, per_group: bool = False, instead: str = "use a model whose gate has one group"
+) -> MoeSpec:
+    """The expert part of a mixture whose experts can be taken away, added and reordered.
 
-    Raises SpecError for a dense model, packed experts, and a gate that is not one row for each expert.
+    Raises SpecError for a dense model, packed experts, a gate that is not one row for each expert, and, unless what is
+    done is done in every group alike (`per_group`), a gate with groups; `instead` is the way out that it names.
     """
     moe = moe_part(model, packed=False)
-    grouped = isinstance(moe.gate, SigmoidGroups) and moe.gate.num_groups > 1
-    if not isinstance(moe.gate, LinearGate) or grouped:
+    if not isinstance(moe.gate, LinearGate):
         raise SpecError(
             f"gate {moe.gate.kind!r} ties experts to one another (slots, tables or groups), so that none can be "
             "taken by itself; this operation needs a gate with one row for each expert"
         )
+    if num_groups_of(moe) > 1 and not per_group:
+        raise SpecError(
+            f"gate {moe.gate.kind!r} ties experts to one another in {num_groups_of(moe)} groups of one size, so that "
+            f"none comes or goes alone; {instead}"
+        )
     return moe
+
+
+def num_groups_of(moe: MoeSpec) -> int:
+    """How many groups of equal size a gate chooses among before it chooses experts; 1 where it does not."""
+    return moe.gate.num_groups if isinstance(moe.gate, SigmoidGroups) else 1
+
+
+def groups_of(moe: MoeSpec) -> list[list[int]]:
+    """The numbers of the experts of each group."""
+    size = moe.num_experts // num_groups_of(moe)
+    return [list(range(start, start + size)) for start in range(0, moe.num_experts, size)]
 
 
 def spec_with(spec: ModelSpec, **changes: Any) -> ModelSpec:
@@ -118,16 +138,21 @@ def per_expert(layer: MoeMlp) -> dict[str, Tensor]:
     }
 
 
-def chosen_of(model: Decoder, chosen: Chosen) -> list[int]:
-    """One expert number for each expert layer; SpecError when a number or the count does not fit."""
-    moe = changeable(model)
-    num_layers = len(moe.moe_layers)
+def chosen_of(model: Decoder, chosen: Chosen, *, per_group: bool = False) -> list[list[int]]:
+    """The expert of each expert layer, or with `per_group` those at one place of each group of the layer.
+
+    Raises SpecError when a number or the count does not fit.
+    """
+    moe = moe_part(model)
+    num_layers, groups = len(moe.moe_layers), groups_of(moe) if per_group else [list(range(moe.num_experts))]
     each = [chosen] * num_layers if isinstance(chosen, int) else list(chosen)
     if len(each) != num_layers:
         raise SpecError(
             f"{len(each)} experts are named for {num_layers} expert layers; name one for each, or one for all"
         )
     for expert in each:
-        if not 0 <= expert < moe.num_experts:
-            raise SpecError(f"expert {expert} is outside the {moe.num_experts} experts of a layer")
-    return each
+        if not 0 <= expert < len(groups[0]):
+            raise SpecError(
+                f"expert {expert} is outside the {len(groups[0])} experts of a {'group' if per_group else 'layer'}"
+            )
+    return [[group[expert] for group in groups] for expert in each]

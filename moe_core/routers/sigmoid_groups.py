@@ -67,10 +67,11 @@ def _inside_best_groups(gate: SigmoidGroups, choice_TE: Tensor) -> Tensor:
         return choice_TE
     groups_TGM = choice_TE.unflatten(-1, (gate.num_groups, -1))
     allowed_TGM = groups_TGM > NEG_INF
-    # A masked expert adds nothing to its group, and takes nothing from it; a group of masked ones is worth nothing.
-    worth_TGM = torch.where(allowed_TGM | groups_TGM.isnan(), groups_TGM, 0.0)
-    size = min(2 if gate.group_score == "two_best" else 1, worth_TGM.shape[-1])
-    worth_TG = worth_TGM.topk(size, dim=-1).values.sum(-1)
+    # A masked expert adds nothing to its group and takes nothing from it: the worth is that of the group without it.
+    size = min(2 if gate.group_score == "two_best" else 1, groups_TGM.shape[-1])
+    best_TGS = groups_TGM.topk(size, dim=-1).values
+    worth_TG = best_TGS.masked_fill(best_TGS == NEG_INF, 0.0).sum(-1)
+    # A group of masked ones is worth nothing.
     worth_TG = worth_TG.masked_fill(~allowed_TGM.any(-1) & ~worth_TG.isnan(), NEG_INF)
     chosen_TG = best(worth_TG, gate.topk_group)
     outside_TG = torch.ones_like(worth_TG, dtype=torch.bool).scatter(-1, chosen_TG, False)

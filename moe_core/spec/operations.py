@@ -75,24 +75,32 @@ class GrowSpec(Spec):
     method: Literal["twin", "double_k", "split"] = "twin"
 
 
-class AddExpertSpec(Spec):
+class EditSpec(Spec):
+    """What operations on single experts share."""
+
+    # For a gate with groups, which are of one size: the same is done in every group, and the number of an expert is its
+    # place in its group.
+    per_group: bool = False
+
+
+class AddExpertSpec(EditSpec):
     """Add one expert to each layer as a twin of another; the function is kept at that moment."""
 
     kind: Literal["add"] = "add"
     source: ExpertIndex = 0
 
 
-class RemoveExpertSpec(Spec):
+class RemoveExpertSpec(EditSpec):
     """Remove one expert of each layer; what is lost per domain is measured first."""
 
     kind: Literal["remove"] = "remove"
-    # None: the one with the least load in each layer.
+    # None: the one with the least load in each layer, or group.
     expert: Chosen | None = None
     # Refuse when a domain's loss would rise by more, in nats.
     max_loss_increase: Weight | None = None
 
 
-class MergeExpertsSpec(Spec):
+class MergeExpertsSpec(EditSpec):
     """Merge two experts of each layer into the first, neurons aligned."""
 
     kind: Literal["merge"] = "merge"

@@ -121,11 +121,11 @@ def inside_best_groups(
     """The scores that pick, with experts outside the best groups far below; a group is worth its one or two best."""
     MEMBERS: tl.constexpr = EXPERTS // GROUPS
     pick_TGM = tl.reshape(pick_TE, (TOKENS, GROUPS, MEMBERS))
-    # A masked expert adds nothing to its group; a group of masked ones is worth nothing.
+    # A group is worth what it is without its masked experts, and nothing where all are masked.
     masked_TGM = pick_TGM == -float("inf")
     value_TGM = tl.where(masked_TGM, 0.0, pick_TGM)
     number_TGM = tl.arange(0, MEMBERS)[None, None, :] + tl.zeros([TOKENS, GROUPS, MEMBERS], tl.int32)
-    key_TGM = ordered_key(value_TGM, MEMBERS - 1, number_TGM)
+    key_TGM = ordered_key(pick_TGM, MEMBERS - 1, number_TGM)
     best_TG = tl.max(key_TGM, axis=2)
     is_best_TGM = key_TGM == best_TG[:, :, None]
     worth_TG = tl.sum(tl.where(is_best_TGM, value_TGM, 0.0), axis=2)

@@ -105,6 +105,23 @@ def test_a_masked_expert_is_never_chosen_even_when_its_group_would_be() -> None:
     assert few.probs_TE[0, 0] == 0.0
 
 
+def test_a_masked_expert_counts_in_its_group_as_if_it_were_not_there() -> None:
+    """With correction biases below every score: what is masked must not be worth more than what is not."""
+    torch.manual_seed(7)
+    logits_TE, bias_E = torch.randn(200, 8), torch.rand(8) - 2.0
+    whole = ask(SigmoidGroups(num_groups=4), logits_TE, 2, tensors={"selection_bias": bias_E})
+    # Every expert has a neighbour in its group that is masked.
+    order = torch.arange(8).repeat_interleave(2)
+    mask_E = torch.tensor([0.0, NEG_INF]).repeat(8)
+    found = ask(
+        SigmoidGroups(num_groups=4), logits_TE[:, order], 2,
+        tensors={"selection_bias": bias_E[order]}, bias_TE=mask_E.expand(200, -1),
+    )  # fmt: skip
+    assert torch.equal(order[found.expert_ids_TK], whole.expert_ids_TK)
+    torch.testing.assert_close(found.weights_TK, whole.weights_TK, rtol=0, atol=0)
+    assert len(whole.expert_ids_TK[:, 0].unique()) > 4
+
+
 @pytest.mark.parametrize("scores", ["sigmoid", "softmax", "sqrtsoftplus"])
 def test_shares_sum_to_one_and_gradients_reach_the_gate(scores: str) -> None:
     weight_ED = torch.randn(8, 5, requires_grad=True)

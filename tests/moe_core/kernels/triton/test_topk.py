@@ -90,6 +90,24 @@ def test_it_decides_as_the_gate_of_groups(device, monkeypatch, scores, groups, c
     assert_same(found, wanted)
 
 
+def test_masked_experts_are_worth_nothing_to_their_group_even_where_all_scores_are_negative(
+    device, monkeypatch
+) -> None:
+    raw = torch.randn(33, 64, generator=torch.Generator().manual_seed(3))
+    # Every second expert is masked, as hidden twins are; groups then differ by what is left of them.
+    table = torch.zeros(33, 64)
+    table[:, 1::2] = float("-inf")
+    bias = torch.linspace(-2.0, -1.5, 64)[torch.randperm(64, generator=torch.Generator().manual_seed(4))]
+    monkeypatch.setattr("moe_core.routers.logits.raw_logits", lambda weights, call: raw)
+    gate = SigmoidGroups(num_groups=8, topk_group=3)
+    wanted = by_the_gate(gate, raw, GateCall(raw, 8, True, 1.0, table, selection_bias_E=bias))
+    found = topk(
+        raw.to(device), top_k=8, scores="sigmoid", num_groups=8, topk_group=3,
+        prior_TE=table.to(device), selection_bias_E=bias.to(device),
+    )  # fmt: skip
+    assert_same(found, wanted)
+
+
 def test_no_token_is_no_decision(device) -> None:
     ids, weights, logits, shares = topk(torch.zeros(0, 8, device=device), top_k=2)
     assert ids.shape == weights.shape == (0, 2)
