@@ -87,10 +87,11 @@ def _stretched_by_turns(plain_h: Tensor, rope: RopeSpec) -> Tensor:
     """Slow pairs are stretched by the factor, fast ones kept, those between blended by how often they turn."""
     context = rope.original_max_position_embeddings
     assert context is not None
-    turns_h = context * plain_h / (2 * math.pi)
     low, high = rope.low_freq_factor, rope.high_freq_factor
+    # In transformers' order of operations: another one moves logits by more than everything else that is rounded.
+    turns_h = context / (2 * math.pi / plain_h)
     kept_h = ((turns_h - low) / (high - low)).clamp(0, 1)
-    return plain_h / rope.factor * (1 - kept_h) + plain_h * kept_h
+    return (1 - kept_h) * plain_h / rope.factor + kept_h * plain_h
 
 
 def _ramp_ends(dim: int, theta: float, rope: RopeSpec) -> tuple[float, float]:

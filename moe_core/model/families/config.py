@@ -62,9 +62,13 @@ def config_of(spec: ModelSpec, dtype: str) -> dict[str, Any]:
 
 
 def family_for(spec: ModelSpec, *, first: str | None = None) -> str:
-    """The family to save a mixture in: `first` where that can say it, else one of transformers, else Turnout's own."""
+    """The family to save a mixture in: `first` where that can say it, else one of transformers, else Turnout's own.
+
+    Without a `first`, families that transformers lacks come before Turnout's own: the model may have been of one.
+    """
     theirs = [family.name for family in FAMILIES.values() if family.in_transformers]
-    names = [*([] if first is None else [first]), *theirs, OWN]
+    others = [name for name in FAMILIES if name not in theirs and name != OWN]
+    names = [*theirs, *others, OWN] if first is None else [first, *theirs, OWN]
     return next(name for name in names if _says(name, spec))
 
 
