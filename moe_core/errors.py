@@ -41,7 +41,17 @@ class MoeCoreError(Exception):
 
 
 class SpecError(MoeCoreError):
-    """A specification contradicts itself or the model that it is applied to."""
+    """A specification contradicts itself or the model that it is applied to.
+
+    `faults` has every complaint apart: the way to the field that it is about (() for the whole), and its sentence.
+    """
+
+    faults: tuple[tuple[tuple[int | str, ...], str], ...] = ()
+
+    @property
+    def complaints(self) -> tuple[tuple[tuple[int | str, ...], str], ...]:
+        """The faults; what was raised as one sentence is one fault of the whole."""
+        return self.faults or (((), str(self)),)
 
 
 class CheckpointError(MoeCoreError):

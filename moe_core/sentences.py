@@ -43,6 +43,33 @@ def _pattern(template: str) -> re.Pattern[str]:
 CORE = Sentences(
     {
         "top_k_over_experts": "top_k ({top_k}) must not exceed num_experts ({num_experts})",
+        "groups_uneven": "num_experts ({num_experts}) must be divisible by num_groups ({num_groups})",
+        "tree_uneven": "num_experts ({num_experts}) must be divisible by the {num_groups} groups of all domains",
+        "topk_group_over": "topk_group ({topk_group}) must not exceed num_groups ({num_groups})",
+        "top_k_over_groups": "top_k ({top_k}) must not exceed the {experts} experts of {groups} groups",
+        "one_expert_a_token": "gate '{gate}' sends a token to one expert; top_k is {top_k}",
+        "two_experts_a_token": "gate '{gate}' sends a token to two experts; top_k is {top_k}",
+        "even_by_itself": "gate '{gate}' fills its experts evenly by itself; capacity must be null",
+        "kinds_counted": "expert_kinds names {kinds} experts; num_experts is {num_experts}",
+        "kinds_without_feed_forward": "expert_kinds must hold at least one swiglu or mlp expert",
+        "kinds_have_widths": "expert_kinds has the widths; leave moe_intermediate_size out",
+        "two_temperatures": "give temperature or temperature_schedule, not both",
+        "constant_temperature": "a constant temperature has start ({start}) equal to end ({end})",
+        "shared_width_alone": "shared_intermediate_size must be null when num_shared_experts is 0",
+        "granularity_divides": "{name} ({value}) must be divisible by granularity ({granularity})",
+        "granularity_sets_widths": (
+            "granularity sets the experts' width; leave the widths and the shared expert out"
+        ),
+        "only_exploring": "gate_noise and capacity are for gates that explore; leave explore at true",
+        "no_bias_to_move": (
+            "balance_bias_rate ({rate}) moves the bias that picks experts, and gate '{gate}' has none; "
+            "set selection_bias in the layout's gate, or balance_bias_rate to 0"
+        ),
+        "no_learned_overflow": (
+            "capacity.overflow 'learned' needs the correction that a layout with that overflow gives its gates; "
+            "set it in the layout, or choose drop, residual or next_best"
+        ),
+        "expert_repeated": "{owner}: an expert is named twice in {experts}",
         "layers_unordered": "moe_layers must be ascending and without repeats",
         "layer_outside": "layer {layer} is outside the model's {num_layers} layers; choose layers from 0 to {last}",
         "already_a_mixture": "the model is already a mixture ({family}); a layout needs a dense one",

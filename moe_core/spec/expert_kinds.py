@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
+from moe_core.sentences import CORE
 from moe_core.spec.base import Spec
 
 Width = Annotated[int, Field(ge=1, le=1 << 18)]
@@ -113,9 +114,9 @@ def widest(kinds: Sequence[ExpertKind]) -> int | None:
 def complaint_of(kinds: Sequence[ExpertKind], num_experts: int) -> str | None:
     """Why these kinds are not the experts of a layer; None when they are."""
     if len(kinds) != num_experts:
-        return f"expert_kinds names {len(kinds)} experts; num_experts is {num_experts}"
+        return CORE.say("kinds_counted", kinds=len(kinds), num_experts=num_experts)
     if widest(kinds) is None:
-        return "expert_kinds must hold at least one swiglu or mlp expert"
+        return CORE.say("kinds_without_feed_forward")
     return None
 
 

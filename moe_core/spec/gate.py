@@ -7,11 +7,14 @@ to one, `temperature` divides the logits. E experts, K top_k.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from moe_core.spec.base import Spec
+from moe_core.sentences import CORE
+from moe_core.spec.base import Fault, Spec, refuse
+from moe_core.spec.capacity import CapacitySpec
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Factor = Annotated[float, Field(gt=0.0, le=1e3)]
@@ -77,11 +80,12 @@ class SigmoidGroups(LinearGate):
         """Groups are of equal size, and the chosen ones hold k experts."""
         size = num_experts // self.num_groups
         if num_experts % self.num_groups:
-            return f"num_experts ({num_experts}) must be divisible by num_groups ({self.num_groups})"
+            return CORE.say("groups_uneven", num_experts=num_experts, num_groups=self.num_groups)
         if self.topk_group > self.num_groups:
-            return f"topk_group ({self.topk_group}) must not exceed num_groups ({self.num_groups})"
+            return CORE.say("topk_group_over", topk_group=self.topk_group, num_groups=self.num_groups)
         if top_k > self.topk_group * size:
-            return f"top_k ({top_k}) must not exceed the {self.topk_group * size} experts of {self.topk_group} groups"
+            experts = self.topk_group * size
+            return CORE.say("top_k_over_groups", top_k=top_k, experts=experts, groups=self.topk_group)
         return None
 
     def sums_to_one(self, norm_topk_prob: bool) -> bool:
@@ -112,7 +116,7 @@ class Switch(LinearGate):
 
     def complaint(self, num_experts: int, top_k: int) -> str | None:
         """One expert a token."""
-        return None if top_k == 1 else f"gate 'switch' sends a token to one expert; top_k is {top_k}"
+        return None if top_k == 1 else CORE.say("one_expert_a_token", gate=self.kind, top_k=top_k)
 
     def sums_to_one(self, norm_topk_prob: bool) -> bool:
         """The weight is the probability: a weight of one would give the gate no gradient."""
@@ -127,7 +131,7 @@ class GshardTop2(LinearGate):
 
     def complaint(self, num_experts: int, top_k: int) -> str | None:
         """Two experts a token."""
-        return None if top_k == 2 else f"gate 'gshard_top2' sends a token to two experts; top_k is {top_k}"
+        return None if top_k == 2 else CORE.say("two_experts_a_token", gate=self.kind, top_k=top_k)
 
 
 class NoisyTopk(LinearGate):
@@ -180,7 +184,7 @@ class Base(LinearGate):
 
     def complaint(self, num_experts: int, top_k: int) -> str | None:
         """One expert a token."""
-        return None if top_k == 1 else f"gate 'base' sends a token to one expert; top_k is {top_k}"
+        return None if top_k == 1 else CORE.say("one_expert_a_token", gate=self.kind, top_k=top_k)
 
     def sums_to_one(self, norm_topk_prob: bool) -> bool:
         """The weight is a sigmoid of the score."""
@@ -227,7 +231,7 @@ class Hierarchical(Gate):
     def complaint(self, num_experts: int, top_k: int) -> str | None:
         """Groups are of equal size."""
         if num_experts % self.num_groups:
-            return f"num_experts ({num_experts}) must be divisible by the {self.num_groups} groups of all domains"
+            return CORE.say("tree_uneven", num_experts=num_experts, num_groups=self.num_groups)
         return None
 
 
@@ -248,3 +252,17 @@ GateSpec = Annotated[
     | Hierarchical,
     Field(discriminator="kind"),
 ]
+
+
+def check_gate(gate: Gate, capacity: CapacitySpec | None, num_experts: int, top_k: int) -> None:
+    """Raise ValueError when a gate cannot serve so many experts, or limits loads already by itself."""
+    refuse(gate_faults(gate, capacity, num_experts, top_k))
+
+
+def gate_faults(gate: Gate, capacity: CapacitySpec | None, num_experts: int, top_k: int) -> Iterator[Fault]:
+    """Why a gate cannot serve so many experts, and whether it limits loads already by itself."""
+    complaint = gate.complaint(num_experts, top_k)
+    if complaint is not None:
+        yield ("gate",), complaint
+    if capacity is not None and isinstance(gate, Soft | ExpertChoice | Base):
+        yield ("capacity",), CORE.say("even_by_itself", gate=type(gate).__name__)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from moe_core.errors import SpecError
 from moe_core.sentences import CORE
-from moe_core.spec.base import LayerIndex, Spec
+from moe_core.spec.base import Fault, LayerIndex, Spec, refuse
 from moe_core.spec.capacity import CapacitySpec
 from moe_core.spec.expert_kinds import ExpertKinds, complaint_of, widest
-from moe_core.spec.gate import GateSpec, SoftmaxTopk
-from moe_core.spec.model import ModelSpec, MoeSpec, Width, check_gate, fits_mixtral
+from moe_core.spec.gate import GateSpec, SoftmaxTopk, gate_faults
+from moe_core.spec.model import ModelSpec, MoeSpec, Width, fits_mixtral
 from moe_core.spec.temperature import TemperatureSpec
 
 
@@ -37,20 +38,26 @@ class LayoutSpec(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        refuse(self._faults())
+        return self
+
+    def _faults(self) -> Iterator[Fault]:
+        """Everything that contradicts itself, so that whoever wrote it is told at once."""
         if self.top_k > self.num_experts:
-            raise ValueError(CORE.say("top_k_over_experts", top_k=self.top_k, num_experts=self.num_experts))
+            yield ("top_k",), CORE.say("top_k_over_experts", top_k=self.top_k, num_experts=self.num_experts)
         if self.temperature_schedule is not None and self.temperature != 1.0:
-            raise ValueError("give temperature or temperature_schedule, not both")
+            yield ("temperature",), CORE.say("two_temperatures")
         if self.expert_kinds is not None:
             complaint = complaint_of(self.expert_kinds, self.num_experts)
-            if complaint or self.moe_intermediate_size is not None:
-                raise ValueError(complaint or "expert_kinds has the widths; leave moe_intermediate_size out")
-        check_gate(self.gate, self.capacity, self.num_experts, self.top_k)
+            if complaint is not None:
+                yield ("expert_kinds",), complaint
+            if self.moe_intermediate_size is not None:
+                yield ("moe_intermediate_size",), CORE.say("kinds_have_widths")
+        yield from gate_faults(self.gate, self.capacity, self.num_experts, self.top_k)
         if list(self.moe_layers) != sorted(set(self.moe_layers)):
-            raise ValueError(CORE.say("layers_unordered"))
+            yield ("moe_layers",), CORE.say("layers_unordered")
         if self.shared_intermediate_size is not None and not self.num_shared_experts:
-            raise ValueError("shared_intermediate_size must be null when num_shared_experts is 0")
-        return self
+            yield ("shared_intermediate_size",), CORE.say("shared_width_alone")
 
     def applied_to(self, dense: ModelSpec) -> ModelSpec:
         """The mixture that this layout makes of a dense model; raises SpecError when it does not fit."""

@@ -12,7 +12,7 @@ from moe_core.spec.base import LayerIndex, Spec
 from moe_core.spec.capacity import CapacitySpec
 from moe_core.spec.clamps import Clamps, clamps_complaint
 from moe_core.spec.expert_kinds import ExpertKinds, Width, balance_costs, complaint_of, widest
-from moe_core.spec.gate import Base, ExpertChoice, Gate, GateSpec, Soft, SoftmaxTopk
+from moe_core.spec.gate import GateSpec, SoftmaxTopk, check_gate
 from moe_core.spec.gate_tensors import GateTensor, gate_tensors
 from moe_core.spec.quantisation import ExpertQuantSpec
 from moe_core.spec.temperature import TemperatureSpec
@@ -150,17 +150,6 @@ class MoeSpec(Spec):
         """The tensors of one layer's gate."""
         sizes = {"num_experts": self.num_experts, "top_k": self.top_k}
         return gate_tensors(self.gate, self.capacity, **sizes, hidden_size=hidden_size, vocab_size=vocab_size)
-
-
-def check_gate(gate: Gate, capacity: CapacitySpec | None, num_experts: int, top_k: int) -> None:
-    """Raise ValueError when a gate cannot serve so many experts, or limits loads already by itself."""
-    complaint = gate.complaint(num_experts, top_k)
-    if complaint is not None:
-        raise ValueError(complaint)
-    if capacity is not None and isinstance(gate, Soft | ExpertChoice | Base):
-        raise ValueError(
-            f"gate {type(gate).__name__!r} fills its experts evenly by itself; capacity must be null"
-        )
 
 
 class ModelSpec(Spec):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from moe_core.spec.base import Code, ExpertIndex, LayerIndex, Spec, Weight
+from moe_core.sentences import CORE
+from moe_core.spec.base import Code, ExpertIndex, LayerIndex, Spec, Weight, refuse
 from moe_core.spec.layout import LayoutSpec
 from moe_core.spec.model import Width
 from moe_core.spec.quantisation import ExpertQuantSpec
@@ -31,15 +33,16 @@ class UpcycleSpec(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        refuse((("granularity",), sentence) for sentence in self._complaints())
+        return self
+
+    def _complaints(self) -> Iterator[str]:
         for name, value in (("num_experts", self.layout.num_experts), ("top_k", self.layout.top_k)):
             if value % self.granularity:
-                raise ValueError(f"{name} ({value}) must be divisible by granularity ({self.granularity})")
+                yield CORE.say("granularity_divides", name=name, value=value, granularity=self.granularity)
         sized = self.layout.moe_intermediate_size or self.layout.expert_kinds
         if self.granularity > 1 and (sized or self.layout.num_shared_experts):
-            raise ValueError(
-                "granularity sets the experts' width; leave the widths and the shared expert out"
-            )
-        return self
+            yield CORE.say("granularity_sets_widths")
 
 
 class ComposeSpec(Spec):
@@ -156,7 +159,8 @@ class DistilSpec(Spec):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.top_k is not None and self.top_k > self.num_experts:
-            raise ValueError(f"top_k ({self.top_k}) must not exceed num_experts ({self.num_experts})")
+            sentence = CORE.say("top_k_over_experts", top_k=self.top_k, num_experts=self.num_experts)
+            refuse([(("top_k",), sentence)])
         return self
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from moe_core.errors import SpecError
 from moe_core.sentences import CORE
-from moe_core.spec.base import Code, ExpertIndex, LayerIndex, Spec, Weight
+from moe_core.spec.base import Code, ExpertIndex, Fault, LayerIndex, Spec, Weight, refuse
 
 ExpertSet = Annotated[tuple[ExpertIndex, ...], Field(max_length=1024)]
 PriorMode = Literal["none", "bias", "mask", "floor"]
@@ -62,17 +63,21 @@ class RoutingSpec(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        refuse(self._faults())
+        return self
+
+    def _faults(self) -> Iterator[Fault]:
         codes = [domain.code for domain in self.domains]
         repeated = sorted({code for code in codes if codes.count(code) > 1})
         if repeated:
-            raise ValueError(CORE.say("domains_repeated", codes=", ".join(repeated)))
-        for owner, experts in [
-            *((d.code, d.experts) for d in self.domains),
-            ("general", self.general_experts),
-        ]:
-            if len(set(experts)) != len(experts):
-                raise ValueError(f"{owner}: an expert is named twice in {list(experts)}")
-        return self
+            yield ("domains",), CORE.say("domains_repeated", codes=", ".join(repeated))
+        for number, domain in enumerate(self.domains):
+            if len(set(domain.experts)) != len(domain.experts):
+                sentence = CORE.say("expert_repeated", owner=domain.code, experts=list(domain.experts))
+                yield ("domains", number, "experts"), sentence
+        if len(set(self.general_experts)) != len(self.general_experts):
+            experts = list(self.general_experts)
+            yield ("general_experts",), CORE.say("expert_repeated", owner="general", experts=experts)
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -81,9 +86,7 @@ class RoutingSpec(Spec):
 
     def prior_in(self, layer: int) -> LayerPrior:
         """What a domain does in one layer of the model."""
-        everywhere = LayerPrior(
-            mode=self.prior_mode, strength=self.prior_strength, floor=self.prior_floor
-        )
+        everywhere = LayerPrior(mode=self.prior_mode, strength=self.prior_strength, floor=self.prior_floor)
         return self.prior_layers.get(layer, everywhere)
 
     @property

@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from moe_core.spec.base import Spec
+from moe_core.sentences import CORE
+from moe_core.spec.base import Spec, refuse
 
 Temperature = Annotated[float, Field(ge=1e-3, le=100.0)]
 
@@ -24,7 +25,8 @@ class TemperatureSpec(Spec):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.kind == "constant" and self.start != self.end:
-            raise ValueError(f"a constant temperature has start ({self.start:g}) equal to end ({self.end:g})")
+            sentence = CORE.say("constant_temperature", start=f"{self.start:g}", end=f"{self.end:g}")
+            refuse([(("end",), sentence)])
         return self
 
     def at(self, step: int) -> float:

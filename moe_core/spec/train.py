@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from moe_core.errors import SpecError
-from moe_core.spec.base import Spec, Weight
+from moe_core.sentences import CORE
+from moe_core.spec.base import Fault, Spec, Weight, refuse
 from moe_core.spec.capacity import CapacitySpec
+from moe_core.spec.gate import gate_faults
 from moe_core.spec.layout import LayoutSpec
-from moe_core.spec.model import MoeSpec, check_gate
+from moe_core.spec.model import MoeSpec
 from moe_core.spec.routing import RoutingSpec
 from moe_core.spec.temperature import TemperatureSpec
 
@@ -69,7 +72,7 @@ class TuneSpec(Spec):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.explore and (self.gate_noise or self.capacity is not None):
-            raise ValueError("gate_noise and capacity are for gates that explore; leave explore at true")
+            refuse([(("explore",), CORE.say("only_exploring"))])
         return self
 
     @property
@@ -79,21 +82,21 @@ class TuneSpec(Spec):
 
     def check_gates(self, moe: MoeSpec) -> None:
         """Raise SpecError when a mixture's gates cannot do what is asked of them."""
+        faults = tuple(self._gate_faults(moe))
+        if faults:
+            refusal = SpecError("; ".join(sentence for _place, sentence in faults))
+            refusal.faults = faults
+            raise refusal
+
+    def _gate_faults(self, moe: MoeSpec) -> Iterator[Fault]:
         if self.balance_bias_rate and not getattr(moe.gate, "selection_bias", False):
-            raise SpecError(
-                f"balance_bias_rate ({self.balance_bias_rate:g}) moves the bias that picks experts, and gate "
-                f"{moe.gate.kind!r} has none; set selection_bias in the layout's gate, or balance_bias_rate to 0"
-            )
+            rate = f"{self.balance_bias_rate:g}"
+            yield ("balance_bias_rate",), CORE.say("no_bias_to_move", rate=rate, gate=moe.gate.kind)
         if self.capacity is None:
             return
-        try:
-            check_gate(moe.gate, self.capacity, moe.num_experts, moe.top_k)
-        except ValueError as error:
-            raise SpecError(f"capacity: {error}") from error
+        for _place, sentence in gate_faults(moe.gate, self.capacity, moe.num_experts, moe.top_k):
+            yield ("capacity",), sentence
         if self.capacity.overflow == "learned" and (
             moe.capacity is None or moe.capacity.overflow != "learned"
         ):
-            raise SpecError(
-                "capacity.overflow 'learned' needs the correction that a layout with that overflow gives its gates; "
-                "set it in the layout, or choose drop, residual or next_best"
-            )
+            yield ("capacity", "overflow"), CORE.say("no_learned_overflow")

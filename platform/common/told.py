@@ -12,7 +12,8 @@ from typing import TypedDict
 
 from django.utils.translation import gettext, gettext_noop
 
-from common.figures import is_chinese
+from common.figures import is_chinese, sentences
+from moe_core.errors import SpecError
 from moe_core.sentences import CORE, RUN, Sentences
 
 # How a child process ended that did not say so itself (`workers.runtime`).
@@ -28,6 +29,56 @@ WORDS: Mapping[str, str] = {
     "top_k_over_experts": gettext_noop(
         "top-k (%(top_k)s) must not exceed the number of experts (%(num_experts)s)."
     ),
+    "groups_uneven": gettext_noop(
+        "The number of experts (%(num_experts)s) must be divisible by the number of groups (%(num_groups)s)."
+    ),
+    "tree_uneven": gettext_noop(
+        "The number of experts (%(num_experts)s) must be divisible by the %(num_groups)s groups of all domains."
+    ),
+    "topk_group_over": gettext_noop(
+        "A token may choose from %(topk_group)s groups, but there are only %(num_groups)s."
+    ),
+    "top_k_over_groups": gettext_noop(
+        "top-k (%(top_k)s) must not exceed the %(experts)s experts of the %(groups)s groups that a token may choose from."
+    ),
+    "one_expert_a_token": gettext_noop(
+        "The gate “%(gate)s” sends a token to one expert; top-k is %(top_k)s."
+    ),
+    "two_experts_a_token": gettext_noop(
+        "The gate “%(gate)s” sends a token to two experts; top-k is %(top_k)s."
+    ),
+    "even_by_itself": gettext_noop(
+        "The gate “%(gate)s” fills its experts evenly by itself; leave their room without a limit."
+    ),
+    "kinds_counted": gettext_noop(
+        "The kinds name %(kinds)s experts, but the layer has %(num_experts)s."
+    ),
+    "kinds_without_feed_forward": gettext_noop(
+        "At least one expert must have a feed-forward (SwiGLU or MLP)."
+    ),
+    "kinds_have_widths": gettext_noop("The kinds of experts have their widths; leave the common width out."),
+    "two_temperatures": gettext_noop("Give a temperature or a schedule of it, not both."),
+    "constant_temperature": gettext_noop(
+        "A temperature that is held has one value: it starts at %(start)s, but ends at %(end)s."
+    ),
+    "shared_width_alone": gettext_noop("There is no shared expert whose width could be set."),
+    "granularity_divides": gettext_noop(
+        "%(name)s (%(value)s) must be divisible by the number of slices (%(granularity)s)."
+    ),
+    "granularity_sets_widths": gettext_noop(
+        "Slices set the experts' width; choose a layout without widths and without a shared expert."
+    ),
+    "only_exploring": gettext_noop(
+        "Noise and a room for experts are for gates that explore; let them explore, or leave both out."
+    ),
+    "no_bias_to_move": gettext_noop(
+        "A rate of %(rate)s moves the bias that picks experts, and the gate “%(gate)s” has none; give it one in the layout, "
+        "or set the rate to 0."
+    ),
+    "no_learned_overflow": gettext_noop(
+        "The learnt correction comes with a layout that has it; set it in the layout, or choose another way here."
+    ),
+    "expert_repeated": gettext_noop("%(owner)s: an expert is named twice in %(experts)s."),
     "layers_unordered": gettext_noop("The layers must ascend and none may stand twice."),
     "layer_outside": gettext_noop(
         "Layer %(layer)s is outside the model's %(num_layers)s layers; choose layers from 0 to %(last)s."
@@ -109,6 +160,15 @@ def told(text: str) -> str:
     if is_chinese() and translated == text and not HAN.search(text):
         return gettext("Technical detail, in English: %(detail)s") % {"detail": ended(text)}
     return ended(translated)
+
+
+def told_faults(error: SpecError, prefix: str = "") -> dict[str, str]:
+    """Return everything that is wrong with a specification, by the way to the field that it is about."""
+    found: dict[str, list[str]] = {}
+    for place, sentence in error.complaints:
+        name = ".".join(map(str, (*filter(None, [prefix]), *place))) or "spec"
+        found.setdefault(name, []).append(told(sentence))
+    return {name: sentences(*said) for name, said in found.items()}
 
 
 def ended(sentence: str) -> str:

@@ -5,6 +5,8 @@ A job must mean tomorrow what it meant when it was submitted, whatever is edited
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from django.utils.translation import gettext as _
 
 from accounts.caller import Caller
 from common.errors import Invalid
-from common.told import told
+from common.figures import sentences
+from common.told import told_faults
 from corpora.selectors import corpus_get, training_files
 from jobs.builtin import builtin_get
 from jobs.choices import JobKind
@@ -153,21 +156,32 @@ def _tune_spec(
     if not routing.domains:
         reason = _("The domain map has no domains; add at least one.")
         raise Invalid(reason, fields={"domain_map": reason})
-    try:
-        base = ModelSpec.parse(version.spec)
-        mixture = layout.applied_to(base) if layout else base
-        if mixture.moe is None:
-            raise SpecError("the model has no experts")
-        routing.check_fits(mixture.moe.num_experts)
-        tune.check_gates(mixture.moe)
-        if tune.control:
+    base = ModelSpec.parse(version.spec)
+    fields: dict[str, str] = {}
+    with _noting(fields, "layout"):
+        base = layout.applied_to(base) if layout else base
+    if base.moe is not None:
+        with _noting(fields, "domain_map"):
+            routing.check_fits(base.moe.num_experts)
+        with _noting(fields, "tune"):
+            tune.check_gates(base.moe)
+    if tune.control:
+        with _noting(fields, "domain_map"):
             routing.deranged(tune.seed)
-    except SpecError as error:
-        raise Invalid(
-            _("These parts do not fit together: %(reason)s") % {"reason": told(str(error))},
-            fields={"tune": told(str(error))},
-        ) from error
+    if fields:
+        reason = _("These parts do not fit together: %(reason)s")
+        raise Invalid(reason % {"reason": sentences(*dict.fromkeys(fields.values()))}, fields=fields)
     return tune
+
+
+@contextmanager
+def _noting(fields: dict[str, str], name: str) -> Iterator[None]:
+    """Keep what does not fit under the field that it is about, so that everything is told at once."""
+    try:
+        yield
+    except SpecError as error:
+        for field, sentence in told_faults(error, name).items():
+            fields.setdefault(field, sentence)
 
 
 def _tune_options(request: TuneRequest, layout: LayoutSpec | None, routing: RoutingSpec) -> TuneSpec:

@@ -9,7 +9,9 @@ from django.utils.translation import gettext as _
 from pydantic import BaseModel, Field, ValidationError
 
 from common.errors import Invalid
-from moe_core.spec.base import Spec
+from common.told import told
+from moe_core.sentences import CORE
+from moe_core.spec.base import Spec, faults_of
 
 RowId = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Name = Annotated[str, Field(min_length=1, max_length=120)]
@@ -81,7 +83,9 @@ def spec_parse(schema: type[T], data: Any, *, prefix: str = "") -> T:
         return schema.model_validate(data)
     except ValidationError as error:
         fields = {
-            prefix + ".".join(str(step) for step in item["loc"]) or "spec": item["msg"]
-            for item in error.errors(include_url=False, include_input=False, include_context=False)[:20]
+            prefix + ".".join(map(str, place)) or "spec": told(sentence)
+            if CORE.understand(sentence)
+            else sentence
+            for place, sentence in faults_of(error)
         }
         raise Invalid(_("The job's specification has fields that are not valid."), fields=fields) from error

@@ -11,9 +11,10 @@ from django.utils.translation import ngettext
 from common import figures
 from common.verdict import Verdict
 from layouts.costing import preview
-from layouts.diagram import Diagram, diagram
-from layouts.forms import layers_text
+from layouts.layers import layers_text
 from layouts.models import Layout
+from registry.block import Diagram, diagram
+from registry.kinds import Run, runs_of
 from registry.models import ModelVersion
 
 
@@ -36,6 +37,7 @@ class Answer:
     memory: list[dict[str, Any]]
     parts: list[dict[str, Any]]
     advice: list[dict[str, str]]
+    experts: list[dict[str, Any]]
     picture: Diagram
     family: str
     costs: dict[str, Any]
@@ -61,6 +63,7 @@ def answer_of(base: ModelVersion, spec: Any) -> Answer:
         memory=_memory(dense, mixture),
         parts=_parts(mixture),
         advice=[{"state": one["state"], "text": advice_text(one)} for one in costs["advice"]],
+        experts=_experts([Run(**run) for run in costs["experts"]]),
         picture=diagram(costs["shape"]),
         family=costs["family"],
         costs=costs,
@@ -102,6 +105,12 @@ def _memory(dense: dict[str, Any], mixture: dict[str, Any]) -> list[dict[str, An
     ]
 
 
+def _experts(runs: list[Run]) -> list[dict[str, Any]]:
+    """What one layer holds, for each kind of expert: parameters of all and of one of them."""
+    most = max(run.total for run in runs)
+    return [{"title": run.title, "params": run.total, "each": run.params, "of": most} for run in runs]
+
+
 def _parts(mixture: dict[str, Any]) -> list[dict[str, Any]]:
     words = {
         "experts": _("experts"),
@@ -131,6 +140,18 @@ def advice_text(one: dict[str, Any]) -> str:
         "top_one": _("top-1 is cheapest but harder to tune: a token that goes wrong has no second opinion."),
         "first_layer": _("The first layer has experts; many models leave it dense, since it reads words, not topics."),
         "odd_width": _("A width that is a multiple of 64 (yours is %(width)s) runs faster."),
+        "sees_the_batch": _(
+            "With this gate a token's experts hang on the other tokens of its batch: fit to learn or to encode with, not "
+            "for a model that answers word by word."
+        ),
+        "deaf_gate": _(
+            "top-1 with weights that sum to one teaches the gate nothing: the weight is always one. Take the Switch "
+            "gate, or two experts."
+        ),
+        "mixed_kinds": _(
+            "Experts of several kinds are not packed in int8 or int4, and growing, removing or merging single ones is "
+            "refused."
+        ),
         "not_renormalised": _("The weights of the chosen experts are not made to sum to one, unlike in Mixtral."),
     }
     return sentences[one["code"]] % one
@@ -151,16 +172,30 @@ def difference(before: dict[str, Any] | None, after: dict[str, Any]) -> list[dic
 def summary(spec: dict[str, Any]) -> str:
     """A layout in a few words."""
     layers, experts = len(spec["moe_layers"]), spec["num_experts"]
+    words = {"experts": experts, "k": spec["top_k"], "layers": layers}
+    if experts == 1:
+        return ngettext("one expert in %(layers)s layer", "one expert in %(layers)s layers", layers) % words
+    if spec.get("expert_kinds"):
+        sentence = ngettext(
+            "%(experts)s experts of several kinds, top-%(k)s, in %(layers)s layer",
+            "%(experts)s experts of several kinds, top-%(k)s, in %(layers)s layers",
+            layers,
+        )
+        return sentence % words
     sentence = ngettext(
         "%(experts)s experts, top-%(k)s, in %(layers)s layer",
         "%(experts)s experts, top-%(k)s, in %(layers)s layers",
         layers,
     )
-    return sentence % {"experts": experts, "k": spec["top_k"], "layers": layers}
+    return sentence % words
 
 
 def _shown(key: str, value: Any) -> str:
-    return layers_text(value) if key == "moe_layers" and value else str(value)
+    if key == "moe_layers" and value:
+        return layers_text(value)
+    if key == "expert_kinds" and value:
+        return figures.plain([f"{one.pop('count')} × {figures.plain(list(one.values()))}" for one in runs_of(value)])
+    return figures.plain(value)
 
 
 def _compact(value: int) -> str:

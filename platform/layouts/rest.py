@@ -89,7 +89,10 @@ class PreviewOut(serializers.Serializer):
     layout = serializers.DictField()
     dense = CostOut()
     mixture = CostOut()
-    shape = serializers.DictField(child=serializers.IntegerField())
+    # How the decoder block looks: numbers, the gate's kind, and each expert's kind and width where they differ.
+    shape = serializers.DictField()
+    # The experts of one layer, equal ones together: count, kind, width, activation, params and FLOPs of one.
+    experts = serializers.ListField(child=serializers.DictField())
     advice = serializers.ListField(child=serializers.DictField())
 
 

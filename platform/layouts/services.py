@@ -12,7 +12,8 @@ from accounts.access import Role
 from accounts.audit import audit_record
 from accounts.caller import Caller
 from common.errors import Conflict, Invalid
-from common.told import told
+from common.figures import sentences
+from common.told import told_faults
 from common.uses import refuse_used
 from layouts.models import Layout, LayoutRevision
 from layouts.selectors import layout_get
@@ -94,7 +95,8 @@ def checked_spec(base: ModelVersion, spec: Any) -> LayoutSpec:
         parsed = spec if isinstance(spec, LayoutSpec) else LayoutSpec.parse(spec)
         parsed.applied_to(ModelSpec.parse(base.spec))
     except SpecError as error:
-        raise Invalid(told(str(error)), fields={"spec": told(str(error))}) from error
+        fields = told_faults(error, "spec")
+        raise Invalid(sentences(*fields.values()), fields=fields) from error
     return parsed
 
 

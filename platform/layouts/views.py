@@ -17,9 +17,12 @@ from accounts.caller import Caller
 from common import figures
 from common.errors import DomainError, Forbidden
 from layouts import describe, services
-from layouts.forms import ImportForm, LayoutForm, export_text, initial_of
+from layouts.forms import LayoutForm, initial_of
+from layouts.kind_actions import form_with_rows
 from layouts.models import Layout
 from layouts.selectors import layout_get, layouts_of, revision_get, revisions_of
+from layouts.transfer import ImportForm, export_text
+from moe_core.spec import LayoutSpec
 from registry.models import ModelVersion
 from registry.selectors import dense_versions, version_get
 
@@ -61,6 +64,8 @@ def layout_new(request: HttpRequest) -> HttpResponse:
     if not bases:
         messages.warning(request, _("A layout needs a dense model to start from; import one first."))
         return redirect("registry:list")
+    if request.POST.get("act"):
+        return _editor(request, form_with_rows(request.POST, bases), bases, None)
     if request.method == "POST":
         form = LayoutForm(request.POST, bases=bases)
         saved = _saved(form, lambda data: services.layout_create(
@@ -82,6 +87,8 @@ def layout_detail(request: HttpRequest, pk: int) -> HttpResponse:
     caller = caller_of(request)
     layout = layout_get(caller.team, pk)
     bases = list(dense_versions(caller.team)[:MAX_SHOWN])
+    if request.POST.get("act"):
+        return _editor(request, form_with_rows(request.POST, bases), bases, layout)
     if request.method == "POST":
         form = LayoutForm(request.POST, bases=bases)
         saved = _saved(form, lambda data: services.layout_revise(
@@ -94,7 +101,10 @@ def layout_detail(request: HttpRequest, pk: int) -> HttpResponse:
         return _editor(request, form, bases, layout, status=422)
     shown = request.GET.get("revision", "")
     spec = revision_get(layout, int(shown)).spec if shown.isdigit() and len(shown) < 9 else layout.spec
-    initial = initial_of(spec, name=layout.name, base_version=layout.base_version_id, revision=layout.revision)
+    initial = initial_of(
+        spec, width=layout.base_version.spec["intermediate_size"], name=layout.name,
+        base_version=layout.base_version_id, revision=layout.revision,
+    )  # fmt: skip
     return _editor(request, LayoutForm(bases=bases, initial=initial), bases, layout)
 
 
@@ -164,7 +174,7 @@ def _answered(request: HttpRequest, form: LayoutForm) -> dict[str, Any]:
     """The answer to a form's values, or the reason why there is none."""
     if not form.is_bound:
         # What the page opens with is judged by the same rules as what is typed.
-        data = {name: value for name, value in form.initial.items() if value is not None}
+        data = {name: "" if value is None else value for name, value in form.initial.items()}
         form = LayoutForm({"name": "—", **data}, bases=_bases(form))
     form.fields["name"].required = False
     form.is_valid()
@@ -199,19 +209,23 @@ def _saved(form: forms.Form, save: Any) -> Layout | None:
     except Forbidden:
         raise
     except DomainError as error:
-        form.add_error("name" if "name" in error.fields and "name" in form.fields else None, error.message)
+        show_refusal(form, error)
         return None
+
+
+def show_refusal(form: forms.Form, error: DomainError) -> None:
+    """Put what a service refuses beside the fields that it is about."""
+    for path, message in (error.fields or {"": error.message}).items():
+        place = tuple(path.removeprefix("spec").strip(".").split("."))
+        field = form.field_of(place) if isinstance(form, LayoutForm) else path
+        form.add_error(field if field in form.fields else None, message)
 
 
 def _starting_point(base: ModelVersion) -> dict[str, Any]:
     """Eight experts in every layer, two of them per token: Mixtral's shape."""
-    spec = {
-        "moe_layers": range(base.spec["num_hidden_layers"]),
-        "num_experts": 8,
-        "top_k": 2,
-        "num_shared_experts": 0,
-    }
-    return initial_of(spec, name=_("%(model)s with 8 experts") % {"model": base.model.name}, base_version=base.pk)
+    spec = LayoutSpec(moe_layers=tuple(range(base.spec["num_hidden_layers"]))).model_dump(mode="json")
+    name = _("%(model)s with 8 experts") % {"model": base.model.name}
+    return initial_of(spec, width=base.spec["intermediate_size"], name=name, base_version=base.pk)
 
 
 def _answer(layout: Layout) -> describe.Answer | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Iterable
 
 from django import template
 from django.core.paginator import Page
@@ -14,6 +15,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext
 
 from common.parts.render import render
+from common.spec_fields import is_changed
 
 register = template.Library()
 
@@ -44,6 +46,15 @@ def form_errors(form: BaseForm) -> SafeString:
     """What is wrong with the form as a whole."""
     errors = form.non_field_errors() if form.is_bound else []
     return render("form_errors.html", errors=errors) if errors else mark_safe("")
+
+
+@register.simple_block_tag
+def more(content: SafeString, fields: Iterable[BoundField], label: str = "") -> SafeString:
+    """Deep fields behind a disclosure: open where one of them is wrong or stands at another value than usual."""
+    fields = list(fields)
+    changed = sum(is_changed(one) for one in fields)
+    opened = changed or any(one.errors for one in fields)
+    return render("more.html", content=content, label=label, changed=changed, opened=opened)
 
 
 @register.simple_tag(takes_context=True)

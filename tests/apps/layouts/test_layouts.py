@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from common.errors import Conflict, Forbidden, Invalid, NotFound
 from layouts import services
 from layouts.costing import preview
-from layouts.diagram import diagram
-from layouts.forms import layers_text, parse_layers
+from layouts.layers import layers_text, parse_layers
 from layouts.models import Layout
+from registry.block import diagram
 from registry.services import model_edit
 from tests.apps.registry.fixtures import make_version, moe_spec
 
