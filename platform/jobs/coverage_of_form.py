@@ -8,7 +8,7 @@ from accounts.caller import Caller
 from common.errors import DomainError
 from corpora.selectors import corpus_get
 from jobs.coverage import Coverage, Effort, coverage_of
-from jobs.forms import TuneForm
+from jobs.tune_form import TuneForm
 from moe_core.spec import TuneSpec
 from routing.selectors import map_get, routing_spec
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -12,12 +13,16 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from common import figures
+from common.spec_fields import Part, default_of
 from common.told import line_told
 from common.uses import Kind, is_present
 from jobs.by_stage import num_turns, stages_of
 from jobs.choices import HELD, JobKind, JobState
 from jobs.models import Job, JobEvent
 from jobs.operated import operation_words
+from jobs.tune_fields import DEEP, PARTS, TEACHING
+from moe_core.spec import TuneSpec
+from registry.moe_facts import said
 
 ETA_FROM = 0.08
 # Its stages take about the shares of the time that `jobs.stages` gives them, and tell how far they are inside. The
@@ -60,7 +65,9 @@ def _note(job: Job, key: str) -> str:
     if key == "upcycle" and tune.get("layout"):
         words = {"experts": tune["layout"]["num_experts"], "layers": len(tune["layout"]["moe_layers"])}
         sentence = ngettext(
-            "%(experts)s experts in %(layers)s layer", "%(experts)s experts in %(layers)s layers", words["layers"]
+            "%(experts)s experts in %(layers)s layer",
+            "%(experts)s experts in %(layers)s layers",
+            words["layers"],
         )
         return sentence % words
     if key == "register" and job.result_version:
@@ -90,8 +97,31 @@ def recipe_of(job: Job) -> list[tuple[str, str]]:
         (_("Precision"), _("the quicker on this machine") if tune["dtype"] == "auto" else tune["dtype"]),
         (_("Seed"), str(tune["seed"])),
         (_("Threads"), str(tune["num_threads"])),
+        *_unusual(tune),
         *_where(job),
     ]
+
+
+def _unusual(tune: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was set otherwise than TuneSpec would by itself, of the fields behind the form's disclosures."""
+    for part in (TEACHING, DEEP):
+        for name, ask in part.asks.items():
+            if name in tune and tune[name] != default_of(TuneSpec, name):
+                yield str(ask.label), said(ask, tune[name])
+    for name, part in PARTS.items():
+        if value := tune.get(name):
+            yield str(part.asks[part.lead].label), _led(part, value)
+
+
+def _led(part: Part, value: dict[str, Any]) -> str:
+    """A schedule or a room in a line: its lead, then every figure under its name."""
+    lead, is_of = said(part.asks[part.lead], value[part.lead]), "：" if figures.is_chinese() else ": "
+    shown = (
+        f"{ask.label}{is_of}{said(ask, value[name])}"
+        for name, ask in part.asks.items()
+        if name != part.lead and value.get(name) is not None
+    )
+    return ("；" if figures.is_chinese() else "; ").join([lead, *shown])
 
 
 def _operation_recipe(job: Job) -> list[tuple[str, str]]:
@@ -135,7 +165,9 @@ def lineage_of(job: Job) -> dict[str, Any]:
             revision = f" r{part['revision']}" if "revision" in part else ""
             is_there = is_present(key, job.team_id, part["id"])
             url = reverse(url_name, args=[part["id"]]) if is_there else ""
-            parents.append(_node(f"{part['name']}{revision}", str(note) if is_there else _("deleted since"), url))
+            parents.append(
+                _node(f"{part['name']}{revision}", str(note) if is_there else _("deleted since"), url)
+            )
     version = job.result_version
     child = (
         _node(str(version), _("registered"), reverse("registry:version", args=[version.pk]))

@@ -23,13 +23,14 @@ from jobs import pages, services
 from jobs.by_stage import latest_own, learning_plan, stage_figures
 from jobs.choices import ENDED, OPEN, JobKind, JobState
 from jobs.coverage_of_form import coverage_for
-from jobs.forms import BUILTIN, SOURCES, UPLOAD, ImportForm, TuneForm, show_error
+from jobs.forms import BUILTIN, SOURCES, UPLOAD, ImportForm, show_error
 from jobs.models import Job
 from jobs.operated import PART_WORDS, operated_of
 from jobs.operation_forms import FORMS, OperateForm
 from jobs.overview import list_verdict
 from jobs.report import domains_of, name_of, report_of
 from jobs.selectors import job_get, jobs_of
+from jobs.tune_form import TuneForm
 from jobs.verdict import stage_title, verdict_of
 from registry.operated import OPERATIONS
 

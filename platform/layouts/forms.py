@@ -11,12 +11,12 @@ from django.utils.translation import gettext_lazy as _
 
 from common.spec_fields import Ask, Part, forget, spec_field, was_omitted
 from common.told import told
-from layouts.gate_fields import LAYOUT_CAPACITY, LAYOUT_SCHEDULE
 from layouts.kind_rows import MAX_ROWS, bound_rows, experts_of, fields_of_row, initial_of_rows
 from layouts.layers import layers_text, parse_layers
 from moe_core.errors import SpecError
 from moe_core.sentences import CORE
 from moe_core.spec import LayoutSpec
+from registry.gate_fields import LAYOUT_CAPACITY, LAYOUT_SCHEDULE
 from registry.gates import GATES
 from registry.gates import PARTS as GATE_PARTS
 from registry.kinds import runs_of

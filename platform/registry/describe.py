@@ -72,9 +72,17 @@ def version_verdict(version: ModelVersion) -> Verdict:
         "top_k": spec.moe.top_k if spec.moe else 0,
     }
     if spec.moe is None:
-        strong = _("A dense model of %(layers)s layers and %(total)s parameters, each of which every token meets.")
+        strong = ngettext(
+            "A dense model of %(layers)s layer and %(total)s parameters, each of which every token meets.",
+            "A dense model of %(layers)s layers and %(total)s parameters, each of which every token meets.",
+            spec.num_hidden_layers,
+        )
         return Verdict("ok", strong % words, _("Lay experts over it to make a mixture."))
-    strong = _("%(experts)s experts in %(moe_layers)s of %(layers)s layers; a token meets %(top_k)s of them.")
+    strong = ngettext(
+        "%(experts)s expert in %(moe_layers)s of %(layers)s layers; every token meets it.",
+        "%(experts)s experts in %(moe_layers)s of %(layers)s layers; a token meets %(top_k)s of them.",
+        version.num_experts,
+    )
     rest = _("That is %(active)s of %(total)s parameters.")
     return Verdict("ok", strong % words, rest % words)
 

@@ -16,9 +16,11 @@ from accounts.caller import Caller
 from common.errors import Conflict, Invalid
 from common.uses import Kind, is_present
 from registry import describe, services, sniff
+from registry.block import diagram, shape_of
 from registry.downloads import version_file_response
 from registry.forms import AliasForm, ModelForm, NoteForm, UploadForm
 from registry.models import Model, ModelVersion
+from registry.moe_facts import moe_facts
 from registry.operated import operated_report, operated_verdict
 from registry.selectors import model_get, models_of, uploads_of, version_get
 
@@ -125,11 +127,14 @@ def version_detail(request: HttpRequest, pk: int) -> HttpResponse:
     """One version: what it is, where it comes from, what it holds."""
     version = version_get(caller_of(request).team, pk)
     operated = operated_report(version.report)
+    spec = describe.version_spec(version)
     context = {
         "version": version,
         "model": version.model,
         "spec": version.spec,
         "facts": describe.version_facts(version),
+        "moe_facts": moe_facts(spec),
+        "picture": diagram(shape_of(spec)) if spec.moe else None,
         "verdict": describe.version_verdict(version),
         "parts": describe.parts_of(version),
         "descent": describe.descent(version),

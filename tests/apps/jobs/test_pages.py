@@ -193,7 +193,7 @@ def test_a_tuning_form_with_parts_that_do_not_fit_says_so_beside_the_field(peopl
     form = client.get("/jobs/tune/").context["form"]
     data = {name: form.get_initial_for_field(field, name) for name, field in form.fields.items()}
     data |= {**request, "layout": "", "dtype": "float32", "name": ""}
-    reply = client.post("/jobs/tune/", {name: value for name, value in data.items() if name != "tune"})
+    reply = client.post("/jobs/tune/", {name: value for name, value in data.items() if name != "tune" and value is not None})
     assert reply.status_code == 422
     assert "layout" in reply.context["form"].errors
 

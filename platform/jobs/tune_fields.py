@@ -1,0 +1,91 @@
+"""Everything that a tuning run can be told, in groups as its page shows them; bounds and defaults are TuneSpec's."""
+
+from __future__ import annotations
+
+from django.utils.text import format_lazy
+from django.utils.translation import gettext_lazy as _
+
+from common.spec_fields import Ask, Part, default_of
+from moe_core.spec import TuneSpec
+from registry.gate_fields import TUNE_CAPACITY, TUNE_SCHEDULE
+
+PRECISION = {
+    "auto": _("the quicker on this machine"),
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+}
+ESSENTIALS = Part(
+    TuneSpec,
+    {
+        "specialise_steps": Ask(
+            _("Steps for each expert"), _("Each mapped expert learns from the logs of its domains alone.")
+        ),
+        "route_steps": Ask(_("Steps for the router"), _("Only the gates change, with balance on.")),
+        "tokens_per_batch": Ask(_("Tokens a batch")),
+        "window_tokens": Ask(_("Tokens a window")),
+        "held_out_windows": Ask(_("Held-out windows for each domain")),
+        "control": Ask(
+            _("Run the control with a deranged map"),
+            _("It shows whether the gain comes from the map. It takes about a quarter of the time."),
+        ),
+    },
+)
+FINER = Part(
+    TuneSpec,
+    {
+        "specialise_learning_rate": Ask(_("Learning rate, experts")),
+        "route_learning_rate": Ask(_("Learning rate, router")),
+        "dtype": Ask(_("Precision"), words=PRECISION),
+        "num_threads": Ask(_("Threads")),
+        "checkpoint_every_steps": Ask(
+            _("Checkpoint after steps"),
+            format_lazy(
+                _("And when at least {seconds} s have passed since the last one; the end of each stage is always kept."),
+                seconds=f"{default_of(TuneSpec, 'checkpoint_min_seconds'):g}",
+            ),
+        ),
+        "seed": Ask(_("Seed")),
+    },
+)  # fmt: skip
+TEACHING = Part(
+    TuneSpec,
+    {
+        "explore": Ask(
+            _("Gates explore while they learn"),
+            _("Learnt noise, jitter, a random second expert, evened loads, limited room. Off: they choose as when serving."),
+        ),
+        "gate_noise": Ask(
+            _("Noise on all scores"), _("Standard deviation at the first step; it falls to 0 at the last. 0 for none.")
+        ),
+        "balance_bias_rate": Ask(
+            _("Rate of the balance bias"),
+            _("How far the bias that picks experts moves against their load after each step; the gate must have one."),
+        ),
+        "gate_loss_weight": Ask(
+            _("Weight of the gate's own losses"), _("Of gates that compute some, as the noisy one's smooth load.")
+        ),
+        "route_clip_norm": Ask(
+            _("Clip each gate's gradient at norm"), _("Of every gate by itself. Empty: as the gradient of the rest.")
+        ),
+    },
+)  # fmt: skip
+DEEP = Part(
+    TuneSpec,
+    {
+        "clip_norm": Ask(_("Clip gradients at norm")),
+        "weight_decay": Ask(_("Weight decay")),
+        "lm_weight": Ask(_("Weight of the language loss"), _("Beside labels and balance, while the router learns.")),
+        "upcycle_noise": Ask(
+            _("Noise on the copied experts"), _("Standard deviation, relative to each matrix's own.")
+        ),
+        "router_std": Ask(_("Spread of a new router"), _("Standard deviation of its first weights.")),
+        "device": Ask(
+            _("Device"), words={"auto": _("the GPU where there is one"), "cpu": "CPU", "cuda": "GPU (CUDA)"}
+        ),
+        "checkpoint_min_seconds": Ask(_("Seconds between two checkpoints, at least")),
+    },
+)  # fmt: skip
+PARTS = {"capacity": TUNE_CAPACITY, "temperature_schedule": TUNE_SCHEDULE}
+PLAIN = (ESSENTIALS, FINER, TEACHING, DEEP)
+# What the rows of the team say, not these fields.
+OF_ROWS = ("layout", "routing")
