@@ -16,10 +16,11 @@ from moe_core.kernels.cpu.library import Library
 
 Clock = Literal["wall", "cpu"]
 MEMORY_BYTES = 512 << 20
-# A round of `multiply_registers` has 24 products of 64 bytes; in each of sixteen lanes 2 of bfloat16. Its loop over codes is
-# slower than the kernels and would be no limit, so it is left out.
-OPERATIONS_OF_ROUND = {"bf16": 24 * 16 * 2 * 2}
-UNITS, ROUNDS = 16, 200_000
+# A round of `multiply_registers` has 24 products of 64 bytes, 2 of bfloat16 or 4 of codes in each of sixteen lanes; in tiles
+# four products of 16 rows of 64 bytes.
+VECTORS = {"bf16": (0, 24 * 16 * 2 * 2), "int8": (1, 24 * 16 * 4 * 2)}
+TILES = {"bf16": (2, 4 * 16 * 16 * 32 * 2), "int8": (3, 4 * 16 * 16 * 64 * 2)}
+UNITS, ROUNDS = 16, 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +48,31 @@ def measure(native: Library, threads: int, repeats: int, clock: Clock) -> Limits
         for _ in range(repeats)
     ]
     operations = {}
-    for of_codes, (kind, count) in enumerate(OPERATIONS_OF_ROUND.items()):
+    for name, (kind, count) in products(native.isa, cpu_flags()).items():
         times = [
-            _seconds(clock, threads, partial(native.multiply_registers, of_codes, UNITS, ROUNDS))
+            _seconds(clock, threads, partial(native.multiply_registers, kind, UNITS, ROUNDS))
             for _ in range(repeats)
         ]
-        operations[kind] = UNITS * ROUNDS * count / min(times)
+        operations[name] = UNITS * ROUNDS * count / min(times)
     return Limits(threads, statistics.median(rates), max(rates), operations)
+
+
+def products(isa: str, flags: frozenset[str]) -> dict[str, tuple[int, int]]:
+    """Which loop finds the limit of each precision here, and the operations of its round.
+
+    Without VNNI there is no loop over codes that is a limit, so none is named.
+    """
+    found = dict(VECTORS) if isa in ("avx512_vnni", "avx512_bf16") else {"bf16": VECTORS["bf16"]}
+    return found | {name: TILES[name] for name in TILES if f"amx_{name}" in flags and "int8" in found}
+
+
+def cpu_flags() -> frozenset[str]:
+    """What the kernel says that the processor has."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            return next(frozenset(line.split()) for line in file if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return frozenset()
 
 
 def _seconds(clock: Clock, threads: int, call: Callable[[], object]) -> float:

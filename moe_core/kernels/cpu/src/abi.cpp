@@ -100,8 +100,8 @@ TURNOUT_API void turnout_pack(const turnout::Panels* to, const uint8_t* codes, c
 
 TURNOUT_API int64_t turnout_read_memory(const uint8_t* memory, int64_t bytes) { return ops().read_memory(memory, bytes); }
 
-TURNOUT_API float turnout_multiply_registers(int of_codes, int64_t units, int64_t rounds) {
-  return ops().multiply_registers(of_codes, units, rounds);
+TURNOUT_API float turnout_multiply_registers(int kind, int64_t units, int64_t rounds) {
+  return ops().multiply_registers(kind, units, rounds);
 }
 
 TURNOUT_API int turnout_step(const turnout::ModelPlan* model, const turnout::StepPlan* step) {
