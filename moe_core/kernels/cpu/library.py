@@ -14,7 +14,7 @@ from pathlib import Path
 from moe_core.kernels.cpu.build import library_path
 
 logger = logging.getLogger(__name__)
-ABI = 2
+ABI = 3
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 

@@ -1,4 +1,4 @@
-"""Expert weights in panels of sixteen rows, as the compiled products read them: bfloat16, or codes of 8 or 4 bits.
+"""Weights in panels of 32 rows, as the compiled products read them: bfloat16, or codes of 8 or 4 bits.
 
 Packed weights are multiplied as they are: 4 or 8 bits are read from memory, never 16. Inputs of codes are rounded to 8
 bits with a scale for each token and group (W8A8, W4A8); a group's sum is exact, groups are added in float32.
@@ -13,7 +13,6 @@ import ctypes
 import math
 import mmap
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -23,7 +22,9 @@ from moe_core.kernels.cpu.library import library
 from moe_core.kernels.packing import Packed
 from moe_core.spec.quantisation import ExpertQuantSpec
 
-LANES, STEP_BYTES, ALIGNMENT = 16, 64, 64
+LANES, STEP_BYTES = 32, 128
+# Before the codes of a group: its scales, and its zero points filled up to a line.
+SCALE_BYTES, ZERO_BYTES = 64, 64
 BFLOAT16 = 16
 
 
@@ -31,14 +32,14 @@ class PanelsStruct(ctypes.Structure):
     """`turnout::Panels` of panels.h."""
 
     _fields_ = (
-        ("codes", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-        ("zeros", ctypes.c_void_p),
+        ("memory", ctypes.c_void_p),
         ("stack", ctypes.c_int64),
         ("rows", ctypes.c_int64),
         ("cols", ctypes.c_int64),
         ("bits", ctypes.c_int32),
         ("group", ctypes.c_int32),
+        ("has_zeros", ctypes.c_int32),
+        ("paired", ctypes.c_int32),
     )
 
 
@@ -60,48 +61,39 @@ class Panels:
         return len(self.memory)
 
     @classmethod
-    def of_bfloat16(cls, weight_SRC: Tensor) -> Panels:
-        """Pack weights (S, rows, cols) in bfloat16; raises SpecError for another dtype."""
+    def of_bfloat16(cls, weight_SRC: Tensor, *, paired: bool = False) -> Panels:
+        """Pack weights (S, rows, cols) in bfloat16; raises SpecError for another dtype.
+
+        `paired` lays the two halves of each matrix side by side, as the mixture wants gate and up.
+        """
         if weight_SRC.dtype is not torch.bfloat16:
             raise SpecError(f"panels hold bfloat16, not {weight_SRC.dtype}")
         source = weight_SRC.detach().contiguous()
-        return cls._filled(tuple(source.shape), BFLOAT16, 0, source, None, None)
+        stack, rows, cols = source.shape
+        struct = PanelsStruct(None, stack, rows, cols, BFLOAT16, 0, 0, int(paired))
+        return cls._filled(struct, source, None, None)
 
     @classmethod
-    def of_codes(cls, packed: Packed, shape: tuple[int, int, int], spec: ExpertQuantSpec) -> Panels:
-        """Pack codes that stand for weights of `shape` (S, rows, cols)."""
+    def of_codes(
+        cls, packed: Packed, shape: tuple[int, int, int], spec: ExpertQuantSpec, *, paired: bool = False
+    ) -> Panels:
+        """Pack codes that stand for weights of `shape` (S, rows, cols); `paired` as for bfloat16."""
         codes, scales = packed.codes.contiguous(), packed.scales.contiguous()
         zeros = None if packed.zeros is None else packed.zeros.contiguous()
-        return cls._filled(shape, spec.bits, spec.group_size, codes, scales, zeros)
+        struct = PanelsStruct(None, *shape, spec.bits, spec.group_size, int(zeros is not None), int(paired))
+        return cls._filled(struct, codes, scales, zeros)
 
     @classmethod
     def _filled(
-        cls,
-        shape: tuple[int, ...],
-        bits: int,
-        group: int,
-        codes: Tensor,
-        scales: Tensor | None,
-        zeros: Tensor | None,
+        cls, struct: PanelsStruct, codes: Tensor, scales: Tensor | None, zeros: Tensor | None
     ) -> Panels:
         native = library()
         assert native is not None
-        stack, rows, cols = shape
-        num_panels, num_steps = stack * math.ceil(rows / LANES), math.ceil(cols * bits / 32)
-        num_meta = num_panels * LANES * (math.ceil(cols / group) if group else 0)
-        sizes = (
-            num_panels * num_steps * STEP_BYTES,
-            2 * num_meta if scales is not None else 0,
-            num_meta if zeros is not None else 0,
-        )
-        starts = list(accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0))
-        memory = mmap.mmap(-1, max(starts[-1], 1))
+        memory = mmap.mmap(-1, max(_num_bytes(struct), 1))
         if hasattr(mmap, "MADV_HUGEPAGE"):
             # Fewer pages to look up: a panel is read from end to end.
             memory.madvise(mmap.MADV_HUGEPAGE)
-        first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        places = [first + start if size else None for start, size in zip(starts, sizes, strict=False)]
-        struct = PanelsStruct(*places, stack, rows, cols, bits, group)
+        struct.memory = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         sources = [0 if tensor is None else tensor.data_ptr() for tensor in (codes, scales, zeros)]
         native.pack(ctypes.addressof(struct), *sources)
         return cls(struct, memory)
@@ -126,7 +118,7 @@ class Panels:
 class ExpertPanels:
     """All experts of a layer."""
 
-    # 2E matrices (F, D), gate and up of each expert in turn; E matrices (D, F).
+    # E matrices (2F, D), gate and up paired; E matrices (D, F).
     gate_up: Panels
     down: Panels
 
@@ -172,9 +164,7 @@ class ExpertPanels:
 
 def bfloat16_panels(gate_up_E2FD: Tensor, down_EDF: Tensor) -> ExpertPanels:
     """Panels of a layer's bfloat16 experts."""
-    num_experts, width, num_ff = down_EDF.shape
-    gate_up_SFD = gate_up_E2FD.detach().reshape(2 * num_experts, num_ff, width)
-    return ExpertPanels(Panels.of_bfloat16(gate_up_SFD), Panels.of_bfloat16(down_EDF))
+    return ExpertPanels(Panels.of_bfloat16(gate_up_E2FD, paired=True), Panels.of_bfloat16(down_EDF))
 
 
 def code_panels(
@@ -183,6 +173,15 @@ def code_panels(
     """Panels of a layer's packed experts."""
     num_experts = down.codes.shape[0]
     return ExpertPanels(
-        Panels.of_codes(gate_up, (2 * num_experts, num_ff, width), spec),
+        Panels.of_codes(gate_up, (num_experts, 2 * num_ff, width), spec, paired=True),
         Panels.of_codes(down, (num_experts, width, num_ff), spec),
     )
+
+
+def _num_bytes(struct: PanelsStruct) -> int:
+    """What a stack takes in memory, by the layout of panels.h."""
+    num_panels = math.ceil(struct.rows // 2 / (LANES // 2)) if struct.paired else math.ceil(struct.rows / LANES)
+    num_steps = math.ceil(struct.cols * struct.bits / 32)
+    num_groups = math.ceil(struct.cols / struct.group) if struct.group else 0
+    head = SCALE_BYTES + (ZERO_BYTES if struct.has_zeros else 0)
+    return int(struct.stack * num_panels * (num_groups * head + num_steps * STEP_BYTES))

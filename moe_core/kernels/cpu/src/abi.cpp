@@ -55,7 +55,7 @@ const turnout::Ops& ops() {
 extern "C" {
 
 // Changes with every change of a signature below.
-TURNOUT_API int turnout_abi() { return 2; }
+TURNOUT_API int turnout_abi() { return 3; }
 
 TURNOUT_API const char* turnout_isa() {
   ops();

@@ -12,30 +12,79 @@ namespace TURNOUT_ISA {
 
 using turnout::Panels;
 
-// Rows in the form that panels of one shape multiply; kept between calls, so that memory is asked for once.
+// Rows that share one pass over panels: rows [first, first + num) of some inputs.
+struct Tile {
+  int64_t first;
+  int num;
+};
+
+// What a product reads of a tile: step s of row n is word s * num + n, group g of row n has number g * num + n.
+struct Operand {
+  const uint8_t* words;
+  const float* scales;
+  const int32_t* offsets;
+};
+
+// Rows in the form that panels of one shape multiply, tile by tile; kept between calls, so that memory is asked for once.
 struct Inputs {
   int64_t stride = 0;  // bytes of a row
   int64_t groups = 0;
-  std::vector<uint8_t> rows;
-  std::vector<float> scales;  // (R, groups)
-  std::vector<int32_t> sums;  // (R, groups): of the codes, for the weights' zero points
+  // What a code of zero stands for in symmetric weights; 1 where the weights have zero points.
+  int32_t zero = 1;
+  std::vector<uint8_t> words;
+  std::vector<float> scales;
+  std::vector<int32_t> offsets;  // minus the sum of a group's codes, times `zero`
 
   void resize(int64_t num_rows, const Panels& panels) {
     // Codes are read in whole steps; what lies past the last column is zero.
     stride = panels.steps() * panels.cols_of_step() * (panels.bits == 16 ? 2 : 1);
     groups = panels.groups();
-    rows.resize(num_rows * stride);
+    zero = panels.bits == 16 || panels.has_zeros ? 1 : 1 << (panels.bits - 1);
+    words.resize(num_rows * stride);
     scales.resize(num_rows * groups);
-    sums.resize(num_rows * groups);
+    offsets.resize(num_rows * groups);
   }
-  const uint8_t* row(int64_t r) const { return rows.data() + r * stride; }
+  Operand operand(int64_t first) const {
+    return {words.data() + first * stride, scales.data() + first * groups, offsets.data() + first * groups};
+  }
+  // Word `step` of a row.
+  uint8_t* word(const Tile& tile, int64_t row, int64_t step) {
+    return words.data() + tile.first * stride + (step * tile.num + row - tile.first) * 4;
+  }
 };
 
-static inline void put_bf16(Inputs& inputs, int64_t row, const bf16* x, int64_t cols) {
-  uint8_t* target = inputs.rows.data() + row * inputs.stride;
-  std::memcpy(target, x, cols * 2);
-  std::memset(target + cols * 2, 0, inputs.stride - cols * 2);
+// At most `most` rows a tile, as even as can be.
+static inline void tiles_of(int64_t first, int64_t end, int64_t most, std::vector<Tile>& tiles) {
+  const int64_t rows = end - first, count = (rows + most - 1) / most;
+  for (int64_t i = 0; i < count; i++)
+    tiles.push_back({first + rows * i / count, static_cast<int>(rows * (i + 1) / count - rows * i / count)});
 }
+
+// Takes a row that lies by itself into its place in a tile.
+static inline void put_words(Inputs& inputs, const Tile& tile, int64_t row, const Operand& from) {
+  uint8_t* target = inputs.word(tile, row, 0);
+  const int64_t steps = inputs.stride / 4, num = tile.num;
+  for (int64_t s = 0; s < steps; s++) std::memcpy(target + s * num * 4, from.words + s * 4, 4);
+  const int64_t meta = tile.first * inputs.groups + row - tile.first;
+  for (int64_t g = 0; g < inputs.groups; g++) {
+    inputs.scales[meta + g * num] = from.scales[g];
+    inputs.offsets[meta + g * num] = from.offsets[g];
+  }
+}
+
+// One row by itself.
+struct SingleRow {
+  std::vector<uint8_t> words;
+  std::vector<float> scales;
+  std::vector<int32_t> offsets;
+
+  void resize(const Inputs& inputs) {
+    words.resize(inputs.stride);
+    scales.resize(inputs.groups);
+    offsets.resize(inputs.groups);
+  }
+  Operand operand() const { return {words.data(), scales.data(), offsets.data()}; }
+};
 
 // Rounds halves away from zero; the sum of the codes. Vectorised: the two must not overlap.
 static inline int32_t round_to_codes(const float* __restrict x, int8_t* __restrict codes, int64_t size, float factor) {
@@ -50,14 +99,15 @@ static inline int32_t round_to_codes(const float* __restrict x, int8_t* __restri
 }
 
 // Codes from -127 to 127. A group with NaN or infinity gets NaN as its scale, and so makes its whole row NaN.
-static inline void put_codes(Inputs& inputs, int64_t row, const float* x, int64_t cols, int64_t group) {
-  int8_t* target = reinterpret_cast<int8_t*>(inputs.rows.data() + row * inputs.stride);
+static inline void to_codes(const Inputs& inputs, const float* x, int64_t cols, int64_t group, uint8_t* words,
+                            float* scales, int32_t* offsets) {
+  int8_t* target = reinterpret_cast<int8_t*>(words);
   for (int64_t g = 0; g < inputs.groups; g++) {
-    const int64_t first = g * group, end = std::min(cols, first + group);
+    const int64_t first = g * group, size = std::max<int64_t>(0, std::min(cols - first, group));
     int32_t top = 0;
-    for (int64_t i = first; i < end; i++) {
+    for (int64_t i = 0; i < size; i++) {
       int32_t bits;
-      std::memcpy(&bits, x + i, 4);
+      std::memcpy(&bits, x + first + i, 4);
       bits &= 0x7fffffff;
       // As integers NaN and infinity are above every number.
       top = top > bits ? top : bits;
@@ -69,13 +119,33 @@ static inline void put_codes(Inputs& inputs, int64_t row, const float* x, int64_
     const float factor = finite && largest > 1e-35f ? 127.0f / largest : 0.0f;
     int32_t sum = 0;
     if (factor == 0.0f)
-      std::memset(target + first, 0, end - first);
+      std::memset(target + first, 0, static_cast<size_t>(size));
     else
-      sum = round_to_codes(x + first, target + first, end - first, factor);
-    inputs.scales[row * inputs.groups + g] = finite ? largest / 127.0f : std::numeric_limits<float>::quiet_NaN();
-    inputs.sums[row * inputs.groups + g] = sum;
+      sum = round_to_codes(x + first, target + first, size, factor);
+    scales[g] = finite ? largest / 127.0f : std::numeric_limits<float>::quiet_NaN();
+    offsets[g] = -sum * inputs.zero;
   }
-  std::memset(target + cols, 0, inputs.stride - cols);
+  std::memset(target + cols, 0, static_cast<size_t>(inputs.stride - cols));
+}
+
+static inline void put_codes(Inputs& inputs, const Tile& tile, int64_t row, const float* x, int64_t cols, int64_t group) {
+  if (tile.num == 1)
+    return to_codes(inputs, x, cols, group, inputs.word(tile, row, 0), inputs.scales.data() + row * inputs.groups,
+                    inputs.offsets.data() + row * inputs.groups);
+  static thread_local SingleRow single;
+  single.resize(inputs);
+  to_codes(inputs, x, cols, group, single.words.data(), single.scales.data(), single.offsets.data());
+  put_words(inputs, tile, row, single.operand());
+}
+
+static inline void put_bf16(Inputs& inputs, const Tile& tile, int64_t row, const bf16* x, int64_t cols) {
+  uint8_t* target = inputs.word(tile, row, 0);
+  const int64_t steps = inputs.stride / 4, num = tile.num;
+  const int64_t whole = cols / 2;
+  for (int64_t s = 0; s < whole; s++) std::memcpy(target + s * num * 4, x + s * 2, 4);
+  if (whole == steps) return;
+  const bf16 last[2] = {x[cols - 1], 0};
+  std::memcpy(target + whole * num * 4, last, 4);
 }
 
 }  // namespace TURNOUT_ISA

@@ -17,12 +17,12 @@ static inline float widen(bf16 value) {
   return wide;
 }
 
-// Round to nearest even; NaN stays NaN.
+// Round to nearest even; NaN stays NaN. Without a branch, so that loops over it vectorise.
 static inline bf16 narrow(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<bf16>((bits >> 16) | 0x40u);
-  return static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, quiet = (bits >> 16) | 0x40u;
+  return static_cast<bf16>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
 
 // exp in float32 to about one unit in the last place times two; branch-free, so that loops over it vectorise.

@@ -11,9 +11,10 @@ using turnout::Pool;
 // What a call works in; each calling thread keeps its own.
 struct Workspace {
   Routed routed;
-  Inputs in, hidden;
-  std::vector<float> activation;  // (R, F), where the second map wants codes
-  std::vector<int64_t> identity;
+  Inputs in, gathered, hidden;
+  std::vector<Tile> tiles;
+  std::vector<int64_t> first_tile;  // of each active expert, and the end
+  std::vector<float> activation;    // (R, F), where the second map wants codes
 };
 
 static inline Workspace& workspace() {
@@ -21,110 +22,149 @@ static inline Workspace& workspace() {
   return of_thread;
 }
 
-static inline void count_up(std::vector<int64_t>& identity, int64_t size) {
-  for (int64_t row = static_cast<int64_t>(identity.size()); row < size; row++) identity.push_back(row);
-}
-
 // From this many rows on the preparation of inputs is shared among the threads.
 constexpr int64_t kManyRows = 32;
 
-static void prepare(Inputs& inputs, const Panels& panels, const bf16* x, int64_t num_rows) {
-  inputs.resize(num_rows, panels);
+template <class Work>
+static void run_if_many(int64_t num_rows, int64_t num_units, const Work& work) {
+  if (num_rows >= kManyRows) return Pool::instance().run(num_units, work);
+  for (int64_t unit = 0; unit < num_units; unit++) work(unit);
+}
+
+// Rows of bfloat16 into a tile of inputs.
+static void put_rows(Inputs& inputs, const Tile& tile, const Panels& panels, const bf16* const* rows) {
   const int64_t cols = panels.cols;
-  auto work = [&](int64_t row) {
-    if (panels.bits == 16) return put_bf16(inputs, row, x + row * cols, cols);
+  for (int n = 0; n < tile.num; n++) {
+    if (panels.bits == 16) {
+      put_bf16(inputs, tile, tile.first + n, rows[n], cols);
+      continue;
+    }
     static thread_local std::vector<float> wide;
     wide.resize(cols);
-    for (int64_t i = 0; i < cols; i++) wide[i] = widen(x[row * cols + i]);
-    put_codes(inputs, row, wide.data(), cols, panels.group);
-  };
-  if (num_rows >= kManyRows) return Pool::instance().run(num_rows, work);
-  for (int64_t row = 0; row < num_rows; row++) work(row);
+    for (int64_t i = 0; i < cols; i++) wide[i] = widen(rows[n][i]);
+    put_codes(inputs, tile, tile.first + n, wide.data(), cols, panels.group);
+  }
 }
 
 static inline void silu_and_multiply(const float* gate, const float* up, float* out, int num) {
   for (int i = 0; i < num; i++) out[i] = gate[i] / (1.0f + exp_(-gate[i])) * up[i];
 }
 
-// hidden[row] = silu(gate · x) * (up · x) in panels [first, end) of one expert.
-static void gate_and_up_panels(Workspace& space, const Panels& gate_up, int64_t expert, int64_t first, int64_t end) {
+// The tokens' rows in the order of the experts; codes are found once for a token, however many experts it has.
+static void gather_rows(Workspace& space, const Panels& gate_up, const bf16* x, int64_t T) {
   const Routed& routed = space.routed;
-  const int64_t F = gate_up.rows, row0 = routed.first[expert], row1 = routed.first[expert + 1];
-  constexpr int most = kInputs;
+  const int64_t R = static_cast<int64_t>(routed.token.size()), D = gate_up.cols;
   const bool codes = gate_up.bits != 16;
-  float tile[kInputs * 32], act[16];
+  if (codes) {
+    space.in.resize(T, gate_up);
+    run_if_many(T, T, [&](int64_t t) {
+      const bf16* row = x + t * D;
+      put_rows(space.in, {t, 1}, gate_up, &row);
+    });
+  }
+  space.gathered.resize(R, gate_up);
+  run_if_many(R, static_cast<int64_t>(space.tiles.size()), [&](int64_t i) {
+    const Tile& tile = space.tiles[i];
+    if (codes && tile.num == 1) return;
+    for (int64_t row = tile.first; row < tile.first + tile.num; row++) {
+      if (codes)
+        put_words(space.gathered, tile, row, space.in.operand(routed.token[row]));
+      else
+        put_bf16(space.gathered, tile, row, x + routed.token[row] * D, D);
+    }
+  });
+}
+
+// hidden[row] = silu(gate · x) * (up · x) in panels [first, end) of one expert.
+static void gate_and_up_panels(Workspace& space, const Panels& gate_up, int64_t active, int64_t first, int64_t end) {
+  const int64_t F = gate_up.rows / 2, expert = space.routed.active[active];
+  const bool codes = gate_up.bits != 16;
+  float sums[kInputs * 32], act[16];
   for (int64_t p = first; p < end; p++) {
     const int width = static_cast<int>(std::min<int64_t>(16, F - p * 16));
-    for (int64_t row = row0; row < row1; row += most) {
-      const int num = static_cast<int>(std::min<int64_t>(most, row1 - row));
-      multiply(num, {&gate_up, {2 * expert, 2 * expert + 1}, {p, p}, &space.in, routed.token.data() + row}, tile);
-      for (int n = 0; n < num; n++) {
-        silu_and_multiply(tile + n * 32, tile + n * 32 + 16, act, 16);
+    for (int64_t i = space.first_tile[active]; i < space.first_tile[active + 1]; i++) {
+      const Tile& tile = space.tiles[i];
+      const bool by_itself = codes && tile.num == 1;
+      const Operand x = by_itself ? space.in.operand(space.routed.token[tile.first]) : space.gathered.operand(tile.first);
+      const bool last = i + 1 == space.first_tile[active + 1];
+      multiply(tile.num, gate_up, gate_up.panel(expert, p), gate_up.panel(expert, last ? p + 1 : p), x, sums);
+      for (int n = 0; n < tile.num; n++) {
+        silu_and_multiply(sums + n * 32, sums + n * 32 + 16, act, 16);
+        const int64_t row = tile.first + n;
         if (codes) {
-          std::memcpy(space.activation.data() + (row + n) * F + p * 16, act, width * 4);
+          std::memcpy(space.activation.data() + row * F + p * 16, act, width * 4);
           continue;
         }
-        bf16* hidden = reinterpret_cast<bf16*>(space.hidden.rows.data() + (row + n) * space.hidden.stride) + p * 16;
-        for (int i = 0; i < width; i++) hidden[i] = narrow(act[i]);
+        // Past the last row of a panel act is 0, or NaN in a row that is NaN anyway.
+        bf16 rounded[16];
+        for (int i = 0; i < 16; i++) rounded[i] = narrow(act[i]);
+        for (int i = 0; i < width; i += 2) std::memcpy(space.hidden.word(tile, row, p * 8 + i / 2), rounded + i, 4);
       }
     }
   }
 }
 
-// gate_up: a stack of 2E matrices (F, D), gate and up of each expert in turn; down: E matrices (D, F).
+// out[t] for output panels [p0, p1): each unit owns some columns of all tokens and adds experts in their order.
+static void down_panels(Workspace& space, const Panels& down, int64_t p0, int64_t p1, bf16* out, int64_t T) {
+  const Routed& routed = space.routed;
+  const int64_t D = down.rows, stride = (p1 - p0) * 32, num_active = static_cast<int64_t>(routed.active.size());
+  static thread_local std::vector<float> totals;
+  totals.assign(T * stride, 0.0f);
+  float sums[kInputs * 32];
+  for (int64_t active = 0; active < num_active; active++) {
+    const int64_t expert = routed.active[active], following = routed.active[std::min(active + 1, num_active - 1)];
+    for (int64_t p = p0; p < p1; p++) {
+      const uint8_t *panel = down.panel(expert, p), *after = p + 1 < p1 ? panel + down.panel_bytes() : down.panel(following, p0);
+      for (int64_t i = space.first_tile[active]; i < space.first_tile[active + 1]; i++) {
+        const Tile& tile = space.tiles[i];
+        const uint8_t* next = i + 1 < space.first_tile[active + 1] ? panel : after;
+        multiply(tile.num, down, panel, next, space.hidden.operand(tile.first), sums);
+        for (int n = 0; n < tile.num; n++) {
+          float* total = totals.data() + routed.token[tile.first + n] * stride + (p - p0) * 32;
+          const float weight = routed.weight[tile.first + n];
+          for (int64_t i = 0; i < 32; i++) total[i] += weight * sums[n * 32 + i];
+        }
+      }
+    }
+  }
+  const int64_t d0 = p0 * 32, width = std::min(D, p1 * 32) - d0;
+  for (int64_t t = 0; t < T; t++)
+    for (int64_t d = 0; d < width; d++) out[t * D + d0 + d] = narrow(totals[t * stride + d]);
+}
+
+// gate_up: E matrices (2F, D), their halves paired; down: E matrices (D, F).
 static int mixture(const Panels& gate_up, const Panels& down, const bf16* x, const int64_t* ids, const float* weights,
                    bf16* out, int64_t T, int64_t k) {
   Workspace& space = workspace();
   Routed& routed = space.routed;
-  const int64_t E = down.stack, D = down.rows, F = down.cols;
+  const int64_t E = down.stack, F = down.cols;
   if (!group(routed, ids, weights, T, k, E)) return 1;
   const int64_t R = routed.first[E], num_active = static_cast<int64_t>(routed.active.size());
-  prepare(space.in, gate_up, x, T);
+  space.tiles.clear();
+  space.first_tile.clear();
+  for (int64_t expert : routed.active) {
+    space.first_tile.push_back(static_cast<int64_t>(space.tiles.size()));
+    tiles_of(routed.first[expert], routed.first[expert + 1], kInputs, space.tiles);
+  }
+  space.first_tile.push_back(static_cast<int64_t>(space.tiles.size()));
+  gather_rows(space, gate_up, x, T);
   space.hidden.resize(R, down);
   const bool codes = gate_up.bits != 16;
-  if (codes)
-    space.activation.resize(R * F);
-  else
-    // Past the last column lie what earlier calls left.
-    for (int64_t row = 0; row < R; row++)
-      std::memset(space.hidden.rows.data() + row * space.hidden.stride + F * 2, 0, space.hidden.stride - F * 2);
+  if (codes) space.activation.resize(R * F);
   const int64_t f_panels = gate_up.panels(), f_of_unit = 4, f_units = ceil_div(f_panels, f_of_unit);
   Pool::instance().run(num_active * f_units, [&](int64_t unit) {
     const int64_t p = unit % f_units * f_of_unit;
-    gate_and_up_panels(space, gate_up, routed.active[unit / f_units], p, std::min(f_panels, p + f_of_unit));
+    gate_and_up_panels(space, gate_up, unit / f_units, p, std::min(f_panels, p + f_of_unit));
   });
-  if (codes) {
-    auto quantise = [&](int64_t row) { put_codes(space.hidden, row, space.activation.data() + row * F, F, down.group); };
-    if (R >= kManyRows)
-      Pool::instance().run(R, quantise);
-    else
-      for (int64_t row = 0; row < R; row++) quantise(row);
-  }
-  count_up(space.identity, R);
-  // Each unit owns some output columns of all tokens and adds experts in their order: the threads change nothing.
-  const int64_t d_panels = down.panels(), d_of_unit = T > 32 ? 6 : 2;
+  if (codes)
+    run_if_many(R, static_cast<int64_t>(space.tiles.size()), [&](int64_t i) {
+      const Tile& tile = space.tiles[i];
+      for (int64_t row = tile.first; row < tile.first + tile.num; row++)
+        put_codes(space.hidden, tile, row, space.activation.data() + row * F, F, down.group);
+    });
+  const int64_t d_panels = down.panels(), d_of_unit = 3;
   Pool::instance().run(ceil_div(d_panels, d_of_unit), [&](int64_t unit) {
-    static thread_local std::vector<float> sums;
-    const int64_t p0 = unit * d_of_unit, p1 = std::min(d_panels, p0 + d_of_unit), stride = d_of_unit * 16;
-    constexpr int most = kInputs;
-    float tile[kInputs * 32];
-    sums.assign(T * stride, 0.0f);
-    for (int64_t expert : routed.active)
-      for (int64_t p = p0; p < p1; p += 2)
-        for (int64_t row = routed.first[expert]; row < routed.first[expert + 1]; row += most) {
-          const int num = static_cast<int>(std::min<int64_t>(most, routed.first[expert + 1] - row));
-          const int64_t second = std::min(p + 1, p1 - 1);
-          multiply(num, {&down, {expert, expert}, {p, second}, &space.hidden, space.identity.data() + row}, tile);
-          const int64_t width = std::min<int64_t>(32, (p1 - p) * 16);
-          for (int n = 0; n < num; n++) {
-            float* sum = sums.data() + routed.token[row + n] * stride + (p - p0) * 16;
-            const float weight = routed.weight[row + n];
-            for (int64_t i = 0; i < width; i++) sum[i] += weight * tile[n * 32 + i];
-          }
-        }
-    const int64_t d0 = p0 * 16, width = std::min(D, p1 * 16) - d0;
-    for (int64_t t = 0; t < T; t++)
-      for (int64_t d = 0; d < width; d++) out[t * D + d0 + d] = narrow(sums[t * stride + d]);
+    down_panels(space, down, unit * d_of_unit, std::min(d_panels, (unit + 1) * d_of_unit), out, T);
   });
   return 0;
 }
@@ -132,61 +172,69 @@ static int mixture(const Panels& gate_up, const Panels& down, const bf16* x, con
 // out[t][o] = row o · x[t] of a single matrix; out is float32 or bfloat16.
 static void map(const Panels& m, const bf16* x, void* out, int out_is_float, int64_t T) {
   Workspace& space = workspace();
-  prepare(space.in, m, x, T);
-  count_up(space.identity, T);
-  const int64_t panels = m.panels();
-  Pool::instance().run(ceil_div(panels, 2), [&](int64_t unit) {
-    float tile[kInputs * 32];
-    const int64_t p = 2 * unit, width = std::min<int64_t>(32, m.rows - p * 16);
-    for (int64_t t = 0; t < T; t += kInputs) {
-      const int num = static_cast<int>(std::min<int64_t>(kInputs, T - t));
-      multiply(num, {&m, {0, 0}, {p, std::min(p + 1, panels - 1)}, &space.in, space.identity.data() + t}, tile);
-      for (int n = 0; n < num; n++) {
-        const int64_t place = (t + n) * m.rows + p * 16;
-        if (out_is_float)
-          std::memcpy(static_cast<float*>(out) + place, tile + n * 32, width * 4);
-        else
-          for (int64_t i = 0; i < width; i++) static_cast<bf16*>(out)[place + i] = narrow(tile[n * 32 + i]);
-      }
-    }
+  space.tiles.clear();
+  tiles_of(0, T, kInputs, space.tiles);
+  space.in.resize(T, m);
+  run_if_many(T, static_cast<int64_t>(space.tiles.size()), [&](int64_t i) {
+    const bf16* rows[kInputs];
+    for (int n = 0; n < space.tiles[i].num; n++) rows[n] = x + (space.tiles[i].first + n) * m.cols;
+    put_rows(space.in, space.tiles[i], m, rows);
   });
+  // About 64 KiB of weights a unit: long enough to be worth a hand-over, short enough to share evenly.
+  const int64_t panels = m.panels(), of_unit = std::max<int64_t>(1, 65536 / m.panel_bytes());
+  Pool::instance().run(ceil_div(panels, of_unit), [&](int64_t unit) {
+    float sums[kInputs * 32];
+    for (int64_t p = unit * of_unit; p < std::min(panels, (unit + 1) * of_unit); p++)
+      for (const Tile& tile : space.tiles) {
+        const bool last = tile.first + tile.num == T;
+        multiply(tile.num, m, m.panel(0, p), m.panel(0, last ? p + 1 : p), space.in.operand(tile.first), sums);
+        const int64_t width = std::min<int64_t>(32, m.rows - p * 32);
+        for (int n = 0; n < tile.num; n++) {
+          const int64_t place = (tile.first + n) * m.rows + p * 32;
+          if (out_is_float)
+            std::memcpy(static_cast<float*>(out) + place, sums + n * 32, width * 4);
+          else
+            for (int64_t i = 0; i < width; i++) static_cast<bf16*>(out)[place + i] = narrow(sums[n * 32 + i]);
+        }
+      }
+  });
+}
+
+// The four bytes of one step of a row; of 4 bits two codes a byte, the even column in the low half, become columns 0-3 low
+// and 4-7 high.
+static inline void put_step(const Panels& to, const uint8_t* source, int64_t left, uint8_t* target) {
+  uint8_t raw[4] = {};
+  std::memcpy(raw, source, left < 4 ? left : 4);
+  if (to.bits == 4) {
+    uint8_t code[8];
+    for (int i = 0; i < 4; i++) code[2 * i] = raw[i] & 15, code[2 * i + 1] = raw[i] >> 4;
+    for (int i = 0; i < 4; i++) raw[i] = static_cast<uint8_t>(code[i] | (code[i + 4] << 4));
+  }
+  std::memcpy(target, raw, 4);
 }
 
 // Codes as a checkpoint holds them, row by row, into panels; rows of a last panel that are not there stay zero.
 static void pack(const Panels& to, const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros) {
   const int64_t bytes_of_row = to.bits == 16 ? to.cols * 2 : (to.cols * to.bits + 7) / 8;
   const int64_t panels = to.panels(), steps = to.steps(), groups = to.groups();
+  const int64_t steps_of_group = to.bits == 16 ? steps : to.group / to.cols_of_step();
   Pool::instance().run(to.stack * panels, [&](int64_t unit) {
     const int64_t s = unit / panels, p = unit % panels;
-    uint8_t* target = to.panel(s, p);
-    std::memset(target, 0, steps * 64);
-    for (int64_t lane = 0; lane < 16 && p * 16 + lane < to.rows; lane++) {
-      const int64_t row = s * to.rows + p * 16 + lane;
-      const uint8_t* source = codes + row * bytes_of_row;
+    uint8_t* panel = to.panel(s, p);
+    std::memset(panel, 0, to.panel_bytes());
+    for (int64_t lane = 0; lane < 32; lane++) {
+      if (to.row_of(p, lane) >= to.rows) continue;
+      const int64_t row = s * to.rows + to.row_of(p, lane);
       for (int64_t step = 0; step < steps; step++) {
-        uint8_t* word = target + step * 64 + lane * 4;
-        const int64_t left = bytes_of_row - step * 4;
-        uint8_t raw[4] = {};
-        std::memcpy(raw, source + step * 4, left < 4 ? left : 4);
-        if (to.bits == 4) {
-          // Two codes a byte, the even column in the low half: to columns 0-3 low, 4-7 high.
-          uint8_t code[8];
-          for (int i = 0; i < 4; i++) code[2 * i] = raw[i] & 15, code[2 * i + 1] = raw[i] >> 4;
-          for (int i = 0; i < 4; i++) raw[i] = static_cast<uint8_t>(code[i] | (code[i + 4] << 4));
-        }
-        std::memcpy(word, raw, 4);
+        uint8_t* place = panel + step * 128 + (step / steps_of_group + 1) * to.head_bytes() + lane * 4;
+        put_step(to, codes + row * bytes_of_row + step * 4, bytes_of_row - step * 4, place);
       }
       for (int64_t g = 0; g < groups; g++) {
-        const int64_t place = to.meta(s, p) + g * 16 + lane;
-        to.scales[place] = scales[row * groups + g];
-        if (to.zeros) to.zeros[place] = zeros[row * groups + g];
+        uint8_t* head = panel + g * to.group_bytes();
+        std::memcpy(head + lane * 2, scales + row * groups + g, 2);
+        if (to.has_zeros) head[64 + lane] = zeros[row * groups + g];
       }
     }
-    for (int64_t lane = std::min<int64_t>(16, to.rows - p * 16); lane < 16; lane++)
-      for (int64_t g = 0; g < groups; g++) {
-        to.scales[to.meta(s, p) + g * 16 + lane] = 0;
-        if (to.zeros) to.zeros[to.meta(s, p) + g * 16 + lane] = 0;
-      }
   });
 }
 

@@ -8,16 +8,6 @@
 
 namespace TURNOUT_ISA {
 
-// Two panels and, for each of some inputs, its row: what one call of a product works on.
-struct Tile {
-  const Panels* panels;
-  // Matrix and panel of the first and the second half.
-  int64_t stack[2], panel[2];
-  const Inputs* inputs;
-  // Which rows of the inputs.
-  const int64_t* rows;
-};
-
 constexpr int64_t kAheadBytes = 2048;
 
 #define TURNOUT_INLINE __attribute__((always_inline))
@@ -32,26 +22,30 @@ TURNOUT_INLINE static inline void each(const Step& step) {
   each_of(step, std::make_integer_sequence<int, N>());
 }
 
+// What to fetch while `at` is read: further on in the same panel, or past its end in the one that is read next.
+static inline const uint8_t* ahead_of(const uint8_t* at, const uint8_t* end, const uint8_t* next) {
+  return end - at > kAheadBytes ? at + kAheadBytes : next + (kAheadBytes - (end - at));
+}
+
 template <int N>
-static void multiply_bf16(const Tile& tile, float* out) {
-  const Panels& m = *tile.panels;
-  const uint8_t* w[2] = {m.panel(tile.stack[0], tile.panel[0]), m.panel(tile.stack[1], tile.panel[1])};
-  const uint8_t* x[N];
+static void multiply_bf16(const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x, float* out) {
   F16 acc[N][2];
-  each<N>([&](auto n) TURNOUT_INLINE {
-    x[n] = tile.inputs->row(tile.rows[n]);
-    acc[n][0] = acc[n][1] = zero_f();
-  });
-  const int64_t steps = m.steps();
-  for (int64_t s = 0; s < steps; s++) {
-    const I16 w0 = load_words(w[0] + s * 64), w1 = load_words(w[1] + s * 64);
-    __builtin_prefetch(w[0] + s * 64 + kAheadBytes);
-    __builtin_prefetch(w[1] + s * 64 + kAheadBytes);
-    each<N>([&](auto n) TURNOUT_INLINE {
-      const uint32_t both = load32(x[n] + s * 4);
-      acc[n][0] = dot_bf16(acc[n][0], w0, both);
-      acc[n][1] = dot_bf16(acc[n][1], w1, both);
-    });
+  each<N>([&](auto n) TURNOUT_INLINE { acc[n][0] = acc[n][1] = zero_f(); });
+  const uint8_t *words = x.words, *end = panel + m.panel_bytes();
+  while (panel < end) {
+    const uint8_t* ahead = ahead_of(panel, end, next);
+    const int64_t size = std::min<int64_t>(2048, end - panel);
+    for (int64_t at = 0; at < size; at += 128, words += N * 4) {
+      const I16 a = load_words(panel + at), b = load_words(panel + at + 64);
+      __builtin_prefetch(ahead + at);
+      __builtin_prefetch(ahead + at + 64);
+      each<N>([&](auto n) TURNOUT_INLINE {
+        const uint32_t both = load32(words + n * 4);
+        acc[n][0] = dot_bf16(acc[n][0], a, both);
+        acc[n][1] = dot_bf16(acc[n][1], b, both);
+      });
+    }
+    panel += size;
   }
   each<N>([&](auto n) TURNOUT_INLINE {
     store_f(out + n * 32, acc[n][0]);
@@ -59,74 +53,92 @@ static void multiply_bf16(const Tile& tile, float* out) {
   });
 }
 
-template <int N, int kBits>
-static void multiply_codes(const Tile& tile, float* out) {
-  const Panels& m = *tile.panels;
-  const Inputs& in = *tile.inputs;
-  const uint8_t* w[2];
-  int64_t meta[2];
-  for (int h = 0; h < 2; h++) {
-    w[h] = m.panel(tile.stack[h], tile.panel[h]);
-    meta[h] = m.meta(tile.stack[h], tile.panel[h]);
-  }
-  const uint8_t* x[N];
-  each<N>([&](auto n) TURNOUT_INLINE { x[n] = in.row(tile.rows[n]); });
-  // Totals stay in the cache: registers are worth more to the sums of a group.
-  std::memset(out, 0, N * 32 * sizeof(float));
-  constexpr int64_t kCols = 32 / kBits;
-  const int64_t groups = m.groups(), steps = m.steps(), steps_of_group = m.group / kCols;
-  for (int64_t g = 0; g < groups; g++) {
+template <int N, int kBits, bool kZeros>
+static void multiply_codes(const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x, float* out) {
+  // Totals of few inputs stay in registers; of many in the cache, for the sums of a group need the registers more.
+  constexpr bool kKept = 2 * N <= kInputs;
+  F16 total[kKept ? N : 1][2];
+  if constexpr (kKept)
+    each<N>([&](auto n) TURNOUT_INLINE { total[n][0] = total[n][1] = zero_f(); });
+  else
+    std::memset(out, 0, N * 32 * sizeof(float));
+  constexpr int64_t kHead = kZeros ? 128 : 64;
+  const int64_t group_bytes = m.group_bytes();
+  const uint8_t *words = x.words, *end = panel + m.panel_bytes();
+  const int32_t* offsets = x.offsets;
+  const float* factors = x.scales;
+  for (; panel < end; panel += group_bytes, offsets += N, factors += N) {
+    const uint8_t* ahead = ahead_of(panel, end, next);
+    const int64_t size = std::min(group_bytes, end - panel);
+    __builtin_prefetch(ahead);
     // The zero point's part first: codes are unsigned as they are stored.
-    I16 zero0 = splat_i(1 << (kBits - 1)), zero1 = zero0;
-    if (m.zeros) {
-      zero0 = load_bytes(m.zeros + meta[0] + g * 16);
-      zero1 = load_bytes(m.zeros + meta[1] + g * 16);
-    }
     I16 acc[N][2];
-    each<N>([&](auto n) TURNOUT_INLINE {
-      const I16 sum = splat_i(-in.sums[tile.rows[n] * groups + g]);
-      acc[n][0] = mul(zero0, sum);
-      acc[n][1] = mul(zero1, sum);
-    });
-    const int64_t end = std::min(steps, (g + 1) * steps_of_group);
-    for (int64_t s = g * steps_of_group; s < end; s++) {
-      const I16 w0 = load_words(w[0] + s * 64), w1 = load_words(w[1] + s * 64);
-      __builtin_prefetch(w[0] + s * 64 + kAheadBytes);
-      __builtin_prefetch(w[1] + s * 64 + kAheadBytes);
+    if constexpr (kZeros) {
+      __builtin_prefetch(ahead + 64);
+      const I16 zero0 = load_bytes(panel + 64), zero1 = load_bytes(panel + 80);
+      each<N>([&](auto n) TURNOUT_INLINE {
+        acc[n][0] = mul(zero0, splat_i(offsets[n]));
+        acc[n][1] = mul(zero1, splat_i(offsets[n]));
+      });
+    } else {
+      each<N>([&](auto n) TURNOUT_INLINE { acc[n][0] = acc[n][1] = splat_i(offsets[n]); });
+    }
+    int64_t at = kHead;
+    do {
+      const I16 a = load_words(panel + at), b = load_words(panel + at + 64);
+      __builtin_prefetch(ahead + at);
+      __builtin_prefetch(ahead + at + 64);
       if constexpr (kBits == 8) {
         each<N>([&](auto n) TURNOUT_INLINE {
-          const uint32_t four = load32(x[n] + s * 4);
-          acc[n][0] = dot_bytes(acc[n][0], w0, four);
-          acc[n][1] = dot_bytes(acc[n][1], w1, four);
+          const uint32_t four = load32(words + n * 4);
+          acc[n][0] = dot_bytes(acc[n][0], a, four);
+          acc[n][1] = dot_bytes(acc[n][1], b, four);
         });
       } else {
-        const I16 low0 = low_nibbles(w0), low1 = low_nibbles(w1), high0 = high_nibbles(w0), high1 = high_nibbles(w1);
+        const I16 low_a = low_nibbles(a), low_b = low_nibbles(b), high_a = high_nibbles(a), high_b = high_nibbles(b);
         each<N>([&](auto n) TURNOUT_INLINE {
-          const uint32_t first = load32(x[n] + s * 8), second = load32(x[n] + s * 8 + 4);
-          acc[n][0] = dot_bytes(dot_bytes(acc[n][0], low0, first), high0, second);
-          acc[n][1] = dot_bytes(dot_bytes(acc[n][1], low1, first), high1, second);
+          const uint32_t first = load32(words + n * 4), second = load32(words + (N + n) * 4);
+          acc[n][0] = dot_bytes(dot_bytes(acc[n][0], low_a, first), high_a, second);
+          acc[n][1] = dot_bytes(dot_bytes(acc[n][1], low_b, first), high_b, second);
         });
       }
-    }
-    const F16 scale0 = load_half(m.scales + meta[0] + g * 16), scale1 = load_half(m.scales + meta[1] + g * 16);
+      at += 128, words += N * (kBits == 8 ? 4 : 8);
+    } while (at < size);
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel);
+    const F16 scale0 = load_half(scales), scale1 = load_half(scales + 16);
     each<N>([&](auto n) TURNOUT_INLINE {
-      const F16 factor = splat_f(in.scales[tile.rows[n] * groups + g]);
-      float* total = out + n * 32;
-      store_f(total, fma(load_f(total), mul(to_float(acc[n][0]), factor), scale0));
-      store_f(total + 16, fma(load_f(total + 16), mul(to_float(acc[n][1]), factor), scale1));
+      const F16 factor = splat_f(factors[n]);
+      if constexpr (kKept) {
+        total[n][0] = fma(total[n][0], mul(to_float(acc[n][0]), factor), scale0);
+        total[n][1] = fma(total[n][1], mul(to_float(acc[n][1]), factor), scale1);
+      } else {
+        float* sum = out + n * 32;
+        store_f(sum, fma(load_f(sum), mul(to_float(acc[n][0]), factor), scale0));
+        store_f(sum + 16, fma(load_f(sum + 16), mul(to_float(acc[n][1]), factor), scale1));
+      }
     });
+    // Without it gcc keeps the totals of a group in registers that it has not, and every sum on the stack.
+    if constexpr (!kKept) asm volatile("" ::: "memory");
   }
+  if constexpr (kKept)
+    each<N>([&](auto n) TURNOUT_INLINE {
+      store_f(out + n * 32, total[n][0]);
+      store_f(out + n * 32 + 16, total[n][1]);
+    });
 }
 
-// out[n * 32 + 16 * half + lane] for `num` inputs, at most kInputs.
-static inline void multiply(int num, const Tile& tile, float* out) {
-#define TURNOUT_CASE(N)                                                   \
-  case N:                                                                 \
-    if constexpr (N <= kInputs) {                                         \
-      if (tile.panels->bits == 16) return multiply_bf16<N>(tile, out);    \
-      if (tile.panels->bits == 8) return multiply_codes<N, 8>(tile, out); \
-      return multiply_codes<N, 4>(tile, out);                             \
-    }                                                                     \
+// out[n * 32 + lane] for `num` inputs, at most kInputs; `next` is read after this panel.
+static inline void multiply(int num, const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x,
+                            float* out) {
+#define TURNOUT_CASE(N)                                                                \
+  case N:                                                                              \
+    if constexpr (N <= kInputs) {                                                      \
+      if (m.bits == 16) return multiply_bf16<N>(m, panel, next, x, out);               \
+      if (m.bits == 8 && m.has_zeros) return multiply_codes<N, 8, true>(m, panel, next, x, out);  \
+      if (m.bits == 8) return multiply_codes<N, 8, false>(m, panel, next, x, out);     \
+      if (m.has_zeros) return multiply_codes<N, 4, true>(m, panel, next, x, out);      \
+      return multiply_codes<N, 4, false>(m, panel, next, x, out);                      \
+    }                                                                                  \
     break;
   switch (num) {
     TURNOUT_CASE(1) TURNOUT_CASE(2) TURNOUT_CASE(3) TURNOUT_CASE(4) TURNOUT_CASE(5) TURNOUT_CASE(6)

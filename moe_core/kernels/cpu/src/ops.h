@@ -13,7 +13,7 @@ struct Ops {
   // Mixture of SwiGLU experts; returns 0, or 1 for an expert number out of range.
   int (*experts)(const uint16_t* gate_up, const uint16_t* down, const uint16_t* x, const int64_t* ids,
                  const float* weights, uint16_t* out, int64_t T, int64_t k, int64_t E, int64_t D, int64_t F);
-  // The same with weights in panels: 2E matrices (F, D), gate and up of each expert in turn, and E matrices (D, F).
+  // The same with weights in panels: E matrices (2F, D), gate and up paired, and E matrices (D, F).
   int (*mixture)(const Panels& gate_up, const Panels& down, const uint16_t* x, const int64_t* ids, const float* weights,
                  uint16_t* out, int64_t T, int64_t k);
   // out[t][o] = row o · x[t] of one matrix in panels; out is float32 or bfloat16.

@@ -1,29 +1,37 @@
-// Weights in panels: sixteen rows side by side, so that a product needs no sum across lanes and memory is read in one stream.
+// Weights in panels: 32 rows side by side, so that a product needs no sum across lanes and memory is read in one stream.
 #pragma once
 #include <cstdint>
 
 namespace turnout {
 
-// A stack of equal matrices (rows, cols). Row r of matrix s lies in panel r / 16 of that matrix, lane r % 16.
-//   codes  [stack][panels][steps][16 lanes][4 bytes]   a step is 2 columns of bfloat16, 4 of 8 bits, 8 of 4 bits
-//   scales [stack][panels][groups][16 lanes]           float16; none for bfloat16
-//   zeros  [stack][panels][groups][16 lanes]           none for bfloat16 and for symmetric codes
+// A stack of equal matrices (rows, cols). Row r of a matrix lies in panel r / 32, lane r % 32; where the two halves of a
+// matrix are paired (gate and up), a panel holds 16 rows of the first half and beside them the same 16 of the second.
+// A panel is, group after group,
+//   scales [32 lanes]                  float16; none for bfloat16, which has no groups
+//   zeros  [32 lanes] and 32 bytes     one byte each; none for symmetric codes
+//   codes  [steps][32 lanes][4 bytes]  a step is 2 columns of bfloat16, 4 of 8 bits, 8 of 4 bits
 // Of 4-bit codes the low halves of a lane's bytes are its columns 0 to 3, the high halves 4 to 7.
+// Whoever reads panel after panel reads memory from end to end.
 struct Panels {
-  void* codes;
-  uint16_t* scales;
-  uint8_t* zeros;
+  uint8_t* memory;
   int64_t stack, rows, cols;
-  int32_t bits, group;
+  int32_t bits, group, has_zeros, paired;
 
-  int64_t panels() const { return (rows + 15) / 16; }
+  int64_t panels() const { return paired ? (rows / 2 + 15) / 16 : (rows + 31) / 32; }
   int64_t cols_of_step() const { return 32 / bits; }
   int64_t steps() const { return (cols + cols_of_step() - 1) / cols_of_step(); }
   int64_t groups() const { return bits == 16 ? 0 : (cols + group - 1) / group; }
-  uint8_t* panel(int64_t s, int64_t p) const {
-    return static_cast<uint8_t*>(codes) + (s * panels() + p) * steps() * 64;
+  int64_t head_bytes() const { return bits == 16 ? 0 : has_zeros ? 128 : 64; }
+  // Of a whole group, its head included.
+  int64_t group_bytes() const { return head_bytes() + group / cols_of_step() * 128; }
+  int64_t panel_bytes() const { return groups() * head_bytes() + steps() * 128; }
+  uint8_t* panel(int64_t s, int64_t p) const { return memory + (s * panels() + p) * panel_bytes(); }
+  // Which row of its matrix lies in a lane; it may be past the last one.
+  int64_t row_of(int64_t p, int64_t lane) const {
+    if (!paired) return p * 32 + lane;
+    const int64_t row = p * 16 + lane % 16;
+    return row >= rows / 2 ? rows : row + (lane < 16 ? 0 : rows / 2);
   }
-  int64_t meta(int64_t s, int64_t p) const { return (s * panels() + p) * groups() * 16; }
 };
 
 }  // namespace turnout

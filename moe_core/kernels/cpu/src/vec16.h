@@ -64,7 +64,9 @@ static inline F16 dot_bf16(F16 acc, I16 w, uint32_t x) {
 static inline I16 dot_bytes(I16 acc, I16 w, uint32_t x) {
   const I16 all = _mm512_set1_epi32(static_cast<int32_t>(x));
 #if defined(__AVX512VNNI__)
-  return _mm512_dpbusd_epi32(acc, w, all);
+  // As an intrinsic gcc 12 copies sums from one register, or the stack, to another at each product.
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(all));
+  return acc;
 #else
   // Pairs of 16 bits: vpmaddubsw would saturate.
   const I16 even = _mm512_madd_epi16(_mm512_and_si512(w, _mm512_set1_epi16(255)),

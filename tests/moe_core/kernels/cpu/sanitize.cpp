@@ -35,13 +35,11 @@ static Exact<uint16_t> bfloats(int64_t size) {
 }
 
 struct Packed {
-  Exact<uint8_t> codes;
-  Exact<uint16_t> scales;
-  Exact<uint8_t> zeros;
+  Exact<uint8_t> memory;
   Panels panels;
 
-  Packed(int64_t stack, int64_t rows, int64_t cols, int bits, int group, bool symmetric)
-      : codes(0), scales(0), zeros(0), panels{nullptr, nullptr, nullptr, stack, rows, cols, bits, group} {
+  Packed(int64_t stack, int64_t rows, int64_t cols, int bits, int group, bool symmetric, bool paired = false)
+      : memory(0), panels{nullptr, stack, rows, cols, bits, group, bits != 16 && !symmetric, paired} {
     const int64_t bytes = stack * rows * (bits == 16 ? cols * 2 : (cols * bits + 7) / 8);
     Exact<uint8_t> from(bytes), from_zeros(stack * rows * panels.groups());
     Exact<uint16_t> from_scales(stack * rows * panels.groups());
@@ -52,12 +50,8 @@ struct Packed {
       for (int64_t i = 0; i < bytes; i++) from.get()[i] = static_cast<uint8_t>(chance());
     // One in float16.
     for (int64_t i = 0; i < stack * rows * panels.groups(); i++) from_scales.get()[i] = 0x2000;
-    codes = Exact<uint8_t>(stack * panels.panels() * panels.steps() * 64);
-    scales = Exact<uint16_t>(stack * panels.panels() * panels.groups() * 16);
-    zeros = Exact<uint8_t>(stack * panels.panels() * panels.groups() * 16);
-    panels.codes = codes.get();
-    panels.scales = scales.get();
-    panels.zeros = symmetric || bits == 16 ? nullptr : zeros.get();
+    memory = Exact<uint8_t>(stack * panels.panels() * panels.panel_bytes());
+    panels.memory = memory.get();
     TURNOUT_ISA::kOps.pack(panels, from.get(), from_scales.get(), from_zeros.get());
   }
 };
@@ -79,10 +73,10 @@ static void mixtures(int64_t T, int64_t E, int64_t k, int64_t D, int64_t F) {
   }
   for (int bits : {16, 8, 4})
     for (bool symmetric : {true, false}) {
-      Packed gate_up(2 * E, F, D, bits, 32, symmetric), down(E, D, F, bits, 32, symmetric);
+      Packed gate_up(E, 2 * F, D, bits, 32, symmetric, true), down(E, D, F, bits, 32, symmetric), up(E, F, D, bits, 32, symmetric);
       check(!ops.mixture(gate_up.panels, down.panels, x.get(), ids.get(), weights.get(), out.get(), T, k), "mixture");
       Exact<float> floats(T * F);
-      ops.map(gate_up.panels, x.get(), floats.get(), 1, T);
+      ops.map(up.panels, x.get(), floats.get(), 1, T);
     }
   Exact<uint16_t> rows_in = bfloats(E * 2 * F * D), rows_out = bfloats(E * D * F);
   check(!ops.experts(rows_in.get(), rows_out.get(), x.get(), ids.get(), weights.get(), out.get(), T, k, E, D, F), "experts");
@@ -97,7 +91,7 @@ static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, in
                   head_norm = bfloats(d), up = bfloats(2 * F * D), down = bfloats(D * F), turns = bfloats(P * M * (d / 2)),
                   keys(blocks * P * G * d), values(blocks * P * G * d);
   Exact<float> router(E * D), prior(2 * E), logits(T * V);
-  Packed qkv_panels(1, qkv_rows, D, 16, 0, true), gate_up(2 * E, F, D, 4, 32, false), narrow(E, D, F, 4, 32, false);
+  Packed qkv_panels(1, qkv_rows, D, 16, 0, true), gate_up(E, 2 * F, D, 4, 32, false, true), narrow(E, D, F, 4, 32, false);
   turnout::LayerPlan dense{}, mixture{};
   dense.input_norm = dense.mlp_norm = norm.get();
   dense.qkv = qkv.get();
