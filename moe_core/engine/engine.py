@@ -17,7 +17,7 @@ from moe_core.engine.detokenizer import Detokenizer, TextStream
 from moe_core.engine.events import Delta, Done, Event, Failed, Started
 from moe_core.engine.ngram import NgramDrafter, num_right
 from moe_core.engine.residency import ResidentExperts
-from moe_core.engine.routed_experts import RoutedExperts
+from moe_core.engine.routed_experts import RoutedExperts, require_room
 from moe_core.engine.runner import ModelRunner
 from moe_core.engine.sampler import Sample, sample
 from moe_core.engine.sampling_params import SamplingParams
@@ -95,6 +95,7 @@ class Engine:
         domain: int = -1,
         cache_salt: str = "",
         record_routing: bool = False,
+        routing_start: int = 0,
         fair_key: str = "",
         priority: int = 0,
         matcher: TokenMatcher | None = None,
@@ -105,7 +106,7 @@ class Engine:
         Raises:
             PromptTooLong: when not even one token of answer would fit.
             EngineBusy: when the queue is full.
-            SpecError: for an empty prompt or a token outside the vocabulary.
+            SpecError: for an empty prompt, a token outside the vocabulary, or a record of routing that would be too long.
         """
         self.check_prompt(prompt_ids)
         self._check_bias(sampling)
@@ -118,7 +119,9 @@ class Engine:
             detokenizer=Detokenizer(stream, sampling.stop),
             domain=domain,
             cache_salt=cache_salt,
-            routed_experts=self._new_record() if record_routing else None,
+            routed_experts=self._new_record(len(prompt_ids), sampling, routing_start)
+            if record_routing
+            else None,
             fair_key=fair_key,
             priority=priority,
             leader_id=leader.id if leader is not None and leader.id in self._sequences else 0,
@@ -307,7 +310,7 @@ class Engine:
             sequence.num_reused_tokens,
             sequence.num_output_tokens,
             _timing_ms(sequence),
-            None if sequence.routed_experts is None else sequence.routed_experts.to_json(),
+            None if sequence.routed_experts is None else sequence.routed_experts.encoded(),
         )
 
     def _fail(self, sequence: Sequence, code: str, message: str) -> Failed:
@@ -319,9 +322,20 @@ class Engine:
         self.scheduler.remove(sequence)
         del self._sequences[sequence.id]
 
-    def _new_record(self) -> RoutedExperts | None:
-        moe = self.runner.model.spec.moe
-        return None if moe is None else RoutedExperts(moe)
+    def _new_record(
+        self, num_prompt_tokens: int, sampling: SamplingParams, start: int
+    ) -> RoutedExperts | None:
+        """Where the routing of an answer is noted from token `start` on; None for a model without experts."""
+        if start > num_prompt_tokens:
+            raise SpecError(
+                f"routed_experts_start_len ({start}) is beyond the prompt of {num_prompt_tokens} tokens"
+            )
+        spec = self.runner.model.spec
+        if spec.moe is None:
+            return None
+        longest = min(num_prompt_tokens + sampling.max_tokens, self.max_tokens) - start
+        require_room(spec.moe, spec.num_hidden_layers, longest)
+        return RoutedExperts(spec.moe, spec.num_hidden_layers, start)
 
 
 def _timing_ms(sequence: Sequence) -> dict[str, float | None]:

@@ -37,7 +37,8 @@ class Done:
     num_reused_tokens: int
     num_output_tokens: int
     timing_ms: dict[str, float | None] = field(default_factory=dict)
-    routed_experts: dict[str, object] | None = None
+    # Of all layers, as `RoutedExperts.encoded` writes them.
+    routed_experts: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,7 @@ async def _submit(service: EngineService, codec: TextCodec, body: GenerateBody) 
             domain=_domain(service, body.domain),
             cache_salt=body.cache_salt,
             record_routing=body.routed_experts,
+            routing_start=body.routed_experts_start_len,
             fair_key=body.fair_key,
             priority=body.priority,
         )

@@ -134,6 +134,8 @@ class GenerateBody(PromptBody):
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     routed_experts: bool = False
+    # Tokens before this place of the prompt are left out of the record.
+    routed_experts_start_len: Annotated[int, Field(ge=0, le=MAX_PROMPT_TOKENS)] = 0
     epoch: Annotated[int, Field(ge=0)] | None = None
 
     def sampling(self) -> SamplingParams:

@@ -82,7 +82,9 @@ class Shaper:
         choice.done = line
         more = {"routed_experts": line["routed_experts"]} if "routed_experts" in line else {}
         nothing: Any = {} if self.kind == "chat" else ""
-        last = self._chunk(choice, nothing, FINISH[line["finish_reason"]], None, more)
+        last = self._chunk(
+            choice, nothing, FINISH[line["finish_reason"]], None, more, self._extension(choice)
+        )
         if not self.is_complete:
             return last
         usage = b""
@@ -102,7 +104,8 @@ class Shaper:
     def whole(self) -> dict[str, Any]:
         """The complete answers as one object."""
         choices = [self._whole(choice) for choice in self.choices]
-        return {**self._head(stream=False), "choices": choices, "usage": self._usage()}
+        value = {**self._head(stream=False), "choices": choices, "usage": self._usage()}
+        return value | self._extension(self.choices[0])
 
     def _whole(self, choice: _Choice) -> dict[str, Any]:
         assert choice.done is not None
@@ -120,6 +123,13 @@ class Shaper:
             value["routed_experts"] = choice.done["routed_experts"]
         return value
 
+    def _extension(self, choice: _Choice) -> dict[str, Any]:
+        """What SGLang's clients read beside the choices: the routing of the first answer."""
+        told = choice.done or {}
+        if choice.index or "routed_experts" not in told:
+            return {}
+        return {"sglext": {"routed_experts": told["routed_experts"]}}
+
     def _choice(self, line: dict[str, Any]) -> _Choice:
         return self.choices[line.get("index", 0)]
 
@@ -130,8 +140,9 @@ class Shaper:
         return usage_of(found[0]["prompt_tokens"], completion, found[0].get("reused_tokens", 0))
 
     def _chunk(
-        self, choice: _Choice, piece: Any, reason: str | None, marks: Any, more: dict[str, Any] | None = None
-    ) -> bytes:
+        self, choice: _Choice, piece: Any, reason: str | None, marks: Any,
+        more: dict[str, Any] | None = None, extension: dict[str, Any] | None = None,
+    ) -> bytes:  # fmt: skip
         value: dict[str, Any] = {
             "index": choice.index,
             "finish_reason": reason,
@@ -140,7 +151,7 @@ class Shaper:
         }
         value["delta" if self.kind == "chat" else "text"] = piece
         usage = {"usage": None} if self.include_usage else {}
-        return event({**self._head(stream=True), "choices": [value], **usage})
+        return event({**self._head(stream=True), "choices": [value], **usage, **(extension or {})})
 
     def _head(self, *, stream: bool) -> dict[str, Any]:
         if self.kind == "chat":

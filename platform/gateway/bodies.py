@@ -46,6 +46,7 @@ RARELY_SENT = (
     "min_tokens",
     "stop_token_ids",
     "ignore_eos",
+    "routed_experts_start_len",
 )
 # How pydantic names a value of the wrong type, and how its sentences begin.
 OF_TYPE = ("_type", "_parsing")
@@ -114,12 +115,20 @@ class Body(Closed, StructuredFields):
     service_tier: Annotated[str, Field(max_length=32)] | None = None
     safety_identifier: Annotated[str, Field(max_length=512)] | None = None
     prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
+    # Under the names that SGLang gave them.
     return_routed_experts: bool = False
+    routed_experts_start_len: Annotated[int, Field(ge=0, le=1 << 20)] = 0
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only allowed when stream is true")
+        return self
+
+    @model_validator(mode="after")
+    def _start_of_a_record(self) -> Self:
+        if self.routed_experts_start_len and not self.return_routed_experts:
+            raise ValueError("routed_experts_start_len needs return_routed_experts to be true")
         return self
 
     @property
@@ -324,7 +333,9 @@ def _told(every: list[ErrorDetails]) -> tuple[ErrorDetails, str]:
         if one["loc"][:at] == first["loc"][:at] and len(one["loc"]) > at:
             branches.setdefault(one["loc"][at], []).append(one)
     # The right type with a wrong value was meant; failing that, the list whose items are wrong.
-    meant = [faults for faults in branches.values() if not any(one["type"].endswith(OF_TYPE) for one in faults)]
+    meant = [
+        faults for faults in branches.values() if not any(one["type"].endswith(OF_TYPE) for one in faults)
+    ]
     meant += [faults for faults in branches.values() if len(faults[0]["loc"]) > at + 1]
     if meant:
         return meant[0][0], _plain(meant[0][0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import random
@@ -76,9 +77,12 @@ async def test_logprobs_come_with_every_token(engine) -> None:
 
 async def test_routed_experts_cover_every_computed_token(engine) -> None:
     lines = await engine.generate(prompt="x" * 40, max_tokens=5, routed_experts=True)
-    record = lines[-1]["routed_experts"]
-    assert record["shape"] == [40 + len(answer_of(lines)[1]) - 1, 3, 2]
-    assert record["layers"] == [0, 1, 2]
+    record = base64.b64decode(lines[-1]["routed_experts"])
+    assert len(record) == 4 * (40 + len(answer_of(lines)[1]) - 1) * 3 * 2
+    later = await engine.generate(
+        prompt="x" * 40, max_tokens=5, routed_experts=True, routed_experts_start_len=40
+    )
+    assert base64.b64decode(later[-1]["routed_experts"]) == record[4 * 40 * 3 * 2 :]
 
 
 @pytest.mark.parametrize(
@@ -267,7 +271,13 @@ async def test_leaving_ends_every_answer(engine) -> None:
 
 async def test_a_schema_is_kept_and_a_bad_one_refused(engine) -> None:
     schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}
-    body = {"prompt": "x", "max_tokens": 90, "temperature": 1.0, "seed": 1, "grammar": {"json_schema": schema}}
+    body = {
+        "prompt": "x",
+        "max_tokens": 90,
+        "temperature": 1.0,
+        "seed": 1,
+        "grammar": {"json_schema": schema},
+    }
     assert len(json.loads(answer_of(await engine.generate(**body))[0])) == 2
     bad = {"prompt": "x", "grammar": {"json_schema": {"items": {"type": "wat"}}}}
     status, refusal = await engine.post("/generate", bad)

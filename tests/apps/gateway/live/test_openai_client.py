@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
 import openai
 import pydantic
 import pytest
@@ -162,6 +164,35 @@ def test_several_answers_come_with_their_numbers_streamed_and_not(client, served
     rows = Usage.objects.filter(request_id=whole.id.removeprefix("chatcmpl-"))
     until(lambda: rows.count() == 1)
     assert rows.get().completion_tokens == whole.usage.completion_tokens
+
+
+def test_routed_experts_come_in_sglangs_shape_streamed_and_not(client):
+    asked = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 5,
+        "temperature": 0,
+        "n": 2,
+    }
+    more = {"return_routed_experts": True, "ignore_eos": True}
+    whole = client.chat.completions.create(**asked, extra_body=more)
+    tokens = whole.usage.prompt_tokens + 5 - 1
+    first = np.frombuffer(base64.b64decode(whole.choices[0].routed_experts), "<i4").reshape(tokens, -1, 2)
+    assert 0 <= first.min() < first.max() < 4
+    assert whole.sglext == {"routed_experts": whole.choices[0].routed_experts}
+    chunks = list(client.chat.completions.create(**asked, extra_body=more, stream=True))
+    told = {one.choices[0].index: one for one in chunks if one.choices[0].finish_reason}
+    assert [told[i].choices[0].routed_experts for i in (0, 1)] == [
+        one.routed_experts for one in whole.choices
+    ]
+    assert [one.sglext for one in chunks if hasattr(one, "sglext")] == [whole.sglext]
+    plain = client.chat.completions.create(**asked)
+    assert not hasattr(plain, "sglext")
+    assert not hasattr(plain.choices[0], "routed_experts")
+    with pytest.raises(openai.BadRequestError, match="routed_experts_start_len needs return_routed_experts"):
+        client.chat.completions.create(**asked, extra_body={"routed_experts_start_len": 1})
+    with pytest.raises(openai.BadRequestError, match="is beyond the prompt of"):
+        client.chat.completions.create(**asked, extra_body={**more, "routed_experts_start_len": 4000})
 
 
 def test_an_answer_keeps_to_a_schema(client):
