@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 from typing import Any
@@ -21,6 +20,7 @@ from django.db import DatabaseError, InterfaceError, close_old_connections, conn
 from psycopg import sql
 
 from common.errors import StaleLease
+from common.holders import this_process
 from common.leases import Claim, lease_release
 from common.loops import CHANNEL
 from deployments.observation import (
@@ -49,7 +49,7 @@ class NodeAgent(threading.Thread):
     def __init__(self, name: str) -> None:
         super().__init__(name="node-agent", daemon=True)
         self.node = name
-        self.holder = f"{socket.gethostname()}/{os.getpid()}"
+        self.holder = f"{name}/{this_process()}"
         self.served: dict[int, Served] = {}
         self.lease: NodeLease | None = None
         self.stopping = threading.Event()

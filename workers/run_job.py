@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from django.db.models.functions import Now
 from kombu.exceptions import OperationalError
 
 from common.errors import Conflict, DomainError, StaleLease
+from common.holders import this_process
 from jobs import execution
 from jobs.choices import JobState
 from jobs.dispatch import ring
@@ -40,7 +39,7 @@ _heavy = threading.Semaphore(1)
 
 def holder() -> str:
     """Who this worker is in leases."""
-    return f"{settings.NODE_NAME}/{socket.gethostname()}/{os.getpid()}/{threading.get_native_id()}"
+    return f"{settings.NODE_NAME}/{this_process()}/{threading.get_native_id()}"
 
 
 def run(job_id: int) -> None:

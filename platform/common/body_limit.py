@@ -25,11 +25,7 @@ class BodyLimit:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
-        limit = (
-            settings.MAX_UPLOAD_BYTES
-            if UPLOADS.match(scope["path"])
-            else settings.MAX_BODY_BYTES
-        )
+        limit = settings.MAX_UPLOAD_BYTES if UPLOADS.match(scope["path"]) else settings.MAX_BODY_BYTES
         length = headers.get(b"content-length", b"")
         if b"transfer-encoding" in headers and not length:
             await refuse(

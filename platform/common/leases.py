@@ -1,4 +1,4 @@
-"""Leases with fencing epochs, on the database's clock.
+"""Leases with fencing epochs, on the database's clock; what a process of this machine held is free when it has ended.
 
     claim = lease_claim(resource="job:12", holder="node-1/7")      # None while someone else holds it
     lease_renew(claim)                                              # StaleLease once it is lost
@@ -9,6 +9,7 @@ Source: the fencing-token pattern (Kleppmann, "How to do distributed locking", 2
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from django.conf import settings
 from django.db import connection, transaction
 
 from common.errors import StaleLease
+from common.holders import is_gone
+
+log = logging.getLogger(__name__)
 
 CLAIM = """
 INSERT INTO common_lease (resource, holder, epoch, heartbeat_at, expires_at)
@@ -30,6 +34,13 @@ RETURNING epoch
 RENEW = """
 UPDATE common_lease SET heartbeat_at = now(), expires_at = now() + make_interval(secs => %(ttl)s)
  WHERE resource = %(resource)s AND holder = %(holder)s AND epoch = %(epoch)s AND expires_at > now()
+"""
+# What stood there when the holder was found to have ended must still stand there.
+TAKE_OVER = """
+UPDATE common_lease
+   SET holder = %(holder)s, epoch = epoch + 1, heartbeat_at = now(), expires_at = now() + make_interval(secs => %(ttl)s)
+ WHERE resource = %(resource)s AND holder = %(gone)s AND epoch = %(epoch)s
+RETURNING epoch
 """
 RELEASE = """
 UPDATE common_lease SET holder = NULL, expires_at = NULL
@@ -56,12 +67,24 @@ class Claim:
 
 
 def lease_claim(*, resource: str, holder: str, ttl_s: float | None = None) -> Claim | None:
-    """Take the resource if it is free or its holder's time ran out; the epoch grows by one."""
+    """Take the resource if it is free, its holder's time ran out, or its holder was a process of this machine that has
+    ended; the epoch grows by one."""
     ttl = float(settings.LEASE_TTL_S if ttl_s is None else ttl_s)
+    values: dict[str, Any] = {"resource": resource, "holder": holder, "ttl": ttl}
     with connection.cursor() as cursor:
-        cursor.execute(CLAIM, {"resource": resource, "holder": holder, "ttl": ttl})
-        row = cursor.fetchone()
+        cursor.execute(CLAIM, values)
+        row = cursor.fetchone() or _taken_over(cursor, values)
     return Claim(resource, holder, row[0], ttl) if row else None
+
+
+def _taken_over(cursor: Any, values: dict[str, Any]) -> Any:
+    cursor.execute("SELECT holder, epoch FROM common_lease WHERE resource = %(resource)s", values)
+    held = cursor.fetchone()
+    if held is None or held[0] is None or not is_gone(held[0]):
+        return None
+    log.info("the holder of %s (%s) has ended; it is taken over", values["resource"], held[0])
+    cursor.execute(TAKE_OVER, {**values, "gone": held[0], "epoch": held[1]})
+    return cursor.fetchone()
 
 
 def lease_renew(claim: Claim) -> None:

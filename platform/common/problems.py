@@ -73,7 +73,9 @@ def _words(error: Exception) -> tuple[str, str]:
     if isinstance(error, exceptions.ValidationError):
         return "invalid", _("Some fields are not valid.")
     if isinstance(error, exceptions.NotAuthenticated):
-        words = _("You did not send an API token. Send the header “Authorization: Bearer <token>”, or sign in.")
+        words = _(
+            "You did not send an API token. Send the header “Authorization: Bearer <token>”, or sign in."
+        )
         return str(error.default_code), words
     if isinstance(error, exceptions.APIException):
         return str(error.default_code), str(error.detail)

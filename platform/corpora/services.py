@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import tempfile
 from collections import Counter
@@ -18,6 +17,7 @@ from accounts.access import Role
 from accounts.audit import audit_record
 from accounts.caller import Caller
 from common.errors import Conflict, DomainError, Invalid, StaleLease
+from common.holders import this_process
 from common.leases import Claim, lease_claim, lease_guarded, lease_release
 from common.loops import wake
 from corpora.encodings import NAMED
@@ -160,7 +160,7 @@ def corpus_from_samples(*, caller: Caller) -> Corpus:
 
 def corpus_settle(corpus_id: int) -> bool:
     """Read what waits and put the corpus together again; False when somebody else is at it."""
-    holder = f"{os.getpid()}/{secrets.token_hex(4)}"
+    holder = f"{this_process()}/{secrets.token_hex(4)}"
     claim = lease_claim(resource=f"corpus:{corpus_id}", holder=holder, ttl_s=LEASE_TTL_S)
     if claim is None:
         return False

@@ -10,6 +10,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_noop
 
+from common.holders import is_gone
 from common.loops import loop
 from common.models import Lease
 from jobs.choices import HELD, JobState
@@ -23,11 +24,11 @@ PERIOD_S = 3.0
 RING_AGAIN = timedelta(seconds=10)
 MAX_RINGS = 100
 LEFT_ALONE = """
-SELECT job.id FROM jobs_job job LEFT JOIN common_lease lease ON lease.resource = 'job:' || job.id
- WHERE job.state = ANY(%s) AND (lease.holder IS NULL OR lease.expires_at < now())
+SELECT job.id, lease.expires_at >= now(), lease.holder
+  FROM jobs_job job LEFT JOIN common_lease lease ON lease.resource = 'job:' || job.id WHERE job.state = ANY(%s)
 """
 LOCK_LEASE = """
-SELECT holder IS NOT NULL AND expires_at >= now() FROM common_lease WHERE resource = %s FOR UPDATE
+SELECT expires_at >= now(), holder FROM common_lease WHERE resource = %s FOR UPDATE
 """
 LOST = gettext_noop("The worker was lost; the job goes on from its last checkpoint.")
 
@@ -43,7 +44,7 @@ def take_back_lost_jobs() -> int:
     """Put jobs back whose worker no longer holds them; return how many."""
     with connection.cursor() as cursor:
         cursor.execute(LEFT_ALONE, [[state.value for state in HELD]])
-        found = [row[0] for row in cursor.fetchall()]
+        found = [job_id for job_id, runs, holder in cursor.fetchall() if not _holds(runs, holder)]
     return sum(take_back(job_id) for job_id in found)
 
 
@@ -67,7 +68,12 @@ def _is_held(job_id: int) -> bool:
     with connection.cursor() as cursor:
         cursor.execute(LOCK_LEASE, [f"job:{job_id}"])
         row = cursor.fetchone()
-    return bool(row and row[0])
+    return row is not None and _holds(*row)
+
+
+def _holds(runs: bool | None, holder: str | None) -> bool:
+    """Whether a lease runs and its holder can still use it: a process of this machine that has ended cannot."""
+    return bool(runs) and holder is not None and not is_gone(holder)
 
 
 def ring_for_waiting_jobs() -> int:

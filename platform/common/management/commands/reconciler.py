@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import threading
@@ -15,6 +14,7 @@ from django.db import DatabaseError, close_old_connections, connection
 from psycopg import sql
 
 from common.errors import StaleLease
+from common.holders import this_process
 from common.leases import Claim, lease_claim, lease_release, lease_renew
 from common.loops import CHANNEL, Loop, loops
 
@@ -85,7 +85,7 @@ class Command(BaseCommand):
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-        holder = f"{socket.gethostname()}/{os.getpid()}"
+        holder = f"{socket.gethostname()}/{this_process()}"
         turners = {name: Turner(item, holder, stop) for name, item in loops.items()}
         for turner in turners.values():
             turner.start()
