@@ -29,6 +29,7 @@ MAX_BODY_BYTES = strict_json.MAX_BYTES
 INLINE_CHARS = 16 * 1024
 # A reader that takes nothing for so long is gone.
 WRITE_TIMEOUT_S = 30.0
+UNTIMED_BYTES = 32 << 10
 # Four samples a second while something happens, one a second otherwise.
 SAMPLE_EVERY_S = 0.25
 IDLE_SAMPLE_EVERY_S = 1.0
@@ -136,7 +137,7 @@ async def routing_samples(request: web.Request) -> web.StreamResponse:
     cumulative = request.query.get("cumulative") == "1"
     response = await _start_ndjson(request)
     async for sample in _each_sample(service, cumulative):
-        await _write(response, wire.line(sample))
+        await _write(request, response, wire.line(sample))
     await response.write_eof()
     return response
 
@@ -168,6 +169,7 @@ async def _submit(service: EngineService, codec: TextCodec, body: GenerateBody) 
             ids,
             body.sampling(),
             num_choices=body.n,
+            every_s=body.stream_interval_ms / 1000,
             matchers=matchers,
             request_id=body.request_id,
             domain=_domain(service, body.domain),
@@ -191,7 +193,7 @@ async def _stream(
     response = await _start_ndjson(request)
     num_open = len(mailbox.index_of)
     while True:
-        await _write(response, b"".join(_lines(service, codec, mailbox, events)))
+        await _write(request, response, b"".join(_lines(service, codec, mailbox, events)))
         num_open -= sum(wire.is_last(event) for event in events)
         # One answer that fails ends the request; the others are cancelled with it.
         if not num_open or any(isinstance(event, Failed) for event in events):
@@ -242,7 +244,13 @@ async def _start_ndjson(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def _write(response: web.StreamResponse, data: bytes) -> None:
+async def _write(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+    """Write to a reader, or give up on one that takes nothing for too long."""
+    transport = request.transport
+    if transport is not None and len(data) < UNTIMED_BYTES and not transport.get_write_buffer_size():
+        # It fits what the transport takes without waiting; a timer would cost as much as the write.
+        await response.write(data)
+        return
     async with asyncio.timeout(WRITE_TIMEOUT_S):
         await response.write(data)
 

@@ -137,6 +137,8 @@ class GenerateBody(PromptBody):
     # Tokens before this place of the prompt are left out of the record.
     routed_experts_start_len: Annotated[int, Field(ge=0, le=MAX_PROMPT_TOKENS)] = 0
     epoch: Annotated[int, Field(ge=0)] | None = None
+    # Text is written at most so often; 0: each token when it is there.
+    stream_interval_ms: Annotated[int, Field(ge=0, le=10_000)] = 0
 
     def sampling(self) -> SamplingParams:
         """How to sample; without max_tokens the context is the limit, without a seed one is drawn."""

@@ -21,6 +21,8 @@ from moe_core.errors import CheckpointError, MoeCoreError, SpecError
 from moe_core.spec import ServeSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moe_core.engine.service import Build, EngineService
 
 logger = logging.getLogger("moe_core.engine.server")
@@ -42,7 +44,17 @@ def main(arguments: list[str]) -> int:
     _prepare_process()
     from moe_core.engine.loading import build_engine
 
-    return asyncio.run(serve(spec, build_engine))
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(serve(spec, build_engine))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, which takes half the time for a line of a stream; None, asyncio's own, where it is not installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def read_spec(arguments: list[str]) -> ServeSpec:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from moe_core.engine.engine import Engine
-from moe_core.engine.events import Done, Event, Failed
+from moe_core.engine.events import Delta, Done, Event, Failed
 from moe_core.engine.grammar import GrammarCompiler
 from moe_core.engine.loop import EngineLoop, EngineState
 from moe_core.engine.samples import SampleShape
@@ -33,9 +33,14 @@ Build = Callable[[ServeSpec, Callable[[EngineState], None]], tuple[Engine, TextC
 
 
 class Mailbox:
-    """The events of one request's sequences, one for each answer, that its reader has not taken yet."""
+    """The events of one request's sequences, one for each answer, that its reader has not taken yet.
 
-    def __init__(self) -> None:
+    A reader who takes text at most every `every_s` seconds is not woken for each token.
+    """
+
+    def __init__(self, every_s: float = 0.0) -> None:
+        self._every_s = every_s
+        self._due_at = 0.0
         # By the place among the answers; those that have ended stay.
         self.index_of: dict[int, int] = {}
         self._events: list[Event] = []
@@ -44,6 +49,8 @@ class Mailbox:
     def put(self, event: Event) -> None:
         """Add an event; on the asyncio thread."""
         self._events.append(event)
+        if self._every_s and isinstance(event, Delta) and time.monotonic() < self._due_at:
+            return
         self._arrived.set()
 
     async def take(self) -> list[Event]:
@@ -51,6 +58,7 @@ class Mailbox:
         await self._arrived.wait()
         self._arrived.clear()
         events, self._events = self._events, []
+        self._due_at = time.monotonic() + self._every_s
         return events
 
 
@@ -116,15 +124,17 @@ class EngineService:
         sampling: SamplingParams,
         *,
         num_choices: int = 1,
+        every_s: float = 0.0,
         matchers: Sequence[TokenMatcher] = (),
         **options: Any,
     ) -> Mailbox:
         """Queue a prompt for one or more answers and return where their events arrive.
 
-        `options` and the errors are those of `Engine.submit`; all answers are queued, or none.
+        Text arrives at once, or gathered for `every_s` seconds. `options` and the errors are those of `Engine.submit`;
+        all answers are queued, or none.
         """
         assert self.codec is not None
-        mailbox = Mailbox()
+        mailbox = Mailbox(every_s)
         streams = [self.codec.stream() for _ in range(num_choices)]
 
         def on_engine(engine: Engine) -> None:

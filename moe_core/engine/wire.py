@@ -1,31 +1,46 @@
-"""Events as lines of JSON, one line for all that a reader has missed."""
+"""Events as lines of JSON, one line of a sequence for all that a reader has missed."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from moe_core.engine.events import Delta, Done, Event, Failed, Started
 from moe_core.engine.sampler import TokenLogprob
 from moe_core.engine.text import TextCodec
 
+# Made once: `json.dumps` with options of its own makes an encoder each time.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 def merged(events: Sequence[Event]) -> list[Event]:
-    """The same events with neighbouring deltas of a sequence joined."""
+    """The same events with the deltas of each sequence joined; between sequences the order may change."""
+    if len(events) == 1:
+        return list(events)
     result: list[Event] = []
+    gathered: dict[int, list[Delta]] = {}
     for event in events:
-        last = result[-1] if result else None
-        if isinstance(event, Delta) and isinstance(last, Delta) and event.sequence_id == last.sequence_id:
-            result[-1] = Delta(
-                event.sequence_id,
-                last.text + event.text,
-                last.token_ids + event.token_ids,
-                last.logprobs + event.logprobs,
-            )
-        else:
-            result.append(event)
+        if isinstance(event, Delta):
+            gathered.setdefault(event.sequence_id, []).append(event)
+            continue
+        if event.sequence_id in gathered:
+            result.append(_joined(gathered.pop(event.sequence_id)))
+        result.append(event)
+    result += map(_joined, gathered.values())
     return result
+
+
+def _joined(deltas: list[Delta]) -> Delta:
+    if len(deltas) == 1:
+        return deltas[0]
+    return Delta(
+        deltas[0].sequence_id,
+        "".join(delta.text for delta in deltas),
+        tuple(chain.from_iterable(delta.token_ids for delta in deltas)),
+        tuple(chain.from_iterable(delta.logprobs for delta in deltas)),
+    )
 
 
 def to_json(event: Event, codec: TextCodec) -> dict[str, Any]:
@@ -45,7 +60,7 @@ def to_json(event: Event, codec: TextCodec) -> dict[str, Any]:
 
 def line(value: dict[str, Any]) -> bytes:
     """A value as one line of UTF-8."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return _encode(value).encode() + b"\n"
 
 
 def is_last(event: Event) -> bool:

@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["chat", "text"]
+# Made once: `json.dumps` with options of its own makes an encoder each time.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 DONE = b"data: [DONE]\n\n"
+# Stands for a chunk's text while what is around it is written.
+SLOT = "text of the chunk"
 FINISH = {"stop": "stop", "length": "length", "cancelled": "stop"}
 
 
@@ -24,7 +28,7 @@ def usage_of(prompt: int, completion: int, reused: int) -> dict[str, Any]:
 
 def event(value: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return f"data: {_encode(value)}\n\n".encode()
 
 
 @dataclass(slots=True)
@@ -51,6 +55,7 @@ class Shaper:
     num_choices: int = 1
     created: int = field(default_factory=lambda: int(time.time()))
     choices: list[_Choice] = field(init=False)
+    _around: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.choices = [_Choice(index) for index in range(self.num_choices)]
@@ -73,8 +78,21 @@ class Shaper:
         marks = self._logprobs(choice, line.get("logprobs"))
         if not line["text"] and marks is None:
             return b""
+        if marks is None:
+            before, after = self._around_text(choice.index)
+            return f"{before}{_encode(line['text'])}{after}".encode()
         piece = {"content": line["text"]} if self.kind == "chat" else line["text"]
         return self._chunk(choice, piece, None, marks)
+
+    def _around_text(self, index: int) -> tuple[str, str]:
+        """What stands before and after the text of a chunk of one answer: the same in all of them, so written once."""
+        known = self._around.get(index)
+        if known is None:
+            piece = {"content": SLOT} if self.kind == "chat" else SLOT
+            chunk = self._chunk(self.choices[index], piece, None, None).decode()
+            before, after = chunk.rsplit(f'"{SLOT}"', 1)
+            known = self._around[index] = (before, after)
+        return known
 
     def ended(self, line: dict[str, Any]) -> bytes:
         """The last chunk of one answer, and after the last answer the usage and the mark of the end."""

@@ -20,6 +20,8 @@ from gateway.http import SSE_HEADERS, Call, Header
 from gateway.meter import Meter, Used
 
 RECHECK_S = 2.0
+# How late the count of tokens may be of an answer that is cut off and was not streamed.
+GATHER_MS = 250
 TRIES = 4
 
 
@@ -112,6 +114,9 @@ class Completions:
                 # Keys share an engine evenly, however many requests each sends.
                 "fair_key": principal.key,
             }
+            if not body.stream:
+                # Nobody sees the text before its end; a line for each token would only cost.
+                request["stream_interval_ms"] = GATHER_MS
             async with self._quota(principal, target, request, used):
                 await self._answer(call, principal, target, body, kind, request, used)
 
@@ -243,14 +248,14 @@ class Completions:
             if streams:
                 await call.start(200, SSE_HEADERS)
                 if first := shaper.opening():
-                    await call.write(first)
+                    await call.write_part(first)
             return False
         if line["type"] == "delta":
             used.completion_tokens += len(line["token_ids"])
             if not streams:
                 shaper.gather(line)
             elif data := shaper.delta(line):
-                await call.write(data)
+                await call.write_part(data)
             return False
         used.prompt_tokens = line["usage"]["prompt_tokens"]
         used.finish_reason = line["finish_reason"]

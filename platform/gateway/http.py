@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -49,6 +50,8 @@ class Call:
         self.headers: list[Header] = [(b"x-request-id", request_id.encode())]
         self.started = False
         self.finished = False
+        # When the part that is being written was begun.
+        self._writing_since: float | None = None
         self._receive = receive
         self._send = send
         self._names = dict(reversed(scope["headers"]))
@@ -92,9 +95,23 @@ class Call:
         return b"".join(parts)
 
     async def gone(self) -> None:
-        """Return when the client has closed the connection; the body must have been read."""
+        """Return when the client has closed the connection, or has not read what `write_part` sends for too long; the body
+        must have been read."""
+        receiving = asyncio.ensure_future(self._disconnected())
+        try:
+            while not receiving.done() and not self._is_stuck:
+                await asyncio.wait({receiving}, timeout=WRITE_TIMEOUT_S / 4)
+        finally:
+            receiving.cancel()
+
+    async def _disconnected(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+    @property
+    def _is_stuck(self) -> bool:
+        since = self._writing_since
+        return since is not None and time.monotonic() - since > WRITE_TIMEOUT_S
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
         """Send the status line."""
@@ -115,6 +132,12 @@ class Call:
                 await self._send({"type": "http.response.body", "body": data, "more_body": more})
         except TimeoutError:
             raise ClientGone from None
+
+    async def write_part(self, data: bytes) -> None:
+        """Send a part of a stream whose reader `gone` watches: a timer for each would cost more than the part."""
+        self._writing_since = time.monotonic()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._writing_since = None
 
     async def answer(self, status: int, value: Any, headers: Iterable[Header] = ()) -> None:
         """Send a whole JSON answer."""
