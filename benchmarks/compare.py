@@ -23,11 +23,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.limits import Clock, Limits, bytes_of_a_token, measure
+from benchmarks.limits import Clock, Limits, measure
 from benchmarks.models import model_dir
 from moe_core.checkpoint.store import read_spec
 from moe_core.kernels.cpu.library import library
-from moe_core.spec.weights import weights_of
+from moe_core.spec.quantisation import ExpertQuantSpec
+from moe_core.spec.weights import Weight, weights_of
 
 ROOT = Path(__file__).parents[1]
 # How far below the reference's best a token may be, as a share of the spread of its logits.
@@ -146,13 +147,20 @@ def run(entries: list[Entry], references: dict[str, Entry], size: Size) -> dict[
 def active_bytes(path: Path) -> float:
     """Bytes of weights that one decoded token needs."""
     spec = read_spec(path)
-    rows = [w for w in weights_of(spec) if w.part != "embedding"]
-    head = spec.vocab_size * spec.hidden_size if spec.tie_word_embeddings else 0
-    active = head + sum(w.size * w.active for w in rows)
-    experts = sum(w.size * w.active for w in rows if w.part == "experts")
-    packing = spec.moe.quantisation if spec.moe else None
-    bits = 16.0 if packing is None else packing.bits + 16 / packing.group_size
-    return bytes_of_a_token(active, experts, bits)
+    head = Weight("head", spec.vocab_size, spec.hidden_size)
+    rows = [w for w in weights_of(spec) if w.part not in ("embedding", "head")]
+    moe = spec.moe
+    packings = {
+        "experts": moe and moe.quantisation,
+        "attention": moe and moe.attention_quantisation,
+        "head": moe and moe.head_quantisation,
+    }
+    return sum(w.size * w.active * bits_of(packings.get(w.part)) / 8 for w in (*rows, head))
+
+
+def bits_of(packing: ExpertQuantSpec | None) -> float:
+    """Bits of a weight, its share of a scale included."""
+    return 16.0 if packing is None else packing.bits + 16 / packing.group_size
 
 
 def foreign(before: tuple[float, float], after: tuple[float, float]) -> float:
@@ -229,7 +237,7 @@ def contestants(home: Path, threads: int, *, quick: bool) -> tuple[list[Entry], 
     entries, references = [peer, Entry("turnout bf16", "turnout", base, threads)], {}
     references |= {entry.name: peer for entry in entries}
     for name, label in (
-        () if quick else (("smol-moe-8x-w8", "turnout 8 bits"), ("smol-moe-8x-w4", "turnout 4 bits"))
+        () if quick else (("smol-moe-8x-q8", "turnout 8 bits"), ("smol-moe-8x-q4", "turnout 4 bits"))
     ):
         packed = model_dir(name, home)
         entries.append(Entry(label, "turnout", packed, threads))

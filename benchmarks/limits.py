@@ -80,8 +80,3 @@ def _seconds(clock: Clock, threads: int, call: Callable[[], object]) -> float:
     wall, cpu = time.perf_counter(), time.process_time()
     call()
     return time.perf_counter() - wall if clock == "wall" else (time.process_time() - cpu) / threads
-
-
-def bytes_of_a_token(weights_active: int, experts_active: int, bits: float) -> float:
-    """Bytes of weights that one token needs: experts in `bits`, everything else in sixteen."""
-    return (weights_active - experts_active) * 2 + experts_active * bits / 8

@@ -3,6 +3,7 @@
 smollm2        SmolLM2-135M-Instruct, dense (134.5 M)
 smol-moe-8x    upcycled from it: 8 experts in each of 30 layers, top-2 (692 M, 214 M active)
 smol-moe-8x-w8, -w4   the same with experts in 8 and 4 bits, groups of 64
+smol-moe-8x-q8, -q4   the same with attention packed like the experts, and the head in 8 bits
 dense-big      random, dense, as many weights in all as smol-moe-8x
 qwen3moe-64e   random, 12 layers of 64 experts, top-8 (989 M)
 """
@@ -52,10 +53,12 @@ def _upcycled(path: Path, home: Path) -> None:
     moe_core.save(mixture, path, dtype="bfloat16", tokenizer_from=home / "smollm2")
 
 
-def _packed(bits: int) -> Callable[[Path, Path], None]:
+def _packed(bits: int, *, everywhere: bool = False) -> Callable[[Path, Path], None]:
     def build(path: Path, home: Path) -> None:
         source = model_dir("smol-moe-8x", home)
-        spec = QuantiseSpec(quantisation=ExpertQuantSpec.parse({"bits": bits, "group_size": GROUP}))
+        own, head = (ExpertQuantSpec.parse({"bits": b, "group_size": GROUP}) for b in (bits, 8))
+        trunk = {"attention": own, "head": head} if everywhere else {}
+        spec = QuantiseSpec(quantisation=own, **trunk)
         packed, _ = quantise(moe_core.load(source, "bfloat16"), spec)
         moe_core.save(packed, path, dtype="bfloat16", tokenizer_from=source)
 
@@ -105,6 +108,8 @@ BUILDERS: dict[str, Callable[[Path, Path], None]] = {
     "smol-moe-8x": _upcycled,
     "smol-moe-8x-w8": _packed(8),
     "smol-moe-8x-w4": _packed(4),
+    "smol-moe-8x-q8": _packed(8, everywhere=True),
+    "smol-moe-8x-q4": _packed(4, everywhere=True),
     "dense-big": _dense_big,
     "qwen3moe-64e": _fine_grained,
     "quick": _quick,

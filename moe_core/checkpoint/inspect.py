@@ -57,11 +57,20 @@ def _weights_in(slot: Slot, info: TensorInfo, spec: ModelSpec) -> tuple[str, int
     """How the weights of a tensor are stored and how many they are; scales and zero points are no weights."""
     if slot.dtype is None:
         return info.dtype, info.num_bytes // BYTES[info.dtype]
-    assert spec.moe is not None and spec.moe.quantisation is not None
+    assert spec.moe is not None
     if not slot.tensor.endswith(".codes"):
         return info.dtype, 0
-    width = spec.moe.moe_intermediate_size if ".w2." in slot.tensor else spec.hidden_size
-    return f"INT{spec.moe.quantisation.bits}", info.shape[0] * width
+    packing, width = spec.moe.quantisation, spec.hidden_size
+    if slot.part == "experts":
+        width = spec.moe.moe_intermediate_size if ".w2." in slot.tensor else width
+    elif slot.part == "head":
+        packing = spec.moe.head_quantisation
+    else:
+        packing = spec.moe.attention_quantisation
+        assert slot.layer is not None
+        width = spec.num_heads_of(slot.layer) * spec.head_dim if ".o_proj." in slot.tensor else width
+    assert packing is not None
+    return f"INT{packing.bits}", info.shape[0] * width
 
 
 def _tokenizer_facts(directory: Path) -> dict[str, Any]:

@@ -24,14 +24,15 @@ from moe_core.experts import GroupedExperts
 from moe_core.kernels.cpu.attach import (
     DecodeLinear,
     PanelDenseMlp,
+    PanelEmbedding,
     PanelExperts,
     PanelLinear,
     PanelPackedExperts,
+    PanelPackedLinear,
 )
 from moe_core.kernels.cpu.library import Library, library
 from moe_core.kernels.cpu.panels import ExpertPanels, Panels
 from moe_core.kernels.cpu.plan import LayerPlan, ModelPlan, StepPlan
-from moe_core.kernels.precision import has_tiles
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.domain_prior import DomainPrior
 from moe_core.model.heads import Attention
@@ -62,16 +63,17 @@ class NativeStep:
         num_positions = min(model.spec.max_position_embeddings, cache.num_blocks * BLOCK_TOKENS)
         self._rotary = rotary_of(model.spec, torch.arange(num_positions), torch.bfloat16)
         self._prior = None if prior is None or not prior.has_bias else prior.table_NLE.contiguous()
-        # A copy: rows of the embedding are looked up, and logits of prompts computed, as they lie.
-        self._head = None if has_tiles() else Panels.of_bfloat16(model.head_weight_VD[None])
         layers = [_layer_plan(block, cache) for block in model.layers if isinstance(block, Block)]
         self._layers = (LayerPlan * len(layers))(*layers)
         spec = model.spec
+        embedding, embedding_panels = _places(model.embed_tokens)
+        head, head_panels = _places(model.embed_tokens if model.lm_head is None else model.lm_head)
         self._plan = ModelPlan(
-            model.embed_tokens.weight.data_ptr(),
+            embedding,
+            embedding_panels,
             model.norm.weight.data_ptr(),
-            model.head_weight_VD.data_ptr(),
-            None if self._head is None else self._head.address,
+            head,
+            head_panels,
             self._rotary.cos_T1h.data_ptr(),
             self._rotary.sin_T1h.data_ptr(),
             ctypes.addressof(self._layers),
@@ -189,7 +191,8 @@ def _knows_mixture(moe: MoeSpec) -> bool:
 def _knows_block(block: Block) -> bool:
     """A block whose kernels are attached, with a feed-forward that they compute."""
     attention = block.attention
-    attached = isinstance(attention, Attention) and isinstance(attention.qkv_proj, DecodeLinear | PanelLinear)
+    maps = DecodeLinear | PanelLinear | PanelPackedLinear
+    attached = isinstance(attention, Attention) and isinstance(attention.qkv_proj, maps)
     return attached and _knows_feed_forward(block.mlp)
 
 
@@ -240,7 +243,7 @@ def _tell(plan: LayerPlan, names: tuple[str, ...], module: nn.Module) -> None:
     """Write where a module's weights lie, in panels or as rows, into the fields of those names."""
     panels: tuple[Panels, ...] = ()
     rows: tuple[Tensor, ...] = ()
-    if isinstance(module, PanelLinear):
+    if isinstance(module, PanelLinear | PanelPackedLinear):
         panels = (module.panels,)
     elif isinstance(module, PanelDenseMlp | PanelExperts | PanelPackedExperts):
         experts: ExpertPanels = module.panels
@@ -255,6 +258,13 @@ def _tell(plan: LayerPlan, names: tuple[str, ...], module: nn.Module) -> None:
         setattr(plan, f"{name}_panels", own.address)
     for name, weight in zip(names, rows, strict=False):
         setattr(plan, name, weight.data_ptr())
+
+
+def _places(module: nn.Module) -> tuple[int | None, int | None]:
+    """Where a single matrix lies: as rows, or in panels."""
+    if isinstance(module, PanelEmbedding | PanelLinear | PanelPackedLinear):
+        return None, module.panels.address
+    return module.get_parameter("weight").data_ptr(), None
 
 
 def _address(norm: nn.Module | None) -> int | None:

@@ -19,7 +19,8 @@ from moe_core.engine.residency import ResidentExperts
 from moe_core.engine.routing_counts import RoutingCounts
 from moe_core.engine.scheduler import Chunk
 from moe_core.errors import SpecError
-from moe_core.kernels.cpu.linear import MAX_TOKENS, linear_to_float
+from moe_core.kernels.cpu.attach import logits_of
+from moe_core.kernels.cpu.linear import MAX_TOKENS
 from moe_core.model.context import RoutingContext
 from moe_core.model.decoder import Decoder
 from moe_core.model.domain_prior import DomainPrior
@@ -50,7 +51,7 @@ class ModelRunner:
                 "token by token; serve a model with another gate"
             )
         self.model = model
-        self.device = model.embed_tokens.weight.device
+        self.device = model.device
         self.num_threads = num_threads
         self.cache = PagedKVCache(model.spec, num_blocks, model.dtype, self.device)
         if self.device.type == "cuda":
@@ -120,7 +121,7 @@ class ModelRunner:
             StepAttention(self.cache, chunks, self.model.dtype),
             self.routing_context(chunks),
         )
-        return linear_to_float(hidden_TD[self._sampled_rows(chunks)], self.model.head_weight_VD)
+        return logits_of(self.model, hidden_TD[self._sampled_rows(chunks)])
 
     def count(self, chunks: Chunks[Chunk]) -> None:
         """Count the tokens of the last step, whose guesses are settled by now."""
@@ -136,7 +137,7 @@ class ModelRunner:
             domain_T = None if self.prior is None else domains_B
             context = RoutingContext(domain_T=domain_T, prior=self.prior, observe=self.counts.observe)
         hidden_BD = self.model.hidden(tokens_B, positions_B, attention, context)
-        return linear_to_float(hidden_BD, self.model.head_weight_VD)
+        return logits_of(self.model, hidden_BD)
 
     def routing_context(self, chunks: Chunks[Chunk]) -> RoutingContext | None:
         """What the routers see and tell in this step; None for a dense model."""

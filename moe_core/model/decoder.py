@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.kernels.gating import Gating
-from moe_core.kernels.precision import product
 from moe_core.model.attention import DenseCausal, GrowingSequence
 from moe_core.model.context import AttentionContext, RoutingContext
 from moe_core.model.heads import Attention, LatentAttention
 from moe_core.model.layers import DenseMlp, Embedding, Linear, MoeMlp, norm_of
+from moe_core.model.packed_linear import PackedLinear
 from moe_core.model.rotary import Rotary, rotary_of
 from moe_core.spec import ModelSpec
 
@@ -65,17 +65,28 @@ class Decoder(nn.Module):
         self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size, dtype)
         self.layers = nn.ModuleList(Block(spec, layer, dtype) for layer in range(spec.num_hidden_layers))
         self.norm = norm_of(spec, spec.hidden_size, dtype)
-        self.lm_head = None if spec.tie_word_embeddings else Linear(spec.hidden_size, spec.vocab_size, dtype)
+        self.lm_head: Linear | PackedLinear | None = None
+        if not spec.tie_word_embeddings:
+            packing = spec.moe.head_quantisation if spec.moe else None
+            sizes = (spec.hidden_size, spec.vocab_size)
+            self.lm_head = Linear(*sizes, dtype) if packing is None else PackedLinear(*sizes, packing, dtype)
 
     @property
     def head_weight_VD(self) -> Tensor:
-        """The output map; the embedding itself when they are tied."""
+        """The output map; the embedding itself when they are tied, a widened copy where it is packed."""
+        if isinstance(self.lm_head, PackedLinear):
+            return self.lm_head.widened(self.dtype)
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
         return self.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie; told by the last norm, for maps in panels have no memory of their own."""
+        return self.norm.weight.device
 
     def hidden(
         self,
@@ -96,7 +107,10 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Logits over the vocabulary, (T, V), in the dtype of the weights."""
-        return product(hidden_TD, self.head_weight_VD)
+        if self.lm_head is None:
+            return self.embed_tokens.logits(hidden_TD)
+        logits_TV: Tensor = self.lm_head(hidden_TD)
+        return logits_TV
 
     def forward(self, input_ids_BS: Tensor, routing: RoutingContext | None = None) -> Tensor:
         """Logits (B, S, V) with dense causal attention; routers see T = B·S tokens."""
@@ -116,13 +130,11 @@ class Decoder(nn.Module):
         self, ids: list[int], max_new_tokens: int, routing: RoutingContext | None = None
     ) -> list[int]:
         """Greedy continuation of one prompt, without the prompt; ends after an end token."""
-        cache = GrowingSequence(
-            self.spec, len(ids) + max_new_tokens, self.dtype, self.embed_tokens.weight.device
-        )
+        cache = GrowingSequence(self.spec, len(ids) + max_new_tokens, self.dtype, self.device)
         new: list[int] = []
         fresh = ids
         while len(new) < max_new_tokens:
-            tokens_T = torch.tensor(fresh, dtype=torch.long, device=self.embed_tokens.weight.device)
+            tokens_T = torch.tensor(fresh, dtype=torch.long, device=self.device)
             positions_T = torch.arange(cache.length, cache.length + len(fresh), device=tokens_T.device)
             hidden_TD = self.hidden(tokens_T, positions_T, cache, routing)
             cache.advance(len(fresh))

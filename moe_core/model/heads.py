@@ -11,8 +11,18 @@ from torch import Tensor, nn
 
 from moe_core.model.context import AttentionContext, AttentionRule
 from moe_core.model.layers import Linear, RmsNorm, norm_of
+from moe_core.model.packed_linear import PackedLinear
 from moe_core.model.rotary import Rotary
 from moe_core.spec import ModelSpec
+
+
+def _map(
+    spec: ModelSpec, width_in: int, width_out: int, dtype: torch.dtype, *, bias: bool
+) -> Linear | PackedLinear:
+    packing = spec.moe.attention_quantisation if spec.moe else None
+    if packing is None:
+        return Linear(width_in, width_out, dtype, bias=bias)
+    return PackedLinear(width_in, width_out, packing, dtype, bias=bias)
 
 
 class Attention(nn.Module):
@@ -27,8 +37,9 @@ class Attention(nn.Module):
             spec.head_dim,
         )
         rows = (self.num_heads + 2 * self.num_kv) * spec.head_dim
-        self.qkv_proj = Linear(spec.hidden_size, rows, dtype, bias=self.kind.qkv_bias)
-        self.o_proj = Linear(self.num_heads * spec.head_dim, spec.hidden_size, dtype, bias=self.kind.o_bias)
+        width, queries = spec.hidden_size, self.num_heads * spec.head_dim
+        self.qkv_proj = _map(spec, width, rows, dtype, bias=self.kind.qkv_bias)
+        self.o_proj = _map(spec, queries, width, dtype, bias=self.kind.o_bias)
         # "head": one norm for each head by itself; "projection": one over all heads of queries, or of keys.
         self.q_norm: RmsNorm | None = None
         self.k_norm: RmsNorm | None = None

@@ -44,6 +44,10 @@ class Embedding(nn.Module):
         """Rows of the given tokens: (T, D)."""
         return nn.functional.embedding(ids_T, self.weight)
 
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """The same rows as an output map: (T, V)."""
+        return product(hidden_TD, self.weight)
+
 
 class RmsNorm(nn.Module):
     """Root-mean-square norm, computed in float32."""

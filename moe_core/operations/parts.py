@@ -89,7 +89,7 @@ def spec_with(spec: ModelSpec, **changes: Any) -> ModelSpec:
 @torch.no_grad()
 def rebuilt(model: Decoder, spec: ModelSpec) -> Decoder:
     """A new decoder with every tensor of `model` that has the same name and shape; the rest is for the caller."""
-    new = Decoder(spec, model.dtype).to(model.embed_tokens.weight.device)
+    new = Decoder(spec, model.dtype).to(model.device)
     source = tensors_of(model)
     for name, tensor in tensors_of(new).items():
         if name in source and source[name].shape == tensor.shape:

@@ -1,6 +1,8 @@
 """Pack the routed experts of a mixture in 8 or 4 bits, and count what that saves and costs.
 
-Routers, shared experts, attention, norms and embeddings stay as they are, and the report says so tensor by tensor.
+Where wanted the maps around attention and the output map are packed too; a head that was tied to the embedding then gets a
+matrix of its own, and the embedding stays as it is. Routers, shared experts, dense feed-forwards, norms and embeddings are
+never packed, and the report says so tensor by tensor.
 
 Shapes: E experts.
 Source: round to nearest in groups; the formats are those of `moe_core.kernels.packing`.
@@ -12,17 +14,20 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_core.errors import SpecError
 from moe_core.experts import GroupedExperts, PackedExperts
 from moe_core.experts.packed import MATRICES
-from moe_core.model.decoder import Decoder
+from moe_core.model.decoder import Block, Decoder
 from moe_core.model.families import family_for
+from moe_core.model.heads import Attention
+from moe_core.model.packed_linear import PackedLinear
 from moe_core.operations.measure import compare
 from moe_core.operations.parts import moe_part, rebuilt, spec_with, tensors_of
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
+from moe_core.spec import ModelSpec
 from moe_core.spec.operations import QuantiseSpec
 
 SIXTEEN_BITS = 2
@@ -34,9 +39,8 @@ def quantise(
 ) -> tuple[Decoder, dict[str, Any]]:
     """The model with packed experts; with prompts also KL and loss per domain. Raises SpecError for a packed one."""
     moe = moe_part(model, packed=False)
-    quantisation = spec.quantisation
-    packed = rebuilt(model, spec_with(model.spec, quantisation=quantisation.model_dump()))
-    errors = []
+    packed = rebuilt(model, _packed_spec(model.spec, spec))
+    errors: list[dict[str, float]] = []
     for old, new in zip(model.moe_layers(), packed.moe_layers(), strict=True):
         assert isinstance(old.experts, GroupedExperts) and isinstance(new.experts, PackedExperts)
         weights = {"gate_up": old.experts.gate_up_E2FD, "down": old.experts.down_EDF}
@@ -45,10 +49,55 @@ def quantise(
         per_matrix = {name: relative_error(weights[name], new.experts, name) for name in MATRICES}
         errors.append({"layer": old.layer, **per_matrix})
         watch("pack", len(errors), len(moe.moe_layers))
-    report = {"kind": spec.kind, **quantisation.model_dump(), "error": errors, **bytes_report(packed)}
+    report = {
+        "kind": spec.kind,
+        **spec.quantisation.model_dump(),
+        "error": errors,
+        **_pack_maps(model, packed),
+    }
+    report |= bytes_report(packed)
     if prompts is not None:
         report |= compare(model, packed, prompts, watch=watch)
     return packed, report
+
+
+def _packed_spec(before: ModelSpec, spec: QuantiseSpec) -> ModelSpec:
+    packings = {
+        "quantisation": spec.quantisation,
+        "attention_quantisation": spec.attention,
+        "head_quantisation": spec.head,
+    }
+    untied = before if spec.head is None else before.model_copy(update={"tie_word_embeddings": False})
+    return spec_with(untied, **{name: p and p.model_dump() for name, p in packings.items()})
+
+
+def _pack_maps(model: Decoder, packed: Decoder) -> dict[str, Any]:
+    """Fill the packed maps of the trunk; the error of each that there is."""
+    report: dict[str, Any] = {}
+    layers = []
+    for old, new in zip(model.layers, packed.layers, strict=True):
+        assert isinstance(old, Block) and isinstance(new, Block)
+        if not isinstance(new.attention, Attention) or not isinstance(new.attention.qkv_proj, PackedLinear):
+            continue
+        assert isinstance(old.attention, Attention)
+        error: dict[str, float] = {"layer": new.attention.layer}
+        for name in ("qkv_proj", "o_proj"):
+            weight = old.attention.get_submodule(name).get_parameter("weight")
+            error[name] = _pack_map(new.attention.get_submodule(name), weight)
+        layers.append(error)
+    if layers:
+        report["attention_error"] = layers
+    if isinstance(packed.lm_head, PackedLinear):
+        report["head_error"] = _pack_map(packed.lm_head, model.head_weight_VD)
+    return report
+
+
+def _pack_map(target: nn.Module, weight: Tensor) -> float:
+    assert isinstance(target, PackedLinear)
+    target.pack(weight)
+    return float(
+        (target.widened(torch.float32) - weight.float()).norm() / weight.float().norm().clamp(min=1e-30)
+    )
 
 
 @torch.no_grad()
@@ -59,7 +108,8 @@ def dequantise(model: Decoder) -> Decoder:
     """
     if moe_part(model).quantisation is None:
         raise SpecError("the experts are not packed; save the model as it is")
-    wide = rebuilt(model, spec_with(model.spec, quantisation=None))
+    floats = dict.fromkeys(("quantisation", "attention_quantisation", "head_quantisation"))
+    wide = rebuilt(model, spec_with(model.spec, **floats))
     wide.spec = wide.spec.model_copy(update={"family": family_for(wide.spec)})
     for old, new in zip(model.moe_layers(), wide.moe_layers(), strict=True):
         assert isinstance(old.experts, PackedExperts)
@@ -67,6 +117,9 @@ def dequantise(model: Decoder) -> Decoder:
             chosen = torch.tensor([expert])
             new.experts.gate_up_E2FD[expert] = old.experts.widened("gate_up", chosen, model.dtype)[0]
             new.experts.down_EDF[expert] = old.experts.widened("down", chosen, model.dtype)[0]
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear):
+            wide.get_submodule(name).get_parameter("weight").copy_(module.widened(model.dtype))
     return wide
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from moe_core.spec.model import ModelSpec
 from moe_core.spec.quantisation import ExpertQuantSpec
-from moe_core.spec.weights import Weight, weights_of
+from moe_core.spec.weights import Part, Weight, weights_of
 
 Precision = Literal["fp32", "bf16", "int8", "int4"]
 
@@ -114,21 +114,29 @@ def _bytes(spec: ModelSpec, weights: list[Weight], precision: Precision) -> int:
     """
     packing = _packing(spec, precision)
     plain = 4 if precision == "fp32" else 2
-    return sum(w.count * _bytes_of(w, plain, packing) for w in weights)
+    return sum(w.count * _bytes_of(w, plain, packing.get(w.part)) for w in weights)
 
 
-def _packing(spec: ModelSpec, precision: Precision) -> ExpertQuantSpec | None:
-    if spec.moe is not None and spec.moe.expert_kinds is not None:
-        return None
-    if spec.moe is not None and spec.moe.quantisation is not None:
-        return spec.moe.quantisation
-    return {"int8": ExpertQuantSpec(bits=8), "int4": ExpertQuantSpec(bits=4)}.get(precision)
+def _packing(spec: ModelSpec, precision: Precision) -> dict[Part, ExpertQuantSpec]:
+    """The parts whose maps are packed."""
+    moe = spec.moe
+    if moe is not None and moe.expert_kinds is not None:
+        return {}
+    if moe is None or moe.quantisation is None:
+        packed = {"int8": ExpertQuantSpec(bits=8), "int4": ExpertQuantSpec(bits=4)}.get(precision)
+        return {} if packed is None else {"experts": packed}
+    packings: dict[Part, ExpertQuantSpec | None] = {
+        "experts": moe.quantisation,
+        "attention": moe.attention_quantisation,
+        "head": moe.head_quantisation,
+    }
+    return {part: packing for part, packing in packings.items() if packing is not None}
 
 
 def _bytes_of(weight: Weight, plain: int, packing: ExpertQuantSpec | None) -> int:
     if weight.part == "router":
         return weight.size * ROUTER_BYTES
-    if packing is not None and weight.part == "experts" and weight.length:
+    if packing is not None and weight.length:
         return weight.rows * _row_bytes(weight.length, packing)
     return weight.size * plain
 

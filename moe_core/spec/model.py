@@ -73,6 +73,9 @@ class MoeSpec(Spec):
     twins: TwinsSpec | None = None
     # None: experts lie in the dtype of the model.
     quantisation: ExpertQuantSpec | None = None
+    # The same for the maps around attention, and for the output map, in a model whose experts are packed.
+    attention_quantisation: ExpertQuantSpec | None = None
+    head_quantisation: ExpertQuantSpec | None = None
     # A bias on every map of the experts.
     expert_bias: bool = False
     # What each expert is, where they are not all swiglu of `moe_intermediate_size`; that is then the widest of them.
@@ -86,6 +89,10 @@ class MoeSpec(Spec):
             raise ValueError(CORE.say("top_k_over_experts", top_k=self.top_k, num_experts=self.num_experts))
         check_gate(self.gate, self.capacity, self.num_experts, self.top_k)
         self._check_kinds()
+        if self.quantisation is None and (self.attention_quantisation or self.head_quantisation):
+            raise ValueError(
+                "attention_quantisation and head_quantisation are for models whose experts are packed; give quantisation too"
+            )
         complaint = self.twins.complaint(self.num_experts, self.top_k) if self.twins else None
         if complaint:
             raise ValueError(complaint)
@@ -194,6 +201,7 @@ class ModelSpec(Spec):
                     f"num_key_value_heads ({self.num_key_value_heads})"
                 )
         self._check_attention()
+        self._check_packing()
         self._check_clamps()
         for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
             if token >= self.vocab_size:
@@ -227,6 +235,19 @@ class ModelSpec(Spec):
             raise ValueError(
                 f"head_dim ({self.head_dim}) must be qk_nope_head_dim + qk_rope_head_dim "
                 f"({mla.qk_nope_head_dim} + {mla.qk_rope_head_dim})"
+            )
+
+    def _check_packing(self) -> None:
+        moe, kind = self.moe, self.attention
+        if moe is None:
+            return
+        if moe.attention_quantisation is not None and (kind.mla is not None or kind.head_gate):
+            raise ValueError(
+                "attention_quantisation is not known for latent attention and gated heads; leave it null"
+            )
+        if moe.head_quantisation is not None and self.tie_word_embeddings:
+            raise ValueError(
+                "a packed head is no embedding: tie_word_embeddings must be false with head_quantisation"
             )
 
     def _check_rotary(self) -> None:

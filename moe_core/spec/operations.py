@@ -129,10 +129,13 @@ class SpecialiseCloneSpec(Spec):
 
 
 class QuantiseSpec(Spec):
-    """Pack the routed experts in 8 or 4 bits."""
+    """Pack the routed experts in 8 or 4 bits, and where wanted attention's maps and the output map."""
 
     kind: Literal["quantise"] = "quantise"
     quantisation: ExpertQuantSpec = ExpertQuantSpec()
+    # None: they stay in 16 bits. Beside experts in 4 bits, 8 for the head cost the least for what they save.
+    attention: ExpertQuantSpec | None = None
+    head: ExpertQuantSpec | None = None
 
 
 class DistilSpec(Spec):

@@ -1,4 +1,4 @@
-"""How expert weights are packed in few bits."""
+"""How weights are packed in few bits."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class CutDecoder:
         if model.spec.moe is None:
             raise TrainingError.of("no_router", family=model.spec.family)
         self.model = model
-        self.device = model.embed_tokens.weight.device
+        self.device = model.device
         self.first = model.spec.moe.moe_layers[0]
         self.blocks: list[Block] = [block for block in model.layers if isinstance(block, Block)]
 

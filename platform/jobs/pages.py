@@ -129,6 +129,7 @@ def _operation_recipe(job: Job) -> list[tuple[str, str]]:
     wanted = job.inputs["operate"]
     own = {name: value for name, value in wanted["operation"].items() if name not in ("kind", "layout")}
     own |= own.pop("quantisation", None) or {}
+    own |= {name: own[name] and own[name]["bits"] for name in ("attention", "head") if name in own}
     shown = {name: value for name, value in own.items() if value is not None}
     return [
         (_("Operation"), operation_words(job)),

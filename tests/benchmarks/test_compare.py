@@ -10,7 +10,6 @@ import torch
 import moe_core
 from benchmarks import compare
 from benchmarks.contestant import gap
-from benchmarks.limits import bytes_of_a_token
 from moe_core.model.init import random_decoder
 from moe_core.operations.quantise import quantise
 from moe_core.spec.operations import QuantiseSpec
@@ -94,4 +93,13 @@ def test_bytes_of_a_token_count_what_is_read(tiny_dir: Path, tmp_path: Path) -> 
     moe_core.save(quantise(model, packing)[0], tmp_path / "packed", dtype="bfloat16")
     # Four bits and a sixteenth of a float16 scale.
     assert compare.active_bytes(tmp_path / "packed") == 2 * rest + experts * 4.5 / 8
-    assert bytes_of_a_token(10, 4, 8) == 16
+    whole = QuantiseSpec.parse(
+        {**packing.model_dump(), "attention": {"bits": 8, "group_size": 64}, "head": {"bits": 8}}
+    )
+    moe_core.save(quantise(model, whole)[0], tmp_path / "whole", dtype="bfloat16")
+    maps = sum(
+        p.numel() for name, p in model.named_parameters() if ".attention." in name and "norm" not in name
+    )
+    head = 97 * 48
+    expected = 2 * (rest - maps - head) + maps * 8.25 / 8 + head * 8.125 / 8 + experts * 4.5 / 8
+    assert compare.active_bytes(tmp_path / "whole") == pytest.approx(expected)

@@ -12,11 +12,13 @@ from moe_core.experts import GroupedExperts, PackedExperts
 from moe_core.experts.packed import MATRICES
 from moe_core.kernels.cpu import experts
 from moe_core.kernels.cpu.library import library
-from moe_core.kernels.cpu.linear import linear
+from moe_core.kernels.cpu.linear import linear, linear_to_float
 from moe_core.kernels.cpu.panels import ExpertPanels, Panels, bfloat16_panels, code_panels
 from moe_core.kernels.precision import has_tiles
+from moe_core.model.decoder import Decoder
 from moe_core.model.heads import Attention
-from moe_core.model.layers import DenseMlp, Linear
+from moe_core.model.layers import DenseMlp, Embedding, Linear
+from moe_core.model.packed_linear import PackedLinear
 from moe_core.routers import Routing
 
 
@@ -51,6 +53,34 @@ class PanelLinear(Linear):
         _refuse_gradients()
         out_TO = self.panels.map(x_TD)
         return out_TO if self.bias is None else out_TO + self.bias
+
+
+class PanelPackedLinear(PackedLinear):
+    """A linear map of 8 or 4 bits in panels; the buffers keep their names and shapes, and no memory."""
+
+    panels: Panels
+
+    def forward(self, x_TK: Tensor) -> Tensor:
+        """x · weightᵀ + bias; raises SpecError while gradients are recorded."""
+        _refuse_gradients()
+        out_TO = self.panels.map(x_TK)
+        return out_TO if self.bias is None else out_TO + self.bias
+
+
+class PanelEmbedding(Embedding):
+    """An embedding that is the output map too, in panels: held once, looked up and multiplied where it lies."""
+
+    panels: Panels
+
+    def forward(self, ids_T: Tensor) -> Tensor:
+        """Rows of the given tokens: (T, D); raises SpecError while gradients are recorded."""
+        _refuse_gradients()
+        return self.panels.look_up(ids_T)
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """(T, V) in bfloat16; raises SpecError while gradients are recorded."""
+        _refuse_gradients()
+        return self.panels.map(hidden_TD)
 
 
 class PanelDenseMlp(DenseMlp):
@@ -113,8 +143,16 @@ def attach(model: nn.Module, num_threads: int, *, moves_experts: bool = True) ->
             _pack_bfloat16(module)
         elif type(module) is DenseMlp and module.gating.kind == "silu":
             _attach_dense(module, panels=panels)
-    for attention in plain if panels else ():
-        for linear_map in (attention.qkv_proj, attention.o_proj):
+    maps = [linear_map for attention in plain for linear_map in (attention.qkv_proj, attention.o_proj)]
+    if isinstance(model, Decoder):
+        maps += [] if model.lm_head is None else [model.lm_head]
+        if model.lm_head is None and panels:
+            _pack_embedding(model.embed_tokens)
+    for linear_map in maps:
+        if isinstance(linear_map, PackedLinear):
+            if bfloat16:
+                _pack_linear_codes(linear_map)
+        elif panels:
             _pack_linear(linear_map)
     for module in model.modules():
         # Only the class changes: parameters, their names and their memory stay.
@@ -150,6 +188,35 @@ def _pack_linear(module: Linear) -> None:
     module.panels = panels
 
 
+def _pack_embedding(module: Embedding) -> None:
+    panels = Panels.of_bfloat16(module.weight[None])
+    _forget(module, "weight")
+    module.__class__ = PanelEmbedding
+    assert isinstance(module, PanelEmbedding)
+    module.panels = panels
+
+
+def _pack_linear_codes(module: PackedLinear) -> None:
+    panels = Panels.of_codes(module.packed(), (1, module.width_out, module.width_in), module.quantisation)
+    _forget_buffers(module)
+    module.__class__ = PanelPackedLinear
+    assert isinstance(module, PanelPackedLinear)
+    module.panels = panels
+
+
+def _forget_buffers(module: nn.Module) -> None:
+    for name, buffer in list(module.named_buffers()):
+        setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="meta"))
+
+
+def logits_of(model: Decoder, hidden_TD: Tensor) -> Tensor:
+    """Float32 logits (T, V) by whatever holds the output map of a decoder."""
+    head = model.embed_tokens if model.lm_head is None else model.lm_head
+    if isinstance(head, PanelEmbedding | PanelLinear | PanelPackedLinear):
+        return head.panels.map(hidden_TD, torch.float32)
+    return linear_to_float(hidden_TD, model.head_weight_VD)
+
+
 def _forget(module: nn.Module, name: str) -> None:
     """Keep a parameter's name and shape, and give its memory back; whoever reads it by mistake is told by torch."""
     before = module.get_parameter(name)
@@ -170,8 +237,7 @@ def _pack_codes(module: PackedExperts) -> None:
     num_ff, width = module.shapes["gate_up"][0] // 2, module.shapes["gate_up"][1]
     gate_up, down = (module.packed(name) for name in MATRICES)
     panels = code_panels(gate_up, down, width, num_ff, module.quantisation)
-    for name, buffer in list(module.named_buffers()):
-        setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="meta"))
+    _forget_buffers(module)
     module.__class__ = PanelPackedExperts
     assert isinstance(module, PanelPackedExperts)
     module.panels = panels

@@ -40,6 +40,8 @@ class Library:
         self.map = library.turnout_map
         self.map.argtypes = [_POINTER] * 3 + [_INT, _LONG]
         self.map.restype = None
+        self.look_up = library.turnout_look_up
+        self.look_up.argtypes = [_POINTER] * 3 + [_LONG]
         self.pack = library.turnout_pack
         self.pack.argtypes = [_POINTER] * 4
         self.pack.restype = None

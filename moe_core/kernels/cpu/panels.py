@@ -98,8 +98,8 @@ class Panels:
         native.pack(ctypes.addressof(struct), *sources)
         return cls(struct, memory)
 
-    def map(self, x_TK: Tensor) -> Tensor:
-        """x · weightᵀ of a single matrix: (T, rows) bfloat16, sums in float32.
+    def map(self, x_TK: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """x · weightᵀ of a single matrix: (T, rows) in bfloat16 or float32, sums in float32.
 
         Raises SpecError unless `x_TK` is bfloat16 (T, cols).
         """
@@ -109,9 +109,20 @@ class Panels:
             raise SpecError(
                 f"the input is {x_TK.dtype} {tuple(x_TK.shape)}; it must be bfloat16 (T, {self.struct.cols})"
             )
-        x_TK, out_TO = x_TK.contiguous(), x_TK.new_empty(x_TK.shape[0], self.struct.rows)
-        native.map(self.address, x_TK.data_ptr(), out_TO.data_ptr(), 0, x_TK.shape[0])
+        x_TK, out_TO = x_TK.contiguous(), torch.empty(x_TK.shape[0], self.struct.rows, dtype=dtype)
+        is_float = int(dtype is torch.float32)
+        native.map(self.address, x_TK.data_ptr(), out_TO.data_ptr(), is_float, x_TK.shape[0])
         return out_TO
+
+    def look_up(self, ids_T: Tensor) -> Tensor:
+        """Rows of a single matrix: (T, cols) bfloat16. Raises SpecError for a row that it has not."""
+        native = library()
+        assert native is not None
+        ids_T = ids_T.contiguous().to(torch.int64)
+        out_TK = torch.empty(*ids_T.shape, self.struct.cols, dtype=torch.bfloat16)
+        if native.look_up(self.address, ids_T.data_ptr(), out_TK.data_ptr(), ids_T.numel()):
+            raise SpecError(f"a row is asked for that a matrix of {self.struct.rows} rows has not")
+        return out_TK
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +191,9 @@ def code_panels(
 
 def _num_bytes(struct: PanelsStruct) -> int:
     """What a stack takes in memory, by the layout of panels.h."""
-    num_panels = math.ceil(struct.rows // 2 / (LANES // 2)) if struct.paired else math.ceil(struct.rows / LANES)
+    num_panels = (
+        math.ceil(struct.rows // 2 / (LANES // 2)) if struct.paired else math.ceil(struct.rows / LANES)
+    )
     num_steps = math.ceil(struct.cols * struct.bits / 32)
     num_groups = math.ceil(struct.cols / struct.group) if struct.group else 0
     head = SCALE_BYTES + (ZERO_BYTES if struct.has_zeros else 0)

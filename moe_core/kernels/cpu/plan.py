@@ -26,7 +26,8 @@ class ModelPlan(ctypes.Structure):
     """`turnout::ModelPlan`."""
 
     _fields_ = (
-        *((name, _POINTER) for name in ("embedding", "norm", "head", "head_panels", "cos", "sin", "layers")),
+        *((name, _POINTER) for name in ("embedding", "embedding_panels", "norm", "head")),
+        *((name, _POINTER) for name in ("head_panels", "cos", "sin", "layers")),
         *((name, _LONG) for name in ("num_layers", "width", "vocab_size")),
         *((name, _LONG) for name in ("num_heads", "num_kv", "head_dim", "block_tokens")),
         ("eps", _FLOAT),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from dataclasses import replace
 
-from moe_core.kernels.packing import code_bytes, num_groups
 from moe_core.model.families.family import NameMap
+from moe_core.model.families.packed_names import packed_slots
 from moe_core.model.families.registry import family_of
 from moe_core.model.families.slots import Fold, Part, Slot
 from moe_core.spec import ModelSpec
@@ -118,8 +118,6 @@ def _quantised(spec: ModelSpec, layer: int) -> Iterator[Slot]:
     moe, names = spec.moe, family_of(spec.family).names
     assert moe is not None and moe.quantisation is not None
     there, here = f"model.layers.{layer}.{names.block}.experts", f"layers.{layer}.mlp.experts"
-    kinds = [("codes", "U8", code_bytes), ("scales", "F16", num_groups)]
-    kinds += [] if moe.quantisation.symmetric else [("zeros", "U8", num_groups)]
     inner, width = moe.moe_intermediate_size, spec.hidden_size
     gate, up, down = names.expert
     for expert in range(moe.num_experts):
@@ -128,10 +126,10 @@ def _quantised(spec: ModelSpec, layer: int) -> Iterator[Slot]:
             (up, "gate_up", inner, width, (inner, 2 * inner)),
             (down, "down", width, inner, None),
         ):
-            for kind, dtype, columns in kinds:
-                shape = (num_rows, columns(length, moe.quantisation))
-                both = (f"{there}.{expert}.{name}.{kind}", f"{here}.{matrix}_{kind}")
-                yield Slot(*both, shape, "experts", expert, rows, layer, dtype)
+            both, shape = (f"{there}.{expert}.{name}", f"{here}.{matrix}"), (num_rows, length)
+            yield from packed_slots(
+                *both, shape, moe.quantisation, "experts", expert=expert, rows=rows, layer=layer
+            )
         yield from _biases(spec, layer, expert)
 
 

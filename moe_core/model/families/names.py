@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from moe_core.model.families.expert_names import mlp_slots, moe_slots
-from moe_core.model.families.slots import Slot
+from moe_core.model.families.packed_names import packed_slots
+from moe_core.model.families.slots import Part, Slot
 from moe_core.spec import ModelSpec
+from moe_core.spec.quantisation import ExpertQuantSpec
 
 
 def slots_of(spec: ModelSpec) -> list[Slot]:
@@ -37,8 +39,25 @@ def trunk_slots(spec: ModelSpec) -> list[Slot]:
             slots += mlp_slots(there, here, width, spec.intermediate_size, layer, "dense_mlp")
     slots.append(Slot("model.norm.weight", "norm.weight", (width,), "norms"))
     if not spec.tie_word_embeddings:
-        slots.append(Slot("lm_head.weight", "lm_head.weight", (spec.vocab_size, width), "head"))
+        shape, packing = (spec.vocab_size, width), spec.moe.head_quantisation if spec.moe else None
+        slots += _map_slots("lm_head", "lm_head", shape, packing, "head")
     return slots
+
+
+def _map_slots(
+    there: str,
+    here: str,
+    shape: tuple[int, int],
+    packing: ExpertQuantSpec | None,
+    part: Part,
+    *,
+    rows: tuple[int, int] | None = None,
+    layer: int | None = None,
+) -> Iterator[Slot]:
+    """A linear map, packed or not."""
+    if packing is not None:
+        return packed_slots(there, f"{here}.weight", shape, packing, part, rows=rows, layer=layer)
+    return iter([Slot(f"{there}.weight", f"{here}.weight", shape, part, rows=rows, layer=layer)])
 
 
 def _norm_slots(spec: ModelSpec, layer: int) -> Iterator[Slot]:
@@ -54,16 +73,17 @@ def attention_slots(spec: ModelSpec, layer: int) -> Iterator[Slot]:
     there, here = f"model.layers.{layer}.self_attn", f"layers.{layer}.attention"
     width, head, kind = spec.hidden_size, spec.head_dim, spec.attention
     heads, kv = spec.num_heads_of(layer), spec.num_key_value_heads
+    packing = spec.moe.attention_quantisation if spec.moe else None
     start = 0
     for name, count in (("q", heads), ("k", kv), ("v", kv)):
         size, rows, ours = count * head, (start, start + count * head), f"{here}.qkv_proj"
         theirs = f"{there}.{name}_proj"
-        yield Slot(f"{theirs}.weight", f"{ours}.weight", (size, width), "attention", rows=rows, layer=layer)
+        yield from _map_slots(theirs, ours, (size, width), packing, "attention", rows=rows, layer=layer)
         if kind.qkv_bias:
             yield Slot(f"{theirs}.bias", f"{ours}.bias", (size,), "attention", rows=rows, layer=layer)
         start = rows[1]
     shape = (width, heads * head)
-    yield Slot(f"{there}.o_proj.weight", f"{here}.o_proj.weight", shape, "attention", layer=layer)
+    yield from _map_slots(f"{there}.o_proj", f"{here}.o_proj", shape, packing, "attention", layer=layer)
     if kind.o_bias:
         yield Slot(f"{there}.o_proj.bias", f"{here}.o_proj.bias", (width,), "attention", layer=layer)
     if kind.sinks:

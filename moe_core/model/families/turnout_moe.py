@@ -41,6 +41,8 @@ class TurnoutMoeConfig(DecoderConfig):
     router_capacity: CapacitySpec | None = None
     router_twins: TwinsSpec | None = None
     expert_quantisation: ExpertQuantSpec | None = None
+    attention_quantisation: ExpertQuantSpec | None = None
+    head_quantisation: ExpertQuantSpec | None = None
     expert_bias: bool = False
     shared_expert_gate: bool = False
     attention: AttentionSpec = AttentionSpec()
@@ -88,6 +90,8 @@ class TurnoutMoeConfig(DecoderConfig):
                 "capacity": self.router_capacity,
                 "twins": self.router_twins,
                 "quantisation": self.expert_quantisation,
+                "attention_quantisation": self.attention_quantisation,
+                "head_quantisation": self.head_quantisation,
                 "expert_bias": self.expert_bias,
                 "expert_kinds": self.expert_kinds,
                 "free_expert_cost": self.free_expert_cost,
@@ -145,6 +149,10 @@ def _gate_keys(moe: MoeSpec) -> dict[str, Any]:
         keys["router_twins"] = moe.twins.model_dump()
     if moe.quantisation is not None:
         keys["expert_quantisation"] = moe.quantisation.model_dump()
+    for name in ("attention_quantisation", "head_quantisation"):
+        packing = getattr(moe, name)
+        if packing is not None:
+            keys[name] = packing.model_dump()
     if moe.expert_kinds is not None:
         keys["expert_kinds"] = [kind.model_dump() for kind in moe.expert_kinds]
         keys["free_expert_cost"] = moe.free_expert_cost

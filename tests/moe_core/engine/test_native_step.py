@@ -37,11 +37,24 @@ SPECS = {
 PROMPTS = [[5], list(range(3, 40)), [9] * 16, list(range(60, 77))]
 
 
-def build(spec: ModelSpec, bits: int | None = None) -> Decoder:
+# Bits of the experts, of attention's maps and of the head; None: bfloat16.
+BITS = {
+    "16": None,
+    "8": (8, None, None),
+    "4": (4, None, None),
+    "8 everywhere": (8, 8, 8),
+    "4, head in 8": (4, 4, 8),
+}
+
+
+def build(spec: ModelSpec, bits: tuple[int | None, ...] | None = None) -> Decoder:
     model = random_decoder(spec, seed=4, std=0.3, dtype=torch.bfloat16).eval()
     if bits is not None:
-        packing = {"kind": "quantise", "quantisation": {"bits": bits, "group_size": 32}}
-        model, _ = quantise(model, QuantiseSpec.parse(packing))
+        names = ("quantisation", "attention", "head")
+        packing = {
+            name: {"bits": own, "group_size": 32} for name, own in zip(names, bits, strict=True) if own
+        }
+        model, _ = quantise(model, QuantiseSpec.parse({"kind": "quantise", **packing}))
         model.eval()
     return model
 
@@ -88,14 +101,13 @@ def assert_alike(native: list[torch.Tensor], by_torch: list[torch.Tensor]) -> No
 
 
 @pytest.mark.parametrize("tiles", [False, True], ids=["panels", "rows"])
-@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("bits", BITS.values(), ids=BITS)
 @pytest.mark.parametrize("name", SPECS)
 def test_logits_and_counts_are_those_of_torch(
-    monkeypatch, name: str, bits: int | None, *, tiles: bool
+    monkeypatch, name: str, bits: tuple[int | None, ...] | None, *, tiles: bool
 ) -> None:
     spec = SPECS[name]
-    for module in ("kernels.cpu.attach", "engine.native_step"):
-        monkeypatch.setattr(f"moe_core.{module}.has_tiles", lambda: tiles)
+    monkeypatch.setattr("moe_core.kernels.cpu.attach.has_tiles", lambda: tiles)
     if bits is not None and spec.moe is None:
         pytest.skip("a dense model has no experts to pack")
     engine = engine_of(build(spec, bits), monkeypatch)

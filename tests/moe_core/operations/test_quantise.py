@@ -181,6 +181,69 @@ def test_a_packed_model_survives_the_disk_bit_for_bit(bits: int, symmetric: bool
     assert told["bytes"]["experts"] == report["expert_bytes"]
 
 
+EVERYWHERE = QuantiseSpec.parse(
+    {
+        "kind": "quantise",
+        "quantisation": {"bits": 4, "group_size": 64},
+        "attention": {"bits": 8, "group_size": 32},
+        "head": {"bits": 8, "group_size": 64, "symmetric": False},
+    }
+)
+
+
+def test_attention_and_head_are_packed_where_wanted_and_their_errors_told() -> None:
+    model, prompts = wide(), some_prompts()
+    small, report = quantise(model, EVERYWHERE, prompts)
+    assert not small.spec.tie_word_embeddings
+    assert torch.equal(small.embed_tokens.weight, model.embed_tokens.weight)
+    assert [layer["layer"] for layer in report["attention_error"]] == [0, 1, 2]
+    assert all(
+        0.003 < layer[name] < 0.012 for layer in report["attention_error"] for name in ("qkv_proj", "o_proj")
+    )
+    assert 0.002 < report["head_error"] < 0.012
+    # One step at the head alone: what it costs is what its weights lost.
+    wide_head = small.lm_head.widened(torch.float32)
+    exact = model.head_weight_VD.detach()
+    assert report["head_error"] == pytest.approx(float((wide_head - exact).norm() / exact.norm()), rel=1e-5)
+    experts_only, less = quantise(model, QuantiseSpec(quantisation=EVERYWHERE.quantisation), prompts)
+    assert max(report["kl"].values()) < 3 * max(less["kl"].values())
+    assert report["bytes_total"] < less["bytes_total"] + 97 * 48 * 4
+    assert distance(experts_only, small) < 0.1
+
+
+def test_a_model_packed_everywhere_survives_the_disk_and_the_way_back(tmp_path: Path) -> None:
+    small, report = quantise(wide(), EVERYWHERE)
+    moe_core.save(small, tmp_path / "m")
+    back = moe_core.load(tmp_path / "m")
+    assert back.spec == small.spec
+    with torch.no_grad():
+        assert torch.equal(back(IDS), small(IDS))
+    told = inspect_dir(tmp_path / "m")
+    assert told["bytes_total"] == report["bytes_total"]
+    spec = small.spec
+    rows = (2 * spec.num_attention_heads + 2 * spec.num_key_value_heads) * spec.head_dim
+    assert told["params_by_dtype"]["INT8"] == 3 * rows * spec.hidden_size + 97 * spec.hidden_size
+    from moe_core.operations.quantise import dequantise
+    from moe_core.spec import cost_of
+
+    assert cost_of(small.spec).bytes["fp32"] == report["bytes_total"]
+    floats = dequantise(small)
+    with torch.no_grad():
+        assert torch.equal(floats(IDS), small(IDS))
+    assert floats.spec.moe.attention_quantisation is None
+
+
+def test_what_cannot_be_packed_is_refused() -> None:
+    from moe_core.model.init import random_decoder
+    from tests.moe_core.tiny import tiny_family
+
+    latent = random_decoder(tiny_family("deepseek_v3"), 1)
+    with pytest.raises(SpecError, match="not known for latent attention"):
+        quantise(latent, EVERYWHERE)
+    with pytest.raises(SpecError, match="whose experts are packed"):
+        wide(head_quantisation={"bits": 8})
+
+
 def test_codes_of_another_dtype_are_refused(tmp_path: Path) -> None:
     from moe_core.checkpoint.safetensors import SafetensorsFile, write_safetensors
 

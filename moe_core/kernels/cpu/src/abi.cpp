@@ -93,6 +93,10 @@ TURNOUT_API void turnout_map(const turnout::Panels* weight, const uint16_t* x, v
   ops().map(*weight, x, out, out_is_float, T);
 }
 
+TURNOUT_API int turnout_look_up(const turnout::Panels* weight, const int64_t* ids, uint16_t* out, int64_t T) {
+  return ops().look_up(*weight, ids, out, T);
+}
+
 TURNOUT_API void turnout_pack(const turnout::Panels* to, const uint8_t* codes, const uint16_t* scales,
                     const uint8_t* zeros) {
   ops().pack(*to, codes, scales, zeros);

@@ -200,6 +200,16 @@ static void map(const Panels& m, const bf16* x, void* out, int out_is_float, int
   });
 }
 
+// out[t] = row ids[t] of a single matrix of bfloat16.
+static int look_up(const Panels& m, const int64_t* ids, bf16* out, int64_t T) {
+  for (int64_t t = 0; t < T; t++, out += m.cols) {
+    if (ids[t] < 0 || ids[t] >= m.rows) return 1;
+    const uint8_t* words = m.panel(0, ids[t] / 32) + ids[t] % 32 * 4;
+    for (int64_t i = 0; i < m.cols; i += 2) std::memcpy(out + i, words + i * 64, i + 1 < m.cols ? 4 : 2);
+  }
+  return 0;
+}
+
 // The four bytes of one step of a row; of 4 bits two codes a byte, the even column in the low half, become columns 0-3 low
 // and 4-7 high.
 static inline void put_step(const Panels& to, const uint8_t* source, int64_t left, uint8_t* target) {

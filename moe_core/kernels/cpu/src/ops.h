@@ -18,6 +18,8 @@ struct Ops {
                  uint16_t* out, int64_t T, int64_t k);
   // out[t][o] = row o · x[t] of one matrix in panels; out is float32 or bfloat16.
   void (*map)(const Panels& weight, const uint16_t* x, void* out, int out_is_float, int64_t T);
+  // out[t] = row ids[t] of one matrix in bfloat16 panels; returns 0, or 1 for a row that it has not.
+  int (*look_up)(const Panels& weight, const int64_t* ids, uint16_t* out, int64_t T);
   // Rows as a checkpoint holds them into panels.
   void (*pack)(const Panels& to, const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros);
   // One query token a sequence over paged keys and values.

@@ -37,10 +37,12 @@ struct LayerPlan {
 };
 
 struct ModelPlan {
+  // The embedding as rows or in panels, and the head, which may be the same.
   const uint16_t* embedding;  // (V, D)
-  const uint16_t* norm;       // (D)
-  const uint16_t* head;       // (V, D)
-  const Panels* head_panels;  // the same, or none
+  const Panels* embedding_panels;
+  const uint16_t* norm;  // (D)
+  const uint16_t* head;  // (V, D)
+  const Panels* head_panels;
   const uint16_t* cos;        // (positions, d/2)
   const uint16_t* sin;        // (positions, d/2)
   const LayerPlan* layers;

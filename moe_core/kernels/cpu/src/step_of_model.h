@@ -147,7 +147,8 @@ static int step(const ModelPlan& model, const StepPlan& step) {
   space.shared.resize(T * D);
   space.qkv.resize(T * (model.H + 2 * model.G) * model.d);
   space.attended.resize(T * model.H * model.d);
-  for (int64_t t = 0; t < T; t++) {
+  if (model.embedding_panels && look_up(*model.embedding_panels, step.ids, space.x.data(), T)) return 2;
+  for (int64_t t = 0; t < T && !model.embedding_panels; t++) {
     if (step.ids[t] < 0 || step.ids[t] >= model.V) return 2;
     std::memcpy(space.x.data() + t * D, model.embedding + step.ids[t] * D, D * 2);
   }

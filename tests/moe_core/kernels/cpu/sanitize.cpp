@@ -115,7 +115,7 @@ static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, in
   mixture.K = K;
   mixture.temperature = 0.7f;
   turnout::LayerPlan layers[] = {dense, mixture};
-  turnout::ModelPlan model{embedding.get(), norm.get(), embedding.get(), nullptr, turns.get(), turns.get(), layers,
+  turnout::ModelPlan model{embedding.get(), nullptr, norm.get(), embedding.get(), nullptr, turns.get(), turns.get(), layers,
                            2, D, V, H, G, d, P, 1e-5f};
   Exact<int64_t> ids(T), positions(T), slots(T), tables(T * M), lengths(T), rows(T), chosen(T * K);
   for (int64_t t = 0; t < T; t++) {
@@ -130,6 +130,9 @@ static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, in
   turnout::StepPlan step{ids.get(), positions.get(), slots.get(), tables.get(), lengths.get(), prior.get(), rows.get(),
                          chosen.get(), logits.get(), T, M, E, T * K};
   check(TURNOUT_ISA::kOps.step(model, step) == 0, "step");
+  Packed head(1, V, D, 16, 0, true);
+  model.embedding_panels = model.head_panels = &head.panels;
+  check(TURNOUT_ISA::kOps.step(model, step) == 0, "step with its embedding in panels");
   ids.get()[1] = V;
   check(TURNOUT_ISA::kOps.step(model, step) == 2, "a token outside the vocabulary");
 }

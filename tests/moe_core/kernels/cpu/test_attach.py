@@ -12,10 +12,13 @@ from moe_core.kernels.cpu.attach import (
     DecodeDenseMlp,
     DecodeLinear,
     PanelDenseMlp,
+    PanelEmbedding,
     PanelExperts,
     PanelLinear,
     PanelPackedExperts,
+    PanelPackedLinear,
     attach,
+    logits_of,
 )
 from moe_core.kernels.gating import PLAIN
 from moe_core.model.init import random_decoder
@@ -59,6 +62,29 @@ def test_logits_agree_and_parameters_stay(kernels, monkeypatch, spec: ModelSpec,
     close = (after - before).abs() <= 0.05 * before.abs().max()
     assert close.float().mean() > 0.95
     assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_head_is_held_once_and_looked_up_where_it_lies(kernels, monkeypatch, *, packed: bool) -> None:
+    monkeypatch.setattr("moe_core.kernels.cpu.attach.has_tiles", lambda: False)
+    model = random_decoder(tiny_turnout(), seed=1, std=0.2, dtype=torch.bfloat16).eval()
+    tied = model.spec.tie_word_embeddings
+    if packed:
+        packing = {"kind": "quantise", "head": {"bits": 8}, "attention": {"bits": 8}}
+        model = quantise(model, QuantiseSpec.parse(packing))[0].eval()
+    ids = torch.arange(12)[None]
+    embedded, before = model.embed_tokens(ids[0]), model(ids).float()
+    attach(model, 1)
+    assert torch.equal(model.embed_tokens(ids[0]), embedded)
+    head = model.lm_head if packed or not tied else model.embed_tokens
+    assert isinstance(head, PanelPackedLinear if packed else PanelEmbedding if tied else PanelLinear)
+    assert all(tensor.is_meta for tensor in [*head.parameters(), *head.buffers()])
+    assert model.device.type == "cpu"
+    hidden = torch.randn(3, model.spec.hidden_size).bfloat16()
+    logits = logits_of(model, hidden)
+    assert logits.dtype is torch.float32
+    assert float((logits - model.logits(hidden).float()).norm() / logits.norm()) < 0.01
+    assert float((model(ids).float() - before).norm() / before.norm()) < 0.1
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])

@@ -107,6 +107,31 @@ def test_a_linear_map_equals_float64_up_to_rounding(kernels, num_tokens, rows, c
     assert_close(found, x_TK.double() @ weight_OK.double().T, columns)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 13])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (31, 7), (33, 32), (97, 200)])
+@pytest.mark.parametrize("spec", FORMATS, ids=lambda s: f"{s.bits}-{s.group_size}-{s.symmetric}")
+def test_a_linear_map_of_codes_equals_float64_up_to_rounding(
+    kernels, spec, num_tokens, rows, columns
+) -> None:
+    x_TK, weight_OK = poisoned(num_tokens, columns), poisoned(rows, columns, seed=1)
+    packed = quantise(weight_OK.float(), spec)
+    exact_OK = dequantise(packed, columns, spec, torch.float32).double()
+    found = Panels.of_codes(packed, (1, rows, columns), spec).map(x_TK, torch.float32)
+    assert found.dtype is torch.float32
+    assert close(found, rounded_inputs(x_TK, spec.group_size) @ exact_OK.T, 0.002)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (33, 7), (97, 48)])
+def test_rows_are_looked_up_bit_for_bit(kernels, rows: int, columns: int) -> None:
+    weight_OK = poisoned(rows, columns)
+    panels = Panels.of_bfloat16(weight_OK[None])
+    ids_T = torch.tensor([rows - 1, 0, rows // 2, 0])
+    assert torch.equal(panels.look_up(ids_T), weight_OK[ids_T])
+    for bad in (-1, rows):
+        with pytest.raises(SpecError, match=f"a matrix of {rows} rows has not"):
+            panels.look_up(torch.tensor([0, bad]))
+
+
 def any_panels(form: int) -> tuple[ExpertPanels, tuple[Tensor, Tensor]]:
     """The same small layer in bfloat16 (16), or in codes."""
     weights = layer(4, 72, 48)
