@@ -69,6 +69,54 @@ CORE = Sentences(
             "capacity.overflow 'learned' needs the correction that a layout with that overflow gives its gates; "
             "set it in the layout, or choose drop, residual or next_best"
         ),
+        "dense_has_no_experts": "the model is dense ({family}); make it a mixture first (upcycle, compose)",
+        "not_packed": "the experts are not packed; save the model as it is",
+        "packed_experts": (
+            "the experts are packed in {bits} bits and cannot be changed; "
+            "start from the model before it was quantised, and quantise last"
+        ),
+        "experts_differ": (
+            "the experts are of different kinds and widths (expert_kinds); this operation is for experts that are alike"
+        ),
+        "gate_ties_experts": (
+            "gate '{gate}' ties experts to one another (slots, tables or groups), so that none can be "
+            "taken by itself; this operation needs a gate with one row for each expert"
+        ),
+        "not_doubled": "num_experts ({num_experts}) must be {old} times a power of two; the next is {next}",
+        "growth_needs_softmax": (
+            "gate '{gate}' does not treat copies alike; growth needs gate 'softmax_topk' or 'sigmoid_groups'"
+        ),
+        "growth_without_capacity": (
+            "a capacity gives each copy the room of one expert, so that copies drop other tokens than the one did; "
+            "growth needs a model without capacity"
+        ),
+        "other_twins": "method '{method}' would let a token see other twins than before; grow with 'twin'",
+        "other_groups": (
+            "method '{method}' would let the two best of a group be one expert and its copy, and so choose other "
+            "groups than before; grow with 'twin'"
+        ),
+        "groups_tie_experts": (
+            "gate '{gate}' ties experts to one another in {groups} groups of one size, so that "
+            "none comes or goes alone; use a model whose gate has one group"
+        ),
+        "groups_by_place": (
+            "gate '{gate}' ties experts to one another in {groups} groups of one size, so that "
+            "none comes or goes alone; set per_group to do the same at one place of each group"
+        ),
+        "no_such_place": "expert {expert} is outside the {num_experts} experts of a group",
+        "no_twins": "the model has no twins to release; grow it with method 'twin' first",
+        "unsplit": "moe_intermediate_size ({width}) must be divisible by {parts} to split the experts",
+        "uncut": "intermediate_size ({width}) must be divisible by granularity ({granularity})",
+        "student_larger": "a student may not be larger than its teacher: {asked} is more than {own}",
+        "no_such_expert": "expert {expert} is outside the {num_experts} experts of a layer",
+        "one_for_each_layer": (
+            "{experts} experts are named for {layers} expert layers; name one for each, or one for all"
+        ),
+        "too_few_left": ("{num_experts} experts cannot lose one when top_k is {top_k}; lower top_k first"),
+        "merged_with_itself": "expert {expert} cannot be merged with itself; name two",
+        "layers_are_kept": "mixtures keep their expert layers; leave moe_layers out",
+        "not_composable": "mixtures are composed with gate 'softmax_topk' and without twins",
+        "preview_without_logs": "a preview measures on held-out logs; name a corpus",
         "expert_repeated": "{owner}: an expert is named twice in {experts}",
         "layers_unordered": "moe_layers must be ascending and without repeats",
         "layer_outside": "layer {layer} is outside the model's {num_layers} layers; choose layers from 0 to {last}",

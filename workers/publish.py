@@ -18,13 +18,22 @@ from workers.relay import Relay
 
 
 def publish(claim: JobClaim, relay: Relay, result: dict[str, Any], out_dir: Path) -> None:
-    """Register what a child made, and end the job, while the lease holds."""
+    """Register what a child made, and end the job, while the lease holds; a preview made nothing but its report."""
+    if claim.job.is_preview:
+        relay.persist(lambda: end_preview(claim, result))
+        return
     relay.persist(lambda: job_event(claim, "stage", {"stage": "register"}, stage="register"))
     spec = spec_of(result)
     files = relay.persist(lambda: store.ingest(out_dir))
     if not files:
         raise Invalid("The job ended well but left no files; nothing was registered.", code="no_result")
     relay.persist(lambda: register(claim, result, spec, files))
+
+
+def end_preview(claim: JobClaim, result: dict[str, Any]) -> None:
+    """End a job that kept nothing."""
+    with job_success(claim, kept_result(result)):
+        pass
 
 
 def register(claim: JobClaim, result: dict[str, Any], spec: ModelSpec, files: store.Files) -> None:

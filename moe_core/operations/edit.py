@@ -19,12 +19,9 @@ from moe_core.model.layers import MoeMlp
 from moe_core.operations.align import ExpertWeights, aligned, mean_of
 from moe_core.operations.measure import compare, hidden_of, listening, loads, mask_of
 from moe_core.operations.parts import (
-    PER_GROUP,
     changeable,
     chosen_of,
-    groups_of,
     moe_part,
-    num_groups_of,
     per_expert,
     spec_with,
     with_experts,
@@ -32,6 +29,7 @@ from moe_core.operations.parts import (
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec import ModelSpec, MoeSpec
+from moe_core.spec.foresee import PER_GROUP, groups_of, num_groups_of
 from moe_core.spec.operations import MergeExpertsSpec, RemoveExpertSpec
 
 # Tokens that tell what neurons do; more change little.
@@ -152,9 +150,7 @@ def _check_enough_left(moe: MoeSpec) -> None:
         return
     seen = len(set(moe.twins.roots)) if moe.twins else moe.num_experts
     if moe.num_experts - 1 < moe.top_k or (moe.twins is None and seen - 1 < moe.top_k):
-        raise SpecError(
-            f"{moe.num_experts} experts cannot lose one when top_k is {moe.top_k}; lower top_k first"
-        )
+        raise SpecError.of("too_few_left", num_experts=moe.num_experts, top_k=moe.top_k)
 
 
 def _without(num_experts: int, gone_LG: list[list[int]]) -> list[list[int]]:
@@ -169,10 +165,12 @@ def _fewer(model: Decoder, keep_LE: list[list[int]]) -> ModelSpec:
         kept = {moe.twins.taking(tuple(keep)) for keep in keep_LE}
         gone = {e for keep in keep_LE for e in range(moe.num_experts) if e not in keep}
         crowded = [e for e in gone if moe.twins.roots.count(moe.twins.roots[e]) > 2]
-        if len(kept) > 1 or (crowded and moe.twins.hold is None):
+        if len(kept) > 1:
+            raise SpecError("twins are the same in every layer and stay so; name one expert for all layers")
+        if crowded and moe.twins.hold is None:
             raise SpecError(
-                "twins are the same in every layer and a hash deals tokens among them; "
-                "name one expert for all layers, or release the twins to the gate first (hold 0)"
+                f"a hash deals tokens among the twins of expert {crowded[0]}, and would deal them anew without it; "
+                "release the twins to the gate first (operation release_twins)"
             )
         changes["twins"] = {"roots": kept.pop(), "hold": moe.twins.hold}
     return spec_with(model.spec, **changes)

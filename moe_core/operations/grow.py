@@ -18,7 +18,6 @@ halving is that of fine-grained experts, Dai et al. 2024, "DeepSeekMoE".
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,17 +26,16 @@ import torch
 from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
 from moe_core.operations.parts import (
-    PER_GROUP,
     changeable,
     chosen_of,
-    groups_of,
     moe_part,
+    rebuilt,
     spec_with,
     with_experts,
 )
 from moe_core.spec import ModelSpec, MoeSpec
-from moe_core.spec.gate import SigmoidGroups, SoftmaxTopk
-from moe_core.spec.operations import AddExpertSpec, GrowSpec
+from moe_core.spec.foresee import PER_GROUP, check_growth, doublings, gate_of_pairs, groups_of
+from moe_core.spec.operations import AddExpertSpec, GrowSpec, ReleaseTwinsSpec
 from moe_core.spec.twins import TwinsSpec
 
 # What a split cuts; everything else of an expert is copied.
@@ -51,13 +49,8 @@ def grow(model: Decoder, spec: GrowSpec) -> tuple[Decoder, dict[str, Any]]:
     Raises SpecError when the number is not the old one times a power of two, or the method does not fit.
     """
     moe = changeable(model, per_group=True)
-    times = _doublings(moe.num_experts, spec.num_experts)
-    _check_gate(moe)
-    _check_groups(moe, spec.method)
-    if spec.method != "twin" and moe.twins is not None:
-        raise SpecError(
-            f"method {spec.method!r} would let a token see other twins than before; grow with 'twin'"
-        )
+    times = doublings(moe.num_experts, spec.num_experts)
+    check_growth(moe, spec.method)
     if spec.method == "split" and moe.moe_intermediate_size % 2**times:
         raise SpecError(
             f"moe_intermediate_size ({moe.moe_intermediate_size}) must be divisible by {2**times} to split "
@@ -84,13 +77,13 @@ def add_expert(model: Decoder, spec: AddExpertSpec) -> tuple[Decoder, dict[str, 
     With `spec.per_group` one more in each group of each layer: the last of its group.
     """
     moe = changeable(model, per_group=spec.per_group, instead=PER_GROUP)
-    _check_gate(moe)
+    check_growth(moe, "twin")
     sources = chosen_of(model, spec.source, per_group=spec.per_group)[0]
     for source in sources:
         if moe.twins is not None and moe.twins.hold is None and moe.twins.has_twins(source):
             raise SpecError(
                 f"expert {source} has twins already, among which a hash chooses; "
-                "release them to the gate first (hold 0)"
+                "release them to the gate first (operation release_twins)"
             )
     order = _each_followed_by(moe, [[source] for source in sources])
     new = [place for place, source in enumerate(order) if source in sources and source in order[:place]]
@@ -106,44 +99,22 @@ def add_expert(model: Decoder, spec: AddExpertSpec) -> tuple[Decoder, dict[str, 
 
 
 @torch.no_grad()
-def release_twins(model: Decoder, hold: float | None) -> Decoder:
+def release_twins(model: Decoder, spec: ReleaseTwinsSpec) -> tuple[Decoder, dict[str, Any]]:
     """The model with another hold on its twins: lower it step by step to 0 and the gate chooses between them.
 
-    Raises SpecError for a model without twins.
+    What it says stays as long as twins are equal; twins that have grown apart may answer otherwise. Raises SpecError for
+    a model without twins.
     """
     moe = moe_part(model)
     if moe.twins is None:
-        raise SpecError("the model has no twins to release; grow it with method 'twin' first")
-    twins = TwinsSpec(roots=moe.twins.roots, hold=hold)
-    order = range(moe.num_experts)
-    changed = spec_with(model.spec, twins=twins.model_dump())
-    return with_experts(model, [order] * len(moe.moe_layers), changed)
-
-
-def _doublings(old: int, new: int) -> int:
-    times = math.log2(new / old)
-    if new <= old or times != int(times):
-        raise SpecError(f"num_experts ({new}) must be {old} times a power of two; the next is {2 * old}")
-    return int(times)
-
-
-def _check_gate(moe: MoeSpec) -> None:
-    if not isinstance(moe.gate, SoftmaxTopk | SigmoidGroups) or moe.capacity is not None:
-        raise SpecError(
-            f"gate {moe.gate.kind!r} {'with' if moe.capacity else 'without'} capacity does not treat copies alike; "
-            "growth needs gate 'softmax_topk' or 'sigmoid_groups' without capacity"
-        )
-
-
-def _check_groups(moe: MoeSpec, method: str) -> None:
-    gate = moe.gate
-    if method == "twin" or not isinstance(gate, SigmoidGroups):
-        return
-    if gate.topk_group < gate.num_groups and gate.group_score == "two_best" and len(groups_of(moe)[0]) > 1:
-        raise SpecError(
-            f"method {method!r} would let the two best of a group be one expert and its copy, and so choose other "
-            "groups than before; grow with 'twin'"
-        )
+        raise SpecError.of("no_twins")
+    twins = TwinsSpec(roots=moe.twins.roots, hold=spec.hold)
+    released = rebuilt(model, spec_with(model.spec, twins=twins.model_dump()))
+    return released, {
+        "kind": spec.kind,
+        "hold": [moe.twins.hold, spec.hold],
+        "twins": sum(moe.twins.has_twins(expert) for expert in range(moe.num_experts)),
+    }
 
 
 def _each_followed_by(moe: MoeSpec, added: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -162,21 +133,12 @@ def _doubled(model: Decoder, method: str) -> Decoder:
     if method == "twin":
         changes["twins"] = _with_twins(moe, order)
     else:
-        changes |= {"top_k": 2 * moe.top_k, "gate": _gate_of_pairs(moe)}
+        changes |= {"top_k": 2 * moe.top_k, "gate": gate_of_pairs(moe)}
     if method != "split":
         return with_experts(model, [order] * len(moe.moe_layers), spec_with(model.spec, **changes))
     return _split(
         model, spec_with(model.spec, **changes, moe_intermediate_size=moe.moe_intermediate_size // 2)
     )
-
-
-def _gate_of_pairs(moe: MoeSpec) -> dict[str, Any]:
-    """The gate that gives each of two copies half of the weight."""
-    gate = moe.gate.model_dump()
-    # Shares of all experts halve by themselves, and so do weights that are made to sum to one; scores of their own do not.
-    if isinstance(moe.gate, SigmoidGroups) and moe.gate.scores != "softmax" and not moe.norm_topk_prob:
-        gate["routed_scaling_factor"] /= 2
-    return gate
 
 
 def _with_twins(moe: MoeSpec, order: tuple[int, ...]) -> dict[str, Any]:

@@ -17,11 +17,9 @@ from moe_core.model.families import family_for
 from moe_core.model.families.config import OWN
 from moe_core.model.layers import MoeMlp
 from moe_core.spec import ModelSpec, MoeSpec
-from moe_core.spec.gate import LinearGate, SigmoidGroups
+from moe_core.spec.foresee import check_alone, groups_of
 from moe_core.spec.operations import Chosen
 
-# The way out where a gate has groups.
-PER_GROUP = "set per_group to do the same at one place of each group"
 # The modules of an expert layer whose tensors may have one row (or block) for each expert.
 PER_EXPERT = ("router.", "experts.")
 
@@ -30,18 +28,11 @@ def moe_part(model: Decoder, *, packed: bool = True) -> MoeSpec:
     """The expert part of a mixture; SpecError for a dense model, and for packed experts where `packed` is False."""
     moe = model.spec.moe
     if moe is None:
-        raise SpecError(
-            f"the model is dense ({model.spec.family}); make it a mixture first (upcycle, compose)"
-        )
+        raise SpecError.of("dense_has_no_experts", family=model.spec.family)
     if moe.expert_kinds is not None and not packed:
-        raise SpecError(
-            "the experts are of different kinds and widths (expert_kinds); this operation is for experts that are alike"
-        )
+        raise SpecError.of("experts_differ")
     if moe.quantisation is not None and not packed:
-        raise SpecError(
-            f"the experts are packed in {moe.quantisation.bits} bits and cannot be changed; "
-            "start from the model before it was quantised, and quantise last"
-        )
+        raise SpecError.of("packed_experts", bits=moe.quantisation.bits)
     return moe
 
 
@@ -54,28 +45,8 @@ def changeable(
     done is done in every group alike (`per_group`), a gate with groups; `instead` is the way out that it names.
     """
     moe = moe_part(model, packed=False)
-    if not isinstance(moe.gate, LinearGate):
-        raise SpecError(
-            f"gate {moe.gate.kind!r} ties experts to one another (slots, tables or groups), so that none can be "
-            "taken by itself; this operation needs a gate with one row for each expert"
-        )
-    if num_groups_of(moe) > 1 and not per_group:
-        raise SpecError(
-            f"gate {moe.gate.kind!r} ties experts to one another in {num_groups_of(moe)} groups of one size, so that "
-            f"none comes or goes alone; {instead}"
-        )
+    check_alone(moe, per_group=per_group, instead=instead)
     return moe
-
-
-def num_groups_of(moe: MoeSpec) -> int:
-    """How many groups of equal size a gate chooses among before it chooses experts; 1 where it does not."""
-    return moe.gate.num_groups if isinstance(moe.gate, SigmoidGroups) else 1
-
-
-def groups_of(moe: MoeSpec) -> list[list[int]]:
-    """The numbers of the experts of each group."""
-    size = moe.num_experts // num_groups_of(moe)
-    return [list(range(start, start + size)) for start in range(0, moe.num_experts, size)]
 
 
 def spec_with(spec: ModelSpec, **changes: Any) -> ModelSpec:
@@ -147,12 +118,10 @@ def chosen_of(model: Decoder, chosen: Chosen, *, per_group: bool = False) -> lis
     num_layers, groups = len(moe.moe_layers), groups_of(moe) if per_group else [list(range(moe.num_experts))]
     each = [chosen] * num_layers if isinstance(chosen, int) else list(chosen)
     if len(each) != num_layers:
-        raise SpecError(
-            f"{len(each)} experts are named for {num_layers} expert layers; name one for each, or one for all"
-        )
+        raise SpecError.of("one_for_each_layer", experts=len(each), layers=num_layers)
     for expert in each:
         if not 0 <= expert < len(groups[0]):
-            raise SpecError(
-                f"expert {expert} is outside the {len(groups[0])} experts of a {'group' if per_group else 'layer'}"
+            raise SpecError.of(
+                "no_such_place" if per_group else "no_such_expert", expert=expert, num_experts=len(groups[0])
             )
     return [[group[expert] for group in groups] for expert in each]

@@ -28,7 +28,7 @@ from moe_core.operations.parts import moe_part, rebuilt, spec_with, tensors_of
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec import ModelSpec
-from moe_core.spec.operations import QuantiseSpec
+from moe_core.spec.operations import DequantiseSpec, QuantiseSpec
 
 SIXTEEN_BITS = 2
 
@@ -101,13 +101,14 @@ def _pack_map(target: nn.Module, weight: Tensor) -> float:
 
 
 @torch.no_grad()
-def dequantise(model: Decoder) -> Decoder:
+def dequantise(model: Decoder, spec: DequantiseSpec) -> tuple[Decoder, dict[str, Any]]:
     """The model with the floats that its packed experts stand for, of a family of transformers where one can say it.
 
-    Raises SpecError for a model whose experts are not packed.
+    What packing lost does not come back. Raises SpecError for a model whose experts are not packed.
     """
-    if moe_part(model).quantisation is None:
-        raise SpecError("the experts are not packed; save the model as it is")
+    quantisation = moe_part(model).quantisation
+    if quantisation is None:
+        raise SpecError.of("not_packed")
     floats = dict.fromkeys(("quantisation", "attention_quantisation", "head_quantisation"))
     wide = rebuilt(model, spec_with(model.spec, **floats))
     wide.spec = wide.spec.model_copy(update={"family": family_for(wide.spec)})
@@ -120,7 +121,18 @@ def dequantise(model: Decoder) -> Decoder:
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear):
             wide.get_submodule(name).get_parameter("weight").copy_(module.widened(model.dtype))
-    return wide
+    return wide, {
+        "kind": spec.kind,
+        "keeps_function": True,
+        "packed_before": quantisation.model_dump(),
+        "expert_bytes": [_expert_bytes(model), _expert_bytes(wide)],
+    }
+
+
+def _expert_bytes(model: Decoder) -> int:
+    """Bytes of the routed experts as they are stored."""
+    stored = tensors_of(model)
+    return sum(t.numel() * t.element_size() for name, t in stored.items() if ".mlp.experts." in name)
 
 
 def relative_error(weight: Tensor, experts: PackedExperts, name: str) -> float:

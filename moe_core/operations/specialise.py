@@ -27,7 +27,7 @@ from moe_core.operations.measure import compare, hidden_of, listening, loads
 from moe_core.operations.parts import changeable
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
-from moe_core.spec.operations import AddExpertSpec, SpecialiseCloneSpec
+from moe_core.spec.operations import AddExpertSpec, ReleaseTwinsSpec, SpecialiseCloneSpec
 
 
 def specialise_clone(
@@ -45,12 +45,13 @@ def specialise_clone(
     moe = changeable(model)
     if moe.twins is not None and moe.twins.hold != 0.0:
         raise SpecError(
-            "the model has twins between which a hash chooses; release them to the gate first (hold 0)"
+            "the model has twins between which a hash chooses; release them to the gate first "
+            "(operation release_twins)"
         )
     mine = prompts.take(prompts.of_domain(spec.domain))
     others = [row for row in range(len(prompts)) if prompts.codes[int(prompts.domain_N[row])] != spec.domain]
     born, _ = add_expert(model, AddExpertSpec(source=spec.source))
-    clone = release_twins(born, 0.0)
+    clone, _ = release_twins(born, ReleaseTwinsSpec())
     _learn(clone, moe.num_experts, spec, mine, prompts.take(others), watch)
     shown = measured_on or prompts
     share = {

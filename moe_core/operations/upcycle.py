@@ -32,7 +32,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_core.errors import SpecError
 from moe_core.experts import MixedExperts
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.layers import DenseMlp, MoeMlp
@@ -41,6 +40,7 @@ from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers.start import start_gate
 from moe_core.spec import LayoutSpec, ModelSpec, MoeSpec
 from moe_core.spec.expert_kinds import ExpertKind, MlpExpert, SwigluExpert
+from moe_core.spec.foresee import cut_layout
 from moe_core.spec.gate import Base, SigmoidGroups, Soft, SoftmaxTopk
 from moe_core.spec.operations import UpcycleSpec
 
@@ -149,19 +149,6 @@ def _slices_of_kinds(
 def keeps_function(dense: ModelSpec, layout: LayoutSpec, granularity: int = 1) -> bool:
     """True when upcycling without noise leaves the model's outputs as they are."""
     return plan_upcycle(dense, cut_layout(dense, layout, granularity), granularity).keeps_function
-
-
-def cut_layout(dense: ModelSpec, layout: LayoutSpec, granularity: int) -> LayoutSpec:
-    """The layout with the width of a slice; SpecError when the dense width cannot be cut so."""
-    if granularity == 1:
-        return layout
-    if dense.intermediate_size % granularity:
-        raise SpecError(
-            f"intermediate_size ({dense.intermediate_size}) must be divisible by granularity ({granularity})"
-        )
-    return LayoutSpec.parse(
-        {**layout.model_dump(), "moe_intermediate_size": dense.intermediate_size // granularity}
-    )
 
 
 @torch.no_grad()

@@ -21,6 +21,8 @@ class OperateSpec(Spec):
     # operation on a small model takes a minute or two on two cores.
     prompts_per_domain: Annotated[int, Field(ge=1, le=4096)] = 16
     prompt_tokens: Annotated[int, Field(ge=8, le=4096)] = 64
+    # Do it and measure it, but keep nothing: what the operation would do, told by the held-out logs.
+    preview: bool = False
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 

@@ -13,6 +13,7 @@ from moe_core.spec.layout import LayoutSpec
 from moe_core.spec.model import Width
 from moe_core.spec.quantisation import ExpertQuantSpec
 from moe_core.spec.train import Norm, Rate, Seed, Steps
+from moe_core.spec.twins import Hold
 
 Noise = Annotated[float, Field(ge=0.0, le=1.0)]
 # One expert number for all expert layers, or one for each, lowest layer first.
@@ -78,6 +79,14 @@ class GrowSpec(Spec):
     method: Literal["twin", "double_k", "split"] = "twin"
 
 
+class ReleaseTwinsSpec(Spec):
+    """Let the gate choose between twins, by degrees or at once."""
+
+    kind: Literal["release_twins"] = "release_twins"
+    # What is added to the logit of the twin that a hash picks: 0 leaves the choice to the gate, None to the hash.
+    hold: Hold | None = 0.0
+
+
 class EditSpec(Spec):
     """What operations on single experts share."""
 
@@ -138,6 +147,12 @@ class QuantiseSpec(Spec):
     head: ExpertQuantSpec | None = None
 
 
+class DequantiseSpec(Spec):
+    """Give packed experts back as the floats that they stand for."""
+
+    kind: Literal["dequantise"] = "dequantise"
+
+
 class DistilSpec(Spec):
     """Make a small mixture out of a large one: merge experts that answer alike, then learn from the teacher."""
 
@@ -171,11 +186,13 @@ OperationSpec = Annotated[
     UpcycleSpec
     | ComposeSpec
     | GrowSpec
+    | ReleaseTwinsSpec
     | AddExpertSpec
     | RemoveExpertSpec
     | MergeExpertsSpec
     | SpecialiseCloneSpec
     | QuantiseSpec
+    | DequantiseSpec
     | DistilSpec,
     Field(discriminator="kind"),
 ]

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from moe_core.spec.base import ExpertIndex, Spec
 
+Hold = Annotated[float, Field(ge=0.0, le=1e4)]
+
 
 class TwinsSpec(Spec):
     """Experts with the same root are twins; every token sees exactly one of each set of twins."""
@@ -16,7 +18,7 @@ class TwinsSpec(Spec):
     roots: Annotated[tuple[ExpertIndex, ...], Field(min_length=1, max_length=1024)]
     # None: a hash of the token's hidden state picks the twin. Otherwise the twin with the highest logit is seen, and the
     # one that the hash picks has so much added: 0 leaves the choice to the gate.
-    hold: Annotated[float, Field(ge=0.0, le=1e4)] | None = None
+    hold: Hold | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

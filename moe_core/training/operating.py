@@ -22,15 +22,16 @@ from moe_core.kernels.precision import training_dtype
 from moe_core.model.decoder import Decoder
 from moe_core.operations.compose import compose
 from moe_core.operations.distil import distil
-from moe_core.operations.edit import merge_experts, remove_expert
-from moe_core.operations.grow import add_expert, grow
+from moe_core.operations.edit import merge_experts, preview_removal, remove_expert
+from moe_core.operations.grow import add_expert, grow, release_twins
 from moe_core.operations.measure import compare
 from moe_core.operations.prompts import Prompts
-from moe_core.operations.quantise import quantise
+from moe_core.operations.quantise import dequantise, quantise
 from moe_core.operations.specialise import specialise_clone
 from moe_core.operations.upcycle import upcycle
 from moe_core.operations.watch import Part, Watch
 from moe_core.spec.operate import OperateSpec
+from moe_core.spec.operations import RemoveExpertSpec
 from moe_core.training.data import read_conversations
 from moe_core.training.job import JobIO, finite_or_null
 from moe_core.training.progress import Progress
@@ -80,7 +81,8 @@ class Watcher:
 def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
     """Do the operation and write the model; the result has `spec`, `inspection`, `operation` (the report), `lineage`.
 
-    Raises SpecError for an operation that does not fit the model, CheckpointError for files that are no model.
+    A preview writes no model, and its result is the report alone. Raises SpecError for an operation that does not fit the
+    model, CheckpointError for files that are no model.
     """
     progress = Progress(io, STAGES)
     torch.set_num_threads(spec.num_threads)
@@ -99,6 +101,8 @@ def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
     report = finite_or_null(_measured(report, models[0], changed, held_out, watch))
     io.event("report", {"stage": "measure", "name": "operation", "figures": report})
     progress.raise_if_asked()
+    if spec.preview:
+        return {"operation": report}
     progress.stage("save")
     _write(changed, io)
     return {
@@ -119,13 +123,24 @@ def _perform(
     operation, model = spec.operation, models[0]
     if spec.needs_logs and train is None:
         raise SpecError(f"{operation.kind} learns from logs; name a corpus with logs of the model's domains")
+    if spec.preview:
+        if held_out is None:
+            raise SpecError.of("preview_without_logs")
+        # What is only looked at may cost whatever it costs.
+        operation = operation.model_copy(
+            update={"max_loss_increase": None} if hasattr(operation, "max_loss_increase") else {}
+        )
+        if isinstance(operation, RemoveExpertSpec):
+            return model, {"kind": operation.kind, **preview_removal(model, operation, held_out, watch)}
     acts: dict[str, Callable[[], Done]] = {
         "upcycle": lambda: upcycle(model, operation, watch),  # type: ignore[arg-type]
         "grow": lambda: grow(model, operation),  # type: ignore[arg-type]
+        "release_twins": lambda: release_twins(model, operation),  # type: ignore[arg-type]
         "add": lambda: add_expert(model, operation),  # type: ignore[arg-type]
         "remove": lambda: remove_expert(model, operation, held_out, watch),  # type: ignore[arg-type]
         "merge": lambda: merge_experts(model, operation, held_out, watch),  # type: ignore[arg-type]
         "quantise": lambda: quantise(model, operation, watch=watch),  # type: ignore[arg-type]
+        "dequantise": lambda: dequantise(model, operation),  # type: ignore[arg-type]
         "compose": lambda: compose(models, operation, train, watch),  # type: ignore[arg-type]
         "specialise_clone": lambda: specialise_clone(model, operation, train, held_out, watch),  # type: ignore[arg-type]
         "distil": lambda: distil(model, operation, train, held_out, watch),  # type: ignore[arg-type]

@@ -50,9 +50,7 @@ WORDS: Mapping[str, str] = {
     "even_by_itself": gettext_noop(
         "The gate “%(gate)s” fills its experts evenly by itself; leave their room without a limit."
     ),
-    "kinds_counted": gettext_noop(
-        "The kinds name %(kinds)s experts, but the layer has %(num_experts)s."
-    ),
+    "kinds_counted": gettext_noop("The kinds name %(kinds)s experts, but the layer has %(num_experts)s."),
     "kinds_without_feed_forward": gettext_noop(
         "At least one expert must have a feed-forward (SwiGLU or MLP)."
     ),
@@ -78,6 +76,63 @@ WORDS: Mapping[str, str] = {
     "no_learned_overflow": gettext_noop(
         "The learnt correction comes with a layout that has it; set it in the layout, or choose another way here."
     ),
+    "dense_has_no_experts": gettext_noop("The model is dense (%(family)s); make it a mixture first."),
+    "not_packed": gettext_noop("The experts are not packed; there is nothing to give back."),
+    "packed_experts": gettext_noop(
+        "The experts are packed in %(bits)s bits and cannot be changed; give their floats back first, and quantise last."
+    ),
+    "experts_differ": gettext_noop(
+        "The experts are of several kinds or widths; this operation is for experts that are alike."
+    ),
+    "gate_ties_experts": gettext_noop(
+        "The gate “%(gate)s” ties experts to one another (slots, tables or groups), so that none can be taken by itself."
+    ),
+    "not_doubled": gettext_noop(
+        "The number of experts (%(num_experts)s) must be %(old)s times a power of two; the next is %(next)s."
+    ),
+    "growth_needs_softmax": gettext_noop(
+        "Growing needs the gate “softmax_topk” or “sigmoid_groups”; this gate is “%(gate)s”."
+    ),
+    "growth_without_capacity": gettext_noop(
+        "Growing needs a version without a limit for experts: copies with a room each would drop other tokens."
+    ),
+    "other_twins": gettext_noop(
+        "The version has twins; grown by “%(method)s” a token would see other twins than before. Grow it by twins."
+    ),
+    "other_groups": gettext_noop(
+        "Grown by “%(method)s”, the gate would choose other groups than before. Grow the version by twins."
+    ),
+    "groups_tie_experts": gettext_noop(
+        "The gate “%(gate)s” chooses among %(groups)s groups of one size, so that no expert comes or goes alone."
+    ),
+    "groups_by_place": gettext_noop(
+        "The gate “%(gate)s” chooses among %(groups)s groups of one size, so that no expert comes or goes alone; "
+        "do the same in every group."
+    ),
+    "no_such_place": gettext_noop(
+        "There is no expert %(expert)s; a group has %(num_experts)s, counted from 0."
+    ),
+    "no_twins": gettext_noop("The version has no twins to release; grow it by twins first."),
+    "unsplit": gettext_noop("An expert of width %(width)s cannot be cut into %(parts)s equal parts."),
+    "uncut": gettext_noop(
+        "The feed-forward of width %(width)s cannot be cut into %(granularity)s equal slices."
+    ),
+    "student_larger": gettext_noop(
+        "A student may not be larger than its teacher: %(asked)s is more than %(own)s."
+    ),
+    "no_such_expert": gettext_noop(
+        "There is no expert %(expert)s; a layer has %(num_experts)s, counted from 0."
+    ),
+    "one_for_each_layer": gettext_noop(
+        "%(experts)s experts are named for %(layers)s layers with experts; name one for each, or one for all."
+    ),
+    "too_few_left": gettext_noop(
+        "%(num_experts)s experts cannot lose one while each token goes to %(top_k)s of them."
+    ),
+    "merged_with_itself": gettext_noop("Expert %(expert)s cannot be merged with itself; name two."),
+    "layers_are_kept": gettext_noop("Mixtures keep their layers with experts; leave the layers out."),
+    "not_composable": gettext_noop("Mixtures are composed with the gate “softmax_topk” and without twins."),
+    "preview_without_logs": gettext_noop("A preview measures on logs; choose some."),
     "expert_repeated": gettext_noop("%(owner)s: an expert is named twice in %(experts)s."),
     "layers_unordered": gettext_noop("The layers must ascend and none may stand twice."),
     "layer_outside": gettext_noop(

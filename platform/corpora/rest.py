@@ -160,7 +160,7 @@ class CorpusViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, pk: Any = None) -> Response:
-        """Remove a corpus."""
+        """Remove a corpus; runs that used it keep their rows. 409 while an open job uses it."""
         services.corpus_delete(caller=self.caller, corpus_id=self.get_object().pk)
         return Response(status=status.HTTP_204_NO_CONTENT)
 

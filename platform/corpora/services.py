@@ -20,6 +20,7 @@ from common.errors import Conflict, DomainError, Invalid, StaleLease
 from common.holders import this_process
 from common.leases import Claim, lease_claim, lease_guarded, lease_release
 from common.loops import wake
+from common.uses import refuse_used
 from corpora.encodings import NAMED
 from corpora.intake import joined, read_file
 from corpora.models import Corpus, CorpusFile, FileState
@@ -60,9 +61,10 @@ def corpus_create(*, caller: Caller, name: str, description: str = "") -> Corpus
 
 @transaction.atomic
 def corpus_delete(*, caller: Caller, corpus_id: int) -> None:
-    """Remove a corpus; runs that used it keep the rows that they were given."""
+    """Remove a corpus; runs that used it keep the rows that they were given. Raises Conflict while an open job uses it."""
     caller.must_be(Role.EDITOR)
     corpus = corpus_get(caller.team, corpus_id)
+    refuse_used("corpus", caller.team.pk, corpus_id, corpus.name)
     corpus.delete()
     audit_record(caller=caller, action="corpus.deleted", target=corpus)
 

@@ -44,7 +44,9 @@ class StageFigures:
 def stages_of(job: Job) -> list[Stage]:
     """The stages that this job goes through."""
     without_control = job.kind == JobKind.TUNE and not job.inputs.get("tune", {}).get("control", True)
-    return [stage for stage in STAGES[job.kind] if not (without_control and "control" in stage.key)]
+    kept = [stage for stage in STAGES[job.kind] if not (without_control and "control" in stage.key)]
+    # What only looks writes nothing.
+    return [stage for stage in kept if stage.key not in ("save", "register")] if job.is_preview else kept
 
 
 def num_turns(tune: dict[str, Any]) -> int:

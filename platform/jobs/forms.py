@@ -90,7 +90,10 @@ def _field_of(path: str) -> str:
     parts = path.removeprefix("tune.").split(".")
     if parts[0] in PREFIXES:
         return PREFIXES[parts[0]] + (parts[1] if len(parts) > 1 else "overflow")
-    return parts[-1] if parts[0] == "operation" else parts[0]
+    if parts[0] == "operation":
+        inner = [part for part in (parts[2:] or parts[1:]) if part != "quantisation"]
+        return inner[0] if inner else parts[0]
+    return parts[0]
 
 
 def show_error(form: forms.Form, error: DomainError) -> None:

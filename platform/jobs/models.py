@@ -71,6 +71,11 @@ class Job(TeamOwned):
             models.Index(fields=["state"], name="job_open", condition=Q(state__in=OPEN)),
         ]
 
+    @property
+    def is_preview(self) -> bool:
+        """Whether it is an operation that is only tried: measured, and nothing kept."""
+        return bool(self.inputs.get("operate", {}).get("preview"))
+
     def __str__(self) -> str:
         return f"{self.name} #{self.pk}"
 

@@ -1,41 +1,64 @@
-"""One form for each operation on experts; the essentials only, every default is the specification's own."""
+"""One form for each operation on experts, with everything that its specification can be told."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from django import forms
+from django.forms import BoundField
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from accounts.models import Team
+from common.spec_fields import Ask, Part
 from corpora.selectors import corpora_of
+from jobs.chosen import ChosenField
 from jobs.forms import MAX_CHOICES, version_words
+from jobs.specs import default_threads
+from jobs.tune_fields import PRECISION
+from layouts.layers import layers_text, parse_layers
 from layouts.selectors import layouts_of
 from moe_core.spec.base import Spec
 from moe_core.spec.operate import LEARNING, OperateSpec
 from moe_core.spec.operations import (
     AddExpertSpec,
     ComposeSpec,
+    DequantiseSpec,
     DistilSpec,
     GrowSpec,
     MergeExpertsSpec,
+    ReleaseTwinsSpec,
     RemoveExpertSpec,
     SpecialiseCloneSpec,
+    UpcycleSpec,
 )
 from moe_core.spec.quantisation import ExpertQuantSpec
 from registry.models import ModelVersion, VersionState
 from registry.operated import OPERATIONS
 from registry.selectors import versions_of
 
+OPTIONS = Part(
+    OperateSpec,
+    {
+        "prompts_per_domain": Ask(
+            _("Prompts of each domain"),
+            _("From the logs, to learn from and to measure on. Twice as many take twice as long."),
+        ),
+        "prompt_tokens": Ask(_("Tokens of a prompt, at most")),
+        "dtype": Ask(_("Precision"), words=PRECISION),
+        "num_threads": Ask(_("Threads")),
+    },
+)
+SEED = Ask(_("Seed"))
+LOSS = Ask(_("Refuse when a domain's loss rises by more"), _("In nats a token. Empty: whatever it costs."))
 
-def default(schema: type[Spec], name: str) -> Any:
-    """What the specification takes when the form says nothing."""
-    return schema.model_fields[name].default
 
-
-def _expert(label: Any, **more: Any) -> forms.IntegerField:
-    return forms.IntegerField(label=label, min_value=0, max_value=1023, **more)
+PER_GROUP = Ask(
+    _("The same in every group"),
+    _("For gates that choose among groups of experts; numbers are then places in each group."),
+)
 
 
 class OperateForm(forms.Form):
@@ -45,7 +68,16 @@ class OperateForm(forms.Form):
     title: ClassVar[Promise]
     # What it does, in a sentence for the page.
     words: ClassVar[Promise]
-    starts_dense: ClassVar[bool | None] = False
+    # What to do when no version fits.
+    lacking: ClassVar[Promise] = _(
+        "It needs a version whose experts are alike and not packed; build one first."
+    )
+    # Its own fields as the specification has them: what everybody sees, and what lies behind a disclosure.
+    schema: ClassVar[type[Spec]]
+    asks: ClassVar[Mapping[str, Ask]] = {}
+    more: ClassVar[Mapping[str, Ask]] = {}
+    # Whether its page asks to look before it is done: for what takes something away.
+    previews_first: ClassVar[bool] = False
     # Templates show the class; they must not call it.
     do_not_call_in_templates: ClassVar[bool] = True
 
@@ -58,31 +90,32 @@ class OperateForm(forms.Form):
         label=_("Logs"), coerce=int, empty_value=None, required=False,
         help_text=_("Loss is measured on their held-out rows, domain by domain."),
     )  # fmt: skip
-    prompts_per_domain = forms.IntegerField(
-        label=_("Prompts of each domain"), min_value=1, max_value=4096, required=False,
-        initial=default(OperateSpec, "prompts_per_domain"),
-        help_text=_("From the logs, to learn from and to measure on. Twice as many take twice as long."),
-    )  # fmt: skip
-    prompt_tokens = forms.IntegerField(
-        label=_("Tokens of a prompt, at most"), min_value=8, max_value=4096, required=False,
-        initial=default(OperateSpec, "prompt_tokens"),
-    )  # fmt: skip
-    OPTIONS = ("prompts_per_domain", "prompt_tokens")
+    OPTIONS = tuple(OPTIONS.asks)
     COMMON = ("name", "model_version", "corpus", *OPTIONS)
 
     def __init__(self, *args: Any, team: Team, **more: Any) -> None:
         super().__init__(*args, **more)
+        self.team = team
+        self.part = Part(self.schema, {**self.asks, **self.more}, fixed={"kind": self.kind})
+        written = {name: field for name, field in self.fields.items() if name not in self.COMMON}
+        for name in written:
+            del self.fields[name]
+        self.fields |= {**self.part.fields(), **written, **OPTIONS.fields()}
+        threads = self.fields["num_threads"]
+        threads.initial = threads.spec_default = default_threads()  # type: ignore[attr-defined]
         versions = [
             version
             for version in versions_of(team).filter(state=VersionState.READY)[:MAX_CHOICES]
-            if self.starts_dense is None or version.is_dense == self.starts_dense
+            if self.fits(version)
         ]
+        self.by_number = {version.pk: version for version in versions}
         self.versions = [(version.pk, version_words(version)) for version in versions]
         self.fields["model_version"].choices = self.versions  # type: ignore[attr-defined]
         chosen = {str(version.pk): version for version in versions}.get(
             str(self.initial.get("model_version", "")), versions[0] if versions else None
         )
         if chosen is not None:
+            self.fields["model_version"].initial = chosen.pk
             self.suit(chosen)
         logs = [(corpus.pk, corpus.name) for corpus in corpora_of(team).exclude(train=None)[:MAX_CHOICES]]
         self.fields["corpus"].required = self.kind in LEARNING
@@ -90,114 +123,173 @@ class OperateForm(forms.Form):
         self.fields["corpus"].initial = logs[0][0] if logs else None
         self.fields["corpus"].choices = logs if self.kind in LEARNING else [("", _("none")), *logs]  # type: ignore[attr-defined]
 
+    @classmethod
+    def fits(cls, version: ModelVersion) -> bool:
+        """Whether the operation can begin with that version: with experts that are alike and not packed."""
+        moe = version.spec.get("moe") or {}
+        return not version.is_dense and not moe.get("expert_kinds") and not moe.get("quantisation")
+
     def suit(self, version: ModelVersion) -> None:
         """Set what hangs on the version: numbers that no specification can have as a default."""
 
     @property
-    def own_fields(self) -> list[Any]:
-        """The fields of this operation, bound."""
-        return [self[name] for name in self.fields if name not in self.COMMON]
+    def own_fields(self) -> list[BoundField]:
+        """The fields of this operation that everybody sees, bound."""
+        return [self[name] for name in self.fields if name not in (*self.COMMON, *self.more)]
+
+    @property
+    def more_fields(self) -> list[BoundField]:
+        """The rest of them."""
+        return [self[name] for name in self.more]
+
+    @property
+    def options(self) -> list[BoundField]:
+        """How much it looks at, and how it computes."""
+        return OPTIONS.bound(self)
 
     def operation(self) -> dict[str, Any]:
         """The operation that the form asks for; what is left empty is the specification's default."""
-        own = {name: self.cleaned_data[name] for name in self.fields if name not in self.COMMON}
-        return {"kind": self.kind, **{name: value for name, value in own.items() if value not in (None, "")}}
+        return self.part.data(self) or {}
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self, *, preview: bool = False) -> dict[str, Any]:
         """The specification of the job."""
-        data = self.cleaned_data
+        options = OPTIONS.data(self) or {}
         return {
-            "model_version": data["model_version"],
-            "corpus": data["corpus"],
+            "model_version": self.cleaned_data["model_version"],
+            "corpus": self.cleaned_data["corpus"],
             "operation": self.operation(),
-            "options": {name: data[name] for name in self.OPTIONS if data[name] is not None},
+            "options": {**options, "preview": True} if preview else options,
         }
+
+    @classmethod
+    def initial_of(cls, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """The form's values for the specification of a job."""
+        operation = {name: value for name, value in spec["operation"].items() if name != "kind"}
+        named = {name: spec[name] for name in ("model_version", "corpus") if spec.get(name) is not None}
+        return {**operation, **spec.get("options", {}), **named}
 
 
 class GrowForm(OperateForm):
     """Double the experts."""
 
-    kind, title = "grow", OPERATIONS["grow"]
+    kind, title, schema = "grow", OPERATIONS["grow"], GrowSpec
     words = _(
         "Double the experts, once or several times. What the model says does not change at that moment."
     )
-    num_experts = forms.IntegerField(
-        label=_("Experts a layer, then"), min_value=2, max_value=1024,
-        help_text=_("Twice as many as now, or four times, eight times …"),
-    )  # fmt: skip
-    method = forms.ChoiceField(
-        label=_("How"),
-        choices=[
-            ("twin", _("twins: each token sees one of two")),
-            ("double_k", _("both twins, top_k doubles")),
-            ("split", _("each expert cut in two, top_k doubles")),
-        ],
-        initial=default(GrowSpec, "method"),
-    )
+    asks = {
+        "num_experts": Ask(
+            _("Experts a layer, then"), _("Twice as many as now, or four times, eight times …")
+        ),
+        "method": Ask(
+            _("How"),
+            words={
+                "twin": _("twins: each token sees one of two"),
+                "double_k": _("both twins, top_k doubles"),
+                "split": _("each expert cut in two, top_k doubles"),
+            },
+        ),
+    }
 
     def suit(self, version: ModelVersion) -> None:
         """Doubled once."""
         self.fields["num_experts"].initial = min(1024, 2 * version.num_experts)
 
 
+class ReleaseForm(OperateForm):
+    """Give the choice between twins to the gate."""
+
+    kind, title, schema = "release_twins", OPERATIONS["release_twins"], ReleaseTwinsSpec
+    words = _(
+        "After growth by twins a hash decides which twin a token sees. Released, the gate does, and twins can be grown, "
+        "taken away and tuned like any other experts."
+    )
+    lacking = _("It needs a version with twins; grow one by twins first.")
+    asks = {
+        "hold": Ask(
+            _("Hold of the hash"),
+            _(
+                "Added to the logit of the twin that the hash picks. 0: the gate alone chooses. Empty: the hash alone."
+            ),
+        )
+    }
+
+    @classmethod
+    def fits(cls, version: ModelVersion) -> bool:
+        """Those with twins."""
+        return bool((version.spec.get("moe") or {}).get("twins"))
+
+
 class AddForm(OperateForm):
     """Add one expert."""
 
-    kind, title = "add", OPERATIONS["add"]
+    kind, title, schema = "add", OPERATIONS["add"], AddExpertSpec
     words = _("One more expert in each layer, a twin of another. All others stay bit for bit.")
-    source = _expert(_("Twin of expert"), initial=default(AddExpertSpec, "source"))
+    asks = {"source": Ask(_("Twin of expert"))}
+    more = {"per_group": PER_GROUP}
 
 
 class RemoveForm(OperateForm):
     """Remove one expert."""
 
-    kind, title = "remove", OPERATIONS["remove"]
+    kind, title, schema = "remove", OPERATIONS["remove"], RemoveExpertSpec
+    previews_first = True
     words = _("One expert less in each layer. What every domain loses is measured before it is done.")
-    expert = _expert(
-        _("Expert"),
-        required=False,
-        initial=default(RemoveExpertSpec, "expert"),
-        help_text=_("Left empty: the one with the least load, by layer."),
-    )
-    max_loss_increase = forms.FloatField(
-        label=_("Refuse when a domain's loss rises by more"), min_value=0, max_value=1000, required=False,
-        help_text=_("In nats a token."),
+    asks = {"max_loss_increase": LOSS}
+    more = {"per_group": PER_GROUP}
+    expert = ChosenField(
+        label=_("Expert"), required=False,
+        help_text=_("One number, or one for each layer. Left empty: the one with the least load, by layer."),
     )  # fmt: skip
+
+    def operation(self) -> dict[str, Any]:
+        """Without a number the least used one goes."""
+        expert = self.cleaned_data["expert"]
+        return {**super().operation(), **({} if expert is None else {"expert": expert})}
 
 
 class MergeForm(OperateForm):
     """Merge two experts."""
 
-    kind, title = "merge", OPERATIONS["merge"]
+    kind, title, schema = "merge", OPERATIONS["merge"], MergeExpertsSpec
+    previews_first = True
     words = _("Two experts of each layer become one, their neurons aligned first.")
-    first = _expert(_("Expert that stays"), initial=0)
-    second = _expert(_("Expert that goes into it"), initial=1)
-    weights = forms.ChoiceField(
-        label=_("Weighed"),
-        choices=[("usage", _("by how much each is used")), ("even", _("half and half"))],
-        initial=default(MergeExpertsSpec, "weights"),
+    asks = {
+        "weights": Ask(
+            _("Weighed"), words={"usage": _("by how much each is used"), "even": _("half and half")}
+        ),
+        "max_loss_increase": LOSS,
+    }
+    more = {"per_group": PER_GROUP}
+    first = ChosenField(
+        label=_("Expert that stays"), initial=0, help_text=_("One number, or one for each layer.")
     )
-    max_loss_increase = forms.FloatField(
-        label=_("Refuse when a domain's loss rises by more"), min_value=0, max_value=1000, required=False,
-        help_text=_("In nats a token."),
-    )  # fmt: skip
+    second = ChosenField(label=_("Expert that goes into it"), initial=1)
 
     def operation(self) -> dict[str, Any]:
         """Usage is measured on logs; without logs it is half and half."""
-        wanted = super().operation()
+        chosen = {name: self.cleaned_data[name] for name in ("first", "second")}
+        wanted = {**super().operation(), **chosen}
         return wanted if self.cleaned_data["corpus"] else {**wanted, "weights": "even"}
 
 
 class SpecialiseForm(OperateForm):
     """Clone an expert and teach the clone."""
 
-    kind, title = "specialise_clone", OPERATIONS["specialise_clone"]
+    kind, title, schema = "specialise_clone", OPERATIONS["specialise_clone"], SpecialiseCloneSpec
     words = _("One expert is cloned, and only the clone learns, from the logs of one domain.")
-    source = _expert(_("Clone of expert"), initial=default(SpecialiseCloneSpec, "source"))
-    domain = forms.SlugField(label=_("Domain"), max_length=63, help_text=_("Its code, as in the logs."))
-    steps = forms.IntegerField(
-        label=_("Steps"), min_value=0, max_value=1_000_000, initial=default(SpecialiseCloneSpec, "steps")
-    )
+    asks = {
+        "source": Ask(_("Clone of expert")),
+        "domain": Ask(_("Domain"), _("Its code, as in the logs.")),
+        "steps": Ask(_("Steps")),
+    }
+    more = {
+        "learning_rate": Ask(_("Learning rate")),
+        "batch_prompts": Ask(_("Prompts a batch")),
+        "gate_weight": Ask(
+            _("Weight of the gate's loss"), _("It sends the domain's tokens to the clone, all others to its source.")
+        ),
+        "seed": SEED,
+    }  # fmt: skip
 
 
 # Of what is not an expert: left in 16 bits, unless it is asked for.
@@ -207,21 +299,13 @@ TRUNK_BITS = [("", "16"), (8, "8"), (4, "4")]
 class QuantiseForm(OperateForm):
     """Pack the experts."""
 
-    kind, title = "quantise", OPERATIONS["quantise"]
+    kind, title, schema = "quantise", OPERATIONS["quantise"], ExpertQuantSpec
     words = _("The experts' weights in 8 or 4 bits, and where wanted those of attention and the output map.")
-    bits = forms.TypedChoiceField(
-        label=_("Bits"), coerce=int, choices=[(4, "4"), (8, "8")], initial=default(ExpertQuantSpec, "bits")
-    )
-    group_size = forms.TypedChoiceField(
-        label=_("Weights that share a scale"), coerce=int, choices=[(size, str(size)) for size in (32, 64, 128)],
-        initial=default(ExpertQuantSpec, "group_size"),
-    )  # fmt: skip
-    symmetric = forms.BooleanField(
-        label=_("Symmetric"),
-        required=False,
-        initial=default(ExpertQuantSpec, "symmetric"),
-        help_text=_("Without a zero point: smaller, a little less exact."),
-    )
+    asks = {
+        "bits": Ask(_("Bits")),
+        "group_size": Ask(_("Weights that share a scale")),
+        "symmetric": Ask(_("Symmetric"), _("Without a zero point: smaller, a little less exact.")),
+    }
 
     attention = forms.TypedChoiceField(
         label=_("Attention, bits"), coerce=int, choices=TRUNK_BITS, empty_value=None, required=False
@@ -233,30 +317,55 @@ class QuantiseForm(OperateForm):
 
     def operation(self) -> dict[str, Any]:
         """How each part is packed, all in groups of one size."""
-        data = self.cleaned_data
-        shared = {name: data[name] for name in ("group_size", "symmetric")}
-        parts = {"quantisation": data["bits"], "attention": data["attention"], "head": data["head"]}
-        packings = {name: {"bits": bits, **shared} for name, bits in parts.items() if bits is not None}
-        return {"kind": self.kind, **packings}
+        experts = {name: value for name, value in super().operation().items() if name != "kind"}
+        trunk = {name: self.cleaned_data[name] for name in ("attention", "head")}
+        packings = {name: {**experts, "bits": bits} for name, bits in trunk.items() if bits is not None}
+        return {"kind": self.kind, "quantisation": experts, **packings}
+
+    @classmethod
+    def initial_of(cls, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """How to pack, one field each."""
+        initial = super().initial_of(spec)
+        trunk = {name: (initial.pop(name, None) or {}).get("bits") for name in ("attention", "head")}
+        return {**initial, **initial.pop("quantisation", {}), **trunk}
+
+
+class DequantiseForm(OperateForm):
+    """Give floats back."""
+
+    kind, title, schema = "dequantise", OPERATIONS["dequantise"], DequantiseSpec
+    words = _("Packed experts become the floats that they stand for, so that they can be changed again.")
+    lacking = _("It needs a version whose experts are packed; quantise one first.")
+
+    @classmethod
+    def fits(cls, version: ModelVersion) -> bool:
+        """Packed ones."""
+        return bool((version.spec.get("moe") or {}).get("quantisation"))
 
 
 class DistilForm(OperateForm):
     """Make a small mixture of a large one."""
 
-    kind, title = "distil", OPERATIONS["distil"]
+    kind, title, schema = "distil", OPERATIONS["distil"], DistilSpec
     words = _("Experts that answer alike are merged, then the small mixture learns from the large one.")
-    num_experts = forms.IntegerField(label=_("Experts a layer, then"), min_value=1, max_value=1024)
-    top_k = forms.IntegerField(
-        label="top_k", min_value=1, max_value=64, required=False, initial=default(DistilSpec, "top_k"),
-        help_text=_("Left empty: as now."),
-    )  # fmt: skip
-    moe_intermediate_size = forms.IntegerField(
-        label=_("Neurons of each expert, then"), min_value=1, max_value=1 << 18, required=False,
-        help_text=_("Left empty: as many as now."),
-    )  # fmt: skip
-    steps = forms.IntegerField(
-        label=_("Steps"), min_value=0, max_value=1_000_000, initial=default(DistilSpec, "steps")
-    )
+    asks = {
+        "num_experts": Ask(_("Experts a layer, then")),
+        "top_k": Ask("top_k", _("Left empty: as now.")),
+        "moe_intermediate_size": Ask(_("Neurons of each expert, then"), _("Left empty: as many as now.")),
+        "steps": Ask(_("Steps")),
+    }
+    more = {
+        "learning_rate": Ask(_("Learning rate")),
+        "router_learning_rate": Ask(_("Learning rate, router"), _("Left empty: as the rest.")),
+        "batch_prompts": Ask(_("Prompts a batch")),
+        "temperature": Ask(_("Temperature of the teacher"), _("Above 1 its second choices count for more.")),
+        "logit_weight": Ask(_("Weight of the teacher's words")),
+        "router_weight": Ask(_("Weight of the teacher's routing")),
+        "label_weight": Ask(_("Weight of the text itself")),
+        "clip_norm": Ask(_("Clip gradients at norm")),
+        "router_clip_norm": Ask(_("Clip each gate's gradient at norm")),
+        "seed": SEED,
+    }
 
     def suit(self, version: ModelVersion) -> None:
         """Half as many experts."""
@@ -266,44 +375,86 @@ class DistilForm(OperateForm):
 class ComposeForm(OperateForm):
     """Put several models together."""
 
-    kind, title = "compose", OPERATIONS["compose"]
+    kind, title, schema = "compose", OPERATIONS["compose"], ComposeSpec
     words = _(
         "Several models of one shape become one mixture, with gates fitted on the logs of their domains."
     )
-    starts_dense = None
+    lacking = _("It needs versions of one shape; import or build some.")
+    asks = {
+        "top_k": Ask("top_k", _("Left empty: 1 for dense versions, their own for mixtures.")),
+        "gate": Ask(
+            _("Gates are fitted by"),
+            words={"ridge": _("ridge regression"), "logistic": _("logistic regression"), "mean": _("mean hidden states")},
+        ),
+    }  # fmt: skip
+    more = {
+        "trunk": Ask(
+            _("Attention, embeddings and norms"),
+            words={"first": _("of the first version"), "mean": _("the mean of all")},
+        ),
+        "ridge": Ask(_("Strength of the ridge"), _("Relative to the mean eigenvalue of the inputs.")),
+    }
     others = forms.TypedMultipleChoiceField(label=_("More versions"), coerce=int)
     domains = forms.CharField(
         label=_("Domain of each, in their order"),
-        max_length=2000,
+        max_length=4200,
         help_text=_("Codes with commas between them."),
     )
-    top_k = forms.IntegerField(
-        label="top_k", min_value=1, max_value=64, required=False, initial=default(ComposeSpec, "top_k"),
-        help_text=_("Left empty: 1 for dense versions, their own for mixtures."),
+    moe_layers = forms.CharField(
+        label=_("Layers with experts"), max_length=4000, required=False,
+        help_text=_("For dense versions, such as 0-29. Left empty: all; mixtures keep theirs."),
     )  # fmt: skip
 
     def __init__(self, *args: Any, team: Team, **more: Any) -> None:
         super().__init__(*args, team=team, **more)
         self.fields["others"].choices = self.versions  # type: ignore[attr-defined]
 
+    @classmethod
+    def fits(cls, version: ModelVersion) -> bool:
+        """Dense ones too."""
+        return version.is_dense or super().fits(version)
+
+    def clean_moe_layers(self) -> list[int] | None:
+        """Layers as numbers."""
+        text = self.cleaned_data["moe_layers"].strip()
+        return parse_layers(text) if text else None
+
     def operation(self) -> dict[str, Any]:
         """The versions are named beside the operation."""
         data = self.cleaned_data
-        codes = [code.strip() for code in data["domains"].split(",") if code.strip()]
-        top_k = {} if data["top_k"] is None else {"top_k": data["top_k"]}
-        return {"kind": self.kind, "domains": codes, **top_k}
+        codes = [code for code in re.split(r"[,，、\s]+", data["domains"]) if code]
+        return {**super().operation(), "domains": codes, "moe_layers": data["moe_layers"]}
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self, *, preview: bool = False) -> dict[str, Any]:
         """With all versions."""
-        return {**super().spec(), "others": self.cleaned_data["others"]}
+        return {**super().spec(preview=preview), "others": self.cleaned_data["others"]}
+
+    @classmethod
+    def initial_of(cls, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """Domains and layers as people write them."""
+        initial = super().initial_of(spec)
+        layers = initial.get("moe_layers")
+        written = {
+            "domains": ", ".join(initial["domains"]),
+            "moe_layers": layers_text(layers) if layers else "",
+        }
+        return {**initial, **written, "others": spec.get("others", [])}
 
 
 class UpcycleForm(OperateForm):
     """Lay experts over a dense version."""
 
-    kind, title = "upcycle", OPERATIONS["upcycle"]
+    kind, title, schema = "upcycle", OPERATIONS["upcycle"], UpcycleSpec
     words = _("A dense version becomes a mixture that says the same, ready to be tuned.")
-    starts_dense = True
+    lacking = _("It begins with a dense version; import one.")
+    asks = {
+        "granularity": Ask(_("Slices of each copy"), _("Fine-grained experts: num_experts and top-k count slices.")),
+        "noise": Ask(_("Noise on the copied experts"), _("Standard deviation, relative to each matrix's own.")),
+    }  # fmt: skip
+    more = {
+        "router_std": Ask(_("Spread of a new router"), _("Standard deviation of its first weights.")),
+        "seed": SEED,
+    }
     layout = forms.TypedChoiceField(label=_("Expert layout"), coerce=int)
 
     def __init__(self, *args: Any, team: Team, **more: Any) -> None:
@@ -311,15 +462,28 @@ class UpcycleForm(OperateForm):
         self.layouts = {layout.pk: layout for layout in layouts_of(team)[:MAX_CHOICES]}
         self.fields["layout"].choices = [(pk, str(layout)) for pk, layout in self.layouts.items()]  # type: ignore[attr-defined]
 
+    @classmethod
+    def fits(cls, version: ModelVersion) -> bool:
+        """Dense ones."""
+        return version.is_dense
+
     def operation(self) -> dict[str, Any]:
         """The layout as it is now."""
         layout = self.layouts[self.cleaned_data["layout"]].layout_spec()
-        return {"kind": self.kind, "layout": layout.model_dump(mode="json")}
+        return {**super().operation(), "layout": layout.model_dump(mode="json")}
+
+    @classmethod
+    def initial_of(cls, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """The layout is a row; which one it was is not said."""
+        initial = super().initial_of(spec)
+        initial.pop("layout", None)
+        return initial
 
 
 FORMS: dict[str, type[OperateForm]] = {
     form.kind: form
     for form in (
-        GrowForm, AddForm, RemoveForm, MergeForm, SpecialiseForm, QuantiseForm, DistilForm, ComposeForm, UpcycleForm,
+        GrowForm, ReleaseForm, AddForm, RemoveForm, MergeForm, SpecialiseForm, QuantiseForm, DequantiseForm, DistilForm,
+        ComposeForm, UpcycleForm,
     )
 }  # fmt: skip

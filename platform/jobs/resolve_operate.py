@@ -9,12 +9,18 @@ from django.utils.translation import gettext as _
 
 from accounts.caller import Caller
 from common.errors import Invalid
+from common.figures import sentences
+from common.told import told
 from corpora.selectors import corpus_get, training_files
 from jobs.coverage import codes_without_rows
 from jobs.resolved import Resolved, ready_version
 from jobs.specs import OperateRequest, default_threads, spec_parse
+from moe_core.errors import SpecError
+from moe_core.sentences import CORE
+from moe_core.spec import ModelSpec
+from moe_core.spec.foresee import foreseen
 from moe_core.spec.operate import OperateSpec
-from moe_core.spec.operations import ComposeSpec, SpecialiseCloneSpec
+from moe_core.spec.operations import ComposeSpec, OperationSpec, SpecialiseCloneSpec
 
 # They begin with a dense model; all others need experts that are there.
 FROM_DENSE = ("upcycle", "compose")
@@ -40,6 +46,9 @@ def resolve_operate(caller: Caller, request: OperateRequest) -> Resolved:
         )
     if kind == "upcycle" and not version.is_dense:
         _refuse("model_version", _("%(version)s has experts already.") % {"version": str(version)})
+    _check_foreseen(version.spec, operation)
+    if spec.preview and request.corpus is None:
+        _refuse("corpus", told(CORE.say("preview_without_logs")))
     inputs: dict[str, Any] = {
         "model_version": {"id": version.pk, "label": str(version)},
         "others": [{"id": other.pk, "label": str(other)} for other in others],
@@ -62,6 +71,20 @@ def resolve_operate(caller: Caller, request: OperateRequest) -> Resolved:
         artifacts=artifacts,
         base_version=version,
     )
+
+
+def _check_foreseen(spec: Mapping[str, Any], operation: OperationSpec) -> None:
+    """Refuse at once what the operation would refuse by the specification alone, each fault beside its field."""
+    try:
+        foreseen(ModelSpec.parse(spec), operation)
+    except SpecError as error:
+        fields = {
+            f"operation.{operation.kind}.{'.'.join(map(str, place))}" if place else "operation": told(
+                sentence
+            )
+            for place, sentence in error.complaints
+        }
+        raise Invalid(sentences(*fields.values()), fields=fields) from error
 
 
 def _check_rows(operation: Any, counts: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What open jobs use: the layout and the domain map that each was asked with."""
+"""What open jobs use: the layout, the domain map and the logs that each was asked with."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def users_of_layout(team_id: int, pk: int) -> Iterable[str]:
     return _names(team_id, inputs__layout__id=pk)
 
 
+def users_of_corpus(team_id: int, pk: int) -> Iterable[str]:
+    """Name the open jobs that learn from a corpus or measure on it."""
+    return _names(team_id, inputs__corpus__id=pk)
+
+
 def _names(team_id: int, **condition: int) -> Iterable[str]:
     for number in Job.objects.filter(team_id=team_id, state__in=OPEN, **condition).values_list(
         "pk", flat=True
@@ -30,3 +35,4 @@ def _names(team_id: int, **condition: int) -> Iterable[str]:
 
 finds_users("domain_map", users_of_map)
 finds_users("layout", users_of_layout)
+finds_users("corpus", users_of_corpus)

@@ -103,6 +103,8 @@ def _changed(job: Job) -> Verdict:
     """What an operation on experts did to the loss, where it was measured."""
     words = {"version": str(job.result_version) if job.result_version else str(job)}
     found = operated_verdict(operated_of(job))
+    if job.is_preview:
+        return Verdict(found.state, found.strong, _("This was a preview: nothing was kept."))
     return Verdict(found.state, _("%(version)s is in the registry.") % words, found.strong)
 
 

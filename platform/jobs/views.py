@@ -23,6 +23,7 @@ from jobs import pages, services
 from jobs.by_stage import latest_own, learning_plan, stage_figures
 from jobs.choices import ENDED, OPEN, JobKind, JobState
 from jobs.coverage_of_form import coverage_for
+from jobs.foreseen import foreseen_of
 from jobs.forms import BUILTIN, SOURCES, UPLOAD, ImportForm, show_error
 from jobs.models import Job
 from jobs.operated import PART_WORDS, operated_of
@@ -32,7 +33,7 @@ from jobs.report import domains_of, name_of, report_of
 from jobs.selectors import job_get, jobs_of
 from jobs.tune_form import TuneForm
 from jobs.verdict import stage_title, verdict_of
-from registry.operated import OPERATIONS
+from registry.operated import OPERATIONS, Operated
 
 PER_PAGE = 25
 FILTERS: dict[str, tuple[Promise, tuple[JobState, ...]]] = {
@@ -206,23 +207,64 @@ def operate(request: HttpRequest) -> HttpResponse:
     kind = request.GET.get("operation", "grow")
     if kind not in FORMS:
         raise NotFound(_("There is no such operation."))
-    version = request.GET.get("model_version", "")
-    initial = {"model_version": version} if version.isdigit() else {}
-    form = FORMS[kind](request.POST or None, team=caller.team, initial=initial)
+    form = FORMS[kind](request.POST or None, team=caller.team, initial=_operation_initial(request, kind))
     if request.method == "POST" and form.is_valid():
-        job = _submit(caller, form, "operate", name=form.cleaned_data["name"])
+        preview = request.POST.get("act") == "preview"
+        job = _submit(caller, form, "operate", name=form.cleaned_data["name"], preview=preview)
         if job is not None:
             return redirect("jobs:detail", job.pk)
-    context = {"form": form, "forms": FORMS.values(), "version": version if initial else ""}
+    context = {
+        "form": form,
+        "forms": FORMS.values(),
+        "version": form.initial.get("model_version", ""),
+        "foreseen": foreseen_of(form),
+        "previewed": _previewed(request, kind),
+    }
     return render(request, "jobs/operate.html", context, status=422 if form.errors else 200)
 
 
+def _operation_initial(request: HttpRequest, kind: str) -> dict[str, Any]:
+    """What the form begins with: the version that was chosen, or what another job was asked."""
+    version, job = request.GET.get("model_version", ""), _job_before(request, kind)
+    if job is not None:
+        return FORMS[kind].initial_of(job.spec)
+    return {"model_version": version} if version.isdigit() else {}
+
+
+def _job_before(request: HttpRequest, kind: str) -> Job | None:
+    """The job of the same operation that the address names."""
+    number = request.GET.get("job", "")
+    if not number.isascii() or not number.isdigit() or len(number) > 18:
+        return None
+    job = job_get(caller_of(request).team, int(number))
+    is_same = job.kind == JobKind.OPERATE and job.inputs["operate"]["operation"]["kind"] == kind
+    return job if is_same else None
+
+
+def _previewed(request: HttpRequest, kind: str) -> tuple[Job, Operated] | None:
+    """The preview that the address names, with what it measured; it stands beside the form that confirms it."""
+    job = _job_before(request, kind)
+    found = operated_of(job) if job is not None and job.is_preview else None
+    return None if job is None or found is None else (job, found)
+
+
+@role_required(Role.EDITOR)
+@require_POST
+def operate_foreseen(request: HttpRequest) -> HttpResponse:
+    """What the operation would make of the version, while its form is filled in."""
+    kind = request.GET.get("operation", "")
+    if kind not in FORMS:
+        raise NotFound(_("There is no such operation."))
+    form = FORMS[kind](request.POST, team=caller_of(request).team)
+    return render(request, "jobs/foreseen.html", {"foreseen": foreseen_of(form)})
+
+
 def _submit(
-    caller: Caller, form: ImportForm | TuneForm | OperateForm, kind: str, name: str = ""
+    caller: Caller, form: ImportForm | TuneForm | OperateForm, kind: str, name: str = "", **how: bool
 ) -> Job | None:
     """Submit what a form asks for; complaints go into the form."""
     try:
-        return services.job_submit(caller=caller, kind=kind, spec=form.spec(), name=name)
+        return services.job_submit(caller=caller, kind=kind, spec=form.spec(**how), name=name)
     except DomainError as error:
         show_error(form, error)
         return None

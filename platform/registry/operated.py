@@ -15,11 +15,13 @@ from common.verdict import Verdict
 
 OPERATIONS: dict[str, Promise] = {
     "grow": gettext_lazy("Grow"),
+    "release_twins": gettext_lazy("Release twins"),
     "add": gettext_lazy("Add one"),
     "remove": gettext_lazy("Remove one"),
     "merge": gettext_lazy("Merge two"),
     "specialise_clone": gettext_lazy("Clone and specialise"),
     "quantise": gettext_lazy("Quantise"),
+    "dequantise": gettext_lazy("Give floats back"),
     "distil": gettext_lazy("Distil"),
     "compose": gettext_lazy("Compose"),
     "upcycle": gettext_lazy("Lay experts"),
@@ -108,6 +110,16 @@ def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield _("New expert"), str(report["expert"])
     if report.get("experts"):
         yield _("Removed, by layer"), ", ".join(str(expert) for expert in report["experts"])
+    if report.get("kind") == "release_twins":
+        before, now = (_chosen_by(hold) for hold in report["hold"])
+        yield _("Experts that are twins"), figures.number(report["twins"])
+        yield (
+            _("Who chooses between twins"),
+            _("%(now)s (%(before)s before)") % {"now": now, "before": before},
+        )
+    if report.get("kind") == "dequantise":
+        before, now = (_size(count) for count in report["expert_bytes"])
+        yield _("Experts' bytes"), _("%(now)s (%(before)s before)") % {"now": now, "before": before}
     if "bits_per_weight" in report:
         words = {"now": _size(report["expert_bytes"]), "before": _size(report["expert_bytes_16_bit"])}
         yield _("Bits a weight, as stored"), figures.number(report["bits_per_weight"], 2)
@@ -116,6 +128,13 @@ def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if report.get("same_best_token"):
         same = report["same_best_token"].values()
         yield _("Same best next token"), figures.percent(sum(same) / len(same), 1)
+
+
+def _chosen_by(hold: float | None) -> str:
+    """Who chooses between twins at this hold."""
+    if hold is None:
+        return _("a hash")
+    return _("the gate") if hold == 0 else _("the gate, held by %(hold)s") % {"hold": figures.plain(hold)}
 
 
 def _size(num_bytes: float) -> str:

@@ -9,8 +9,11 @@ from jobs.models import Job, JobArtifact
 from jobs.operation_forms import FORMS
 from jobs.services import job_submit
 from moe_core.spec import operations
+from moe_core.spec.foresee import foreseen
 from moe_core.spec.operate import OperateSpec
+from moe_core.spec.operations import OPERATION
 from moe_core.spec.quantisation import ExpertQuantSpec
+from registry.operated import OPERATIONS
 from tests.apps.jobs.fixtures import tune_request
 from tests.apps.registry.fixtures import make_version, moe_spec
 
@@ -18,7 +21,7 @@ pytestmark = pytest.mark.django_db
 OPERATION_SPECS = [
     one for one in vars(operations).values() if hasattr(one, "model_fields") and "kind" in one.model_fields
 ]
-GROW = {"kind": "grow", "num_experts": 8}
+GROW = {"kind": "grow", "num_experts": 16}
 REPORT = {
     "kind": "remove",
     "experts": [1, 2],
@@ -42,7 +45,7 @@ def operate(people, version, operation, **more) -> Job:
 
 def test_an_operation_is_frozen_with_every_default(people, mixture) -> None:
     job = operate(people, mixture, GROW)
-    assert job.inputs["operate"]["operation"] == {"kind": "grow", "num_experts": 8, "method": "twin"}
+    assert job.inputs["operate"]["operation"] == {"kind": "grow", "num_experts": 16, "method": "twin"}
     assert job.inputs["operate"]["num_threads"] >= 1
     assert job.base_version_id == mixture.pk
     assert not JobArtifact.objects.filter(job=job).exists()
@@ -67,6 +70,9 @@ def test_logs_are_frozen_by_their_hashes(people, mixture, tmp_path) -> None:
         ({"kind": "distil", "num_experts": 2}, {}, "corpus"),
         ({"kind": "compose", "domains": ["a", "b"]}, {}, "operation.domains"),
         ({"kind": "upcycle", "layout": {"moe_layers": [0]}}, {}, "model_version"),
+        ({"kind": "release_twins"}, {}, "operation"),
+        ({"kind": "release_twins", "hold": -1}, {}, "operation.release_twins.hold"),
+        ({"kind": "dequantise"}, {}, "operation"),
         (GROW, {"options": {"prompt_tokens": 0}}, "prompt_tokens"),
         (GROW, {"surprise": 1}, "surprise"),
     ],
@@ -111,7 +117,7 @@ def test_each_form_is_whole_in_both_languages(people, mixture, kind, language) -
 
 
 def test_a_form_starts_its_job(people, mixture) -> None:
-    asked = {"model_version": mixture.pk, "num_experts": 8, "method": "split"}
+    asked = {"model_version": mixture.pk, "num_experts": 16, "method": "split"}
     reply = people.client("owner").post("/jobs/operate/?operation=grow", asked)
     job = Job.objects.get()
     assert reply.url == f"/jobs/{job.pk}/"
@@ -141,6 +147,11 @@ def test_the_page_shows_what_every_domain_lost(people, mixture, language) -> Non
         assert "by 0.400 nats a token" in page
 
 
+def test_every_kind_of_operation_has_a_form_and_a_name() -> None:
+    kinds = {one.model_fields["kind"].default for one in OPERATION_SPECS}
+    assert set(FORMS) == kinds == set(OPERATIONS)
+
+
 @pytest.mark.parametrize("kind", sorted(FORMS))
 def test_a_form_begins_with_what_the_specification_would_take(people, mixture, kind) -> None:
     """Left as it is, the form asks for what an empty request would get."""
@@ -150,7 +161,8 @@ def test_a_form_begins_with_what_the_specification_would_take(people, mixture, k
     compared = 0
     for name, field in form.fields.items():
         options = OperateSpec.model_fields if name in form.OPTIONS else fields
-        if name in options and not options[name].is_required() and name not in ("kind", "quantisation"):
+        of_machine = ("kind", "quantisation", "num_threads")
+        if name in options and not options[name].is_required() and name not in of_machine:
             assert form.get_initial_for_field(field, name) == options[name].default, name
             compared += 1
     assert compared >= 2
@@ -161,3 +173,208 @@ def test_numbers_that_hang_on_the_version_fit_it(people, mixture) -> None:
     grow, distil = (FORMS[kind](team=people.owner.team, initial=chosen) for kind in ("grow", "distil"))
     assert grow["num_experts"].value() == 2 * mixture.num_experts
     assert distil["num_experts"].value() == mixture.num_experts // 2
+
+
+@pytest.mark.parametrize("kind", sorted(FORMS))
+def test_a_form_asks_for_everything_that_its_specification_can_be_told(people, mixture, kind) -> None:
+    schema = next(one for one in OPERATION_SPECS if one.model_fields["kind"].default == kind)
+    wanted = set(schema.model_fields) - {"kind"}
+    if kind == "quantise":
+        wanted = wanted - {"quantisation"} | set(ExpertQuantSpec.model_fields)
+    form = FORMS[kind](team=people.owner.team)
+    own = {field.name for field in [*form.own_fields, *form.more_fields]}
+    assert own == wanted | ({"others"} if kind == "compose" else set())
+    assert set(form.OPTIONS) == set(OperateSpec.model_fields) - {"operation", "preview"}
+
+
+TYPED = {
+    "grow": ({"num_experts": "16", "method": "double_k"}, {"num_experts": 16, "method": "double_k"}),
+    "add": ({"source": "2"}, {"source": 2}),
+    "remove": ({"expert": "1, 3", "max_loss_increase": "0.5"}, {"expert": [1, 3], "max_loss_increase": 0.5}),
+    "merge": ({"first": "1", "second": "0，2", "weights": "even"}, {"first": 1, "second": [0, 2], "weights": "even"}),
+    "specialise_clone": (
+        {"domain": "copy", "source": "1", "steps": "3", "learning_rate": "0.01", "batch_prompts": "2", "gate_weight": "0", "seed": "5"},
+        {"domain": "copy", "source": 1, "steps": 3, "learning_rate": 0.01, "batch_prompts": 2, "gate_weight": 0.0, "seed": 5},
+    ),
+    "quantise": (
+        {"bits": "8", "group_size": "32", "symmetric": "off"},
+        {"quantisation": {"bits": 8, "group_size": 32, "symmetric": False}},
+    ),
+    "distil": (
+        {"num_experts": "2", "top_k": "1", "moe_intermediate_size": "8", "steps": "3", "learning_rate": "0.01",
+         "router_learning_rate": "0.1", "clip_norm": "2", "router_clip_norm": "3", "batch_prompts": "2", "temperature": "1",
+         "logit_weight": "0", "router_weight": "0.2", "label_weight": "1", "seed": "4"},
+        {"num_experts": 2, "top_k": 1, "moe_intermediate_size": 8, "steps": 3, "learning_rate": 0.01,
+         "router_learning_rate": 0.1, "clip_norm": 2.0, "router_clip_norm": 3.0, "batch_prompts": 2, "temperature": 1.0,
+         "logit_weight": 0.0, "router_weight": 0.2, "label_weight": 1.0, "seed": 4},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(TYPED))
+def test_everything_that_is_typed_is_what_the_job_is_told(people, mixture, tmp_path, kind) -> None:
+    typed, wanted = TYPED[kind]
+    corpus = tune_request(people, tmp_path)["corpus"]
+    sent = {
+        "model_version": mixture.pk,
+        "corpus": corpus,
+        "prompt_tokens": "32",
+        "dtype": "float32",
+        "num_threads": "2",
+    }
+    reply = people.client("owner").post(f"/jobs/operate/?operation={kind}", {**sent, **typed})
+    assert reply.status_code == 302, reply.context["form"].errors
+    told = Job.objects.get().inputs["operate"]
+    for name, value in wanted.items():
+        assert told["operation"][name] == value, name
+    assert (told["prompt_tokens"], told["dtype"], told["num_threads"]) == (32, "float32", 2)
+    assert told["preview"] is False
+    # The form of another try begins with what this one was asked.
+    again = (
+        people.client("owner")
+        .get(f"/jobs/operate/?operation={kind}&job={Job.objects.get().pk}")
+        .context["form"]
+    )
+    for name, value in typed.items():
+        shown = again[name].value()
+        if name == "symmetric":
+            assert shown is False
+        elif "," in value or "，" in value:
+            assert shown == value.replace("，", ", ")
+        else:
+            assert str(shown) in (value, f"{value}.0"), name
+
+
+def test_composing_and_laying_take_all_of_their_options(people, mixture, tmp_path) -> None:
+    request = tune_request(people, tmp_path)
+    client = people.client("owner")
+    dense = request["model_version"]
+    laid = {
+        "model_version": dense,
+        "layout": request["layout"],
+        "granularity": "2",
+        "noise": "0.1",
+        "router_std": "0.05",
+        "seed": "3",
+    }
+    assert client.post("/jobs/operate/?operation=upcycle", laid).status_code == 302
+    told = Job.objects.get().inputs["operate"]["operation"]
+    assert (told["granularity"], told["noise"], told["router_std"], told["seed"]) == (2, 0.1, 0.05, 3)
+    composed = {
+        "model_version": dense, "others": [dense], "corpus": request["corpus"], "domains": "support, copy", "top_k": "2",
+        "gate": "logistic", "trunk": "mean", "ridge": "0.5", "moe_layers": "1-2",
+    }  # fmt: skip
+    reply = client.post("/jobs/operate/?operation=compose", composed)
+    assert reply.status_code == 302, reply.context["form"].errors
+    told = Job.objects.order_by("-pk")[0].inputs["operate"]["operation"]
+    assert (told["domains"], told["moe_layers"], told["gate"]) == (["support", "copy"], [1, 2], "logistic")
+    assert (told["trunk"], told["ridge"], told["top_k"]) == ("mean", 0.5, 2)
+
+
+def test_only_versions_that_fit_are_offered(people, mixture, tmp_path) -> None:
+    packed = make_version(
+        people,
+        tmp_path,
+        name="Packed",
+        spec=foreseen(moe_spec(), OPERATION.validate_python({"kind": "quantise"})),
+    )
+    offered = {kind: {pk for pk, _words in FORMS[kind](team=people.owner.team).versions} for kind in FORMS}
+    assert offered["dequantise"] == {packed.pk}
+    assert offered["remove"] == offered["quantise"] == offered["grow"] == {mixture.pk}
+    assert offered["upcycle"] == set()
+    job = operate(people, packed, {"kind": "dequantise"})
+    assert job.inputs["operate"]["operation"] == {"kind": "dequantise"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "typed", "field"),
+    [
+        ("grow", {"num_experts": "6"}, "num_experts"),
+        ("add", {"source": "9"}, "source"),
+        ("remove", {"expert": "0, x"}, "expert"),
+        ("remove", {"expert": "0, 1, 2"}, "expert"),
+        ("merge", {"first": "1", "second": "1"}, "second"),
+        ("distil", {"num_experts": "9"}, "num_experts"),
+        ("specialise_clone", {"domain": "Kein Kode"}, "domain"),
+    ],
+)
+def test_what_the_operation_would_refuse_stands_beside_its_field_at_once(
+    people, mixture, tmp_path, kind, typed, field
+) -> None:
+    sent = {
+        "model_version": mixture.pk,
+        "corpus": tune_request(people, tmp_path)["corpus"],
+        "name": "Kept",
+        **typed,
+    }
+    reply = people.client("owner").post(f"/jobs/operate/?operation={kind}", sent)
+    assert reply.status_code == 422
+    form = reply.context["form"]
+    assert list(form.errors) == [field]
+    assert form["name"].value() == "Kept" and form[field].value() == typed[field]
+    assert not Job.objects.exists()
+
+
+def test_the_page_foretells_what_will_be(people, mixture) -> None:
+    client = people.client("owner")
+
+    def told(kind: str, **typed: str) -> dict[str, tuple[str, str]]:
+        sent = {"model_version": mixture.pk, **typed}
+        page = client.post(f"/jobs/operate/foreseen/?operation={kind}", sent).context["foreseen"]
+        return {line.key: (line.before[0], line.after[0]) for line in page.lines}
+
+    assert told("grow", num_experts="16")["num_experts"] == ("8", "16")
+    assert told("grow", num_experts="16", method="double_k")["top_k"] == ("2", "4")
+    assert told("remove")["num_experts"] == ("8", "7")
+    before, after = told("remove")["total"]
+    assert before != after
+    refused = client.post(
+        "/jobs/operate/foreseen/?operation=grow", {"model_version": mixture.pk, "num_experts": "6"}
+    )
+    assert "times a power of two" in refused.content.decode()
+    assert 'data-foreseen="num_experts"' in client.get("/jobs/operate/?operation=grow").content.decode()
+
+
+def test_a_preview_is_a_job_that_keeps_nothing(people, mixture, tmp_path) -> None:
+    client, corpus = people.client("owner"), tune_request(people, tmp_path)["corpus"]
+    sent = {"model_version": mixture.pk, "expert": "1", "act": "preview"}
+    reply = client.post("/jobs/operate/?operation=remove", sent)
+    assert list(reply.context["form"].errors) == ["corpus"]
+    reply = client.post("/jobs/operate/?operation=remove", {**sent, "corpus": corpus})
+    job = Job.objects.get()
+    assert job.is_preview and job.inputs["operate"]["preview"] is True
+    Job.objects.filter(pk=job.pk).update(
+        state="succeeded", ended_at=job.created_at, result={"operation": REPORT}
+    )
+    for language, words in (
+        ("en", "This was a preview: nothing was kept."),
+        ("zh-hans", "这是预演：未保留任何结果。"),
+    ):
+        page = client.get(f"/jobs/{job.pk}/", headers={"accept-language": language}).content.decode()
+        assert words in page and "+0.400" in page
+        assert 'data-station="save"' not in page and 'data-station="measure"' in page
+        assert f"operation=remove&amp;job={job.pk}" in page
+    form = client.get(f"/jobs/operate/?operation=remove&job={job.pk}").context["form"]
+    assert (form["expert"].value(), form["corpus"].value()) == (1, corpus)
+
+
+@pytest.mark.parametrize("language", ["en", "zh-hans"])
+def test_the_form_shows_what_the_preview_measured_before_it_is_confirmed(
+    people, mixture, tmp_path, language
+) -> None:
+    corpus = tune_request(people, tmp_path)["corpus"]
+    job = operate(people, mixture, {"kind": "remove", "expert": 1}, corpus=corpus, options={"preview": True})
+    client = people.client("owner")
+    client.cookies["django_language"] = language
+    address = f"/jobs/operate/?operation=remove&job={job.pk}"
+    before = client.get(address).content.decode()
+    # Looking comes first while nothing was looked at.
+    assert before.index('value="preview"') < before.index('class="btn" type="submit">')
+    assert "+0.400" not in before
+    Job.objects.filter(pk=job.pk).update(
+        state="succeeded", ended_at=job.created_at, result={"operation": REPORT}
+    )
+    page = client.get(address).content.decode()
+    assert "+0.400" in page and f"/jobs/{job.pk}/" in page
+    assert page.index('class="btn primary" type="submit">') < page.index('value="preview"')
+    assert people.client("outsider").get(address).status_code in (302, 403, 404)

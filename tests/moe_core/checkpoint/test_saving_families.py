@@ -14,7 +14,7 @@ from moe_core.model.families import FAMILIES
 from moe_core.model.init import random_decoder
 from moe_core.operations import dequantise, grow, quantise
 from moe_core.spec import ModelSpec
-from moe_core.spec.operations import GrowSpec, QuantiseSpec
+from moe_core.spec.operations import DequantiseSpec, GrowSpec, QuantiseSpec
 from moe_core.spec.quantisation import ExpertQuantSpec
 from tests.moe_core.tiny import FAMILIES as TINY
 from tests.moe_core.tiny import STD, tiny_family, tiny_mixtral
@@ -53,7 +53,7 @@ def test_packed_experts_are_saved_and_unpacked_they_are_of_their_family_again(
     spec = QuantiseSpec(quantisation=ExpertQuantSpec(bits=bits, group_size=32, symmetric=bits == 8))
     packed = comes_back(quantise(model, spec)[0], tmp_path / "packed")
     assert packed.spec.family == "turnout_moe"
-    wide = dequantise(packed)
+    wide = dequantise(packed, DequantiseSpec())[0]
     assert wide.spec == model.spec
     with torch.no_grad():
         # The packed model adds in another order.
@@ -66,7 +66,9 @@ def test_packed_experts_are_saved_and_unpacked_they_are_of_their_family_again(
 @pytest.mark.parametrize("family", [family for family in MIXTURES if FAMILIES[family].in_transformers])
 def test_transformers_loads_an_unpacked_model(family: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    wide = dequantise(quantise(model_of(family), QuantiseSpec(quantisation=ExpertQuantSpec()))[0])
+    wide = dequantise(
+        quantise(model_of(family), QuantiseSpec(quantisation=ExpertQuantSpec()))[0], DequantiseSpec()
+    )[0]
     moe_core.save(wide, tmp_path / "m")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "m", dtype=torch.float32, attn_implementation="eager"

@@ -20,7 +20,7 @@ from moe_core.operations.align import ExpertWeights, aligned, matching, mean_of
 from moe_core.operations.measure import listening, loads, loss_by_domain
 from moe_core.operations.parts import per_expert, tensors_of
 from moe_core.routers.assignment import assign
-from moe_core.spec.operations import GrowSpec, MergeExpertsSpec, RemoveExpertSpec
+from moe_core.spec.operations import GrowSpec, MergeExpertsSpec, ReleaseTwinsSpec, RemoveExpertSpec
 from tests.moe_core.operations.models import IDS, distance, mixture, some_prompts
 
 
@@ -126,9 +126,17 @@ def test_removing_a_twin_leaves_the_function_where_twins_are_still_equal() -> No
     with pytest.raises(SpecError, match="name one expert for all layers"):
         remove_expert(twins, RemoveExpertSpec(expert=(1, 2)))
     crowd, _ = grow(twins, GrowSpec(num_experts=16))
-    with pytest.raises(SpecError, match="a hash deals tokens"):
+    with pytest.raises(SpecError, match=r"twins of expert 1.*operation release_twins"):
         remove_expert(crowd, RemoveExpertSpec(expert=1))
-    assert distance(twins, remove_expert(release_twins(crowd, 0.0), RemoveExpertSpec(expert=1))[0]) < 4e-6
+    with pytest.raises(SpecError, match=r"twins of expert 4.*operation release_twins") as refused:
+        merge_experts(crowd, MergeExpertsSpec(first=0, second=4))
+    assert "name one expert" not in str(refused.value)
+    assert (
+        distance(
+            twins, remove_expert(release_twins(crowd, ReleaseTwinsSpec())[0], RemoveExpertSpec(expert=1))[0]
+        )
+        < 4e-6
+    )
 
 
 def shuffled_twin(model: Decoder, source: int, target: int) -> None:

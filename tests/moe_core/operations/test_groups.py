@@ -27,6 +27,7 @@ from moe_core.spec.operations import (
     AddExpertSpec,
     GrowSpec,
     MergeExpertsSpec,
+    ReleaseTwinsSpec,
     RemoveExpertSpec,
     SpecialiseCloneSpec,
 )
@@ -166,7 +167,7 @@ def test_one_expert_comes_to_each_group() -> None:
             assert torch.equal(tensor, per_expert(old)[name][[0, 1, 2, 3, 2, 4, 5, 6, 7, 6]])
     again, _ = add_expert(added, AddExpertSpec(source=1, per_group=True))
     assert distance(model, again) < 4e-6
-    assert distance(model, release_twins(again, 0.0)) < 4e-6
+    assert distance(model, release_twins(again, ReleaseTwinsSpec())[0]) < 4e-6
     with pytest.raises(SpecError, match="expert 4 is outside the 4 experts of a group"):
         add_expert(model, AddExpertSpec(source=4, per_group=True))
 

@@ -17,7 +17,7 @@ from moe_core.operations.measure import loads
 from moe_core.operations.parts import per_expert, spec_with, tensors_of, with_experts
 from moe_core.routers import Routing
 from moe_core.routers.twins import hash_of, twin_bias
-from moe_core.spec.operations import AddExpertSpec, GrowSpec
+from moe_core.spec.operations import AddExpertSpec, GrowSpec, ReleaseTwinsSpec
 from moe_core.spec.twins import TwinsSpec
 from tests.moe_core.operations.models import IDS, distance, mixture, some_prompts
 
@@ -183,8 +183,11 @@ def test_twins_are_released_by_degrees_and_the_same_at_every_degree_while_they_a
     model = mixture()
     twins = grown(model, 8, "twin")
     for hold in (4.0, 1.0, 0.0):
-        assert distance(model, release_twins(twins, hold)) < 4e-6
-    assert distance(model, add_expert(release_twins(twins, 0.0), AddExpertSpec(source=4))[0]) < 4e-6
+        assert distance(model, release_twins(twins, ReleaseTwinsSpec(hold=hold))[0]) < 4e-6
+    assert (
+        distance(model, add_expert(release_twins(twins, ReleaseTwinsSpec())[0], AddExpertSpec(source=4))[0])
+        < 4e-6
+    )
 
 
 def test_what_cannot_be_kept_is_refused() -> None:
@@ -198,8 +201,14 @@ def test_what_cannot_be_kept_is_refused() -> None:
         grow(twins, GrowSpec(num_experts=16, method="split"))
     with pytest.raises(SpecError, match="has twins already"):
         add_expert(twins, AddExpertSpec(source=0))
+    with pytest.raises(SpecError, match="gate 'sparsemax' does not treat copies alike"):
+        grow(mixture(gate={"kind": "sparsemax"}), GrowSpec(num_experts=8))
+    crowded = mixture(capacity={"train_factor": 1.0, "eval_factor": 1.0})
+    with pytest.raises(SpecError, match="without capacity") as refused:
+        grow(crowded, GrowSpec(num_experts=8))
+    assert "gate 'softmax_topk' does not" not in str(refused.value)
     with pytest.raises(SpecError, match="no twins to release"):
-        release_twins(model, 0.0)
+        release_twins(model, ReleaseTwinsSpec())
     with pytest.raises(SpecError, match="expert 9 is outside"):
         add_expert(model, AddExpertSpec(source=9))
     with pytest.raises(ValueError, match="lowest of its twins"):

@@ -84,6 +84,34 @@ def test_growth_keeps_the_function_and_the_report_says_so(world: Path, mixture: 
     torch.testing.assert_close(after(ids), before(ids), atol=1e-4, rtol=1e-4)
 
 
+def test_twins_are_released_and_packed_experts_unpacked_by_a_job(
+    world: Path, mixture: Path, tmp_path: Path
+) -> None:
+    """What errors name as the way out is one: grown twice, refused, released, and then grown by one."""
+    path, steps = mixture, [{"kind": "grow", "num_experts": 8}, {"kind": "grow", "num_experts": 16}]
+    for place, operation in enumerate(
+        [*steps, {"kind": "release_twins"}, {"kind": "add"}, {"kind": "quantise"}]
+    ):
+        if operation["kind"] == "release_twins":
+            with pytest.raises(SpecError, match="operation release_twins"):
+                done(io_on(path, world, tmp_path / "refused"), {"kind": "add"})
+        io = io_on(path, world, tmp_path / str(place))
+        report = done(io, operation)["operation"]
+        assert operation["kind"] == "quantise" or max(report["kl"].values()) < 1e-6
+        if operation["kind"] == "release_twins":
+            assert (report["hold"], report["twins"]) == ([None, 0.0], 16)
+        path = io.out_dir
+    io = io_on(path, world, tmp_path / "wide")
+    report = done(io, {"kind": "dequantise"})["operation"]
+    # The floats are those that the packed experts stood for.
+    assert max(report["kl"].values()) < 1e-6
+    assert report["expert_bytes"][0] < report["expert_bytes"][1]
+    back = moe_core.load(io.out_dir, dtype="float32")
+    assert (
+        back.spec.moe is not None and back.spec.moe.quantisation is None and back.spec.moe.num_experts == 17
+    )
+
+
 def test_composing_takes_all_versions_in_their_order(world: Path, mixture: Path, tmp_path: Path) -> None:
     io = io_on(world / "model", world, tmp_path)
     io.inputs = {**io.inputs, "other-0": world / "model"}
@@ -149,3 +177,46 @@ def test_an_operation_heeds_a_wish_to_stop_between_two_pieces_of_work(
     io.should_stop = lambda: "cancel"  # type: ignore[method-assign]
     with pytest.raises(Cancelled):
         Watcher(Progress(io, ("operate",)), "operate", ("load",))("load", 1, 2)
+
+
+def test_a_preview_measures_and_keeps_nothing(world: Path, mixture: Path, tmp_path: Path) -> None:
+    io = io_on(mixture, world, tmp_path)
+    wanted = {"kind": "remove", "expert": 0, "max_loss_increase": 0.0}
+    result = done(io, wanted, preview=True)
+    assert set(result) == {"operation"}
+    assert not io.out_dir.exists() or not any(io.out_dir.iterdir())
+    assert [event["stage"] for event in io.of("stage")] == ["read", "operate", "measure"]
+    report = result["operation"]
+    assert (report["kind"], report["experts"]) == ("remove", [0, 0])
+    # What was foretold is what the removal then reports.
+    true = done(io_on(mixture, world, tmp_path / "true"), {"kind": "remove", "expert": 0})["operation"]
+    for domain in DOMAINS:
+        assert report["loss_change"][domain] == pytest.approx(true["loss_change"][domain], abs=1e-6)
+    assert any(abs(change) > 1e-6 for change in report["loss_change"].values())
+
+
+@pytest.mark.parametrize(
+    "operation", [{"kind": "merge", "first": 0, "second": 3, "max_loss_increase": 0.0}, {"kind": "quantise"}]
+)
+def test_every_operation_can_be_tried(
+    world: Path, mixture: Path, tmp_path: Path, operation: dict[str, Any]
+) -> None:
+    io = io_on(mixture, world, tmp_path)
+    report = done(io, operation, preview=True)["operation"]
+    assert set(report["loss_change"]) == set(DOMAINS)
+    assert not io.out_dir.exists() or not any(io.out_dir.iterdir())
+
+
+def test_a_preview_without_logs_is_refused(world: Path, mixture: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="name a corpus"):
+        done(io_on(mixture, world, tmp_path, logs=False), {"kind": "remove", "expert": 0}, preview=True)
+
+
+def test_packed_experts_become_floats_again(world: Path, mixture: Path, tmp_path: Path) -> None:
+    packed = io_on(mixture, world, tmp_path / "packed")
+    done(packed, {"kind": "quantise", "quantisation": {"bits": 8, "group_size": 32}})
+    io = io_on(packed.out_dir, world, tmp_path / "wide")
+    report = done(io, {"kind": "dequantise"})["operation"]
+    assert report["keeps_function"] is True and max(report["kl"].values()) < 1e-4
+    wide = moe_core.load(io.out_dir, dtype="float32")
+    assert wide.spec.moe is not None and wide.spec.moe.quantisation is None

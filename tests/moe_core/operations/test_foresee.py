@@ -1,0 +1,160 @@
+"""What is foretold of an operation is what it makes: same experts, same parameters, same bytes, same work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moe_core.errors import SpecError
+from moe_core.model.init import random_decoder
+from moe_core.operations import (
+    add_expert,
+    compose,
+    dequantise,
+    distil,
+    grow,
+    merge_experts,
+    quantise,
+    release_twins,
+    remove_expert,
+    specialise_clone,
+    upcycle,
+)
+from moe_core.spec import cost_of
+from moe_core.spec.foresee import foreseen
+from moe_core.spec.operations import OPERATION, GrowSpec
+from tests.moe_core.operations.models import mixture, mixture_spec, some_prompts
+from tests.moe_core.tiny import STD, tiny_llama
+
+LAYOUT = {"moe_layers": [0, 2], "num_experts": 4, "top_k": 2}
+
+
+def made(operation: Any) -> Any:
+    """What the operation itself makes of the small models."""
+    kind, model, prompts = operation.kind, mixture(), some_prompts()
+    if kind == "upcycle":
+        return upcycle(random_decoder(tiny_llama(), 5, STD), operation)[0]
+    if kind == "compose":
+        return compose([mixture(1), mixture(2)], operation, prompts)[0]
+    if kind == "dequantise":
+        return dequantise(quantise(model, OPERATION.validate_python({"kind": "quantise"}))[0], operation)[0]
+    if kind == "release_twins":
+        return release_twins(grow(model, GrowSpec(num_experts=8))[0], operation)[0]
+    acts = {
+        "grow": lambda: grow(model, operation),
+        "add": lambda: add_expert(model, operation),
+        "remove": lambda: remove_expert(model, operation, prompts),
+        "merge": lambda: merge_experts(model, operation, prompts),
+        "quantise": lambda: quantise(model, operation),
+        "specialise_clone": lambda: specialise_clone(model, operation, prompts),
+        "distil": lambda: distil(model, operation, prompts),
+    }
+    return acts[kind]()[0]
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {"kind": "upcycle", "layout": LAYOUT},
+        {"kind": "upcycle", "layout": LAYOUT, "granularity": 2},
+        {"kind": "grow", "num_experts": 16},
+        {"kind": "grow", "num_experts": 8, "method": "double_k"},
+        {"kind": "grow", "num_experts": 16, "method": "split"},
+        {"kind": "add", "source": 2},
+        {"kind": "remove"},
+        {"kind": "remove", "expert": [0, 3]},
+        {"kind": "merge", "first": 0, "second": 3},
+        {"kind": "specialise_clone", "domain": "law", "steps": 1},
+        {"kind": "quantise", "quantisation": {"bits": 8, "group_size": 32, "symmetric": False}},
+        {"kind": "dequantise"},
+        {"kind": "release_twins"},
+        {"kind": "release_twins", "hold": 0.5},
+        {"kind": "distil", "num_experts": 2, "moe_intermediate_size": 16, "steps": 1},
+        {"kind": "compose", "domains": ["law", "code"]},
+    ],
+    ids=lambda plain: "-".join(str(value) for value in plain.values() if isinstance(value, str | int)),
+)
+def test_what_is_foretold_is_what_is_made(plain: dict[str, Any]) -> None:
+    operation = OPERATION.validate_python(plain)
+    before = tiny_llama() if operation.kind == "upcycle" else mixture_spec()
+    if operation.kind == "dequantise":
+        before = foreseen(before, OPERATION.validate_python({"kind": "quantise"}))
+    if operation.kind == "release_twins":
+        before = foreseen(before, GrowSpec(num_experts=8))
+    told, true = foreseen(before, operation), made(operation).spec
+    assert told.moe is not None and true.moe is not None
+    told_moe, true_moe = told.moe.model_dump(), true.moe.model_dump()
+    if operation.kind in ("remove", "merge"):
+        # Twins are left only where the given experts had some.
+        assert true_moe.pop("twins") is told_moe.pop("twins") is None
+    assert told_moe == true_moe
+    assert cost_of(told).as_dict(16) == cost_of(true).as_dict(16)
+
+
+GROUPED = {"kind": "sigmoid_groups", "num_groups": 2, "topk_group": 1, "group_score": "best"}
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {"kind": "grow", "num_experts": 16},
+        {"kind": "grow", "num_experts": 16, "method": "double_k"},
+        {"kind": "grow", "num_experts": 16, "method": "split"},
+        {"kind": "add", "source": 1, "per_group": True},
+        {"kind": "remove", "expert": 1, "per_group": True},
+        {"kind": "merge", "first": 0, "second": 1, "per_group": True},
+    ],
+    ids=lambda plain: "-".join(str(value) for value in plain.values()),
+)
+@pytest.mark.parametrize("norm", [True, False])
+def test_groups_are_foretold_as_they_are_made(plain: dict[str, Any], norm: bool) -> None:
+    operation = OPERATION.validate_python(plain)
+    model = mixture(num_experts=8, gate=GROUPED, norm_topk_prob=norm)
+    acts: Any = {"grow": grow, "add": add_expert, "remove": remove_expert, "merge": merge_experts}
+    told, true = foreseen(model.spec, operation).moe, acts[operation.kind](model, operation)[0].spec.moe
+    assert told is not None and true is not None
+    assert told.model_dump() == true.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("plain", "moe", "field"),
+    [
+        ({"kind": "grow", "num_experts": 6}, {}, "num_experts"),
+        ({"kind": "grow", "num_experts": 2}, {}, "num_experts"),
+        ({"kind": "grow", "num_experts": 8, "method": "split"}, {"moe_intermediate_size": 31}, "method"),
+        ({"kind": "grow", "num_experts": 8}, {"gate": {"kind": "top_p"}}, ""),
+        ({"kind": "add", "source": 4}, {}, "source"),
+        ({"kind": "remove", "expert": 4}, {}, "expert"),
+        ({"kind": "remove", "expert": [1]}, {}, "expert"),
+        ({"kind": "remove"}, {"num_experts": 2}, ""),
+        ({"kind": "merge", "first": 1, "second": 1}, {}, "second"),
+        ({"kind": "distil", "num_experts": 5}, {}, "num_experts"),
+        ({"kind": "distil", "num_experts": 2, "moe_intermediate_size": 64}, {}, "moe_intermediate_size"),
+        ({"kind": "quantise"}, {"quantisation": {"bits": 8}}, ""),
+        ({"kind": "dequantise"}, {}, ""),
+        ({"kind": "release_twins"}, {}, ""),
+        ({"kind": "grow", "num_experts": 8}, {"capacity": {"train_factor": 1.0}}, ""),
+        ({"kind": "remove", "expert": 1}, {"gate": GROUPED}, ""),
+        ({"kind": "add", "source": 2, "per_group": True}, {"gate": GROUPED}, "source"),
+        (
+            {"kind": "grow", "num_experts": 8, "method": "split"},
+            {"gate": {**GROUPED, "group_score": "two_best"}},
+            "method",
+        ),
+        ({"kind": "remove"}, {"gate": {"kind": "hash"}}, ""),
+        ({"kind": "compose", "domains": ["a", "b"], "moe_layers": [0]}, {}, "moe_layers"),
+    ],
+)
+def test_what_the_operation_would_refuse_is_refused_before(
+    plain: dict[str, Any], moe: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(SpecError) as refused:
+        foreseen(mixture_spec(**moe), OPERATION.validate_python(plain))
+    ((place, _sentence),) = refused.value.complaints
+    assert ".".join(map(str, place)) == field
+
+
+def test_nothing_is_taken_from_a_dense_model() -> None:
+    with pytest.raises(SpecError, match="make it a mixture first"):
+        foreseen(tiny_llama(), OPERATION.validate_python({"kind": "remove"}))
