@@ -100,7 +100,7 @@ class OperateForm(forms.Form):
         written = {name: field for name, field in self.fields.items() if name not in self.COMMON}
         for name in written:
             del self.fields[name]
-        self.fields |= {**self.part.fields(), **written, **OPTIONS.fields()}
+        self.fields |= {**written, **self.part.fields(), **OPTIONS.fields()}
         threads = self.fields["num_threads"]
         threads.initial = threads.spec_default = default_threads()  # type: ignore[attr-defined]
         versions = [

@@ -173,6 +173,8 @@ def lineage_of(job: Job) -> dict[str, Any]:
     child = (
         _node(str(version), _("registered"), reverse("registry:version", args=[version.pk]))
         if version
+        else _node(_("no version"), _("a preview keeps nothing"))
+        if job.is_preview
         else _node(_("next version"), _("when it ends well"))
     )
     return {"parents": parents, "child": child, "is_made": version is not None}

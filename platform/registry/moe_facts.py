@@ -23,9 +23,9 @@ def moe_facts(spec: ModelSpec) -> list[tuple[str, str]]:
     moe = spec.moe
     if moe is None:
         return []
-    comma = "、" if figures.is_chinese() else ", "
+    parted = "；" if figures.is_chinese() else "; "
     facts = [
-        (_("Experts per layer"), comma.join(run.title for run in experts_of(spec))),
+        (_("Experts per layer"), parted.join(run.title for run in experts_of(spec))),
         ("top-k", str(moe.top_k)),
         (_("Shared experts"), _shared(moe)),
         (_("Gate"), str(GATES[moe.gate.kind].title)),

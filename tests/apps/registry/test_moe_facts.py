@@ -25,7 +25,7 @@ LAYOUT = {
 def test_a_mixture_is_told_in_pairs_of_words() -> None:
     facts = dict(moe_facts(LayoutSpec.parse(LAYOUT).applied_to(DENSE)))
     assert facts["Experts per layer"] == (
-        "1 × SwiGLU, 48 wide, silu, 1 × MLP, 24 wide, gelu, 1 × identity, 1 × zero"
+        "1 × SwiGLU, 48 wide, silu; 1 × MLP, 24 wide, gelu; 1 × identity; 1 × zero"
     )
     assert (facts["Gate"], facts["Noise at least"]) == ("Noisy, the k best", "0.2")
     assert facts["Temperature"] == "3 to 0.5, moves evenly; step 4 of 10"
