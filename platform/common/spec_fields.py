@@ -6,7 +6,7 @@ is null where the specification can be null, and its default elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -104,7 +104,8 @@ def spec_field(schema: type[Spec], name: str, ask: Ask, **more: Any) -> forms.Fi
     elif facts.get("type") == "boolean":
         made = forms.BooleanField(**{**options, "required": False}, widget=Switch)
     elif facts.get("type") == "integer":
-        made = forms.IntegerField(**_whole_bounds(facts), **options, error_messages=WHOLE)
+        low, high = _whole_bounds(facts)
+        made = forms.IntegerField(min_value=low, max_value=high, error_messages=WHOLE, **options)
     elif facts.get("type") == "number":
         made = _number(facts, options)
     else:
@@ -116,17 +117,17 @@ def spec_field(schema: type[Spec], name: str, ask: Ask, **more: Any) -> forms.Fi
 def _choice(values: Iterable[Any], ask: Ask, options: dict[str, Any]) -> forms.Field:
     values = list(values)
     choices = [(value, ask.words.get(value, str(value))) for value in values]
-    coerce = type(values[0])
+    coerce: Callable[[Any], Any] = type(values[0])
     return forms.TypedChoiceField(choices=choices, coerce=coerce, empty_value=None, **options)
 
 
-def _whole_bounds(facts: Mapping[str, Any]) -> dict[str, int | None]:
+def _whole_bounds(facts: Mapping[str, Any]) -> tuple[int | None, int | None]:
     low, high = facts.get("minimum"), facts.get("maximum")
     if "exclusiveMinimum" in facts:
         low = facts["exclusiveMinimum"] + 1
     if "exclusiveMaximum" in facts:
         high = facts["exclusiveMaximum"] - 1
-    return {"min_value": low, "max_value": high}
+    return low, high
 
 
 def _number(facts: Mapping[str, Any], options: dict[str, Any]) -> forms.Field:
@@ -227,9 +228,9 @@ def _plain(value: Any) -> str:
 
 
 def usual_words(bound: BoundField) -> str:
-    """The default of a number or choice, as the page shows it where another value stands."""
+    """The default of a number or choice where another value stands; "" where it stands itself, or there is none."""
     usual = getattr(bound.field, "spec_default", None)
-    if usual in (None, "") or isinstance(bound.field, forms.BooleanField):
+    if usual in (None, "") or isinstance(bound.field, forms.BooleanField) or not is_changed(bound):
         return ""
     if isinstance(bound.field, forms.ChoiceField):
         return str(dict(bound.field.choices).get(usual, usual))  # type: ignore[arg-type]

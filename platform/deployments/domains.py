@@ -17,7 +17,7 @@ from routing.models import DomainMap
 from routing.selectors import routing_spec
 
 # Operations after which expert 3 is still expert 3.
-KEEPS_NUMBERS = frozenset({"add", "quantise", "specialise_clone"})
+KEEPS_NUMBERS = frozenset({"add", "dequantise", "quantise", "specialise_clone"})
 
 
 def frozen_domains(domain_map: DomainMap | None, version: ModelVersion) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from common import figures
 from common.told import told, told_faults
-from jobs.operation_forms import OperateForm
+from jobs.operation_form import OperateForm
 from moe_core.errors import SpecError
 from moe_core.spec import ModelSpec, cost_of
 from moe_core.spec.base import faults_of

@@ -27,7 +27,8 @@ from jobs.foreseen import foreseen_of
 from jobs.forms import BUILTIN, SOURCES, UPLOAD, ImportForm, show_error
 from jobs.models import Job
 from jobs.operated import PART_WORDS, operated_of
-from jobs.operation_forms import FORMS, OperateForm
+from jobs.operation_form import OperateForm
+from jobs.operation_forms import FORMS
 from jobs.overview import list_verdict
 from jobs.report import domains_of, name_of, report_of
 from jobs.selectors import job_get, jobs_of

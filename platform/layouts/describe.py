@@ -9,9 +9,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from common import figures
+from common.layers import layers_text
 from common.verdict import Verdict
 from layouts.costing import preview
-from layouts.layers import layers_text
 from layouts.models import Layout
 from registry.block import Diagram, diagram
 from registry.kinds import Run, runs_of

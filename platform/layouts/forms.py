@@ -9,10 +9,10 @@ from django import forms
 from django.forms import BoundField
 from django.utils.translation import gettext_lazy as _
 
+from common.layers import layers_text, parse_layers
 from common.spec_fields import Ask, Part, forget, spec_field, was_omitted
 from common.told import told
 from layouts.kind_rows import MAX_ROWS, bound_rows, experts_of, fields_of_row, initial_of_rows
-from layouts.layers import layers_text, parse_layers
 from moe_core.errors import SpecError
 from moe_core.sentences import CORE
 from moe_core.spec import LayoutSpec

@@ -14,10 +14,9 @@ from django.utils.translation import gettext as _
 from common.figures import is_chinese
 from routing.models import CODE, NUM_COLOURS, DomainMap
 from routing.plan import MAX_DOMAINS, MAX_EXAMPLES, MapPlan
+from routing.policy_form import PolicyForm
 
 MAX_DRAWN_EXPERTS = 64
-PRIORS = ("bias", "mask", "none")
-NUMBERS = ("label_weight", "balance_weight", "prior_strength")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +59,7 @@ class Draft:
     num_experts: int = 8
     domains: list[DraftDomain] = field(default_factory=list)
     general_experts: list[int] = field(default_factory=list)
-    label_weight: str = "0.5"
-    balance_weight: str = "1.0"
-    prior_mode: str = "bias"
-    prior_strength: str = "1.0"
+    policy: PolicyForm = field(default_factory=lambda: PolicyForm.of({}))
     errors: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -89,12 +85,7 @@ class Draft:
             "num_experts": self.num_experts,
             "domains": domains,
             "general_experts": self.general_experts,
-            "policy": {
-                "label_weight": _number(self.label_weight),
-                "balance_weight": _number(self.balance_weight),
-                "prior_mode": self.prior_mode,
-                "prior_strength": _number(self.prior_strength),
-            },
+            "policy": self.policy.policy(),
         }
 
 
@@ -104,11 +95,8 @@ def draft_of_plan(plan: MapPlan, *, name: str = "", revision: int = 0) -> Draft:
         DraftDomain(one.code, one.name_en, one.name_zh, list(one.examples), list(one.experts), one.colour or 1)
         for one in plan.domains
     ]
-    policy = plan.policy
-    return Draft(
-        name, revision, plan.num_experts, domains, list(plan.general_experts), str(policy.label_weight),
-        str(policy.balance_weight), policy.prior_mode, str(policy.prior_strength),
-    )  # fmt: skip
+    policy = PolicyForm.of(plan.policy.model_dump())
+    return Draft(name, revision, plan.num_experts, domains, list(plan.general_experts), policy)
 
 
 def draft_of_map(domain_map: DomainMap) -> Draft:
@@ -117,13 +105,10 @@ def draft_of_map(domain_map: DomainMap) -> Draft:
         DraftDomain(one.code, one.name_en, one.name_zh, list(one.examples), list(one.experts), one.colour)
         for one in domain_map.domains.all()
     ]
-    draft = Draft(
-        domain_map.name, domain_map.revision, domain_map.num_experts, domains, list(domain_map.general_experts)
-    )
-    for key in ("label_weight", "balance_weight", "prior_mode", "prior_strength"):
-        if key in domain_map.policy:
-            setattr(draft, key, str(domain_map.policy[key]))
-    return draft
+    return Draft(
+        domain_map.name, domain_map.revision, domain_map.num_experts, domains, list(domain_map.general_experts),
+        PolicyForm.of(domain_map.policy),
+    )  # fmt: skip
 
 
 def draft_of_form(data: QueryDict) -> Draft:
@@ -133,10 +118,7 @@ def draft_of_form(data: QueryDict) -> Draft:
         revision=_whole(data.get("revision", ""), 0),
         num_experts=min(1024, max(2, _whole(data.get("num_experts", ""), 8))),
         general_experts=_experts(data.getlist("general")),
-        label_weight=data.get("label_weight", "0.5")[:20],
-        balance_weight=data.get("balance_weight", "1.0")[:20],
-        prior_mode=data.get("prior_mode", "bias") if data.get("prior_mode") in PRIORS else "bias",
-        prior_strength=data.get("prior_strength", "1.0")[:20],
+        policy=PolicyForm(data),
     )
     for row in data.getlist("row")[:MAX_DOMAINS]:
         draft.domains.append(
@@ -167,9 +149,9 @@ def problems_of(draft: Draft) -> list[Problem]:
     counts = Counter(one.code for one in draft.domains if one.code)
     for row, one in enumerate(draft.domains):
         found += _problems_of_row(draft, row, one, counts)
-    for name in NUMBERS:
-        if _number(getattr(draft, name)) is None:
-            found.append(Problem(_("The weights must be numbers."), name))
+    for name, errors in draft.policy.errors.items():
+        words = {"field": draft.policy.fields[name].label, "error": " ".join(map(str, errors))}
+        found.append(Problem(_("%(field)s: %(error)s") % words, name))
     return found
 
 
@@ -240,10 +222,3 @@ def _lines(text: str) -> list[str]:
 
 def _whole(text: str, default: int) -> int:
     return int(text) if text.isdigit() and len(text) < 10 else default
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

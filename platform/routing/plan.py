@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from common.errors import Invalid
-from common.told import told
+from common.figures import sentences
+from common.told import told_faults
 from moe_core.errors import SpecError
+from moe_core.sentences import CORE
 from moe_core.spec import RoutingSpec
-from moe_core.spec.base import Spec, Weight
-from moe_core.spec.routing import PriorMode
+from moe_core.spec.base import Fault, LayerIndex, Spec, Weight, refuse
+from moe_core.spec.routing import FloorShare, LayerPrior, PriorMode, PriorStrength
 from routing.models import CODE, NUM_COLOURS
 
 MAX_DOMAINS = 64
@@ -42,8 +45,12 @@ class PolicyPlan(Spec):
 
     label_weight: Weight = 0.5
     balance_weight: Weight = 1.0
+    z_weight: Weight = 0.0
     prior_mode: PriorMode = "bias"
-    prior_strength: Annotated[float, Field(ge=0.0, le=50.0)] = 1.0
+    prior_strength: PriorStrength = 1.0
+    prior_floor: FloorShare = 0.5
+    # Layers of the model that do otherwise, by their number.
+    prior_layers: Annotated[dict[LayerIndex, LayerPrior], Field(max_length=512)] = {}
 
 
 class MapPlan(Spec):
@@ -61,21 +68,25 @@ class MapPlan(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        refuse(self._faults())
+        return self
+
+    def _faults(self) -> Iterator[Fault]:
         codes = [domain.code for domain in self.domains]
         repeated = sorted({code for code in codes if codes.count(code) > 1})
         if repeated:
-            raise ValueError(f"domain codes must be unique; repeated: {', '.join(repeated)}")
-        for owner, experts in [*((d.code, d.experts) for d in self.domains), ("general", self.general_experts)]:
+            yield ("domains",), CORE.say("domains_repeated", codes=", ".join(repeated))
+        owners = [(("domains", row, "experts"), one.code, one.experts) for row, one in enumerate(self.domains)]
+        for place, owner, experts in [*owners, (("general_experts",), "general", self.general_experts)]:
             if experts and max(experts) >= self.num_experts:
-                raise ValueError(
-                    f"{owner} names expert {max(experts)}, but a layer has {self.num_experts} "
-                    f"(0 to {self.num_experts - 1})"
+                yield (
+                    place,
+                    f"{owner} names expert {max(experts)}, but a layer has {self.num_experts} (0 to {self.num_experts - 1})",
                 )
-        for domain in self.domains:
-            both = sorted(set(domain.experts) & set(self.general_experts))
+        for place, owner, experts in owners:
+            both = sorted(set(experts) & set(self.general_experts))
             if both:
-                raise ValueError(f"expert {both[0]} is general and cannot belong to {domain.code} as well")
-        return self
+                yield place, f"expert {both[0]} is general and cannot belong to {owner} as well"
 
     def routing_spec(self) -> RoutingSpec:
         """The map as moe_core reads it."""
@@ -91,5 +102,6 @@ def checked_plan(plan: Any) -> MapPlan:
         parsed = plan if isinstance(plan, MapPlan) else MapPlan.parse(plan)
         parsed.routing_spec()
     except SpecError as error:
-        raise Invalid(told(str(error)), fields={"plan": told(str(error))}) from error
+        fields = told_faults(error, "plan")
+        raise Invalid(sentences(*fields.values()), fields=fields) from error
     return parsed

@@ -15,16 +15,18 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext
 
 from common.parts.render import render
-from common.spec_fields import is_changed
+from common.spec_fields import is_changed, usual_words
 
 register = template.Library()
 
 
 @register.simple_tag
 def field(bound: BoundField, note: str = "", css: str = "") -> SafeString:
-    """A form field: label, control, help, error, tied together for screen readers."""
+    """A form field: label, control, help, error, tied for screen readers; its default where another value stands."""
     if bound.is_hidden:
         return mark_safe(str(bound) + str(bound.errors))
+    if not note and (usual := usual_words(bound)):
+        note = gettext("usually %(value)s") % {"value": usual}
     kind = getattr(bound.field.widget, "input_type", "")
     return render(
         "field.html", field=bound, note=note, css=css, is_box=kind == "checkbox", is_group=bound.use_fieldset

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import Conflict, Forbidden, Invalid, NotFound
+from common.layers import layers_text, parse_layers
 from layouts import services
 from layouts.costing import preview
-from layouts.layers import layers_text, parse_layers
 from layouts.models import Layout
 from registry.block import diagram
 from registry.services import model_edit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from django.http import QueryDict
 from django.test import Client
@@ -15,7 +17,8 @@ from routing import services
 from routing.describe import verdict_of
 from routing.drafts import Draft, DraftDomain, draft_of_form, draft_of_map, problems_of, remarks_of
 from routing.models import DomainMap
-from routing.plan import MapPlan, checked_plan
+from routing.plan import MapPlan, PolicyPlan, checked_plan
+from routing.policy_form import POLICY as POLICY_PART
 from routing.presets import example_plan
 from routing.selectors import map_get, routing_spec
 
@@ -145,7 +148,8 @@ def test_a_map_that_is_refused_says_so_beside_each_field(people):
         assert set(second.errors) == {"name_zh"}
         assert set(reply.context["draft"].errors) == {"label_weight"}
         for name in ("code-0", "name_en-0", "name_zh-1", "label_weight"):
-            assert f'aria-describedby="id_{name}_error"' in page and f'id="id_{name}_error"' in page, name
+            described = re.compile(rf'aria-describedby="[^"]*\bid_{name}_error"')
+            assert described.search(page) and f'id="id_{name}_error"' in page, name
 
 
 def test_a_blank_map_that_is_sent_is_refused_in_words(people):
@@ -173,6 +177,7 @@ def form(draft, **more):
         data.update({f"colour-{row}": str(one.colour), f"examples-{row}": "\n".join(one.examples)})
         data.setlist(f"experts-{row}", [str(expert) for expert in one.experts])
     data.setlist("general", [str(expert) for expert in draft.general_experts])
+    data.update({name: str(draft.policy[name].value()) for name in draft.policy.fields if name not in more})
     return data
 
 
@@ -182,7 +187,63 @@ def posted(client, url, data):
 
 def test_a_form_says_what_the_draft_said(people, example):
     draft = draft_of_map(example)
-    assert draft_of_form(form(draft)).plan() == draft.plan()
+    assert checked_plan(draft_of_form(form(draft)).plan()) == checked_plan(draft.plan())
+
+
+POLICY = {
+    "label_weight": 0.3, "balance_weight": 2.0, "z_weight": 0.001, "prior_mode": "floor", "prior_strength": 3.0,
+    "prior_floor": 0.7,
+    "prior_layers": {
+        0: {"mode": "none"}, 1: {"mode": "none"}, 3: {"mode": "bias", "strength": 2.5}, 7: {"mode": "floor", "floor": 0.6},
+    },
+}  # fmt: skip
+
+
+def test_a_policy_goes_through_the_form_unchanged_and_is_what_the_router_reads(people):
+    made = services.map_create(caller=people.owner, name="M", plan={**PLAN, "policy": POLICY})
+    draft = draft_of_map(made)
+    assert draft.policy["layer_rules"].value() == "0-1 none\n3 bias 2.5\n7 floor 0.6"
+    client = people.client("owner")
+    assert posted(client, reverse("routing:detail", args=[made.pk]), form(draft, z_weight="0.002")).status_code == 302
+    spec = routing_spec(map_get(people.owner.team, made.pk))
+    assert (spec.z_weight, spec.prior_mode, spec.prior_floor) == (0.002, "floor", 0.7)
+    assert {layer: prior.mode for layer, prior in spec.prior_layers.items()} == {
+        0: "none", 1: "none", 3: "bias", 7: "floor",
+    }  # fmt: skip
+    assert (spec.prior_in(3).strength, spec.prior_in(7).floor, spec.prior_in(5).mode) == (2.5, 0.6, "floor")
+
+
+@pytest.mark.parametrize(
+    ("typed", "field"),
+    [
+        ({"prior_floor": "1"}, "prior_floor"),
+        ({"prior_strength": "51"}, "prior_strength"),
+        ({"z_weight": "-1"}, "z_weight"),
+        ({"layer_rules": "0-3 magic"}, "layer_rules"),
+        ({"layer_rules": "0-3 mask 2"}, "layer_rules"),
+        ({"layer_rules": "0-3 none\n3 mask"}, "layer_rules"),
+        ({"layer_rules": "600 none"}, "layer_rules"),
+        ({"layer_rules": "4 floor 2"}, "layer_rules"),
+    ],
+)
+def test_a_policy_that_is_refused_says_so_beside_its_field_and_keeps_what_was_typed(people, example, typed, field):
+    page = posted(people.client("owner"), reverse("routing:detail", args=[example.pk]), form(draft_of_map(example), **typed))
+    assert page.status_code == 422
+    assert set(page.context["draft"].errors) == {field}
+    assert f'id="id_{field}_error"' in page.content.decode()
+    assert page.context["draft"].policy[field].value() == typed[field]
+
+
+def test_every_field_of_a_policy_is_asked():
+    assert set(POLICY_PART.asks) | {"prior_layers"} == set(PolicyPlan.model_fields)
+    from_library = set(RoutingSpec.model_fields) - {"domains", "general_experts"}
+    assert set(PolicyPlan.model_fields) == from_library
+
+
+def test_programs_are_told_of_every_fault_of_a_map_at_once(people):
+    with pytest.raises(Invalid) as refused:
+        checked_plan({**PLAN, "domains": [SUPPORT, SUPPORT], "general_experts": [0, 9], "policy": {}})
+    assert {"plan.domains", "plan.general_experts", "plan.domains.0.experts"} <= set(refused.value.fields)
 
 
 def test_what_postgresql_cannot_store_is_left_out(people, example):

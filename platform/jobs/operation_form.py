@@ -1,0 +1,145 @@
+"""What the forms of all operations on experts have in common: the version, the logs, how much is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from django import forms
+from django.forms import BoundField
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+from accounts.models import Team
+from common.spec_fields import Ask, Part
+from corpora.selectors import corpora_of
+from jobs.forms import MAX_CHOICES, version_words
+from jobs.specs import default_threads
+from jobs.tune_fields import PRECISION
+from moe_core.spec.base import Spec
+from moe_core.spec.operate import LEARNING, OperateSpec
+from registry.models import ModelVersion, VersionState
+from registry.selectors import versions_of
+
+OPTIONS = Part(
+    OperateSpec,
+    {
+        "prompts_per_domain": Ask(
+            _("Prompts of each domain"),
+            _("From the logs, to learn from and to measure on. Twice as many take twice as long."),
+        ),
+        "prompt_tokens": Ask(_("Tokens of a prompt, at most")),
+        "dtype": Ask(_("Precision"), words=PRECISION),
+        "num_threads": Ask(_("Threads")),
+    },
+)
+SEED = Ask(_("Seed"))
+LOSS = Ask(_("Refuse when a domain's loss rises by more"), _("In nats a token. Empty: whatever it costs."))
+
+
+class OperateForm(forms.Form):
+    """What every operation asks: on which version, with which logs."""
+
+    kind: ClassVar[str]
+    title: ClassVar[Promise]
+    # What it does, in a sentence for the page.
+    words: ClassVar[Promise]
+    # What to do when no version fits.
+    lacking: ClassVar[Promise] = _(
+        "It needs a version whose experts are alike and not packed; build one first."
+    )
+    # Its own fields as the specification has them: what everybody sees, and what lies behind a disclosure.
+    schema: ClassVar[type[Spec]]
+    asks: ClassVar[Mapping[str, Ask]] = {}
+    more: ClassVar[Mapping[str, Ask]] = {}
+    # Whether its page asks to look before it is done: for what takes something away.
+    previews_first: ClassVar[bool] = False
+    # Templates show the class; they must not call it.
+    do_not_call_in_templates: ClassVar[bool] = True
+
+    name = forms.CharField(
+        label=_("Name of the job"), max_length=120, required=False,
+        help_text=_("Left empty, it is called like the model."),
+    )  # fmt: skip
+    model_version = forms.TypedChoiceField(label=_("Model version"), coerce=int)
+    corpus = forms.TypedChoiceField(
+        label=_("Logs"), coerce=int, empty_value=None, required=False,
+        help_text=_("Loss is measured on their held-out rows, domain by domain."),
+    )  # fmt: skip
+    OPTIONS = tuple(OPTIONS.asks)
+    COMMON = ("name", "model_version", "corpus", *OPTIONS)
+
+    def __init__(self, *args: Any, team: Team, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.team = team
+        self.part = Part(self.schema, {**self.asks, **self.more}, fixed={"kind": self.kind})
+        written = {name: field for name, field in self.fields.items() if name not in self.COMMON}
+        for name in written:
+            del self.fields[name]
+        self.fields |= {**written, **self.part.fields(), **OPTIONS.fields()}
+        threads = self.fields["num_threads"]
+        threads.initial = threads.spec_default = default_threads()  # type: ignore[attr-defined]
+        versions = [
+            version
+            for version in versions_of(team).filter(state=VersionState.READY)[:MAX_CHOICES]
+            if self.fits(version)
+        ]
+        self.by_number = {version.pk: version for version in versions}
+        self.versions = [(version.pk, version_words(version)) for version in versions]
+        self.fields["model_version"].choices = self.versions  # type: ignore[attr-defined]
+        chosen = {str(version.pk): version for version in versions}.get(
+            str(self.initial.get("model_version", "")), versions[0] if versions else None
+        )
+        if chosen is not None:
+            self.fields["model_version"].initial = chosen.pk
+            self.suit(chosen)
+        logs = [(corpus.pk, corpus.name) for corpus in corpora_of(team).exclude(train=None)[:MAX_CHOICES]]
+        self.fields["corpus"].required = self.kind in LEARNING
+        # The newest logs, for a change that is not measured may have broken anything.
+        self.fields["corpus"].initial = logs[0][0] if logs else None
+        self.fields["corpus"].choices = logs if self.kind in LEARNING else [("", _("none")), *logs]  # type: ignore[attr-defined]
+
+    @classmethod
+    def fits(cls, version: ModelVersion) -> bool:
+        """Whether the operation can begin with that version: with experts that are alike and not packed."""
+        moe = version.spec.get("moe") or {}
+        return not version.is_dense and not moe.get("expert_kinds") and not moe.get("quantisation")
+
+    def suit(self, version: ModelVersion) -> None:
+        """Set what hangs on the version: numbers that no specification can have as a default."""
+
+    @property
+    def own_fields(self) -> list[BoundField]:
+        """The fields of this operation that everybody sees, bound."""
+        return [self[name] for name in self.fields if name not in (*self.COMMON, *self.more)]
+
+    @property
+    def more_fields(self) -> list[BoundField]:
+        """The rest of them."""
+        return [self[name] for name in self.more]
+
+    @property
+    def options(self) -> list[BoundField]:
+        """How much it looks at, and how it computes."""
+        return OPTIONS.bound(self)
+
+    def operation(self) -> dict[str, Any]:
+        """The operation that the form asks for; what is left empty is the specification's default."""
+        return self.part.data(self) or {}
+
+    def spec(self, *, preview: bool = False) -> dict[str, Any]:
+        """The specification of the job."""
+        options = OPTIONS.data(self) or {}
+        return {
+            "model_version": self.cleaned_data["model_version"],
+            "corpus": self.cleaned_data["corpus"],
+            "operation": self.operation(),
+            "options": {**options, "preview": True} if preview else options,
+        }
+
+    @classmethod
+    def initial_of(cls, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """The form's values for the specification of a job."""
+        operation = {name: value for name, value in spec["operation"].items() if name != "kind"}
+        named = {name: spec[name] for name in ("model_version", "corpus") if spec.get(name) is not None}
+        return {**operation, **spec.get("options", {}), **named}
