@@ -66,6 +66,7 @@ def serve_spec(replica: Replica, epoch: int) -> ServeSpec:
         model_dir=engine_folder(replica.pk) / "model",
         files={name: entry["sha256"] for name, entry in replica.version.files.items()},
         socket_path=socket_path(replica.pk, epoch),
+        panel_dir=Path(settings.DATA_DIR) / "panels",
         version=str(replica.version)[:200],
         epoch=epoch,
         domains=routing.domains,

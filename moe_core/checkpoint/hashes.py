@@ -29,6 +29,11 @@ def verify_hashes(directory: Path, expected: Mapping[str, str]) -> None:
     for name in sorted(present ^ set(expected)):
         state = "is missing" if name in expected else "does not belong to the version"
         raise CheckpointError(f"{name}: {state}; import the model anew")
+    verify_files(directory, expected)
+
+
+def verify_files(directory: Path, expected: Mapping[str, str]) -> None:
+    """The same for some files of a directory; the others are not looked at."""
     for name, digest in expected.items():
         actual = sha256_of(Path(directory) / name)
         if actual != digest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import AddedToken
@@ -40,14 +41,19 @@ class Tokenizer:
         self.config = TokenizerConfig.parse(
             read_json_object(directory / TOKENIZER_CONFIG_FILE, MAX_CONFIG_BYTES)
         )
-        # Two readings of one file: one that honours control tokens in text, one to which they are mere text.
-        self._honouring, self._plain = _build(raw), _build(raw)
+        # Two readings of one file: one to which control tokens in text are mere text, one that honours them.
+        self._raw, self._plain = raw, _build(raw)
         self._plain.encode_special_tokens = True
         self._added: dict[int, AddedToken] = self._plain.get_added_tokens_decoder()
         self.bos_id = self._id_of(self.config.bos_token)
         self.pad_id = self._id_of(self.config.pad_token)
         ends = [self.config.eos_token, *self.config.more_eos_tokens]
         self.eos_ids: tuple[int, ...] = tuple(i for i in map(self._id_of, ends) if i is not None)
+
+    @cached_property
+    def _honouring(self) -> RustTokenizer:
+        """Made when it is first asked for: serving never does, and a large vocabulary takes a tenth of a second."""
+        return _build(self._raw)
 
     @property
     def vocab_size(self) -> int:

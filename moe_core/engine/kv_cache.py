@@ -8,10 +8,13 @@ the longest sequence.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from moe_core.engine.block_pool import BLOCK_TOKENS
+from moe_core.kernels.cpu.shelf import own_memory
 from moe_core.spec import ModelSpec
 
 
@@ -26,11 +29,11 @@ class PagedKVCache:
         self.num_blocks = num_blocks
         self.device = torch.device(device)
         self._shares_keys = kept.shares_keys
-        self._k_NPGd = [torch.zeros(*shape, kept.key_dim, dtype=dtype, device=device) for _ in layers]
+        self._k_NPGd = [_zeros((*shape, kept.key_dim), dtype, self.device) for _ in layers]
         if kept.shares_keys:
             self._v_NPGe = [k[..., : kept.value_dim] for k in self._k_NPGd]
         else:
-            self._v_NPGe = [torch.zeros(*shape, kept.value_dim, dtype=dtype, device=device) for _ in layers]
+            self._v_NPGe = [_zeros((*shape, kept.value_dim), dtype, self.device) for _ in layers]
         self._k_slots = [k.flatten(0, 1) for k in self._k_NPGd]
         self._v_slots = [v.flatten(0, 1) for v in self._v_NPGe]
 
@@ -55,3 +58,11 @@ class PagedKVCache:
         k = self._k_NPGd[layer].index_select(0, blocks)
         v = self._v_NPGe[layer].index_select(0, blocks)
         return k.flatten(0, 1), v.flatten(0, 1)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that take memory where they are written to: most of a cache is empty most of the time."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = own_memory(math.prod(shape) * dtype.itemsize, huge=False)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -7,38 +7,93 @@ from collections.abc import Callable
 
 import torch
 
+from moe_core.checkpoint.hashes import verify_files
+from moe_core.checkpoint.layout import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from moe_core.checkpoint.store import load
 from moe_core.checkpoint.tokenizer import Tokenizer
 from moe_core.engine.engine import Engine
 from moe_core.engine.events import Delta, Done, Failed
 from moe_core.engine.loop import EngineState
+from moe_core.engine.mapped_model import keep_tensors, mapped_model, move_panels
+from moe_core.engine.panel_cache import PanelCache
 from moe_core.engine.residency import load_resident
 from moe_core.engine.sampling_params import SamplingParams
 from moe_core.engine.text import TextCodec
 from moe_core.errors import EngineError, SpecError
 from moe_core.kernels.cpu.attach import attach
+from moe_core.kernels.cpu.panel_file import PanelFileError
+from moe_core.kernels.cpu.shelf import on_shelf
 from moe_core.kernels.device import chosen_device
 from moe_core.spec import ServeSpec
 
 logger = logging.getLogger(__name__)
 NUM_GOLDEN_TOKENS = 8
+# What is read of a model directory when its weights come from a panel file.
+READ_BESIDE_PANELS = (CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE)
 
 
-def build_engine(spec: ServeSpec, tell: Callable[[EngineState], None]) -> tuple[Engine, TextCodec]:
+def build_engine(
+    spec: ServeSpec, tell: Callable[[EngineState], None], panels: PanelCache | None = None
+) -> tuple[Engine, TextCodec]:
     """Check the files against their promised hashes, load them, and answer the golden prompt.
 
+    With a panel file that was made of them, and is as it was written, none is read but the tokenizer's.
     Raises:
         CheckpointError: for files that are not what was promised, or no model.
         SpecError: when domains name experts that the model has not.
         EngineError: when the model does not answer.
     """
+    codec = Tokenizer(spec.model_dir)
+    engine = None if panels is None else _mapped_engine(spec, codec, panels)
+    if engine is None:
+        engine = _loaded_engine(spec, codec, panels)
+    tell(EngineState.WARMING)
+    warm_up(engine, codec)
+    if panels is not None:
+        panels.finish_later(lambda: move_panels(engine.runner.model))
+    return engine, codec
+
+
+def _mapped_engine(spec: ServeSpec, codec: Tokenizer, panels: PanelCache) -> Engine | None:
+    """The engine from a panel file; None where there is none, or it is no good."""
+    reader = panels.reader
+    if reader is None or _device_of(spec).type != "cpu":
+        return None
+    small = {name: digest for name, digest in spec.files.items() if name in READ_BESIDE_PANELS}
+    verify_files(spec.model_dir, small)
+    try:
+        with on_shelf(reader):
+            model, isa = mapped_model(spec, reader)
+            engine = Engine(spec, model, end_tokens=codec.eos_ids)
+        reader.verify()
+    except PanelFileError as error:
+        panels.discard(error)
+        return None
+    logger.info("decode kernels: %s, threads: %d, panels mapped", isa, spec.num_threads)
+    return engine
+
+
+def _loaded_engine(spec: ServeSpec, codec: Tokenizer, panels: PanelCache | None) -> Engine:
+    writer = None if panels is None else panels.writer
+    if panels is None or writer is None:
+        return _engine_of_files(spec, codec)
+    try:
+        with on_shelf(writer):
+            engine = _engine_of_files(spec, codec)
+        keep_tensors(engine.runner.model, writer)
+    except BaseException:
+        panels.give_up()
+        raise
+    return engine
+
+
+def _engine_of_files(spec: ServeSpec, codec: Tokenizer) -> Engine:
     device, promised, residency = _device_of(spec), spec.files or None, None
     if spec.resident_experts is None:
         model = load(spec.model_dir, spec.dtype, device=device, expected_hashes=promised)
     else:
         held = (spec.model_dir, spec.dtype, spec.resident_experts, spec.routing())
         model, residency = load_resident(*held, expected_hashes=promised)
-    codec = Tokenizer(spec.model_dir)
     model.eval()
     if device.type == "cpu":
         # Experts that come and go are read into the places that they have now.
@@ -46,10 +101,7 @@ def build_engine(spec: ServeSpec, tell: Callable[[EngineState], None]) -> tuple[
     else:
         kernels = torch.cuda.get_device_name(device)
     logger.info("decode kernels: %s, threads: %d", kernels, spec.num_threads)
-    engine = Engine(spec, model, end_tokens=codec.eos_ids, residency=residency)
-    tell(EngineState.WARMING)
-    warm_up(engine, codec)
-    return engine, codec
+    return Engine(spec, model, end_tokens=codec.eos_ids, residency=residency)
 
 
 def _device_of(spec: ServeSpec) -> torch.device:

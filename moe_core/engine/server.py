@@ -13,10 +13,12 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_core import strict_json
+from moe_core.engine.panel_cache import PanelCache
 from moe_core.errors import CheckpointError, MoeCoreError, SpecError
 from moe_core.spec import ServeSpec
 
@@ -42,10 +44,12 @@ def main(arguments: list[str]) -> int:
         say({"event": "failed", "code": type(error).__name__, "message": str(error)})
         return EXIT_SPEC
     _prepare_process()
+    # Before torch: its import and the hash of a panel file go on beside each other.
+    panels = PanelCache.of(spec)
     from moe_core.engine.loading import build_engine
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(serve(spec, build_engine))
+        return runner.run(serve(spec, partial(build_engine, panels=panels)))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -25,6 +25,10 @@ class ServeSpec(Spec):
     # sha256 of every file of the model directory; empty for a directory that nobody vouches for.
     files: Annotated[dict[FileName, Sha256], Field(max_length=10_000)] = {}
     socket_path: Path
+    # Where packed weights are kept from one start to the next and shared by engines of one model; None: nowhere.
+    panel_dir: Path | None = None
+    # Whether they stay mapped there; else they are copied when the engine is ready, and read faster.
+    shares_panels: bool = False
     version: Annotated[str, Field(max_length=200)] = ""
     epoch: Annotated[int, Field(ge=0)] = 0
     domains: Annotated[tuple[DomainSpec, ...], Field(max_length=256)] = ()

@@ -164,7 +164,8 @@ def attach(model: nn.Module, num_threads: int, *, moves_experts: bool = True) ->
 def _fits_panels(module: GroupedExperts) -> bool:
     """Plain experts on the CPU, with the kernel left to choose."""
     plain = module.gating.kind == "silu" and module.gate_up_bias_E2F is None and module.kernel is None
-    return plain and module.down_EDF.device.type == "cpu"
+    # A model whose panels are mapped has no memory of its own.
+    return plain and module.down_EDF.device.type in ("cpu", "meta")
 
 
 def _attach_dense(module: DenseMlp, *, panels: bool) -> None:

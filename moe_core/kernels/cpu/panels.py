@@ -13,12 +13,14 @@ import ctypes
 import math
 import mmap
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe_core.errors import SpecError
 from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.shelf import address_of, own_memory, place_for
 from moe_core.kernels.packing import Packed
 from moe_core.spec.quantisation import ExpertQuantSpec
 
@@ -45,10 +47,12 @@ class PanelsStruct(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """A stack of matrices (S, rows, cols) in memory of its own."""
+    """A stack of matrices (S, rows, cols); `memory` keeps alive what the description points to."""
 
     struct: PanelsStruct
-    memory: mmap.mmap = field(repr=False)
+    memory: Any = field(repr=False)
+    # Where they lie since they moved.
+    _moved: list[Any] = field(default_factory=list, repr=False)
 
     @property
     def address(self) -> int:
@@ -89,14 +93,24 @@ class Panels:
     ) -> Panels:
         native = library()
         assert native is not None
-        memory = mmap.mmap(-1, max(_num_bytes(struct), 1))
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            # Fewer pages to look up: a panel is read from end to end.
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        struct.memory = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        sources = [0 if tensor is None else tensor.data_ptr() for tensor in (codes, scales, zeros)]
-        native.pack(ctypes.addressof(struct), *sources)
-        return cls(struct, memory)
+        place = place_for(str([getattr(struct, name) for name, _ in struct._fields_]), _num_bytes(struct))
+        struct.memory = place.address
+        if not place.is_filled:
+            sources = [0 if tensor is None else tensor.data_ptr() for tensor in (codes, scales, zeros)]
+            native.pack(ctypes.addressof(struct), *sources)
+        return cls(struct, place.memory)
+
+    def move(self) -> None:
+        """Copy panels that lie in a file into huge pages of this process, from which they are read faster.
+
+        May run beside products: both copies hold the same, and the old one stays where it is.
+        """
+        if isinstance(self.memory, mmap.mmap) or self._moved:
+            return
+        memory = own_memory(self.num_bytes)
+        ctypes.memmove(address_of(memory), self.struct.memory, self.num_bytes)
+        self._moved.append(memory)
+        self.struct.memory = address_of(memory)
 
     def map(self, x_TK: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """x · weightᵀ of a single matrix: (T, rows) in bfloat16 or float32, sums in float32.

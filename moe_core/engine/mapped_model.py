@@ -1,0 +1,72 @@
+"""A decoder from a panel file: built without memory, its panels and the other tensors mapped."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moe_core.checkpoint.store import TORCH_DTYPES, read_spec
+from moe_core.kernels.cpu.attach import attach
+from moe_core.kernels.cpu.panel_file import PanelFileError, PanelReader, PanelWriter
+from moe_core.kernels.cpu.panels import Panels
+from moe_core.model.decoder import Decoder
+from moe_core.spec import ServeSpec
+
+
+def mapped_model(spec: ServeSpec, reader: PanelReader) -> tuple[Decoder, str]:
+    """The decoder with its kernels attached, and their instruction set; inside a block `on_shelf(reader)`.
+
+    Raises PanelFileError when the file is not of this decoder.
+    """
+    with torch.device("meta"):
+        model = Decoder(read_spec(spec.model_dir), TORCH_DTYPES[spec.dtype])
+    model.eval()
+    isa = attach(model, spec.num_threads)
+    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for told in reader.tensors:
+        name, dtype, shape = told["name"], getattr(torch, told["dtype"], None), tuple(told["shape"])
+        if name not in held or held[name].dtype is not dtype or tuple(held[name].shape) != shape:
+            raise PanelFileError(f"the panel file has a tensor {name} that the model has not so")
+        _put(model, name, torch.frombuffer(reader.bytes_of(told), dtype=dtype).view(shape))
+    _require_whole(model)
+    return model, isa
+
+
+def keep_tensors(model: nn.Module, writer: PanelWriter) -> None:
+    """Write every tensor that has memory, which is what `attach` left out of the panels."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.device.type != "meta":
+            flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            writer.add_tensor(name, dtype, tensor.shape, memoryview(flat.numpy()))
+
+
+def move_panels(model: nn.Module) -> None:
+    """Move every module's panels out of the file that they are mapped from."""
+    for module in model.modules():
+        held = getattr(module, "panels", None)
+        for panels in (held,) if isinstance(held, Panels) else (held.gate_up, held.down) if held else ():
+            panels.move()
+
+
+def _put(model: nn.Module, name: str, value: Tensor) -> None:
+    path, _, last = name.rpartition(".")
+    module = model.get_submodule(path)
+    if last in module._parameters:
+        setattr(module, last, nn.Parameter(value, requires_grad=False))
+    else:
+        setattr(module, last, value)
+
+
+def _require_whole(model: nn.Module) -> None:
+    """Raise PanelFileError when a tensor has no memory though no panels stand for it, or is known to nobody."""
+    for path, module in model.named_modules():
+        own = {**module._parameters, **module._buffers, **vars(module)}
+        empty = [name for name, value in own.items() if isinstance(value, Tensor) and value.is_meta]
+        if empty and not hasattr(module, "panels") and not _in_panels_of_parent(model, path):
+            raise PanelFileError(f"the panel file lacks {path}.{empty[0]}")
+
+
+def _in_panels_of_parent(model: nn.Module, path: str) -> bool:
+    """A dense feed-forward's maps lie in its own panels."""
+    return hasattr(model.get_submodule(path.rpartition(".")[0]), "panels")

@@ -1,0 +1,143 @@
+"""Which panel file an engine uses: one for each model, dtype, instruction set and state of our code. Imports no torch.
+
+The file is opened, and its hash begun, before torch is imported: the two take about as long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+import moe_core
+from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.panel_file import PanelFileError, PanelReader, PanelWriter
+from moe_core.spec import ServeSpec
+
+logger = logging.getLogger(__name__)
+SUFFIX = ".panels"
+UNUSED_DAYS = 14
+# Of the disk, by all panel files together; the newest is kept in any case.
+LARGEST_SHARE = 0.25
+# A temporary file that nobody has written to for so long was left by a process that died.
+STALE_S = 3600.0
+
+
+class PanelCache:
+    """The panel file of one engine: a reader when it is there, else a writer that makes it."""
+
+    def __init__(self, path: Path, key: str, *, shared: bool) -> None:
+        self._path, self._key, self._shared = path, key, shared
+        self.reader: PanelReader | None = None
+        self.writer: PanelWriter | None = None
+        self._open()
+
+    @classmethod
+    def of(cls, spec: ServeSpec) -> Self | None:
+        """The cache of an engine; None where there is none to use."""
+        native = library()
+        wanted = (
+            spec.panel_dir is not None and spec.files and spec.dtype == "bfloat16" and spec.device != "cuda"
+        )
+        if not wanted or native is None or spec.resident_experts is not None:
+            return None
+        assert spec.panel_dir is not None
+        facts = {"files": spec.files, "dtype": spec.dtype, "isa": native.isa, "code": code_digest()}
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return cls(spec.panel_dir / f"{key[:32]}{SUFFIX}", key, shared=spec.shares_panels)
+
+    def _open(self) -> None:
+        try:
+            self.reader = PanelReader(self._path, self._key)
+            self._path.touch()
+        except FileNotFoundError:
+            self._begin()
+        except (PanelFileError, OSError) as error:
+            self.discard(error)
+
+    def discard(self, error: Exception) -> None:
+        """Give up a file that is no good, and write it anew."""
+        logger.warning("the panel file is not used: %s", error)
+        self.reader = None
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as fault:
+            logger.warning("the panel file cannot be removed: %s", fault)
+            return
+        self._begin()
+
+    def _begin(self) -> None:
+        try:
+            self.writer = PanelWriter(self._path, self._key)
+        except OSError as error:
+            logger.warning("no panel file is written: %s", error)
+
+    def give_up(self) -> None:
+        """Leave no file that is not whole."""
+        if self.writer is not None:
+            self.writer.give_up()
+        self.writer = None
+
+    def finish_later(self, move: Callable[[], None]) -> None:
+        """On a thread beside the first requests: put what was written into its place and sweep what nobody uses, then
+        `move` panels out of the file unless they are to be shared."""
+        threading.Thread(target=self._finish, args=(move,), name="panel-file", daemon=True).start()
+
+    def _finish(self, move: Callable[[], None]) -> None:
+        if self.writer is not None:
+            if self.writer.finish():
+                logger.info("the panels lie in %s", self._path.name)
+            sweep(self._path.parent, keep=self._path)
+        if not self._shared:
+            move()
+            for file in (self.reader, self.writer):
+                if file is not None:
+                    file.let_go()
+
+
+def sweep(folder: Path, *, keep: Path) -> None:
+    """Remove panel files that nobody opened for long, then the longest unused until the rest takes a share of the disk."""
+    now = time.time()
+    for path in folder.glob(f".*{SUFFIX}.*.tmp"):
+        if _age_s(path, now) > STALE_S:
+            path.unlink(missing_ok=True)
+    files = sorted((path for path in folder.glob(f"*{SUFFIX}") if path != keep), key=lambda p: _age_s(p, now))
+    room = int(LARGEST_SHARE * shutil.disk_usage(folder).total) - _size(keep)
+    for path in files:
+        room -= _size(path)
+        if room < 0 or _age_s(path, now) > UNUSED_DAYS * 86_400:
+            logger.info("the panel file %s is swept", path.name)
+            # Processes that have it mapped keep its pages.
+            path.unlink(missing_ok=True)
+
+
+def _age_s(path: Path, now: float) -> float:
+    try:
+        return now - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+@cache
+def code_digest() -> str:
+    """Of the library's sources, compiled ones included: how panels are packed, and what is left out of them, follows
+    from all of it, and a file of other code must not be taken for one of this."""
+    root = Path(moe_core.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*root.rglob("*.py"), *(root / "kernels" / "cpu" / "src").iterdir()]):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()

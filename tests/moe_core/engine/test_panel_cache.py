@@ -1,0 +1,234 @@
+"""A start from mapped panels says the same as one from the model's files, and anything odd about them is packed anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import moe_core
+from moe_core.checkpoint.hashes import hashes_of
+from moe_core.engine import panel_cache
+from moe_core.engine.engine import Engine
+from moe_core.engine.loading import build_engine
+from moe_core.engine.panel_cache import SUFFIX, PanelCache, sweep
+from moe_core.errors import HashMismatch
+from moe_core.kernels.cpu import panel_file
+from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.panel_file import TAIL_BYTES
+from moe_core.kernels.cpu.panels import Panels
+from moe_core.operations.quantise import quantise
+from moe_core.spec import ServeSpec
+from moe_core.spec.operations import QuantiseSpec
+from moe_core.spec.quantisation import ExpertQuantSpec
+from tests.moe_core.engine.conftest import Run
+from tests.moe_core.engine.model_dirs import tiny_model, write_byte_tokenizer, write_model_dir
+
+pytestmark = pytest.mark.skipif(library() is None, reason="the kernels are not compiled")
+PROMPT = list(b"the same words")
+
+
+@pytest.fixture(scope="module", params=["bfloat16", "4 bits", "8 bits", "dense"])
+def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    if request.param == "dense":
+        write_model_dir(path, tiny_model(family="llama", moe=None))
+    elif request.param == "bfloat16":
+        write_model_dir(path, tiny_model(tie_word_embeddings=True))
+    else:
+        packing = ExpertQuantSpec.parse({"bits": int(request.param[0]), "group_size": 32})
+        packed, _ = quantise(tiny_model(), QuantiseSpec(quantisation=packing))
+        moe_core.save(packed, path)
+        write_byte_tokenizer(path)
+    return path
+
+
+def spec_of(model_dir: Path, panels: Path, **more: Any) -> ServeSpec:
+    fields = {
+        "socket_path": Path("none"),
+        "kv_tokens": 1024,
+        "files": hashes_of(model_dir),
+        "panel_dir": panels,
+    }
+    return ServeSpec(model_dir=model_dir, **(fields | more))
+
+
+def start(spec: ServeSpec) -> tuple[Engine, PanelCache]:
+    """An engine as the server starts it, and its panel file when that is written."""
+    cache = PanelCache.of(spec)
+    assert cache is not None
+    engine, _ = build_engine(spec, lambda state: None, cache)
+    if cache.writer is not None:
+        deadline = time.monotonic() + 20
+        while not (files := list(cache._path.parent.glob(f"*{SUFFIX}"))) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert files
+    return engine, cache
+
+
+def answer(engine: Engine) -> list[int]:
+    run = Run(engine)
+    greedy = run.submit(PROMPT, 12, ignore_eos=True)
+    drawn = run.submit(PROMPT, 12, ignore_eos=True, temperature=2.0, seed=5)
+    run.until_done()
+    return run.tokens[greedy.id] + run.tokens[drawn.id]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_panels_move_into_memory_of_their_own_unless_they_are_shared(
+    model_dir: Path, tmp_path: Path, shared: bool
+) -> None:
+    spec = spec_of(model_dir, tmp_path, shares_panels=shared)
+    wanted = answer(start(spec)[0])
+    engine, cache = start(spec)
+    assert cache.reader is not None
+    held = [m.panels for m in engine.runner.model.modules() if hasattr(m, "panels")]
+    stacks = [
+        panels for one in held for panels in ([one] if isinstance(one, Panels) else [one.gate_up, one.down])
+    ]
+    assert stacks
+    base, size = cache.reader._address, len(cache.reader._memory)
+    deadline = time.monotonic() + 20
+    while not shared and any(base <= one.struct.memory < base + size for one in stacks):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert all((base <= one.struct.memory < base + size) == shared for one in stacks)
+    assert answer(engine) == wanted
+
+
+def test_a_start_from_panels_reads_no_weights_and_says_the_same(model_dir: Path, tmp_path: Path) -> None:
+    spec = spec_of(model_dir, tmp_path)
+    plain, _ = build_engine(spec.model_copy(update={"panel_dir": None}), lambda state: None)
+    first, cache = start(spec)
+    assert cache.reader is None
+    hidden = tmp_path / "weights"
+    hidden.mkdir()
+    for file in model_dir.glob("*.safetensors"):
+        file.rename(hidden / file.name)
+    try:
+        second, cache = start(spec)
+    finally:
+        for file in hidden.iterdir():
+            file.rename(model_dir / file.name)
+    assert cache.reader is not None
+    assert cache.writer is None
+    assert answer(plain) == answer(first) == answer(second)
+
+
+def damage(path: Path, where: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[where] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("where", [0, 5000, -1, -TAIL_BYTES, -TAIL_BYTES - 2, -TAIL_BYTES - 200])
+def test_a_damaged_file_is_packed_anew(model_dir: Path, tmp_path: Path, where: int) -> None:
+    spec = spec_of(model_dir, tmp_path)
+    wanted = answer(start(spec)[0])
+    (file,) = tmp_path.glob(f"*{SUFFIX}")
+    whole = file.read_bytes()
+    damage(file, where)
+    engine, cache = start(spec)
+    assert cache.reader is None
+    assert answer(engine) == wanted
+    until_equal(file, whole)
+    assert start(spec)[1].reader is not None
+
+
+def until_equal(file: Path, wanted: bytes) -> None:
+    deadline = time.monotonic() + 20
+    while not (file.exists() and file.read_bytes() == wanted) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert file.read_bytes() == wanted
+
+
+def test_a_short_file_is_packed_anew(model_dir: Path, tmp_path: Path) -> None:
+    spec = spec_of(model_dir, tmp_path)
+    start(spec)
+    (file,) = tmp_path.glob(f"*{SUFFIX}")
+    whole = file.read_bytes()
+    for size in (0, 10, 5000):
+        # Not the file that is mapped: that one stays whole for as long as it is read.
+        file.unlink()
+        file.write_bytes(whole[:size])
+        assert start(spec)[1].reader is None
+        until_equal(file, whole)
+
+
+def test_other_bytes_other_code_and_other_dtypes_have_other_files(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(model_dir, tmp_path)
+    start(spec)
+    other = spec.model_copy(update={"files": {**spec.files, "config.json": "0" * 64}})
+    assert PanelCache.of(other).reader is None  # type: ignore[union-attr]
+    assert PanelCache.of(spec_of(model_dir, tmp_path, dtype="float32")) is None
+    assert PanelCache.of(spec_of(model_dir, tmp_path, files={})) is None
+    assert PanelCache.of(spec).reader is not None  # type: ignore[union-attr]
+    monkeypatch.setattr(panel_cache, "code_digest", lambda: "other")
+    assert PanelCache.of(spec).reader is None  # type: ignore[union-attr]
+
+
+def test_the_small_files_that_are_still_read_are_still_checked(tmp_path: Path) -> None:
+    model_dir = tmp_path / "tiny"
+    write_model_dir(model_dir, tiny_model())
+    spec = spec_of(model_dir, tmp_path / "panels")
+    start(spec)
+    config = model_dir / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"add_bos_token": False}))
+    with pytest.raises(HashMismatch):
+        start(spec)
+
+
+def test_a_full_disk_leaves_the_engine_running_and_no_file(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = answer(build_engine(spec_of(model_dir, tmp_path, panel_dir=None), lambda state: None)[0])
+    calls: list[int] = []
+    allocate = os.posix_fallocate
+
+    def full(file: int, offset: int, size: int) -> None:
+        calls.append(size)
+        if len(calls) > 2:
+            raise OSError(28, "No space left on device")
+        allocate(file, offset, size)
+
+    monkeypatch.setattr(panel_file.os, "posix_fallocate", full)
+    spec = spec_of(model_dir, tmp_path)
+    cache = PanelCache.of(spec)
+    engine, _ = build_engine(spec, lambda state: None, cache)
+    assert answer(engine) == wanted
+    deadline = time.monotonic() + 20
+    while list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_sweeps_what_nobody_used_for_long_and_what_a_dead_process_left(tmp_path: Path) -> None:
+    day, now = 86_400, time.time()
+    for name, days in (
+        (f"a{SUFFIX}", 1),
+        (f"b{SUFFIX}", 15),
+        (f".c{SUFFIX}.7.tmp", 1),
+        (f".d{SUFFIX}.8.tmp", 0),
+    ):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (now - days * day, now - days * day))
+    sweep(tmp_path, keep=tmp_path / f"none{SUFFIX}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".d{SUFFIX}.8.tmp", f"a{SUFFIX}"]
+
+
+def test_it_sweeps_the_longest_unused_when_the_disk_has_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, name in enumerate("abcd"):
+        (tmp_path / f"{name}{SUFFIX}").write_bytes(b"x" * 100)
+        os.utime(tmp_path / f"{name}{SUFFIX}", (time.time() - 100 + place,) * 2)
+    monkeypatch.setattr(panel_cache.shutil, "disk_usage", lambda folder: type("U", (), {"total": 1200}))
+    sweep(tmp_path, keep=tmp_path / f"a{SUFFIX}")
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "c", "d"]
