@@ -23,6 +23,7 @@ from deployments.models import Replica
 from moe_core.spec import ServeSpec
 from moe_core.spec.serve import MAX_SOCKET_PATH_BYTES
 from registry.store import materialise
+from telemetry.selectors import expert_uses
 from workers.engine_http import get_json
 from workers.runtime import ROOT
 from workers.spawn import Limits, kill_group, scrubbed_environment, spawner
@@ -67,6 +68,7 @@ def serve_spec(replica: Replica, epoch: int) -> ServeSpec:
         files={name: entry["sha256"] for name, entry in replica.version.files.items()},
         socket_path=socket_path(replica.pk, epoch),
         panel_dir=Path(settings.DATA_DIR) / "panels",
+        shares_panels=replica.deployment.desired_replicas > 1,
         version=str(replica.version)[:200],
         epoch=epoch,
         domains=routing.domains,
@@ -81,10 +83,16 @@ def serve_spec(replica: Replica, epoch: int) -> ServeSpec:
         kv_tokens=chosen.kv_tokens,
         batch_invariant=chosen.batch_invariant,
         resident_experts=chosen.resident_experts,
+        expert_uses=_uses(replica) if chosen.resident_experts else (),
         expert_affinity_steps=chosen.expert_affinity_steps,
         ngram_tokens=chosen.ngram_tokens,
         drain_s=DRAIN_S,
     )
+
+
+def _uses(replica: Replica) -> tuple[tuple[int, ...], ...]:
+    """What the telemetry has counted of this version, by layer and expert."""
+    return tuple(map(tuple, expert_uses(replica.deployment, replica.version_id)))
 
 
 class EngineProcess:

@@ -4,20 +4,30 @@
 
 Without MODEL_DIR the demo's SmolLM2 is upcycled as in `benchmarks.engine.affinity`. Requests of one domain after the
 other, as a team's traffic comes in waves, are served by an engine with so large a share of the experts in memory; the
-trace of which experts each layer used is replayed under the other rules. "Cold" drops the files from the page cache
-before loading, and measures from the ready engine to the first token, with the domain's experts read beforehand and
-without.
+trace of which experts each layer used is replayed under the other rules.
+
+"Cold" is a start whose experts are on the disk and nowhere else: the files are dropped from the page cache before
+loading and once more when the engine is ready, and a run of which pages are left in memory is refused. Measured is from the
+ready engine to the first token of a request of the first domain: with nothing read beforehand, with the experts of
+the domain map, and with those that a log of other requests of that domain used. The three come in turn, in another order
+each round; told are medians, quartiles, and the ratio within each round. Beside them stands the rate at which the disk
+gives the same files past the page cache (O_DIRECT), for the ratio hangs on it: reading is what is saved, computing is not.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import mmap
 import os
 import random
 import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import moe_core
 from benchmarks.engine.affinity import smollm2_mixture, split_domains
@@ -30,6 +40,10 @@ from moe_core.engine.sampling_params import SamplingParams
 from moe_core.kernels.cpu.attach import attach
 from moe_core.model.decoder import Decoder
 from moe_core.spec import ServeSpec
+
+Uses = Sequence[Sequence[int]]
+# Of the files, after they were dropped: what a reader of headers brings back.
+MOST_LEFT_BYTES = 8 << 20
 
 
 def serve_spec(model_dir: Path, num_experts: int, options: argparse.Namespace) -> ServeSpec:
@@ -59,30 +73,127 @@ def serve(engine: Engine, options: argparse.Namespace) -> tuple[list[list[int]],
 
 
 def drop_from_page_cache(directory: Path) -> None:
-    for file in directory.iterdir():
+    """Raises RuntimeError when pages stay: something else has the files mapped."""
+    left = 0
+    for file in sorted(directory.glob("*.safetensors")):
         handle = os.open(file, os.O_RDONLY)
         os.fsync(handle)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        left += cached_bytes(handle)
         os.close(handle)
+    if left > MOST_LEFT_BYTES:
+        raise RuntimeError(
+            f"{left >> 20} MiB of {directory} stay in the page cache: another process has them mapped"
+        )
 
 
-def cold_first_token_ms(spec: ServeSpec, capacity: int, *, warmed: bool) -> float:
+def cached_bytes(handle: int) -> int:
+    """How much of a file is in memory, by mincore."""
+    size = os.fstat(handle).st_size
+    with mmap.mmap(handle, size, access=mmap.ACCESS_COPY) as memory:
+        pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(memory)
+        failed = ctypes.CDLL(None, use_errno=True).mincore(ctypes.byref(start), ctypes.c_size_t(size), pages)
+        # Released before the mapping is closed.
+        del start
+        if failed:
+            raise OSError(ctypes.get_errno(), "mincore failed")
+        return sum(page & 1 for page in pages) * mmap.PAGESIZE
+
+
+def disk_mb_s(directory: Path) -> float:
+    """How fast the disk gives a part of the experts past the page cache; a host below may still have it cached."""
+    buffer, num_bytes, seconds = mmap.mmap(-1, 8 << 20), 0, 0.0
+    for file in sorted(directory.glob("experts-*.safetensors"))[:4]:
+        handle, offset = os.open(file, os.O_RDONLY | os.O_DIRECT), 0
+        began = time.perf_counter()
+        # What is left at the end of a file is no whole block.
+        while (num := os.preadv(handle, [buffer], offset)) == len(buffer):
+            offset += num
+        seconds += time.perf_counter() - began
+        num_bytes += offset + num
+        os.close(handle)
+    return num_bytes / seconds / 1e6
+
+
+@dataclass(slots=True)
+class Cold:
+    """One cold first token."""
+
+    seconds: float
+    # Of the engine's thread: what reading does not save.
+    computing_s: float
+    bytes_read: int
+
+
+def cold_first_token(spec: ServeSpec, capacity: int, *, warmed: bool, uses: Uses = ()) -> Cold:
     """From a loaded engine to the first token of a request of the first domain."""
     routing = spec.routing()
     own = routing.model_copy(update={"domains": routing.domains[:1]})
     drop_from_page_cache(spec.model_dir)
-    model, held = load_resident(spec.model_dir, "bfloat16", capacity, own, warmed=warmed)
+    model, held = load_resident(spec.model_dir, "bfloat16", capacity, own, warmed=warmed, uses=uses)
     engine = Engine(spec, attached(model), residency=held)
+    drop_from_page_cache(spec.model_dir)
     engine.submit(list(range(200, 216)), SamplingParams(max_tokens=1, ignore_eos=True), NoText(), domain=0)
-    began = time.perf_counter()
+    read, began, computed = held.stats.bytes_read, time.perf_counter(), time.thread_time()
     while not any(isinstance(event, Delta) for event in engine.step()):
         pass
+    cold = Cold(time.perf_counter() - began, time.thread_time() - computed, held.stats.bytes_read - read)
     engine.close()
-    return (time.perf_counter() - began) * 1000
+    return cold
+
+
+def logged_uses(spec: ServeSpec, capacity: int, options: argparse.Namespace) -> Uses:
+    """How often each expert was used by other requests of the first domain: what an engine's counts would say."""
+    engine, _ = resident(spec, capacity)
+    rng = random.Random(11)
+    for _ in range(options.logged):
+        ids = [rng.randrange(engine.runner.model.spec.vocab_size) for _ in range(options.prompt)]
+        engine.submit(ids, SamplingParams(max_tokens=4, ignore_eos=True), NoText(), domain=0)
+    while engine.has_work:
+        engine.step()
+    counts = engine.runner.counts
+    assert counts is not None
+    uses: list[list[int]] = counts.counts_PNLE.sum((0, 1)).tolist()
+    engine.close()
+    return uses
+
+
+def first_tokens(spec: ServeSpec, capacity: int, options: argparse.Namespace) -> None:
+    """Measure and tell the three kinds of start."""
+    uses = logged_uses(spec, capacity, options)
+    kinds: dict[str, dict[str, Any]] = {
+        "nothing": {"warmed": False},
+        "the domain map": {"warmed": True},
+        "a log": {"warmed": True, "uses": uses},
+    }
+    found: dict[str, list[Cold]] = {name: [] for name in kinds}
+    order = list(kinds)
+    for _ in range(options.rounds):
+        for name in order:
+            found[name].append(cold_first_token(spec, capacity, **kinds[name]))
+        order = [*order[1:], order[0]]
+    print(
+        f"     first token when cold, {options.rounds} rounds; the disk gives {disk_mb_s(spec.model_dir):.0f} MB/s:"
+    )
+    for name, colds in found.items():
+        seconds = [1000 * cold.seconds for cold in colds]
+        ratios = [cold.seconds / base.seconds for cold, base in zip(colds, found["nothing"], strict=True)]
+        print(
+            f"       read before: {name:15s} {spread(seconds, '.0f')} ms, computing "
+            f"{1000 * statistics.median(cold.computing_s for cold in colds):.0f} ms, "
+            f"{statistics.median(cold.bytes_read for cold in colds) / 1e6:.0f} MB read; ratio {spread(ratios, '.2f')}"
+        )
+
+
+def spread(values: list[float], form: str) -> str:
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
 def attached(model: Decoder) -> Decoder:
-    attach(model.eval(), 1)
+    """With the kernels of an engine whose experts come and go; the whole model too, for its answers to be the same."""
+    attach(model.eval(), 1, moves_experts=False)
     return model
 
 
@@ -103,6 +214,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=16)
     parser.add_argument("--new", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--logged", type=int, default=8, help="requests in the log")
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
         directory = options.model
@@ -134,15 +246,7 @@ def main() -> None:
                 f"(awaited {held.stats.awaited / held.stats.uses:.3f}); rule alone {rules[0]:.3f}, LRU {rules[1]:.3f}, "
                 f"Belady {rules[2]:.3f}; the same answers"
             )
-            rounds = [
-                [cold_first_token_ms(spec, capacity, warmed=warmed) for warmed in (False, True)]
-                for _ in range(options.rounds)
-            ]
-            cold = [statistics.median(one) for one in zip(*rounds, strict=True)]
-            print(
-                f"     first token when cold: {cold[0]:.0f} ms, with the domain's experts read before "
-                f"{cold[1]:.0f} ms: {cold[1] / cold[0]:.2f} (median of {options.rounds})"
-            )
+            first_tokens(spec, capacity, options)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def _engine_of_files(spec: ServeSpec, codec: Tokenizer) -> Engine:
         model = load(spec.model_dir, spec.dtype, device=device, expected_hashes=promised)
     else:
         held = (spec.model_dir, spec.dtype, spec.resident_experts, spec.routing())
-        model, residency = load_resident(*held, expected_hashes=promised)
+        model, residency = load_resident(*held, expected_hashes=promised, uses=spec.expert_uses)
     model.eval()
     if device.type == "cpu":
         # Experts that come and go are read into the places that they have now.

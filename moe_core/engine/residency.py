@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -38,6 +38,8 @@ from moe_core.spec import RoutingSpec
 MAX_PREFETCHED = 2
 # What is thought beforehand of an expert that a domain names, of a general one, and of the rest.
 NAMED, GENERAL, OTHER = 0.5, 0.4, 0.05
+# How many counted uses of a layer weigh as much as that.
+DOUBTED = 64.0
 
 
 @dataclass(slots=True)
@@ -82,9 +84,23 @@ class ResidentExperts:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="experts")
         self._stack = ExitStack()
 
-    def warm(self, routing: RoutingSpec) -> None:
-        """Read the experts that the domains name first, then the general ones, until the capacity is used."""
-        for key in self.cache.warm(_expected(routing, self.cache.often_LE.shape)):
+    def warm(self, routing: RoutingSpec, uses: Sequence[Sequence[int]] = ()) -> None:
+        """Read the likeliest experts until the capacity is used: by `uses` (L, E), counted before, and where those are
+        few by the domain map, which names its domains' experts first and the general ones next.
+
+        Raises SpecError for uses of another shape.
+        """
+        shape = self.cache.often_LE.shape
+        chance_LE = _expected(routing, shape)
+        if uses:
+            if [len(row) for row in uses] != [shape[1]] * shape[0]:
+                raise SpecError(f"expert_uses must be of {shape[0]} layers of {shape[1]} experts")
+            uses_LE = np.asarray(uses, dtype=np.float64)
+            # Of so many uses as a layer has, each expert's share; the map's word counts as much as DOUBTED of them.
+            total_L1 = uses_LE.sum(1, keepdims=True)
+            mapped_LE = DOUBTED * chance_LE / chance_LE.sum(1, keepdims=True)
+            chance_LE = (uses_LE + mapped_LE) / (total_L1 + DOUBTED)
+        for key in self.cache.warm(chance_LE):
             self._read(key)
         for future in self._reading.values():
             future.result()
@@ -155,12 +171,14 @@ def load_resident(
     *,
     expected_hashes: Mapping[str, str] | None = None,
     warmed: bool = True,
+    uses: Sequence[Sequence[int]] = (),
 ) -> tuple[Decoder, ResidentExperts]:
-    """A decoder of which `capacity` experts are in memory at most, `warmed` for the domains of `routing`.
+    """A decoder of which `capacity` experts are in memory at most, `warmed` for the domains of `routing` and by the `uses`
+    (L, E) that were counted before.
 
     Raises:
         HashMismatch: for files that are not what was promised.
-        SpecError: for a dense model, or a capacity below the experts of one layer.
+        SpecError: for a dense model, a capacity below the experts of one layer, or uses of other experts.
         FormatError: for files that do not fit; experts that lie packed in one tensor cannot be read one by one.
     """
     if expected_hashes is not None:
@@ -189,7 +207,7 @@ def load_resident(
     # What was allocated may be memory that was used before.
     held._release(list(held._places))
     if warmed:
-        held.warm(routing)
+        held.warm(routing, uses)
     return model, held
 
 

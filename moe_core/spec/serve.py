@@ -18,6 +18,11 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+ExpertUses = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=1 << 63)], ...], Field(min_length=1, max_length=1024)
+]
+
+
 class ServeSpec(Spec):
     """One engine: which model directory, which socket, how much of the machine."""
 
@@ -53,6 +58,9 @@ class ServeSpec(Spec):
     expert_affinity_steps: Annotated[int, Field(ge=0, le=100_000)] = 0
     # How many experts, over all layers, are held in memory; the others are read from disk when they are used. None: all.
     resident_experts: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    # How often each expert was used before, layer by layer in the model's order: the likeliest are read first. Empty: by
+    # the domain map alone.
+    expert_uses: Annotated[tuple[ExpertUses, ...], Field(max_length=512)] = ()
     # Tokens of a greedy answer that are guessed from what it holds already and checked in one step; 0: none.
     ngram_tokens: Annotated[int, Field(ge=0, le=16)] = 0
     # The same numbers whatever shares the batch: each chunk is computed by itself, prompts in equal pieces. Slower.

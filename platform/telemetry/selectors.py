@@ -21,6 +21,8 @@ from telemetry.tally import Tally
 
 MAX_POINTS = 360
 LONGEST_S = KEPT_S[60]
+# What an engine that holds few experts is told of those before it.
+USES_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,15 @@ def routing_of_window(deployment: Deployment, window_s: int, version_id: int | N
         "inter_token_ms": percentiles(total.inter_token),
         "series": points,
     }
+
+
+def expert_uses(deployment: Deployment, version_id: int) -> list[list[int]]:
+    """How often each expert of a version was used in the last day, by layer; empty where nothing was counted."""
+    total = Tally()
+    for row in rollups_in(deployment, span_of(USES_S), version_id):
+        total = total.plus(Tally.of_row(row))
+    used: list[list[int]] = total.cube.load_LE().tolist()
+    return used if any(map(any, used)) else []
 
 
 def percentiles(histogram: latency.Histogram) -> dict[str, float | int | None]:

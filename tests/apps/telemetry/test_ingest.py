@@ -20,7 +20,7 @@ from telemetry.ingest import Ingester
 from telemetry.models import Board, EngineCounter, Rollup
 from telemetry.retention import KEPT_S, forget_old
 from telemetry.sample import STREAM, Sample
-from telemetry.selectors import board_snapshot, routing_of_window
+from telemetry.selectors import board_snapshot, expert_uses, routing_of_window
 from telemetry.tally import Tally
 from tests.apps.telemetry.samples import NOW_S, SHAPE, counts, sample, served_replica
 
@@ -260,3 +260,14 @@ def test_idle_seconds_write_no_rows(replica, ingester):
     ingester.write([quiet])
     assert not Rollup.objects.exists()
     assert Board.objects.get().seq == 1
+
+
+def test_an_engine_that_starts_is_told_what_those_before_it_used(replica, ingester):
+    now = time.time()
+    assert expert_uses(replica.deployment, replica.version_id) == []
+    ingester.write([sample(replica, 1, counts(1), t_s=now - 7200)])
+    ingester.write([sample(replica, 1, counts(2), t_s=now - 60, epoch=2)])
+    ingester.write([sample(replica, 1, counts(3), t_s=now - 3 * 86_400, epoch=3)])
+    wanted = (counts(1) + counts(2)).sum((0, 1)).tolist()
+    assert expert_uses(replica.deployment, replica.version_id) == wanted
+    assert expert_uses(replica.deployment, replica.version_id + 1) == []

@@ -148,3 +148,29 @@ def test_pages_are_given_back_without_touching_the_neighbours() -> None:
     assert values[1].all()
     assert values[3].all()
     assert not values[2, 1024:3072].any()
+
+
+def resident_keys(model_dir, capacity: int, routing: RoutingSpec, uses) -> set[tuple[int, int]]:
+    _, residency = load_resident(model_dir, "float32", capacity, routing, uses=uses)
+    residency.close()
+    layers, experts = residency.cache.resident_LE.nonzero()
+    return set(zip(layers.tolist(), experts.tolist(), strict=True))
+
+
+def test_what_was_used_most_is_read_first_layer_by_layer(model_dir) -> None:
+    uses = [[0] * 8 for _ in range(3)]
+    uses[0][3], uses[0][4], uses[1][0], uses[2][7] = 900, 800, 10_000, 5_000
+    routing = RoutingSpec.parse({"domains": DOMAINS})
+    assert resident_keys(model_dir, 8, routing, uses) > {(0, 3), (0, 4), (1, 0), (2, 7)}
+    # Few uses are doubted, and the map's word counts.
+    few = [[one // 100 for one in row] for row in uses]
+    assert (0, 5) in resident_keys(model_dir, 8, routing, [[int(e == 3) for e in range(8)], *few[1:]])
+    mapped = resident_keys(model_dir, 8, routing, ())
+    assert mapped >= {(layer, expert) for layer in range(3) for expert in (5, 6)}
+    assert resident_keys(model_dir, 8, routing, [[0] * 8] * 3) == mapped
+
+
+@pytest.mark.parametrize("uses", [[[1] * 8] * 2, [[1] * 7] * 3, [[1] * 12] * 2])
+def test_uses_of_other_experts_are_refused(model_dir, uses) -> None:
+    with pytest.raises(SpecError, match="expert_uses must be of 3 layers of 8 experts"):
+        load_resident(model_dir, "float32", 8, RoutingSpec(), uses=uses)
