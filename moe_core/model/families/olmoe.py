@@ -5,7 +5,8 @@ Source: Muennighoff et al. 2024, "OLMoE: Open Mixture-of-Experts Language Models
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,6 +27,8 @@ class OlmoeConfig(DecoderConfig):
     clip_qkv: float | None = None
     hidden_act: Literal["silu"] = "silu"
     sliding_window: None = None
+
+    also_neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {"use_qk_norm": (True,)}
 
     @model_validator(mode="before")
     @classmethod

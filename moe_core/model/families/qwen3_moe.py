@@ -5,7 +5,8 @@ Source: Qwen Team 2025, "Qwen3 Technical Report", arXiv 2505.09388.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -70,6 +71,9 @@ class Qwen3MoeConfig(QwenMoeConfig):
     num_experts: int = 128
     num_experts_per_tok: int = 8
     moe_intermediate_size: int = 768
+
+    # Qwen3-Coder says so.
+    also_neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {"use_qk_norm": (True,)}
 
     def attention_part(self) -> AttentionSpec:
         """Queries and keys are normalised head by head."""

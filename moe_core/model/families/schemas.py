@@ -1,15 +1,18 @@
 """The closed schema of config.json that all families share; each one adds its own keys in a file of its own.
 
 Keys that change nothing here (training rates, caches, versions) are read and forgotten; keys that would change
-the computation are accepted only with the value that this decoder computes; all others are refused by name.
+the computation, another family's too, are accepted only with the value that this decoder computes; all others are
+refused by name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from moe_core.model.families.neutral import NEUTRAL, without_neutral
 from moe_core.model.families.rope import RopeParameters
 from moe_core.spec import ModelSpec, MoeSpec
 from moe_core.spec.attention import AttentionSpec
@@ -75,6 +78,14 @@ class DecoderConfig(Spec):
     transformers_js: dict[str, Any] | None = Field(default=None, alias="transformers.js_config")
 
     default_theta: ClassVar[float] = 10_000.0
+    # What other families' keys must say here, where that is not "none of it".
+    also_neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says_nothing_new(cls, data: Any) -> Any:
+        names = {name for key, field in cls.model_fields.items() for name in (key, field.alias)}
+        return without_neutral(data, names, {**NEUTRAL, **cls.also_neutral})
 
     @field_validator("rope_scaling", mode="before")
     @classmethod

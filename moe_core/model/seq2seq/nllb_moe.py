@@ -51,6 +51,11 @@ class NllbConfig(Seq2SeqConfig):
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
     init_std: float = 0.02
+    router_type: str | None = None
+    # Of generation, which is greedy here.
+    max_length: int | None = None
+    # The encoder's, said again.
+    num_hidden_layers: int | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -58,6 +63,10 @@ class NllbConfig(Seq2SeqConfig):
         if heads != self.decoder_attention_heads:
             raise ValueError(
                 f"encoder_attention_heads ({heads}) and decoder_attention_heads ({self.decoder_attention_heads}) differ"
+            )
+        if self.num_hidden_layers not in (None, self.encoder_layers):
+            raise ValueError(
+                f"num_hidden_layers ({self.num_hidden_layers}) must be encoder_layers ({self.encoder_layers}), or left out"
             )
         if self.d_model % heads:
             raise ValueError(
