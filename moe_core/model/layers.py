@@ -173,10 +173,9 @@ class MoeMlp(nn.Module):
     def _routed(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """The experts' part: of tokens, or of slots; with what passes where an expert was full."""
         if routing.mix is not None:
-            mix = routing.mix
-            slots_RD = (mix.dispatch_RT @ x_TD.float()).to(x_TD.dtype)
-            out_RD: Tensor = self.experts(slots_RD, mix.routing())
-            return (mix.combine_TR @ out_RD.float()).to(x_TD.dtype)
+            slots_RD = routing.mix.slots_of(x_TD).to(x_TD.dtype)
+            out_RD: Tensor = self.experts(slots_RD, routing.mix.routing())
+            return routing.mix.tokens_of(out_RD).to(x_TD.dtype)
         out_TD: Tensor = self.experts(x_TD, routing)
         if routing.overflow is None or routing.overflow.passed_T is None:
             return out_TD

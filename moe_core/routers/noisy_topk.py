@@ -32,8 +32,9 @@ def noisy_topk(gate: NoisyTopk, weights: GateWeights, call: GateCall) -> Routing
     noisy_TE = clean_TE + drawn_TE * spread_TE
     routing = softmax_choice(noisy_TE, call, renormalised=call.norm_topk_prob)
     chances_TE = chance_of_choice(clean_TE, noisy_TE, spread_TE, call.top_k)
-    if call.real_T is not None:
-        chances_TE = chances_TE[call.real_T]
+    # A NaN stays in its own token, and out of the load of the others.
+    counted_T = chances_TE.detach().isfinite().all(-1)
+    chances_TE = chances_TE[counted_T if call.real_T is None else counted_T & call.real_T]
     load = squared_variation(chances_TE.sum(0)) if chances_TE.shape[0] else clean_TE.new_zeros(())
     return Routing(
         routing.expert_ids_TK, routing.weights_TK, noisy_TE, routing.probs_TE, losses={"load": load}
@@ -49,5 +50,10 @@ def chance_of_choice(clean_TE: Tensor, noisy_TE: Tensor, spread_TE: Tensor, top_
     # To be chosen, an expert that is in must beat the (k+1)-th, one that is out the k-th of the others.
     is_in_TE = noisy_TE.detach() > best_TK[:, top_k:]
     to_beat_TE = torch.where(is_in_TE, best_TK[:, top_k:], best_TK[:, top_k - 1 : top_k])
-    chances_TE = torch.special.ndtr((clean_TE - to_beat_TE) / spread_TE)
-    return torch.where(clean_TE == NEG_INF, 0.0, chances_TE)
+    # Masked experts, and those with nothing to beat, are taken out before the quotient: one that is infinite has a
+    # gradient of NaN behind any mask.
+    masked_TE, unrivalled_TE = clean_TE == NEG_INF, to_beat_TE == NEG_INF
+    certain_TE = masked_TE | unrivalled_TE
+    lead_TE = clean_TE.masked_fill(certain_TE, 0.0) - to_beat_TE.masked_fill(certain_TE, 0.0)
+    chances_TE = torch.special.ndtr(lead_TE / spread_TE)
+    return chances_TE.masked_fill(unrivalled_TE, 1.0).masked_fill(masked_TE, 0.0)

@@ -31,12 +31,19 @@ class Overflow:
 
 @dataclass(slots=True, frozen=True)
 class SlotMix:
-    """Soft MoE: experts see mixtures of tokens instead of tokens."""
+    """Soft MoE: experts see mixtures of tokens instead of tokens. Kept sequence by sequence: none sees another's tokens.
 
-    # (R, T) float32, each row sums to one: what a slot is made of.
-    dispatch_RT: Tensor
-    # (T, R) float32, each row sums to one: what a token gets back.
-    combine_TR: Tensor
+    B sequences, S slots of all experts, P tokens of the longest sequence, R = B · S.
+    """
+
+    # (B, S, P) float32, each row sums to one, or to zero where no token enters the slot: what a slot is made of.
+    dispatch_BSP: Tensor
+    # (B, P, S) float32, each row sums to one: what a token gets back. Rows beyond a sequence's end mean nothing.
+    combine_BPS: Tensor
+    # (T,) int64: the cell of each token in the flattened (B, P).
+    cell_T: Tensor
+    # (T,) bool: False for tokens that are in no slot: padding, and what is not finite.
+    enters_T: Tensor
     # (R, 1) int64: the expert of each slot.
     expert_R1: Tensor
 
@@ -44,6 +51,37 @@ class SlotMix:
         """The slots as tokens that each go to their own expert."""
         ones_R1 = torch.ones(self.expert_R1.shape, dtype=torch.float32, device=self.expert_R1.device)
         return Routing(self.expert_R1, ones_R1, ones_R1, ones_R1)
+
+    def slots_of(self, hidden_TD: Tensor) -> Tensor:
+        """(R, D) float32 or wider: the mixtures that the experts see of (T, D) hidden states, any floating dtype."""
+        x_TD = hidden_TD.to(self.dispatch_BSP.dtype)
+        # A weight of zero does not keep a NaN out.
+        x_TD = torch.where(self.enters_T[:, None], x_TD, 0.0)
+        num_sequences, _, longest = self.dispatch_BSP.shape
+        cells_CD = x_TD.new_zeros(num_sequences * longest, x_TD.shape[1]).index_copy(0, self.cell_T, x_TD)
+        return (self.dispatch_BSP @ cells_CD.view(num_sequences, longest, -1)).flatten(0, 1)
+
+    def tokens_of(self, out_RD: Tensor) -> Tensor:
+        """(T, D) float32 or wider: what every token gets of the slots' outputs (R, D)."""
+        out_BSD = out_RD.to(self.combine_BPS.dtype).view(*self.dispatch_BSP.shape[:2], -1)
+        return (self.combine_BPS @ out_BSD).flatten(0, 1)[self.cell_T]
+
+    @property
+    def dispatch_RT(self) -> Tensor:
+        """(R, T): the same as one matrix, zero between sequences. To look at: it grows with the square of the batch."""
+        return _block_diagonal(self.dispatch_BSP).flatten(0, 1).flatten(1)[:, self.cell_T]
+
+    @property
+    def combine_TR(self) -> Tensor:
+        """(T, R): the same as one matrix, zero between sequences. To look at."""
+        return _block_diagonal(self.combine_BPS).flatten(0, 1).flatten(1)[self.cell_T]
+
+
+def _block_diagonal(blocks_BXY: Tensor) -> Tensor:
+    """(B, X, B, Y): each block between its own row and column of blocks."""
+    size = blocks_BXY.shape[0]
+    own_BB = torch.eye(size, dtype=torch.bool, device=blocks_BXY.device)
+    return torch.where(own_BB[:, None, :, None], blocks_BXY[:, :, None, :], 0.0)
 
 
 @dataclass(slots=True, frozen=True)
