@@ -15,6 +15,7 @@ from torch import Tensor
 from moe_core.model.domain_prior import DomainPrior
 from moe_core.routers import Floor, GateCall, Routing
 from moe_core.spec import CapacitySpec, MoeSpec
+from moe_core.spec.twins import TwinsSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,8 @@ class RoutingContext:
     # While training: standard deviation of normal noise on the logits, and a capacity in the place of the model's.
     noise: float = 0.0
     capacity: CapacitySpec | None = None
+    # While training: the hold on twins in the place of the model's.
+    twin_hold: float | None = None
 
     def call(self, moe: MoeSpec, moe_index: int, x_TD: Tensor) -> GateCall:
         """The question to the gate of one expert layer (counted among expert layers)."""
@@ -96,6 +99,12 @@ class RoutingContext:
         if self.capacity is None or not self.training:
             return moe
         return moe.model_copy(update={"capacity": self.capacity})
+
+    def twins(self, moe: MoeSpec) -> TwinsSpec | None:
+        """The twins of a layer, held as this call says."""
+        if self.twin_hold is None or not self.training or moe.twins is None:
+            return moe.twins
+        return moe.twins.model_copy(update={"hold": self.twin_hold})
 
     def _noisy(self, bias_TE: Tensor | None, x_TD: Tensor, num_experts: int) -> Tensor | None:
         if not (self.training and self.noise and self.rng is not None):

@@ -15,8 +15,14 @@ from moe_core.routers.routing import Routing, load_of
 
 
 def label_loss(routing: Routing, labels_NE: Tensor, domain_T: Tensor, real_T: Tensor) -> Tensor:
-    """-log of the probability that the router gives to the experts of the token's domain; mean over such tokens."""
-    counted_T = real_T & (domain_T >= 0)
+    """-log of the probability that the router gives to the experts of the token's domain; mean over such tokens.
+
+    A token that sees none of them (a logit of -inf: a twin is hidden from it) is not asked for what it cannot give.
+    """
+    if not labels_NE.shape[0]:
+        return routing.probs_TE.new_zeros(())
+    seen_TE = labels_NE.bool()[domain_T.clamp(min=0)] & (routing.logits_TE != float("-inf"))
+    counted_T = real_T & (domain_T >= 0) & seen_TE.any(-1)
     if not counted_T.any():
         return routing.probs_TE.new_zeros(())
     logits_TE = torch.log_softmax(routing.logits_TE[counted_T], dim=-1)

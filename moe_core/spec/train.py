@@ -16,6 +16,7 @@ from moe_core.spec.layout import LayoutSpec
 from moe_core.spec.model import MoeSpec
 from moe_core.spec.routing import RoutingSpec
 from moe_core.spec.temperature import TemperatureSpec
+from moe_core.spec.twins import Hold
 
 Steps = Annotated[int, Field(ge=0, le=1_000_000)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -53,6 +54,9 @@ class TuneSpec(Spec):
     capacity: CapacitySpec | None = None
     # In the place of the model's temperature, from its own step on; saved with the model at the step that was reached.
     temperature_schedule: TemperatureSpec | None = None
+    # Of a model with twins: so much is added to the logit of the twin that a hash picks at the first step, falling evenly
+    # to 0 at the last; the gate alone chooses then, and in the model that is saved. None: as the model says.
+    twin_hold: Hold | None = None
     lm_weight: Weight = 1.0
     held_out_windows: Annotated[int, Field(ge=1, le=10_000)] = 24
     control: bool = True
@@ -71,7 +75,7 @@ class TuneSpec(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.explore and (self.gate_noise or self.capacity is not None):
+        if not self.explore and (self.gate_noise or self.capacity is not None or self.twin_hold is not None):
             refuse([(("explore",), CORE.say("only_exploring"))])
         return self
 
@@ -88,7 +92,15 @@ class TuneSpec(Spec):
             refusal.faults = faults
             raise refusal
 
+    def twin_hold_at(self, step: int) -> float | None:
+        """The hold on twins at a step of the routers; None where the model's own stands."""
+        if self.twin_hold is None:
+            return None
+        return self.twin_hold * (1.0 - step / max(1, self.route_steps - 1))
+
     def _gate_faults(self, moe: MoeSpec) -> Iterator[Fault]:
+        if self.twin_hold is not None and moe.twins is None:
+            yield ("twin_hold",), CORE.say("no_twins")
         if self.balance_bias_rate and not getattr(moe.gate, "selection_bias", False):
             rate = f"{self.balance_bias_rate:g}"
             yield ("balance_bias_rate",), CORE.say("no_bias_to_move", rate=rate, gate=moe.gate.kind)

@@ -25,6 +25,7 @@ from moe_core.operations.parts import spec_with
 from moe_core.spec import TuneSpec
 from moe_core.spec.gate import LinearGate
 from moe_core.spec.operations import UpcycleSpec
+from moe_core.spec.twins import TwinsSpec
 from moe_core.training.data import Windows, read_conversations, spread, windows_of
 from moe_core.training.recipes.evaluate import held_out_places
 from moe_core.training.trunk import CutDecoder, TrunkCache
@@ -41,6 +42,8 @@ class Workbench:
     held_out: TrunkCache
     # Where the schedule of the gates' temperature stood when the run began.
     first_step: int | None = None
+    # How twins were held when the run began, where the run releases them.
+    first_twins: TwinsSpec | None = None
 
     @property
     def model(self) -> Decoder:
@@ -58,7 +61,13 @@ class Workbench:
             tensor.copy_(gates[name])
 
     def advance(self, steps: int) -> None:
-        """Put the schedule of the gates' temperature so many steps beyond where the run found it."""
+        """Put the schedule of the gates' temperature so many steps beyond where the run found it.
+
+        Twins that the run releases are held as at first at step 0, and chosen by the gate alone after any.
+        """
+        if self.first_twins is not None:
+            twins = self.first_twins if steps == 0 else self.first_twins.model_copy(update={"hold": 0.0})
+            with_moe(self.model, twins=twins.model_dump())
         moe = self.model.spec.moe
         assert moe is not None
         if moe.temperature_schedule is None:
@@ -104,6 +113,7 @@ def build(spec: TuneSpec, inputs: Mapping[str, Path]) -> Workbench:
         cut,
         TrunkCache(cut, train.take(needed).to(cut.device)),
         TrunkCache(cut, held_out.take(places).to(cut.device)),
+        first_twins=model.spec.moe.twins if model.spec.moe and spec.twin_hold is not None else None,
     )
 
 

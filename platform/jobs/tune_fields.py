@@ -64,6 +64,13 @@ TEACHING = Part(
         "gate_loss_weight": Ask(
             _("Weight of the gate's own losses"), _("Of gates that compute some, as the noisy one's smooth load.")
         ),
+        "twin_hold": Ask(
+            _("Hold on twins at first"),
+            _(
+                "Of a version with twins: it falls to 0 over the router's steps, and then the gate alone chooses. "
+                "Empty: as the version says."
+            ),
+        ),
         "route_clip_norm": Ask(
             _("Clip each gate's gradient at norm"), _("Of every gate by itself. Empty: as the gradient of the rest.")
         ),

@@ -164,6 +164,7 @@ class TuneRouter:
             step=None if self.first_step is None else self.first_step + step,
             noise=self.spec.gate_noise * (1.0 - step / max(1, self.num_steps - 1)),
             capacity=self.spec.capacity,
+            twin_hold=self.spec.twin_hold_at(step),
         )
 
     def _lane(

@@ -36,6 +36,22 @@ def test_the_label_loss_is_minus_log_of_the_mapped_experts_probability() -> None
     assert float(loss.detach()) == pytest.approx(math.log(2.0))
 
 
+def test_the_label_loss_asks_no_token_for_an_expert_that_is_hidden_from_it() -> None:
+    """Of two tokens of the domain of expert 0 the second sees its twin in its place."""
+    hidden_2E = torch.tensor([[0.0, 0.0, -math.inf], [-math.inf, 0.0, 0.0]])
+    weight_ED = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x_TD = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+    routing = route(x_TD, weight_ED, top_k=1, bias_TE=hidden_2E)
+    both_T = torch.tensor([True, True])
+    loss = label_loss(routing, torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0, 0]), both_T)
+    two = (x_TD[0] @ weight_ED.t())[:2]
+    assert float(loss) == pytest.approx(float(torch.logsumexp(two, 0) - two[0]), rel=1e-5)
+    loss.backward()
+    assert torch.isfinite(weight_ED.grad).all() and weight_ED.grad.abs().max() > 0
+    none = label_loss(routing, torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([0, 0]), both_T)
+    assert float(none) == 0.0
+
+
 def test_the_label_loss_heeds_neither_padding_nor_tokens_of_no_domain() -> None:
     logits_TE, routing = routed([[1.0, 0.0], [5.0, 0.0], [-5.0, 0.0]])
     labels_NE = torch.tensor([[1.0, 0.0]])

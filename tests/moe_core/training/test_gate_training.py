@@ -230,3 +230,52 @@ def test_numbers_out_of_bounds_are_refused_by_name(field: dict[str, Any]) -> Non
 def test_a_learnt_overflow_needs_its_tensors(io: RecordingIO) -> None:
     with pytest.raises(SpecError, match="set it in the layout, or choose drop"):
         run_job("tune", quick(capacity={"train_factor": 1.0, "overflow": "learned"}), io)
+
+
+def test_twins_are_released_over_the_steps_and_stay_so(world: Path, tmp_path: Path, seen: Seen) -> None:
+    """Dealt by a hash at first, then held less and less; the model that is saved leaves the choice to the gate."""
+    dense = RecordingIO(world, tmp_path / "mixture")
+    upcycle = {"kind": "upcycle", "layout": laid(num_experts=2, top_k=1), "noise": 0.1}
+    run_job("operate", {"operation": upcycle, "dtype": "float32"}, dense)
+    grown = RecordingIO(world, tmp_path / "grown")
+    grown.inputs = {**grown.inputs, "model": dense.out_dir}
+    run_job("operate", {"operation": {"kind": "grow", "num_experts": 4}, "dtype": "float32"}, grown)
+    io = RecordingIO(world, tmp_path / "tuned")
+    io.inputs = {**io.inputs, "model": grown.out_dir}
+    seen.calls.clear()
+    result = run_job("tune", quick(layout=None, twin_hold=1.5, specialise_steps=4), io)
+    holds = sorted({context.twin_hold for context, _ in seen.calls}, reverse=True)
+    assert holds == pytest.approx([1.5, 1.0, 0.5, 0.0])
+    assert load(grown.out_dir).spec.moe.twins.hold is None
+    moe = load(io.out_dir).spec.moe
+    assert moe.twins.hold == 0.0 and moe.twins.roots == (0, 1, 0, 1)
+    assert result["spec"]["moe"]["twins"]["hold"] == 0.0
+    # The same run without it leaves twins to the hash.
+    kept = RecordingIO(world, tmp_path / "kept")
+    kept.inputs = io.inputs
+    assert run_job("tune", quick(layout=None), kept)["spec"]["moe"]["twins"]["hold"] is None
+    with pytest.raises(SpecError, match="no twins to release"):
+        run_job("tune", quick(twin_hold=1.0), RecordingIO(world, tmp_path / "none"))
+
+
+def test_a_run_that_releases_twins_and_is_paused_ends_with_the_same_bytes(
+    world: Path, tmp_path: Path
+) -> None:
+    dense = RecordingIO(world, tmp_path / "mixture")
+    upcycle = {"kind": "upcycle", "layout": laid(num_experts=2, top_k=1), "noise": 0.1}
+    run_job("operate", {"operation": upcycle, "dtype": "float32"}, dense)
+    grown = RecordingIO(world, tmp_path / "grown")
+    grown.inputs = {**grown.inputs, "model": dense.out_dir}
+    run_job("operate", {"operation": {"kind": "grow", "num_experts": 4}, "dtype": "float32"}, grown)
+    hashes = []
+    for name, stop in (("whole", None), ("paused", ("route", 2, "pause"))):
+        io = RecordingIO(world, tmp_path / name)
+        io.inputs = {**io.inputs, "model": grown.out_dir}
+        if stop:
+            io.stop_at = stop
+            with pytest.raises(Paused):
+                run_job("tune", quick(layout=None, twin_hold=1.5), io)
+            io.stop_at = None
+        run_job("tune", quick(layout=None, twin_hold=1.5), io)
+        hashes.append(hashes_of(io.out_dir))
+    assert hashes[0] == hashes[1]
