@@ -23,12 +23,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.bounds import active_bytes
 from benchmarks.limits import Clock, Limits, measure
 from benchmarks.models import model_dir
 from moe_core.checkpoint.store import read_spec
 from moe_core.kernels.cpu.library import library
-from moe_core.spec.quantisation import ExpertQuantSpec
-from moe_core.spec.weights import Weight, weights_of
 
 ROOT = Path(__file__).parents[1]
 # How far below the reference's best a token may be, as a share of the spread of its logits.
@@ -142,25 +141,6 @@ def run(entries: list[Entry], references: dict[str, Entry], size: Size) -> dict[
         for entry in entries:
             measure_round(entry, read_spec(entry.model).vocab_size, size, number)
     return gaps
-
-
-def active_bytes(path: Path) -> float:
-    """Bytes of weights that one decoded token needs."""
-    spec = read_spec(path)
-    head = Weight("head", spec.vocab_size, spec.hidden_size)
-    rows = [w for w in weights_of(spec) if w.part not in ("embedding", "head")]
-    moe = spec.moe
-    packings = {
-        "experts": moe and moe.quantisation,
-        "attention": moe and moe.attention_quantisation,
-        "head": moe and moe.head_quantisation,
-    }
-    return sum(w.size * w.active * bits_of(packings.get(w.part)) / 8 for w in (*rows, head))
-
-
-def bits_of(packing: ExpertQuantSpec | None) -> float:
-    """Bits of a weight, its share of a scale included."""
-    return 16.0 if packing is None else packing.bits + 16 / packing.group_size
 
 
 def foreign(before: tuple[float, float], after: tuple[float, float]) -> float:

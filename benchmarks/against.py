@@ -1,0 +1,282 @@
+"""Turnout against its peers on this machine, in turn, round by round, through their servers.
+
+    ./turnout bench [--minutes 25] [--peers transformers,llamacpp,openvino,vllm] [--json PATH] [--page PATH]
+
+`PEERS=` in the environment names the peers too. The roofline comes first; then each contestant is started, its tokens are
+judged by the model in float32, and it is measured and stopped, round after round while there is time. A contestant whose
+tokens are wrong is refused and the run fails; a peer that cannot be had here is named with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bounds import bounds
+from benchmarks.home import Home
+from benchmarks.judge import Judge, Verdict
+from benchmarks.limits import Limits, measure
+from benchmarks.models import model_dir
+from benchmarks.peers import llamacpp, openvino, transformers, turnout, vllm
+from benchmarks.peers.environment import Unavailable
+from benchmarks.peers.server import StartFailed
+from benchmarks.prompts import SHORT, Prompts
+from benchmarks.report import page
+from benchmarks.visits import CONCURRENCIES, Contestant, Sample, Visit
+from moe_core.kernels.cpu.library import library
+
+MODEL = "smol-moe-8x"
+PEERS = {
+    "transformers": transformers.servers,
+    "llamacpp": llamacpp.servers,
+    "openvino": openvino.servers,
+    "vllm": vllm.servers,
+}
+NUM_JUDGED, JUDGED_TOKENS = 3, 32
+# A metric that took so long is not measured again in later rounds.
+LONGEST_REPEAT_S = 45.0
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything that is found out."""
+
+    home: Home
+    minutes: float
+    began: float = field(default_factory=time.monotonic)
+    limits: list[Limits] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    contestants: dict[str, dict[str, str]] = field(default_factory=dict)
+    visit_s: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def left_s(self) -> float:
+        """What is left of the time."""
+        return self.minutes * 60 - (time.monotonic() - self.began)
+
+    def note(self, sample: Sample) -> None:
+        """Keep a sample and tell it."""
+        self.samples.append(sample)
+        rate = sample.tokens / sample.wall if sample.wall else 0.0
+        say(
+            f"  {sample.contestant:18s} {sample.metric:20s} {sample.threads} threads  {rate:8.1f}/s wall "
+            f"{sample.tokens / max(sample.cpu, 1e-9):8.1f}/s cpu  others {sample.foreign:.0%}"
+        )
+
+    def took(self, name: str, metric: str) -> float:
+        """How long a metric took last."""
+        return next(
+            (s.wall for s in reversed(self.samples) if s.contestant == name and s.metric == metric), 0.0
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "machine": machine(), "seconds": time.monotonic() - self.began,
+            "limits": [asdict(one) for one in self.limits], "contestants": self.contestants,
+            "missing": self.missing, "memory": self.memory, "extra": self.extra,
+            "verdicts": {name: asdict(one) for name, one in self.verdicts.items()},
+            "samples": [one.as_json() for one in self.samples],
+        }  # fmt: skip
+
+
+def say(text: str) -> None:
+    """Tell the person who waits."""
+    print(text, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """What this machine is."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
+    native = library()
+    return {
+        "processor": model, "cores": os.cpu_count(), "isa": native.isa if native else "none",
+        "load": os.getloadavg()[0], "when": time.strftime("%Y-%m-%d %H:%M"),
+    }  # fmt: skip
+
+
+def gathered(run: Run, names: Sequence[str]) -> list[Contestant]:
+    """The contestants that can be had; the others are noted with the reason."""
+    found: list[Contestant] = []
+    for name in names:
+        try:
+            found += PEERS[name](run.home, MODEL)
+        except Unavailable as error:
+            run.missing[name] = str(error)
+            say(f"{name} cannot be had here: {error}")
+    found += turnout.engine_servers(run.home, MODEL)
+    found += turnout.gateways(run.home, MODEL)
+    for one in found:
+        run.contestants[one.name] = {"peer": one.peer, "precision": one.precision, "note": one.note}
+    return found
+
+
+def judged(run: Run, visit: Visit, judge: Judge, prompts: Prompts) -> bool:
+    """Judge a contestant before it is measured for the first time; False when it is refused."""
+    name = visit.server.name
+    if name not in run.verdicts:
+        asked = prompts.windows(350, NUM_JUDGED, SHORT)
+        answers = visit.answers(asked, JUDGED_TOKENS)
+        ids = [answer.token_ids for answer in answers]
+        if not all(ids):
+            # The gateway gives text alone: it must be what its engine said, which was judged.
+            twin = name.replace("Turnout", "engine")
+            same = run.extra.setdefault("texts", {}).get(twin) == [answer.text for answer in answers]
+            verdict = run.verdicts.get(twin, Verdict(1.0, 0.0))
+            if not same:
+                verdict = Verdict(1.0, 0.0, f"its text is not that of {twin}")
+        else:
+            run.extra.setdefault("texts", {})[name] = [answer.text for answer in answers]
+            verdict = judge.verdict(visit.server.precision, asked, ids)
+        run.verdicts[name] = verdict
+        told = verdict.refused or f"gap {verdict.gap:.2%}, agreement {verdict.agreement:.0%}"
+        say(f"  {name:18s} judged: {told}")
+    return not run.verdicts[name].refused
+
+
+def visited(run: Run, server: Contestant, judge: Judge, prompts: Prompts, number: int, threads: int) -> None:
+    """One turn: start, judge, measure, stop (or freeze)."""
+    began = time.monotonic()
+    visit = Visit(server, prompts, number, run.note)
+    try:
+        if server.stays and number and server.threads == threads:
+            server.thaw()
+        else:
+            visit.loaded(server.start(threads))
+        if not judged(run, visit, judge, prompts):
+            return
+        visit.warm()
+        whole = threads > 1
+        visit.prefill(2 if whole else 1)
+        visit.decode(2 if whole else 1)
+        for count in CONCURRENCIES if whole else ():
+            if not number or run.took(server.name, f"concurrent {count}") < LONGEST_REPEAT_S:
+                visit.concurrent(count)
+        run.memory[server.name] = max(visit.memory(), run.memory.get(server.name, 0))
+    except (StartFailed, OSError) as error:
+        run.missing[server.name] = str(error)
+        say(f"{server.name} is left out: {error}")
+        server.stop()
+    finally:
+        if server.stays:
+            server.freeze()
+        else:
+            server.stop()
+        run.visit_s[f"{server.name} {threads}"] = time.monotonic() - began
+
+
+def rounds(run: Run, servers: list[Contestant], judge: Judge, prompts: Prompts) -> None:
+    """Rounds on two threads for as long as the next one fits, with one on one thread after the first."""
+    number = 0
+    while True:
+        began = time.monotonic()
+        say(f"round {number + 1}, 2 threads; {run.left_s / 60:.1f} minutes left")
+        # Another begins each time, so that nobody always comes after the same one.
+        for server in servers[number % len(servers) :] + servers[: number % len(servers)]:
+            if server.name not in run.missing and not refused(run, server):
+                visited(run, server, judge, prompts, number, threads=2)
+        if number == 0:
+            single_thread(run, servers, judge, prompts)
+        number += 1
+        if run.left_s < 0.8 * (time.monotonic() - began):
+            return
+
+
+def refused(run: Run, server: Contestant) -> bool:
+    """Whether its tokens were wrong."""
+    return server.name in run.verdicts and bool(run.verdicts[server.name].refused)
+
+
+def single_thread(run: Run, servers: list[Contestant], judge: Judge, prompts: Prompts) -> None:
+    """Prompt and decoding on one thread; servers that load for minutes, and the gateway, are left out."""
+    say(f"one thread; {run.left_s / 60:.1f} minutes left")
+    for server in servers:
+        if server.stays or isinstance(server, turnout.Gateway) or server.name in run.missing:
+            continue
+        if not refused(run, server) and run.left_s > 0:
+            visited(run, server, judge, prompts, number=50, threads=1)
+
+
+def compared(run: Run, names: Sequence[str], extras: bool) -> None:
+    """The whole measurement."""
+    native = library()
+    assert native is not None
+    run.limits = [measure(native, threads, 5, "wall") for threads in (1, 2)]
+    prompts = Prompts.of(model_dir(MODEL, run.home.models))
+    judge = Judge(transformers.ENVIRONMENT.python(run.home), model_dir(MODEL, run.home.models))
+    servers = gathered(run, names)
+    run.extra["bounds"] = bounds_of(run, servers)
+    try:
+        rounds(run, servers, judge, prompts)
+    finally:
+        judge.close()
+        for server in servers:
+            server.thaw()
+            server.stop()
+            if isinstance(server, turnout.Gateway):
+                server.platform.stop()
+
+
+def bounds_of(run: Run, servers: list[Contestant]) -> dict[str, Any]:
+    """What the machine allows each: by threads, metric and contestant. Of peers' packed formats nothing is known."""
+    found: dict[str, Any] = {}
+    suffixes = {precision: suffix for precision, (_, suffix) in turnout.FORMATS.items()}
+    for limit in run.limits:
+        for server in servers:
+            if server.peer == "Turnout" or server.precision == "16 bits":
+                path = model_dir(MODEL + suffixes[server.precision], run.home.models)
+                for metric, bound in bounds(path, limit).items():
+                    found.setdefault(str(limit.threads), {}).setdefault(metric, {})[server.name] = bound
+    return found
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="./turnout bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--minutes", type=float, default=25.0, help="how long it may take, installation apart"
+    )
+    named = os.environ.get("PEERS", ",".join(PEERS))
+    parser.add_argument("--peers", default=named, help=f"any of {', '.join(PEERS)}; default: all, or PEERS")
+    parser.add_argument("--home", type=Path, help="where models and environments are kept")
+    parser.add_argument("--no-extras", action="store_true", help="leave the parts out that no peer shares")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path)
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parsed()
+    names = [name.strip() for name in options.peers.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in PEERS]:
+        print(f"there is no peer {', '.join(unknown)}; there are {', '.join(PEERS)}")
+        return 2
+    if library() is None:
+        print("the CPU kernels are not compiled here: nothing to measure")
+        return 0
+    run = Run(Home.chosen(options.home), options.minutes)
+    compared(run, names, not options.no_extras)
+    found = run.as_json()
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+    text = page(found)
+    print(text)
+    if options.page:
+        options.page.write_text(text)
+    return int(any(one.refused for one in run.verdicts.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

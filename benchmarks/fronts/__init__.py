@@ -1,0 +1,1 @@
+"""Thin HTTP fronts for peers that have no server of their own; they run in the peers' environments, without ours."""

@@ -1,0 +1,159 @@
+"""One layer of experts alone, of one implementation: `python -m benchmarks.fronts.layer KIND THREADS`, a line of JSON each way.
+
+    {"shape": [D, F, E, k], "tokens": [1, 16]}   ->  {"errors": {"1": 0.004}}      weights are made, outputs checked
+    {"run": 16}                                  ->  {"wall": 0.002, "cpu": 0.002, "active_bytes": 1e7}   a layer's mean
+
+Kinds: "turnout 16", "turnout 8", "turnout 4", "grouped_mm" of transformers, "vllm". Equal seeds give everybody the same
+weights, inputs and choices; the router is left out. So many copies of the layer go round that none is found in a cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
+COPIES_BYTES = 500e6
+
+
+def forward_of(kind: str, gate_up: Tensor, down: Tensor, top_k: int) -> Forward:
+    """The implementation over one layer's weights (E, 2F, D) and (E, D, F)."""
+    if kind == "grouped_mm":
+        return _grouped_mm(gate_up, down, top_k)
+    if kind == "vllm":
+        return _vllm(gate_up, down)
+    from moe_core.kernels.cpu.panels import bfloat16_panels, code_panels
+    from moe_core.kernels.packing import quantise
+    from moe_core.spec.quantisation import ExpertQuantSpec
+
+    bits = int(kind.split()[1])
+    if bits == 16:
+        return bfloat16_panels(gate_up, down).run
+    spec = ExpertQuantSpec.parse({"bits": bits, "group_size": 64})
+    width, num_ff = down.shape[1:]
+    return code_panels(quantise(gate_up, spec), quantise(down, spec), width, num_ff, spec).run
+
+
+def _grouped_mm(gate_up: Tensor, down: Tensor, top_k: int) -> Forward:
+    from transformers import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+    num_experts, width, num_ff = down.shape
+    config = MixtralConfig(
+        hidden_size=width, intermediate_size=num_ff, num_local_experts=num_experts, num_experts_per_tok=top_k,
+        hidden_act="silu",
+    )  # fmt: skip
+    config._experts_implementation = "grouped_mm"
+    with torch.device("meta"):
+        module = MixtralExperts(config)
+    module.gate_up_proj = torch.nn.Parameter(gate_up, requires_grad=False)
+    module.down_proj = torch.nn.Parameter(down, requires_grad=False)
+    return lambda x, ids, weights: module(x, ids, weights.to(x.dtype))
+
+
+def _vllm(gate_up: Tensor, down: Tensor) -> Forward:
+    import vllm._custom_ops as ops
+
+    isa = "vec"
+    if torch.cpu._is_amx_tile_supported():
+        torch.cpu._init_amx()
+        isa = "amx"
+    first, second = ops.cpu_prepack_moe_weight(gate_up, isa), ops.cpu_prepack_moe_weight(down, isa)
+
+    def run(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        chosen = ids.to(torch.int32)
+        ops.cpu_fused_moe(out, x, first, second, None, None, weights, chosen, "silu", isa, False)
+        return out
+
+    return run
+
+
+def plain(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """The layer in float32."""
+    x, out = x.float(), torch.zeros(x.shape)
+    for expert in range(down.shape[0]):
+        token, place = torch.where(ids == expert)
+        gate, up = (x[token] @ gate_up[expert].float().T).chunk(2, -1)
+        inner = torch.nn.functional.silu(gate) * up
+        out.index_add_(0, token, inner @ down[expert].float().T * weights[token, place, None])
+    return out
+
+
+class Layers:
+    """Copies of one layer with their inputs."""
+
+    def __init__(self, kind: str, shape: list[int], tokens: list[int]) -> None:
+        width, num_ff, num_experts, top_k = shape
+        random = torch.Generator().manual_seed(0)
+        self.expert_bytes = 3 * width * num_ff * 2
+        count = max(2, round(COPIES_BYTES / (num_experts * self.expert_bytes)))
+        self.forwards: list[Forward] = []
+        self.inputs: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {number: [] for number in tokens}
+        self.errors: dict[str, float] = {}
+        for copy in range(count):
+            gate_up = torch.randn(num_experts, 2 * num_ff, width, generator=random) * width**-0.5
+            down = torch.randn(num_experts, width, num_ff, generator=random) * num_ff**-0.5
+            gate_up, down = gate_up.bfloat16(), down.bfloat16()
+            forward = forward_of(kind, gate_up, down, top_k)
+            self.forwards.append(forward)
+            for number in tokens:
+                scores = torch.randn(number, num_experts, generator=random).softmax(-1)
+                weights, ids = scores.topk(top_k, -1)
+                x = torch.randn(number, width, generator=random).bfloat16()
+                given = (x, ids, weights / weights.sum(-1, keepdim=True))
+                self.inputs[number].append(given)
+                if copy == 0:
+                    right = plain(*given, gate_up, down)
+                    self.errors[str(number)] = float((forward(*given).float() - right).norm() / right.norm())
+
+    def run(self, number: int) -> dict[str, float]:
+        """Every copy once: seconds of one layer, and the bytes of the experts that it needed in 16 bits."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        for forward, given in zip(self.forwards, self.inputs[number], strict=True):
+            forward(*given)
+        count = len(self.forwards)
+        used = sum(given[1].unique().numel() for given in self.inputs[number]) / count
+        return {
+            "wall": (time.perf_counter() - wall) / count,
+            "cpu": (time.process_time() - cpu) / count,
+            "active_bytes": used * self.expert_bytes,
+        }
+
+
+def main() -> None:
+    kind, threads = sys.argv[1], int(sys.argv[2])
+    # What libraries print must not end up among the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    torch.set_num_threads(threads)
+    if kind.startswith("turnout"):
+        from moe_core.kernels.cpu.library import library
+
+        native = library()
+        assert native is not None
+        native.set_threads(threads)
+    layers: Layers | None = None
+    with torch.inference_mode():
+        for line in sys.stdin:
+            told: dict[str, Any] = json.loads(line)
+            if "shape" in told:
+                del layers
+                layers = Layers(kind, told["shape"], told["tokens"])
+                reply: dict[str, Any] = {"errors": layers.errors}
+            else:
+                assert layers is not None
+                reply = layers.run(told["run"])
+            answers.write(json.dumps(reply) + "\n")
+            answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The peers: how each is installed, given its weights, started and spoken to."""

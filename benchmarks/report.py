@@ -1,0 +1,195 @@
+"""The page of a run: medians with their spread, ratios, shares of the roofline, losses as plainly as gains."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+OURS = "Turnout"
+TITLES = {
+    "prefill 512": "Prompt of 512 tokens: tokens a second until the first token",
+    "decode 1": "Decoding, one sequence, tokens a second",
+    "concurrent 8": "8 requests at once, 128 tokens in and 128 out: tokens out a second",
+    "concurrent 16": "16 requests at once, 128 tokens in and 128 out: tokens out a second",
+    "load": "Loading until the first token, seconds",
+}
+PRECISIONS = ("16 bits", "8 bits", "4 bits")
+
+
+def values(run: dict[str, Any], name: str, metric: str, threads: int) -> list[dict[str, Any]]:
+    """The samples of one contestant."""
+    return [
+        sample for sample in run["samples"]
+        if (sample["contestant"], sample["metric"], sample["threads"]) == (name, metric, threads)
+    ]  # fmt: skip
+
+
+def rate(sample: dict[str, Any], clock: str) -> float:
+    """Tokens a second of one clock."""
+    return float(sample["tokens"]) / max(float(sample[clock]), 1e-9)
+
+
+def rates(run: dict[str, Any], name: str, metric: str, threads: int, clock: str) -> list[float]:
+    """The rates of all samples."""
+    return [rate(sample, clock) for sample in values(run, name, metric, threads)]
+
+
+def best_peer(
+    run: dict[str, Any], metric: str, threads: int, clock: str, precision: str | None = None
+) -> tuple[float, str]:
+    """The best median of the peers, of one precision or of any, and whose it is."""
+    found = [
+        (statistics.median(rates(run, name, metric, threads, clock)), name)
+        for name, about in run["contestants"].items()
+        if about["peer"] != OURS
+        and precision in (None, about["precision"])
+        and values(run, name, metric, threads)
+    ]
+    return max(found, default=(0.0, ""))
+
+
+def measured(run: dict[str, Any], metric: str, threads: int) -> list[str]:
+    """Who has samples of a metric, by precision."""
+    return [
+        name for precision in PRECISIONS for name, about in run["contestants"].items()
+        if about["precision"] == precision and values(run, name, metric, threads)
+    ]  # fmt: skip
+
+
+def table(run: dict[str, Any], metric: str, threads: int) -> list[str]:
+    """One metric of everybody."""
+    names = measured(run, metric, threads)
+    if not names:
+        return []
+    lines = [
+        f"### {TITLES[metric]}, {'one thread' if threads == 1 else f'{threads} threads'}",
+        "",
+        "| contestant | bits | median (least to most), n | a processor second | ratio to the best peer: same bits, any | "
+        "share of the roofline | taken by others |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return [*lines, *(_row(run, name, metric, threads) for name in names), ""]
+
+
+def _row(run: dict[str, Any], name: str, metric: str, threads: int) -> str:
+    wall, about = rates(run, name, metric, threads, "wall"), run["contestants"][name]
+    cpu = statistics.median(rates(run, name, metric, threads, "cpu"))
+    others = statistics.median(sample["foreign"] for sample in values(run, name, metric, threads))
+    middle = statistics.median(wall)
+    return (
+        f"| {bold(name, about)} | {about['precision'].split()[0]} | {middle:.1f} ({min(wall):.1f} to {max(wall):.1f}), "
+        f"{len(wall)} | {cpu:.1f} | {ratios(run, metric, threads, middle, about)} | "
+        f"{roofline(run, name, metric, threads, middle)} | {others:.0%} |"
+    )
+
+
+def bold(name: str, about: dict[str, str]) -> str:
+    """Ours stand out."""
+    return f"**{name}**" if about["peer"] == OURS else name
+
+
+def ratios(run: dict[str, Any], metric: str, threads: int, middle: float, about: dict[str, str]) -> str:
+    """To the best peer of the same precision, and of any."""
+    told = []
+    for precision in (about["precision"], None):
+        best, _ = best_peer(run, metric, threads, "wall", precision)
+        told.append(f"{middle / best:.2f}" if best else "–")
+    return ", ".join(told)
+
+
+def roofline(run: dict[str, Any], name: str, metric: str, threads: int, middle: float) -> str:
+    """How much of what memory or arithmetic allows; nothing where the format's bytes are not known."""
+    bound = run["extra"].get("bounds", {}).get(f"{threads}", {}).get(metric, {}).get(name)
+    return f"{middle / bound:.0%}" if bound else ""
+
+
+def loading(run: dict[str, Any]) -> list[str]:
+    """Load time, memory, and what the judge said."""
+    lines = [
+        "### Loading, memory, and what the judge said", "",
+        "| contestant | start until the first token, s, median (least to most) | memory GB | "
+        "largest gap to the best token | tokens that are the best |",
+        "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, about in run["contestants"].items():
+        seconds = [sample["wall"] for sample in values(run, name, "load", 2)]
+        verdict, memory = run["verdicts"].get(name), run["memory"].get(name)
+        if not seconds or verdict is None:
+            continue
+        spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+        held = f"{memory / 1e9:.2f}" if memory else "–"
+        told = (
+            verdict["refused"] and f"**refused**: {verdict['refused']}"
+        ) or f"{verdict['gap']:.2%} | {verdict['agreement']:.0%}"
+        lines.append(
+            f"| {bold(name, about)} | {spread} | {held} | {told} |" + (" |" if verdict["refused"] else "")
+        )
+    return [*lines, ""]
+
+
+def losses(run: dict[str, Any]) -> list[str]:
+    """Where a peer is ahead, in words."""
+    found: list[str] = []
+    for metric, title in TITLES.items():
+        if metric == "load":
+            continue
+        for name in measured(run, metric, 2):
+            about = run["contestants"][name]
+            middle = statistics.median(rates(run, name, metric, 2, "wall"))
+            best, whose = best_peer(run, metric, 2, "wall", about["precision"])
+            if about["peer"] == OURS and best > middle:
+                found.append(f"- {title}: {name} reaches {middle / best:.2f} of {whose}.")
+    return ["## Losses", "", *(found or ["In this run no peer of the same precision was ahead."]), ""]
+
+
+def limits(run: dict[str, Any]) -> list[str]:
+    """The roofline."""
+    lines = ["## The machine's limits", ""]
+    lines += [
+        "| threads | memory read GB/s, median (best) | bf16 GFLOP/s | int8 GOP/s |",
+        "|---|---|---|---|",
+    ]
+    for limit in run["limits"]:
+        operations = limit["best_operations_s"]
+        codes = f"{operations['int8'] / 1e9:.0f}" if "int8" in operations else "–"
+        lines.append(
+            f"| {limit['threads']} | {limit['read_gb_s']:.1f} ({limit['best_read_gb_s']:.1f}) | "
+            f"{operations['bf16'] / 1e9:.0f} | {codes} |"
+        )
+    return [*lines, ""]
+
+
+def page(run: dict[str, Any]) -> str:
+    """The run as Markdown."""
+    about = run["machine"]
+    foreign = [sample["foreign"] for sample in run["samples"]]
+    quiet = f"{statistics.median(foreign):.0%} (at most {max(foreign):.0%})" if foreign else "nothing"
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Written by `./turnout bench` on {about['when']}: {about['processor']}, {about['cores']} cores, "
+        f"{about['isa']}; {run['seconds'] / 60:.0f} minutes in all. Other work took a median of {quiet} of the machine "
+        "while a sample was taken; beside each figure stands what it was there.",
+        "",
+        "`smol-moe-8x` (0.69 B weights, 0.21 B active), prompts of real English as tokens, greedy, ends ignored. Everybody "
+        "is asked over HTTP with streaming, in turn, round by round, and is stopped or frozen while it is not its turn. "
+        "*Engine* is our engine on its own socket; *Turnout* the whole instance behind its gateway, with a key, and its "
+        "processor seconds and memory are those of database, broker, web, reconciler and worker too.",
+        "",
+        *limits(run),
+        "## Against the peers",
+        "",
+    ]
+    for metric in TITLES:
+        for threads in (2, 1):
+            if metric != "load":
+                lines += table(run, metric, threads)
+    lines += loading(run)
+    lines += losses(run)
+    for section in run["extra"].get("sections", ()):
+        lines += [*section, ""]
+    if run["missing"]:
+        lines += ["## Not measured", "", *(f"- {name}: {why}" for name, why in run["missing"].items()), ""]
+    notes = {about["peer"]: about["note"] for about in run["contestants"].values() if about["note"]}
+    lines += ["## How each was asked", "", *(f"- {peer}: {note}." for peer, note in notes.items())]
+    return "\n".join(lines) + "\n"
