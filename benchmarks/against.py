@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import layers, sparse, switches
 from benchmarks.bounds import bounds
 from benchmarks.home import Home
 from benchmarks.judge import Judge, Verdict
@@ -29,7 +30,7 @@ from benchmarks.peers.environment import Unavailable
 from benchmarks.peers.server import StartFailed
 from benchmarks.prompts import SHORT, Prompts
 from benchmarks.report import page
-from benchmarks.visits import CONCURRENCIES, Contestant, Sample, Visit
+from benchmarks.visits import CONCURRENCIES, TRIAL, Amount, Contestant, Sample, Visit
 from moe_core.kernels.cpu.library import library
 
 MODEL = "smol-moe-8x"
@@ -50,6 +51,7 @@ class Run:
 
     home: Home
     minutes: float
+    amount: Amount = Amount()
     began: float = field(default_factory=time.monotonic)
     limits: list[Limits] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
@@ -59,6 +61,7 @@ class Run:
     contestants: dict[str, dict[str, str]] = field(default_factory=dict)
     visit_s: dict[str, float] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    only: list[str] = field(default_factory=list)
 
     @property
     def left_s(self) -> float:
@@ -118,6 +121,8 @@ def gathered(run: Run, names: Sequence[str]) -> list[Contestant]:
             say(f"{name} cannot be had here: {error}")
     found += turnout.engine_servers(run.home, MODEL)
     found += turnout.gateways(run.home, MODEL)
+    if run.only:
+        found = [one for one in found if any(word in one.name for word in run.only)]
     for one in found:
         run.contestants[one.name] = {"peer": one.peer, "precision": one.precision, "note": one.note}
     return found
@@ -149,7 +154,7 @@ def judged(run: Run, visit: Visit, judge: Judge, prompts: Prompts) -> bool:
 def visited(run: Run, server: Contestant, judge: Judge, prompts: Prompts, number: int, threads: int) -> None:
     """One turn: start, judge, measure, stop (or freeze)."""
     began = time.monotonic()
-    visit = Visit(server, prompts, number, run.note)
+    visit = Visit(server, prompts, number, run.note, run.amount)
     try:
         if server.stays and number and server.threads == threads:
             server.thaw()
@@ -159,8 +164,8 @@ def visited(run: Run, server: Contestant, judge: Judge, prompts: Prompts, number
             return
         visit.warm()
         whole = threads > 1
-        visit.prefill(2 if whole else 1)
-        visit.decode(2 if whole else 1)
+        visit.prefill(run.amount.repeats if whole else 1)
+        visit.decode(run.amount.repeats if whole else 1)
         for count in CONCURRENCIES if whole else ():
             if not number or run.took(server.name, f"concurrent {count}") < LONGEST_REPEAT_S:
                 visit.concurrent(count)
@@ -177,8 +182,8 @@ def visited(run: Run, server: Contestant, judge: Judge, prompts: Prompts, number
         run.visit_s[f"{server.name} {threads}"] = time.monotonic() - began
 
 
-def rounds(run: Run, servers: list[Contestant], judge: Judge, prompts: Prompts) -> None:
-    """Rounds on two threads for as long as the next one fits, with one on one thread after the first."""
+def rounds(run: Run, servers: list[Contestant], judge: Judge, prompts: Prompts, *, extras: bool) -> None:
+    """Rounds on two threads for as long as the next one fits; after the first, one thread and what no peer shares."""
     number = 0
     while True:
         began = time.monotonic()
@@ -187,11 +192,31 @@ def rounds(run: Run, servers: list[Contestant], judge: Judge, prompts: Prompts) 
         for server in servers[number % len(servers) :] + servers[: number % len(servers)]:
             if server.name not in run.missing and not refused(run, server):
                 visited(run, server, judge, prompts, number, threads=2)
-        if number == 0:
+        if number == 0 and run.amount != TRIAL:
             single_thread(run, servers, judge, prompts)
+            if extras:
+                beside(run, prompts)
         number += 1
         if run.left_s < 0.8 * (time.monotonic() - began):
             return
+
+
+def beside(run: Run, prompts: Prompts) -> None:
+    """The layer alone, sparse against dense, and what gate, prior and statistics cost."""
+    limit = run.limits[-1]
+    pythons = {"transformers grouped": transformers.ENVIRONMENT.python(run.home)}
+    if "vllm" not in run.missing and any(about["peer"] == "vLLM" for about in run.contestants.values()):
+        pythons["vLLM fused"] = vllm.python_of(run.home)
+    sections = run.extra.setdefault("sections", [])
+    say(f"the layer alone; {run.left_s / 60:.1f} minutes left")
+    run.extra["layers"] = layers.layers_measured(pythons, 2, rounds=4)
+    sections.append(layers.section(run.extra["layers"], limit))
+    say(f"sparse against dense; {run.left_s / 60:.1f} minutes left")
+    run.extra["sparse"] = sparse.sparse_measured(run.home, MODEL, prompts, rounds=2)
+    sections.append(sparse.section(run.extra["sparse"]))
+    say(f"gate, prior, statistics; {run.left_s / 60:.1f} minutes left")
+    run.extra["switches"] = switches.switches_measured(run.home, threads=1, rounds=4)
+    sections.append(switches.section(run.extra["switches"]))
 
 
 def refused(run: Run, server: Contestant) -> bool:
@@ -209,7 +234,7 @@ def single_thread(run: Run, servers: list[Contestant], judge: Judge, prompts: Pr
             visited(run, server, judge, prompts, number=50, threads=1)
 
 
-def compared(run: Run, names: Sequence[str], extras: bool) -> None:
+def compared(run: Run, names: Sequence[str], *, extras: bool) -> None:
     """The whole measurement."""
     native = library()
     assert native is not None
@@ -219,7 +244,7 @@ def compared(run: Run, names: Sequence[str], extras: bool) -> None:
     servers = gathered(run, names)
     run.extra["bounds"] = bounds_of(run, servers)
     try:
-        rounds(run, servers, judge, prompts)
+        rounds(run, servers, judge, prompts, extras=extras)
     finally:
         judge.close()
         for server in servers:
@@ -252,6 +277,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--peers", default=named, help=f"any of {', '.join(PEERS)}; default: all, or PEERS")
     parser.add_argument("--home", type=Path, help="where models and environments are kept")
     parser.add_argument("--no-extras", action="store_true", help="leave the parts out that no peer shares")
+    parser.add_argument("--trial", action="store_true", help="few tokens, one round: does everything work?")
+    parser.add_argument("--only", default="", help="contestants whose names have one of these words in them")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path)
     return parser.parse_args()
@@ -266,8 +293,9 @@ def main() -> int:
     if library() is None:
         print("the CPU kernels are not compiled here: nothing to measure")
         return 0
-    run = Run(Home.chosen(options.home), options.minutes)
-    compared(run, names, not options.no_extras)
+    run = Run(Home.chosen(options.home), options.minutes, TRIAL if options.trial else Amount())
+    run.only = [word for word in options.only.split(",") if word]
+    compared(run, names, extras=not options.no_extras)
     found = run.as_json()
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))

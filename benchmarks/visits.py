@@ -11,8 +11,19 @@ from benchmarks.accounting import Meter, cpu_seconds, pss_bytes
 from benchmarks.client import Answer, Endpoint, complete, together
 from benchmarks.prompts import LONG, SHORT, Prompts
 
-DECODED, CONCURRENT_NEW = 64, 128
 CONCURRENCIES = (8, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How much is asked of everybody: a whole measurement, or only a trial of whether everything works."""
+
+    decoded: int = 64
+    concurrent_new: int = 128
+    repeats: int = 2
+
+
+TRIAL = Amount(decoded=9, concurrent_new=9, repeats=1)
 
 
 class Contestant(Protocol):
@@ -59,6 +70,7 @@ class Visit:
     prompts: Prompts
     number: int
     note: Callable[[Sample], None]
+    amount: Amount = Amount()
 
     def loaded(self, seconds: float) -> None:
         """Note how long it took from its start to its first token."""
@@ -69,24 +81,24 @@ class Visit:
         asyncio.run(complete(self.server.at, self.prompts.window(90, LONG), 4))
         asyncio.run(complete(self.server.at, self.prompts.window(380, SHORT), 8))
 
-    def prefill(self, repeats: int = 2) -> None:
+    def prefill(self, repeats: int) -> None:
         """The first token after a prompt of 512."""
         for repeat in range(repeats):
             prompt = self.prompts.window(2 * self.number + repeat, LONG)
             self._note("prefill 512", LONG, self._timed(lambda p=prompt: complete(self.server.at, p, 1))[0])
 
-    def decode(self, repeats: int = 1) -> None:
+    def decode(self, repeats: int) -> None:
         """The tokens after the first, one sequence."""
         for repeat in range(repeats):
             prompt = self.prompts.window(300 + 2 * self.number + repeat, SHORT)
             meter = Meter(self.server.pids())
-            asyncio.run(complete(self.server.at, prompt, DECODED, on_first=meter.start))
-            self._note("decode 1", DECODED - 1, meter.read())
+            asyncio.run(complete(self.server.at, prompt, self.amount.decoded, on_first=meter.start))
+            self._note("decode 1", self.amount.decoded - 1, meter.read())
 
     def concurrent(self, count: int) -> None:
         """So many answers at once: all tokens that came out, by the whole time."""
         prompts = self.prompts.windows(100 + 32 * self.number + count, count, SHORT)
-        found, answers = self._timed(lambda: together(self.server.at, prompts, CONCURRENT_NEW))
+        found, answers = self._timed(lambda: together(self.server.at, prompts, self.amount.concurrent_new))
         tokens = sum(answer.num_tokens for answer in answers)
         self._note(f"concurrent {count}", tokens, found)
         first = sorted(answer.first_s for answer in answers)[count // 2]

@@ -1,4 +1,6 @@
-"""One layer of experts alone, of one implementation: `python -m benchmarks.fronts.layer KIND THREADS`, a line of JSON each way.
+"""One layer of experts alone, of one implementation, a line of JSON each way.
+
+    python -m benchmarks.fronts.layer KIND THREADS
 
     {"shape": [D, F, E, k], "tokens": [1, 16]}   ->  {"errors": {"1": 0.004}}      weights are made, outputs checked
     {"run": 16}                                  ->  {"wall": 0.002, "cpu": 0.002, "active_bytes": 1e7}   a layer's mean

@@ -216,3 +216,8 @@ def gateways(home: Home, model: str) -> list[Gateway]:
         Gateway(platform, f"Turnout {kind}", precision, model + suffix)
         for precision, (kind, suffix) in FORMATS.items()
     ]
+
+
+def dense_engine(home: Home, model: str) -> Server:
+    """The engine with a dense model of the same total size."""
+    return _engine(home, Path(tempfile.mkdtemp(prefix="turnout-bench-")), model, "engine dense", "16 bits")
