@@ -51,7 +51,7 @@ class Run:
 
     home: Home
     minutes: float
-    amount: Amount = Amount()
+    amount: Amount
     began: float = field(default_factory=time.monotonic)
     limits: list[Limits] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)

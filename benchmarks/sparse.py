@@ -139,11 +139,10 @@ def _equal_p95(found: dict[str, Any]) -> str:
     dense = found["dense"][0]
     fitting = [load for load in found["sparse"] if load["p95_s"] <= dense["p95_s"]]
     best = max(fitting, key=lambda load: load["requests_s"], default=None)
-    told = (
-        f"{best['requests_s']:.2f} (p95 {best['p95_s']:.1f} s, {best['clients']} clients) | {best['requests_s'] / dense['requests_s']:.2f}"
-        if best
-        else "none of the loads stayed below | –"
-    )
+    told = "none of the loads stayed below | –"
+    if best:
+        told = f"{best['requests_s']:.2f} (p95 {best['p95_s']:.1f} s, {best['clients']} clients) | "
+        told += f"{best['requests_s'] / dense['requests_s']:.2f}"
     return (
         f"| {LONG} in, {MIX_NEW} out, requests a second at no more than dense's p95 | {dense['requests_s']:.2f} "
         f"(p95 {dense['p95_s']:.1f} s, {dense['clients']} clients) | {told} |"

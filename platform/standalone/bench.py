@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -12,22 +13,27 @@ from standalone.terminal import say
 
 # The first is what runs without a name.
 BENCHMARKS = {
+    "against": (
+        "benchmarks.against",
+        "against the peers, each behind its server; --minutes, --peers (or PEERS=), --home",
+    ),
     "compare": (
         "benchmarks.compare",
-        "against transformers and the machine's limits; --quick checks the floors",
+        "in process against transformers; --quick checks the floors",
     ),
     "training": ("benchmarks.training", "a training step against transformers: whole, gates only, from scratch"),
+    "switches": ("benchmarks.switches", "what gate, domain prior and statistics cost a decoding step"),
+    "http": ("benchmarks.engine.http_path", "what lies between the engine and a client, process by process"),
     "speed": ("benchmarks.engine.speed", "tokens a second of given model directories, kernels and threads"),
 }
 
 
 def run(_name: str, arguments: list[str]) -> int:
-    """Run one benchmark by name (default: the comparison), or list them."""
-    name, rest = (
-        ("compare", arguments)
-        if not arguments or arguments[0].startswith("-")
-        else (arguments[0], arguments[1:])
-    )
+    """Run one benchmark by name (default: against the peers; with --quick the short comparison), or list them."""
+    if arguments and not arguments[0].startswith("-"):
+        name, rest = arguments[0], arguments[1:]
+    else:
+        name, rest = "compare" if "--quick" in arguments else "against", arguments
     if name == "list":
         say("\n".join(f"  {known:<10}{what}" for known, (_, what) in BENCHMARKS.items()))
         return 0
@@ -35,7 +41,11 @@ def run(_name: str, arguments: list[str]) -> int:
         raise StandaloneError(f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
     KernelBuild().finish()
     module, _ = BENCHMARKS[name]
-    return subprocess.run([sys.executable, "-m", module, *rest], cwd=ROOT, check=False).returncode
+    # The peers' benchmark starts a whole instance and speaks to its API.
+    paths = [str(ROOT / "platform"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", module, *rest]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
 def quick() -> int:

@@ -1,0 +1,125 @@
+"""Peers' environments, processes and pages: what fails is told, what is worse is told, and time goes to whom it belongs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.accounting import Meter, pss_bytes, tree
+from benchmarks.bounds import bounds
+from benchmarks.fronts.layer import Layers
+from benchmarks.fronts.reference import judged
+from benchmarks.limits import Limits
+from benchmarks.peers.environment import Unavailable, call
+from benchmarks.prompts import Prompts
+from benchmarks.report import page
+from moe_core.kernels.cpu.library import library
+
+BURN = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+
+
+def test_a_childs_processor_time_is_the_contestants_not_the_others() -> None:
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BURN!r}])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"input(); {nested}; input()"], stdin=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    try:
+        meter = Meter({process.pid})
+        meter.start()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        while meter.read()["cpu"] < 0.3:
+            assert meter.read()["wall"] < 60
+        assert pss_bytes(tree([process.pid])) > 1e6
+    finally:
+        process.communicate("\n")
+
+
+def test_what_cannot_be_installed_says_why(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="ended with status 3: no such package"):
+        call([sys.executable, "-c", "print('no such package'); raise SystemExit(3)"], tmp_path / "log")
+
+
+def test_windows_of_the_text_do_not_overlap() -> None:
+    prompts = Prompts(list(range(5000)))
+    windows = prompts.windows(0, 38, 128)
+    assert len({token for window in windows for token in window}) == 38 * 128
+    assert all(len(prompts.window(number, 512)) == 512 for number in range(50))
+
+
+def test_the_judge_measures_how_far_a_token_is_from_the_best() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    prompt = [1, 2, 3]
+    best = int(model(torch.tensor([prompt])).logits[0, -1].argmax())
+    worst = int(model(torch.tensor([prompt])).logits[0, -1].argmin())
+    assert judged(model, prompt, [best]) == {"gap": 0.0, "agreement": 1.0}
+    assert judged(model, prompt, [worst]) == {"gap": 1.0, "agreement": 0.0}
+
+
+@pytest.mark.skipif(library() is None, reason="the CPU kernels are not compiled")
+@torch.inference_mode()
+def test_a_layer_is_checked_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.fronts.layer.COPIES_BYTES", 1e6)
+    for kind, most in (("turnout 16", 0.01), ("turnout 8", 0.05), ("turnout 4", 0.3), ("grouped_mm", 0.02)):
+        layers = Layers(kind, [64, 64, 4, 2], [1, 5])
+        assert max(layers.errors.values()) < most, kind
+        found = layers.run(5)
+        assert found["wall"] > 0 and 0 < found["active_bytes"] <= 4 * 3 * 64 * 64 * 2
+
+
+def _run(ours: float, peer: float) -> dict:
+    about = {
+        "engine bf16": {"peer": "Turnout", "precision": "16 bits", "note": ""},
+        "other bf16": {"peer": "Other", "precision": "16 bits", "note": "our front"},
+        "other Q8": {"peer": "Other", "precision": "8 bits", "note": "our front"},
+    }
+    seconds = {"engine bf16": ours, "other bf16": peer, "other Q8": peer / 2}
+    samples = [
+        {"contestant": name, "metric": metric, "threads": 2, "round": 0, "tokens": 100, "wall": wall, "cpu": wall,
+         "foreign": 0.25}
+        for name, wall in seconds.items() for metric in ("load", "decode 1")
+    ]  # fmt: skip
+    verdict = {"gap": 0.001, "agreement": 0.98, "refused": ""}
+    return {
+        "machine": {"processor": "P", "cores": 2, "isa": "generic", "load": 0.0, "when": "now"}, "seconds": 60.0,
+        "limits": [{"threads": 2, "read_gb_s": 20.0, "best_read_gb_s": 25.0, "best_operations_s": {"bf16": 4e11}}],
+        "contestants": about, "samples": samples, "missing": {"vllm": "no wheel for this machine"},
+        "memory": dict.fromkeys(about, 10**9), "verdicts": dict.fromkeys(about, verdict),
+        "extra": {"bounds": {"2": {"decode 1": {"engine bf16": 80.0}}}},
+    }  # fmt: skip
+
+
+def test_a_page_tells_losses_and_who_is_missing() -> None:
+    text = page(_run(ours=2.0, peer=1.0))
+    assert "engine bf16 reaches 0.50 of other bf16." in text
+    assert "- vllm: no wheel for this machine" in text
+    # 100 tokens in two seconds; half of the peer of the same bits, a quarter of the best of any; 50 of 80 possible.
+    assert "| **engine bf16** | 16 | 50.0 (50.0 to 50.0), 1 | 50.0 | 0.50, 0.25 | 62% | 25% |" in text
+
+
+def test_a_page_without_losses_says_so() -> None:
+    assert "no peer of the same precision was ahead" in page(_run(ours=0.1, peer=1.0))
+
+
+def test_a_prompt_is_bound_by_arithmetic_and_decoding_by_memory(tmp_path: Path) -> None:
+    import moe_core
+    from moe_core.model.init import random_decoder
+    from tests.moe_core.tiny import tiny_mixtral
+
+    moe_core.save(random_decoder(tiny_mixtral(), seed=1), tmp_path / "m", dtype="bfloat16")
+    slow, quick = (Limits(1, 1.0, read, {"bf16": 1e9, "int8": 2e9}) for read in (1.0, 2.0))
+    first, second = bounds(tmp_path / "m", slow), bounds(tmp_path / "m", quick)
+    assert second["decode 1"] == 2 * first["decode 1"]
+    assert second["prefill 512"] == first["prefill 512"]
