@@ -142,7 +142,7 @@ def test_an_operation_learns_only_from_domains_that_the_logs_have(people, tmp_pa
 
 @pytest.mark.django_db
 def test_a_form_that_begins_with_a_mixture_lays_no_layout_over_it(people, tmp_path):
-    from jobs.forms import TuneForm
+    from jobs.tune_form import TuneForm
     from tests.apps.registry.fixtures import make_version, moe_spec
 
     request = tune_request(people, tmp_path)
@@ -157,7 +157,7 @@ def test_a_form_that_begins_with_a_mixture_lays_no_layout_over_it(people, tmp_pa
 def test_logs_of_which_nothing_is_held_out_are_refused_once_beside_their_field(people, tmp_path):
     request = tune_request(people, tmp_path)
     Corpus.objects.update(held_out=None)
-    from jobs.forms import TuneForm
+    from jobs.tune_form import TuneForm
 
     form = TuneForm(team=people.owner.team)
     sent = {name: form[name].value() for name in form.fields if form[name].value() is not None}

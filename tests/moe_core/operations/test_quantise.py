@@ -20,7 +20,7 @@ from moe_core.kernels.packing import quantise as packed_of
 from moe_core.model import Decoder
 from moe_core.operations.measure import compare
 from moe_core.operations.quantise import quantise
-from moe_core.spec.operations import QuantiseSpec
+from moe_core.spec.operations import DequantiseSpec, QuantiseSpec
 from moe_core.spec.quantisation import ExpertQuantSpec
 from tests.moe_core.operations.models import IDS, distance, mixture, some_prompts
 
@@ -223,11 +223,11 @@ def test_a_model_packed_everywhere_survives_the_disk_and_the_way_back(tmp_path: 
     spec = small.spec
     rows = (2 * spec.num_attention_heads + 2 * spec.num_key_value_heads) * spec.head_dim
     assert told["params_by_dtype"]["INT8"] == 3 * rows * spec.hidden_size + 97 * spec.hidden_size
-    from moe_core.operations.quantise import dequantise
+    from moe_core.operations.quantise import dequantise as unpacked
     from moe_core.spec import cost_of
 
     assert cost_of(small.spec).bytes["fp32"] == report["bytes_total"]
-    floats = dequantise(small)
+    floats, _ = unpacked(small, DequantiseSpec())
     with torch.no_grad():
         assert torch.equal(floats(IDS), small(IDS))
     assert floats.spec.moe.attention_quantisation is None
