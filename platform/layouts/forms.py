@@ -150,7 +150,7 @@ class LayoutForm(forms.Form):
             self.kinds = experts_of(self, self.num_rows)
             data["num_experts"] = len(self.kinds) or None
         elif not data.get("num_experts") and "num_experts" not in self.errors:
-            self.add_error("num_experts", self.fields["num_experts"].default_error_messages["required"])
+            self.add_error("num_experts", self.fields["num_experts"].error_messages["required"])
         self._compare(data)
         if not self.errors:
             self._check_whole()

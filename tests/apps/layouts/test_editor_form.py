@@ -111,6 +111,7 @@ def test_a_different_bound_of_the_specification_is_a_different_bound_of_the_form
         ({"capacity-overflow": "drop", "capacity-train_factor": "-1"}, "capacity-train_factor", "above 0."),
         ({"gate": "base", "top_k": "1", "capacity-overflow": "drop"}, "capacity-overflow", "evenly by itself"),
         ({"schedule-kind": "constant"}, "schedule-end", "has one value"),
+        ({"num_experts": ""}, "num_experts", "This field is required."),
         ({"experts": "mixed", "kinds-0-width": ""}, "kinds-0-width", "How wide?"),
         ({"experts": "mixed", "kinds-0-activation": "relu"}, "kinds-0-activation", "silu, gelu"),
         ({"experts": "mixed", "kinds-0-count": "0"}, "kinds-0-count", "at least 1."),
@@ -234,3 +235,8 @@ def test_programs_are_told_of_every_fault_at_once(people, base):
         "spec.moe_layers", "spec.top_k", "spec.shared_intermediate_size", "spec.gate", "spec.temperature",
         "spec.expert_kinds",
     }  # fmt: skip
+
+
+def test_an_empty_request_is_answered(people, base):
+    reply = people.client("owner").post(reverse("layouts:preview"), {})
+    assert reply.status_code == 200 and 'data-state="danger"' in reply.content.decode()
