@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db.models.functions import Now
 
+from common.models import Lease
 from deployments.models import Deployment, Replica
 from deployments.services import deployment_create
 from deployments.states import ReplicaState
@@ -71,6 +74,23 @@ def test_engines_die_with_a_killed_worker_and_the_next_one_serves(stack, deploym
     assert after.pk == before.pk
     assert answers(after)["epoch"] == after.epoch
     assert engines_of(tmp_path) == [after.pid]
+
+
+def test_nobody_waits_for_the_leases_of_what_was_killed(stack, deployment, tmp_path):
+    reconciler, worker = stack.reconciler(), stack.worker()
+    before = ready(deployment)
+    for process in (worker, reconciler):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    # Longer than the test's patience: only who knows that the holders have ended may take them.
+    assert Lease.objects.filter(holder__isnull=False).update(expires_at=Now() + timedelta(hours=1)) > 1
+    stack.reconciler()
+    stack.worker("b")
+    after = ready(deployment, after_epoch=before.epoch)
+    assert answers(after)["epoch"] == after.epoch
+    assert engines_of(tmp_path) == [after.pid]
+    turning = Lease.objects.filter(resource__startswith="loop:", expires_at__lt=Now() + timedelta(minutes=30))
+    until("loops of the new reconciler", turning.exists)
 
 
 def test_a_frozen_workers_node_is_taken_over_and_it_lets_go_when_it_wakes(stack, deployment, tmp_path):
