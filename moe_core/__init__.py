@@ -1,6 +1,6 @@
 """Mixture-of-experts models: specifications, routers, experts, decoders, checkpoints, training, serving.
 
-`moe_core.spec`, `moe_core.errors` and `moe_core.placement` import no torch; the names below do, when first used.
+`moe_core.spec`, `moe_core.errors` and `moe_core.strict_json` import no torch; the names below do, when first used.
 """
 
 from __future__ import annotations
