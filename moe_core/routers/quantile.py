@@ -16,6 +16,7 @@ from moe_core.routers.call import GateCall, GateWeights
 from moe_core.routers.logits import NEG_INF, linear_logits
 from moe_core.routers.routing import Routing
 from moe_core.routers.softmax_topk import softmax_choice
+from moe_core.routers.thresholds import balancing_bias
 from moe_core.spec.gate import Quantile
 
 
@@ -36,29 +37,3 @@ def quantile_gate(gate: Quantile, weights: GateWeights, call: GateCall) -> Routi
         found["selection_bias"] = bias_E
     routing = softmax_choice(logits_TE, call, renormalised=call.norm_topk_prob)
     return replace(routing, statistics=found)
-
-
-def balancing_bias(scores_TE: Tensor, top_k: int, num_iterations: int, start_E: Tensor) -> Tensor:
-    """(E,) with mean zero: added to the scores, the k best of every token fall evenly on the experts, ties aside.
-
-    One round moves one expert after the other to the bias at which T · K / E tokens (rounded) choose it, the others'
-    biases kept. T · K need not be a multiple of E.
-    """
-    num_tokens, num_experts = scores_TE.shape
-    bias_E = start_E.clone()
-    if not num_tokens or top_k >= num_experts:
-        return bias_E
-    for turn in range(num_iterations * num_experts):
-        expert = turn % num_experts
-        others_TE = scores_TE + bias_E
-        others_TE[:, expert] = NEG_INF
-        # What the expert must beat to be among a token's k best.
-        to_beat_T = others_TE.topk(top_k, dim=-1).values[:, -1]
-        missing_T = (to_beat_T - scores_TE[:, expert]).sort().values
-        # A prior that leaves no other expert leaves nothing to beat; one that masks this expert can never be met.
-        missing_T = missing_T[missing_T.isfinite()]
-        share = round(num_tokens * top_k / num_experts)
-        if not 0 < share < missing_T.shape[0]:
-            continue
-        bias_E[expert] = (missing_T[share - 1] + missing_T[share]) / 2
-    return bias_E - bias_E.mean()

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from moe_core.routers import Routing, load_of
-from moe_core.routers.quantile import balancing_bias
 from moe_core.routers.sinkhorn import sinkhorn
+from moe_core.routers.thresholds import balancing_bias
 from moe_core.spec.gate import ExpertChoice, Quantile, Sinkhorn
 from tests.moe_core.routers.gate_cases import ask
 
@@ -64,6 +64,36 @@ def test_quantiles_give_each_expert_its_share_where_it_does_not_divide(
     fair = num_tokens * top_k / num_experts
     assert (load - fair).abs().max() <= 1.0 + num_experts * abs(round(fair) - fair)
     assert float(bias_E.sum()) == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+@pytest.mark.parametrize("case", ["skewed", "ties", "masked", "one nan"])
+def test_quantiles_equal_ranking_every_token_anew(case: str, top_k: int) -> None:
+    scores = torch.softmax(skewed(83, 7), -1)
+    if case == "ties":
+        scores = (4 * scores).round()
+    if case == "masked":
+        scores[:40, :2] = NEG_INF
+    if case == "one nan":
+        scores[9] = float("nan")
+    found = balancing_bias(scores, top_k, 6, torch.linspace(-0.2, 0.2, 7))
+    assert torch.equal(found, slow_bias(scores, top_k, 6, torch.linspace(-0.2, 0.2, 7)))
+
+
+def slow_bias(scores_TE: Tensor, top_k: int, num_rounds: int, start_E: Tensor) -> Tensor:
+    """One expert after the other, all tokens' other experts sorted for each."""
+    bias_E, num_experts = start_E.clone(), scores_TE.shape[1]
+    for turn in range(num_rounds * num_experts):
+        expert = turn % num_experts
+        others_TE = scores_TE + bias_E
+        others_TE[:, expert] = NEG_INF
+        to_beat_T = others_TE.sort(-1, descending=True).values[:, top_k - 1]
+        missing_T = (to_beat_T - scores_TE[:, expert]).sort().values
+        missing_T = missing_T[missing_T.isfinite()]
+        share = round(scores_TE.shape[0] * top_k / num_experts)
+        if 0 < share < missing_T.shape[0]:
+            bias_E[expert] = (missing_T[share - 1] + missing_T[share]) / 2
+    return bias_E - bias_E.mean()
 
 
 def test_the_found_bias_can_be_stored_and_served() -> None:
