@@ -108,26 +108,40 @@ def router_z(logits_TE: Tensor) -> float:
 
 
 def margins(scores_TE: Tensor, top_k: int) -> Tensor:
-    """How far the k-th best score of each token is above the (k+1)-th: (T,) float64, +inf where k = E.
+    """How far the k-th best score of each token is above the (k+1)-th: (T,) float64.
 
-    A margin near 0 is a choice that rounding may turn over.
+    A margin near 0 is a choice that rounding may turn over; it is +inf where nothing else could be chosen (k = E, or all
+    others are masked with -inf). Raises SpecError for k outside 1 to E.
     """
-    if top_k == scores_TE.shape[1]:
+    num_experts = scores_TE.shape[1]
+    if not 1 <= top_k <= num_experts:
+        raise SpecError(f"top_k ({top_k}) must be from 1 to the {num_experts} experts that have scores")
+    if top_k == num_experts:
         return torch.full((scores_TE.shape[0],), math.inf, dtype=torch.float64)
     best_TK = scores_TE.double().topk(top_k + 1, dim=-1).values
-    return best_TK[:, -2] - best_TK[:, -1]
+    next_T = best_TK[:, -1]
+    return torch.where(next_T == -math.inf, math.inf, best_TK[:, -2] - next_T)
 
 
 def saturation(early_TK: Tensor, final_TK: Tensor) -> float:
-    """|E_early ∩ E_final| / k, mean over tokens: how far routing has settled. Source: OLMoE, arXiv 2409.02060."""
-    return float(_common_T(early_TK, final_TK).mean() / final_TK.shape[1]) if final_TK.shape[0] else 1.0
+    """|E_early ∩ E_final| / |E_final|, mean over tokens that chose any: how far routing has settled; 1 without any.
+
+    Both int64, -1 in empty places, which are shared by nobody. Source: OLMoE, arXiv 2409.02060.
+    """
+    common_T, chosen_T = _common_T(early_TK, final_TK), (final_TK >= 0).sum(-1)
+    has_T = chosen_T > 0
+    return float((common_T[has_T] / chosen_T[has_T]).mean()) if has_T.any() else 1.0
 
 
 def agreement(one_TK: Tensor, other_TK: Tensor) -> float:
-    """Top-k Jaccard, |A ∩ B| / |A ∪ B|, mean over tokens: how alike two engines or precisions route."""
+    """Top-k Jaccard, |A ∩ B| / |A ∪ B|, mean over tokens: how alike two engines or precisions route.
+
+    Both int64, -1 in empty places; a token that chose nobody in both does not count, and without any other it is 1.
+    """
     common_T = _common_T(one_TK, other_TK)
-    union_T = one_TK.shape[1] + other_TK.shape[1] - common_T
-    return float((common_T / union_T).mean()) if one_TK.shape[0] else 1.0
+    union_T = (one_TK >= 0).sum(-1) + (other_TK >= 0).sum(-1) - common_T
+    has_T = union_T > 0
+    return float((common_T[has_T] / union_T[has_T]).mean()) if has_T.any() else 1.0
 
 
 def _common_T(one_TK: Tensor, other_TK: Tensor) -> Tensor:
@@ -135,16 +149,21 @@ def _common_T(one_TK: Tensor, other_TK: Tensor) -> Tensor:
         raise SpecError(
             f"{one_TK.shape[0]} and {other_TK.shape[0]} tokens cannot be compared; route the same ones"
         )
-    return (one_TK[:, :, None] == other_TK[:, None, :]).any(-1).sum(-1).double()
+    same_TKK = (one_TK[:, :, None] == other_TK[:, None, :]) & (one_TK[:, :, None] >= 0)
+    return same_TKK.any(-1).sum(-1).double()
 
 
 def coactivation(expert_ids_TK: Tensor, num_experts: int) -> Tensor:
     """N_ij / N_i over all pairs of a token's experts: (E, E) float64, zero diagonal, zero rows for unused experts.
 
-    N_i counts tokens that chose i, N_ij tokens that chose i and j, wherever the two stand among the k.
+    N_i counts tokens that chose i, N_ij tokens that chose i and j, wherever the two stand among the k; -1 is an empty
+    place.
     """
-    chosen_TE = torch.zeros(expert_ids_TK.shape[0], num_experts, dtype=torch.float64)
-    chosen_TE.scatter_(1, expert_ids_TK.cpu(), 1.0)
+    ids_TK = expert_ids_TK.cpu()
+    # Empty places fall into a column of their own, which is cut off.
+    chosen_TE = torch.zeros(ids_TK.shape[0], num_experts + 1, dtype=torch.float64)
+    chosen_TE.scatter_(1, torch.where(ids_TK >= 0, ids_TK, num_experts), 1.0)
+    chosen_TE = chosen_TE[:, :num_experts]
     together_EE = chosen_TE.T @ chosen_TE
     count_E1 = together_EE.diagonal().clone().clamp(min=1.0)[:, None]
     return together_EE.fill_diagonal_(0.0) / count_E1
@@ -160,9 +179,10 @@ def vocabulary_specialisation(
 ) -> tuple[Tensor, float]:
     """The share of a token id's occurrences that an expert gets: (V, E) float64, and the mean over seen ids of its peak.
 
-    The peak is 1 where each id has an expert of its own. Source: OLMoE, arXiv 2409.02060, section 5.4.
+    The peak is 1 where each id has an expert of its own. expert_ids_TK holds -1 in empty places, token_T ids below
+    vocab_size. Source: OLMoE, arXiv 2409.02060, section 5.4.
     """
-    flat = (token_T[:, None] * num_experts + expert_ids_TK).flatten()
+    flat = (token_T[:, None] * num_experts + expert_ids_TK)[expert_ids_TK >= 0]
     count_VE = torch.bincount(flat, minlength=vocab_size * num_experts).view(vocab_size, num_experts).double()
     seen_V = torch.bincount(token_T, minlength=vocab_size).double()
     share_VE = count_VE / seen_V.clamp(min=1.0)[:, None]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moe_core.model.context import RoutingContext
 from moe_core.model.layers import MoeMlp
+from moe_core.operations.routing_figures import RoutingFigures
 from moe_core.routers import Routing
 from moe_core.training.data import Windows
 from moe_core.training.losses import frozen_head_losses
@@ -31,13 +32,20 @@ class Pass:
     # (T,) domain of each token and whether it is a token of the logs.
     domain_T: Tensor
     real_T: Tensor
+    # (T,) vocabulary entries.
+    token_T: Tensor
     # Layer number → its decisions, with their gradients.
     routings: dict[int, Routing]
 
     def without_graph(self) -> Pass:
         """The same figures, holding on to no activations."""
         routings = {layer: routing.detached() for layer, routing in self.routings.items()}
-        return Pass(self.losses_P.detach(), self.domain_P, self.domain_T, self.real_T, routings)
+        return replace(self, losses_P=self.losses_P.detach(), routings=routings)
+
+    def note_into(self, figures: RoutingFigures) -> None:
+        """Add the decisions to the figures of a run."""
+        for layer, routing in self.routings.items():
+            figures.add(layer, routing, self.real_T, self.token_T, self.domain_T)
 
     def count_into(self, tally: Tally) -> None:
         """Add everything to a tally."""
@@ -102,4 +110,4 @@ def forward(
     target_P = batch.ids_NS.flatten()[position_P + 1]
     domain_T = batch.domain_N.repeat_interleave(sequence)
     losses_P = frozen_head_losses(hidden_TD[position_P], cut.model.head_weight_VD, target_P)
-    return Pass(losses_P, domain_T[position_P], domain_T, batch.real_NS.flatten(), routings)
+    return Pass(losses_P, domain_T[position_P], domain_T, batch.real_NS.flatten(), batch.ids_NS.flatten(), routings)

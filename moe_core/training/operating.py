@@ -27,6 +27,7 @@ from moe_core.operations.grow import add_expert, grow, release_twins
 from moe_core.operations.measure import compare
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.quantise import dequantise, quantise
+from moe_core.operations.routing_figures import comparable, routing_figures
 from moe_core.operations.specialise import specialise_clone
 from moe_core.operations.upcycle import upcycle
 from moe_core.operations.watch import Part, Watch
@@ -98,7 +99,12 @@ def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
     progress.raise_if_asked()
     progress.stage("measure")
     watch = Watcher(progress, "measure", ("measure",))
-    report = finite_or_null(_measured(report, models[0], changed, held_out, watch))
+    report = _measured(report, models[0], changed, held_out, watch)
+    progress.raise_if_asked()
+    # The preview of a removal only hides an expert: there is no other model to look at.
+    if held_out is not None and changed is not models[0]:
+        report = {**report, "routing": _routing(models[0], changed, held_out)}
+    report = finite_or_null(report)
     io.event("report", {"stage": "measure", "name": "operation", "figures": report})
     progress.raise_if_asked()
     if spec.preview:
@@ -155,6 +161,12 @@ def _measured(
     if held_out is None or "loss_after" in report:
         return report
     return {**report, **compare(before, after, held_out, watch=watch)}
+
+
+def _routing(before: Decoder, after: Decoder, held_out: Prompts) -> dict[str, Any]:
+    """How the held-out prompts are routed now, and how far that is as before where experts have their old numbers."""
+    first = routing_figures(before, held_out) if comparable(before.spec.moe, after.spec.moe) else None
+    return routing_figures(after, held_out).report(first.choices() if first else None)
 
 
 def _model_dirs(io: JobIO) -> Iterator[Path]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
+
 from moe_core.checkpoint.files import read_json_object
 from moe_core.checkpoint.inspect import inspect_dir
 from moe_core.checkpoint.layout import CONFIG_FILE
 from moe_core.checkpoint.store import save
 from moe_core.kernels.precision import training_dtype
+from moe_core.operations.routing_figures import Choices, RoutingFigures
 from moe_core.spec import RoutingSpec, TuneSpec
 from moe_core.training.checkpoint import CheckpointStore
 from moe_core.training.job import JobIO, finite_or_null
@@ -45,6 +48,8 @@ GATES_OF = {
     "evaluate_after": "tuned-gates",
     "evaluate_control": "control-gates",
 }
+# What the held-out tokens chose at first, to compare with later.
+FIRST_CHOICES = "first-choices"
 
 
 class Tuning:
@@ -91,6 +96,8 @@ class Tuning:
             self.progress.say(code, "warning", **values)
         self.facts = saved.facts
         self.progress.say("resumed", stage=saved.stage, step=saved.step)
+        if FIRST_CHOICES in saved.groups:
+            self.kept[FIRST_CHOICES] = saved.groups[FIRST_CHOICES]
         if saved.stage != "specialise":
             self.kept.update((name, group) for name, group in saved.groups.items() if _is_kept(name))
             self._specialise_learner().restore(self.kept)
@@ -119,11 +126,23 @@ class Tuning:
             self.progress.step(stage, done, of, tally.mean_loss(), tally, is_running_total=True)
 
         places = range(len(cache.windows))
-        tally = evaluate(self.lanes, self.bench.cut, cache, places, self.spec.routing, tell)
-        self.facts[MEASURED[stage]] = finite_or_null(tally.summary())
+        moe = self.bench.model.spec.moe
+        assert moe is not None
+        figures = RoutingFigures(moe, len(self.spec.routing.codes))
+        tally = evaluate(self.lanes, self.bench.cut, cache, places, self.spec.routing, tell, figures)
+        routing = figures.report(self._choices_before())
+        if stage == "evaluate_before":
+            self.kept[FIRST_CHOICES] = {
+                str(layer): ids.to(torch.int16) for layer, ids in figures.choices().items()
+            }
+        self.facts[MEASURED[stage]] = finite_or_null({**tally.summary(), "routing": routing})
         self.io.event(
             "report", {"stage": stage, "name": MEASURED[stage], "figures": self.facts[MEASURED[stage]]}
         )
+
+    def _choices_before(self) -> Choices:
+        """What the same tokens chose before anything had learnt; nothing while that is measured."""
+        return {int(layer): ids_TK.long() for layer, ids_TK in self.kept.get(FIRST_CHOICES, {}).items()}
 
     def _specialise_learner(self) -> Specialise:
         return Specialise(self.lanes, self.bench.cut, self.bench.train, self.spec.routing, self.spec)
@@ -206,4 +225,4 @@ def gain(tuning: dict[str, Any]) -> dict[str, float | None]:
 
 def _is_kept(group: str) -> bool:
     """Whether a group of a checkpoint is finished work, not the state of a learner."""
-    return group.startswith("expert-") or group.endswith("-gates")
+    return group.startswith("expert-") or group.endswith("-gates") or group == FIRST_CHOICES

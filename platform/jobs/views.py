@@ -35,6 +35,7 @@ from jobs.selectors import job_get, jobs_of
 from jobs.tune_form import TuneForm
 from jobs.verdict import stage_title, verdict_of
 from registry.operated import OPERATIONS, Operated
+from registry.routed import routed_table
 
 PER_PAGE = 25
 FILTERS: dict[str, tuple[Promise, tuple[JobState, ...]]] = {
@@ -101,6 +102,7 @@ def job_context(job: Job) -> dict[str, Any]:
         "job": job,
         "report": report,
         "operated": operated_of(job),
+        "routed": routed_table(job.result.get("tuning") or job.result.get("operation") or {}),
         "verdict": verdict_of(job, report, latest),
         "stations": pages.stations_of(job),
         "stage_title": stage_title(job),

@@ -22,6 +22,7 @@ from registry.forms import AliasForm, ModelForm, NoteForm, UploadForm
 from registry.models import Model, ModelVersion
 from registry.moe_facts import moe_facts
 from registry.operated import operated_report, operated_verdict
+from registry.routed import routed_table
 from registry.selectors import model_get, models_of, uploads_of, version_get
 
 # What the import form offers first; the job that imports it knows where it lies.
@@ -143,6 +144,7 @@ def version_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "report_domains": describe.report_domains(version),
         "report_verdict": describe.report_verdict(version),
         "operated": operated,
+        "routed": routed_table(version.report),
         "operated_verdict": operated_verdict(operated) if operated else None,
         "files": sorted(version.files.items()),
         "is_there": _still_there(version),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from moe_core.operations.routing_figures import RoutingFigures
 from moe_core.spec import RoutingSpec
 from moe_core.training.data import Windows, spread
 from moe_core.training.forward import Pass, forward
@@ -34,8 +35,12 @@ def evaluate(
     places: Sequence[int],
     routing: RoutingSpec,
     after_batch: Callable[[int, int, Tally], None] = lambda done, of, tally: None,
+    figures: RoutingFigures | None = None,
 ) -> Tally:
-    """Count and measure every window at `places`; `after_batch(done, of, tally so far)` is called in between."""
+    """Count and measure every window at `places`; `after_batch(done, of, tally so far)` is called in between.
+
+    Every decision is noted in `figures` too, batch by batch.
+    """
     tally = Tally.of(cut.model.spec, routing, cut.device)
     batches = [places[start : start + BATCH_WINDOWS] for start in range(0, len(places), BATCH_WINDOWS)]
     done = 0
@@ -43,6 +48,8 @@ def evaluate(
         at_once = batches[start : start + lanes.num_lanes]
         for passed in lanes.each(lambda batch: _measured(cut, cache, batch), at_once):
             passed.count_into(tally)
+            if figures is not None:
+                passed.note_into(figures)
         done += sum(map(len, at_once))
         after_batch(done, len(places), tally)
     return tally

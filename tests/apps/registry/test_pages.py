@@ -12,9 +12,27 @@ from tests.apps.registry.fixtures import make_version, moe_spec
 
 pytestmark = pytest.mark.django_db
 REPORT = {
-    "before": {"loss": 3.2, "loss_by_domain": {"support": 3.2}, "mapped_share": 0.24, "max_vio": 2.1, "entropy": 0.9},
-    "after": {"loss": 2.6, "loss_by_domain": {"support": 2.6}, "mapped_share": 0.85, "max_vio": 1.1, "entropy": 0.95},
-    "control": {"loss": 2.9, "loss_by_domain": {"support": 2.9}, "mapped_share": 0.2, "max_vio": 1.3, "entropy": 0.9},
+    "before": {
+        "loss": 3.2,
+        "loss_by_domain": {"support": 3.2},
+        "mapped_share": 0.24,
+        "max_vio": 2.1,
+        "entropy": 0.9,
+    },
+    "after": {
+        "loss": 2.6,
+        "loss_by_domain": {"support": 2.6},
+        "mapped_share": 0.85,
+        "max_vio": 1.1,
+        "entropy": 0.95,
+    },
+    "control": {
+        "loss": 2.9,
+        "loss_by_domain": {"support": 2.9},
+        "mapped_share": 0.2,
+        "max_vio": 1.3,
+        "entropy": 0.9,
+    },
 }
 
 
@@ -63,9 +81,14 @@ def test_a_version_shows_files_lineage_and_what_the_tuning_did(people, line):
 def test_an_upload_opens_the_import(people):
     file = SimpleUploadedFile("m.gguf", b"GGUF" + b"\0" * 40)
     reply = people.client("owner").post(reverse("registry:upload"), {"file": file})
-    assert (reply.status_code, reply["Location"]) == (302, f"{reverse('registry:list')}?upload={Upload.objects.get().pk}")
+    assert (reply.status_code, reply["Location"]) == (
+        302,
+        f"{reverse('registry:list')}?upload={Upload.objects.get().pk}",
+    )
     refused = people.client("owner").post(
-        reverse("registry:upload"), {"file": SimpleUploadedFile("m.gguf", b"\x80\x02evil")}, headers={"accept": "application/json"}
+        reverse("registry:upload"),
+        {"file": SimpleUploadedFile("m.gguf", b"\x80\x02evil")},
+        headers={"accept": "application/json"},
     )
     assert (refused.status_code, refused.json()["code"]) == (422, "refused_format")
 
@@ -78,7 +101,9 @@ JSONL, SAFETENSORS = b'{"prompt": "a", "completion": "b"}\n', (2).to_bytes(8, "l
 ])  # fmt: skip
 def test_what_is_no_whole_model_is_not_uploaded_as_one_and_the_way_out_is_told(people, name, body, way_out):
     reply = people.client("owner").post(
-        reverse("registry:upload"), {"file": SimpleUploadedFile(name, body)}, headers={"accept": "application/json"}
+        reverse("registry:upload"),
+        {"file": SimpleUploadedFile(name, body)},
+        headers={"accept": "application/json"},
     )
     assert (reply.status_code, reply.json()["code"]) == (422, "refused_format")
     assert way_out in reply.json()["detail"]
@@ -106,7 +131,9 @@ def test_every_way_to_an_own_model_leads_there(people):
 def test_people_keep_aliases_notes_and_descriptions(people, line):
     dense, _mixture = line
     client = people.client("owner")
-    client.post(reverse("registry:alias_set", args=[dense.model_id]), {"name": "champion", "version": dense.pk})
+    client.post(
+        reverse("registry:alias_set", args=[dense.model_id]), {"name": "champion", "version": dense.pk}
+    )
     assert dense.model.aliases.get().version == dense
     client.post(reverse("registry:alias_remove", args=[dense.model_id]), {"name": "champion"})
     assert not dense.model.aliases.exists()
@@ -145,7 +172,9 @@ def test_a_version_that_an_operation_made_shows_its_lineage_and_its_report(peopl
         "kl": {"support": 0.0, "copy": 0.1},
     }  # fmt: skip
     lineage = {"kind": "operate", "job_id": 7, "operation": {"kind": "add", "source": 0}}
-    made = make_version(people, tmp_path, spec=moe_spec(num_experts=9), parent=mixture, report=report, lineage=lineage)
+    made = make_version(
+        people, tmp_path, spec=moe_spec(num_experts=9), parent=mixture, report=report, lineage=lineage
+    )
     text = people.client("owner").get(reverse("registry:version", args=[made.pk])).content.decode()
     assert f"Add one: made from {mixture.label} by job 7" in text
     assert "What the operation did" in text
@@ -161,3 +190,33 @@ def test_the_version_and_its_job_say_the_same_of_a_tuning(people, line):
     assert verdict == tuned_verdict(*(REPORT[key] for key in ("before", "after", "control")))
     assert verdict is not None
     assert verdict.state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("language", "title", "mean"),
+    [("en", "routed, by layer", "mean, before"), ("zh-hans", "各层的路由情况", "平均，之前")],
+)
+def test_a_version_shows_how_tokens_were_routed_layer_by_layer(people, tmp_path, line, language, title, mean):
+    rows = [{"layer": layer, "max_vio": 0.25 * layer, "drop_rate": 0.125, "margin": None} for layer in (1, 3)]
+    routing = {"layers": rows, "mean": {"max_vio": 0.5, "drop_rate": 0.125, "saturation": 0.875}}
+    report = {
+        "before": {**REPORT["before"], "routing": {"layers": rows, "mean": {"max_vio": 0.625}}},
+        "after": {**REPORT["after"], "routing": routing},
+    }
+    made = make_version(
+        people, tmp_path, spec=moe_spec(), parent=line[1], report=report, lineage={"kind": "tune"}
+    )
+    client = people.client("owner")
+    client.cookies["django_language"] = language
+    text = client.get(reverse("registry:version", args=[made.pk])).content.decode()
+    assert title in text and mean in text
+    table = text[text.index(title) :]
+    # The means, then layers 1 and 3; nothing is made up for what was not measured.
+    cells = [
+        cell.split("</td>")[0] for cell in table[: table.index("</table>")].split('<td class="num">')[1:]
+    ]
+    assert cells == ["0.63", "—", "—", "0.50", "0.125", "0.88", "0.25", "0.125", "—", "0.75", "0.125", "—"]
+    api = client.get(f"/api/v1/versions/{made.pk}/").json()
+    assert api["report"]["after"]["routing"]["mean"]["saturation"] == 0.875
+    # A version from before reports had them shows no table.
+    assert title not in client.get(reverse("registry:version", args=[line[1].pk])).content.decode()

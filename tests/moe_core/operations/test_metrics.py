@@ -191,3 +191,46 @@ def test_nothing_routed_is_nothing_to_complain_of() -> None:
     assert load_figures(torch.zeros(2, 4)) == {
         "max_vio": 0.0, "variation": 0.0, "entropy": 1.0, "jain": 1.0, "gini": 0.0, "dead_experts": 0,
     }  # fmt: skip
+
+
+# Three tokens of which the first two leave a place empty, as top-p, sparsemax and full experts do.
+HOLES = torch.tensor([[0, -1], [2, -1], [2, 1]])
+
+
+def test_coactivation_counts_no_empty_place() -> None:
+    share_EE = coactivation(HOLES, 3)
+    # Expert 2 was chosen twice, once together with 1; 1 was chosen once; 0 always alone.
+    expected = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.5, 0.0]], dtype=torch.float64)
+    assert torch.equal(share_EE, expected)
+    assert not coactivation(torch.full((2, 2), -1), 3).any()
+
+
+def test_vocabulary_specialisation_credits_no_empty_place_to_another_token() -> None:
+    share_VE, peak = vocabulary_specialisation(HOLES, torch.tensor([0, 5, 5]), 3, 9)
+    assert share_VE[0].tolist() == [1.0, 0.0, 0.0]
+    assert share_VE[5].tolist() == [0.0, 0.5, 1.0]
+    assert not share_VE[[1, 2, 3, 4, 6, 7, 8]].any()
+    assert peak == 1.0
+
+
+def test_empty_places_are_shared_by_nobody() -> None:
+    one, other = torch.tensor([[0, -1]]), torch.tensor([[1, -1]])
+    assert agreement(one, other) == 0.0 and saturation(one, other) == 0.0
+    assert agreement(one, one) == 1.0 and saturation(one, one) == 1.0
+    # {0} against {0, 1}: one of two; all of the early one is in the final one's half.
+    wide = torch.tensor([[0, 1]])
+    assert agreement(one, wide) == 0.5 and saturation(one, wide) == 0.5 and saturation(wide, one) == 1.0
+    nobody = torch.tensor([[-1, -1]])
+    assert agreement(nobody, nobody) == saturation(wide, nobody) == 1.0
+    assert agreement(nobody, wide) == saturation(nobody, wide) == 0.0
+    # A token that chose nobody both times does not move the mean of the others.
+    assert agreement(torch.cat([one, nobody]), torch.cat([wide, nobody])) == 0.5
+
+
+def test_a_choice_without_an_alternative_has_no_end_of_margin() -> None:
+    scores = torch.tensor([[3.0, 1.0, -math.inf], [2.0, -math.inf, -math.inf]])
+    assert margins(scores, 1).tolist() == [2.0, math.inf]
+    assert margins(scores, 2).tolist() == [math.inf, math.inf]
+    for top_k in (0, 4):
+        with pytest.raises(SpecError, match="from 1 to the 3 experts"):
+            margins(scores, top_k)

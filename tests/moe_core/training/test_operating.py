@@ -69,6 +69,10 @@ def test_each_operation_leaves_a_model_that_loads_and_a_report_by_domain(
     assert model.spec.moe is not None and model.spec.moe.num_experts == num_experts
     assert result["spec"] == model.spec.model_dump(mode="json")
     assert set(result["operation"]["loss_after"]) == set(DOMAINS)
+    routing = result["operation"]["routing"]
+    assert [row["layer"] for row in routing["layers"]] == [1, 3]
+    # Only where experts have their old numbers can choices be compared with those before.
+    assert ("agreement" in routing["mean"]) == (num_experts == 4)
     assert torch.isfinite(model(torch.arange(12)[None])).all()
     assert (io.out_dir / "tokenizer.json").read_bytes() == (mixture / "tokenizer.json").read_bytes()
     assert [event["stage"] for event in io.of("stage")] == ["read", "operate", "measure", "save"]

@@ -70,6 +70,20 @@ def test_the_report_has_before_after_and_control(finished) -> None:
     assert tuning["before"]["loss"] > tuning["after"]["loss"]
 
 
+def test_the_report_has_every_figure_of_routing_by_layer(finished) -> None:
+    _, result = finished
+    for name in ("before", "after", "control"):
+        figures, routing = result["tuning"][name], result["tuning"][name]["routing"]
+        assert [row["layer"] for row in routing["layers"]] == [1, 3]
+        # Two ways to the same load.
+        for figure in ("max_vio", "entropy"):
+            assert routing["mean"][figure] == pytest.approx(figures[figure])
+        assert sum(row["dead_experts"] for row in routing["layers"]) == figures["dead_experts"]
+        # What the first gates chose is what later ones are compared with.
+        assert ("saturation" in routing["mean"]) == (name != "before")
+    assert 0.0 < result["tuning"]["after"]["routing"]["mean"]["saturation"] < 1.0
+
+
 def test_labels_draw_tokens_to_the_mapped_experts_and_deranged_labels_away(finished) -> None:
     _, result = finished
     tuning = result["tuning"]

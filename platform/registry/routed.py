@@ -1,0 +1,77 @@
+"""How held-out logs were routed, layer by layer: the figures of a report as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from common import figures
+
+# Name in the report → what it is called, and its digits.
+COLUMNS: dict[str, tuple[str | Promise, int]] = {
+    "max_vio": ("MaxVio", 2),
+    "max_vio_batch": (gettext_lazy("MaxVio, batch"), 2),
+    "variation": ("CV", 2),
+    "gini": (gettext_lazy("Gini"), 2),
+    "jain": (gettext_lazy("Jain"), 2),
+    "entropy": (gettext_lazy("Entropy"), 2),
+    "dead_experts": (gettext_lazy("Asleep"), 0),
+    "drop_rate": (gettext_lazy("Dropped"), 3),
+    "margin": (gettext_lazy("Margin"), 2),
+    "router_z": ("z", 2),
+    "coactivation": (gettext_lazy("Chosen together, at most"), 2),
+    "domain_specialisation": (gettext_lazy("Domain to one expert"), 2),
+    "vocabulary_specialisation": (gettext_lazy("Token id to one expert"), 2),
+    "agreement": (gettext_lazy("As before (Jaccard)"), 2),
+    "saturation": (gettext_lazy("Kept of the choice"), 2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A table: one column a figure, one row for the mean and for each layer."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+def routed_table(report: Mapping[str, Any]) -> Routed | None:
+    """The table of a tuning's or an operation's report; None where routing was not measured."""
+    after = report.get("after")
+    now = _routing(after if isinstance(after, dict) else report)
+    if now is None:
+        return None
+    names = [name for name in COLUMNS if name in now["mean"]]
+    before = _routing(report.get("before"))
+    rows = list(_rows(now, before))
+    return Routed(
+        [str(COLUMNS[name][0]) for name in names],
+        [(title, [_said(row.get(name), name) for name in names]) for title, row in rows],
+    )
+
+
+def _rows(
+    now: Mapping[str, Any], before: Mapping[str, Any] | None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if before is not None:
+        yield _("mean, before"), before["mean"]
+    yield _("mean"), now["mean"]
+    for row in now["layers"]:
+        yield _("layer %(number)s") % {"number": row["layer"]}, row
+
+
+def _routing(part: Any) -> Mapping[str, Any] | None:
+    """The figures of routing in a part of a report."""
+    found = part.get("routing") if isinstance(part, dict) else None
+    is_told = isinstance(found, dict) and isinstance(found.get("layers"), list) and bool(found["layers"])
+    return found if is_told and isinstance(found.get("mean"), dict) else None
+
+
+def _said(value: Any, name: str) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return figures.number(value, COLUMNS[name][1]) if is_number else figures.MISSING
