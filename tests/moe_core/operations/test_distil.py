@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from moe_core.errors import SpecError
 from moe_core.model import Decoder
+from moe_core.model.context import RoutingContext
 from moe_core.model.init import random_decoder
 from moe_core.operations import distil
 from moe_core.operations.align import ExpertWeights
@@ -105,6 +107,103 @@ def test_a_teacher_has_nothing_to_teach_itself_but_the_text() -> None:
     with torch.no_grad():
         loss = distillation_loss(teacher, teacher, [[[0], [1], [2], [3]]] * 2, prompts, spec)
         assert float(loss) == pytest.approx(0.25 * float(mean_loss(teacher, prompts)), rel=1e-4)
+
+
+def by_hand(
+    teacher: Decoder, student: Decoder, groups: list[Any], prompts: Prompts, heat: float
+) -> tuple[float, float]:
+    """KL of softened logits, and of the choice among groups, token by token and without any of the code under test."""
+    seen: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
+    with torch.no_grad():
+        theirs = teacher(prompts.ids_NS, RoutingContext(observe=seen[0].__setitem__)).double()
+        ours = student(prompts.ids_NS, RoutingContext(observe=seen[1].__setitem__)).double()
+    softened, routed = [], []
+    for at in prompts.real_NS.nonzero().tolist():
+        p, q = (torch.exp(z[*at] / heat) / torch.exp(z[*at] / heat).sum() for z in (theirs, ours))
+        softened.append(float((p * torch.log(p / q)).sum()))
+    for (layer, taught), of in zip(seen[0].items(), groups, strict=True):
+        each = []
+        for at in prompts.real_T.nonzero().flatten().tolist():
+            mine = seen[1][layer].probs_TE[at].tolist()
+            p = [sum(float(taught.probs_TE[at, expert]) for expert in members) for members in of]
+            each.append(sum(one * math.log(one / other) for one, other in zip(p, mine, strict=True)))
+        routed.append(sum(each) / len(each))
+    return sum(softened) / len(softened), sum(routed) / len(routed)
+
+
+@pytest.mark.parametrize("heat", [1.0, 3.0])
+def test_each_term_of_the_loss_is_what_it_says_with_the_factor_of_the_temperature(heat: float) -> None:
+    teacher, prompts = mixture(num_experts=8, top_k=2), some_prompts()
+    student, groups = merged_student(teacher, DistilSpec(num_experts=4, steps=0), prompts)
+    softened, routed = by_hand(teacher, student, groups, prompts, heat)
+    off = {"logit_weight": 0.0, "router_weight": 0.0, "label_weight": 0.0}
+    assert softened > 1e-3 and routed > 1e-3
+
+    def loss(**weights: float) -> float:
+        spec = DistilSpec.parse({"num_experts": 4, "temperature": heat, **off, **weights})
+        return float(distillation_loss(teacher, student, groups, prompts, spec).detach())
+
+    assert loss(logit_weight=0.7) == pytest.approx(0.7 * heat**2 * softened, rel=1e-3)
+    assert loss(router_weight=0.3) == pytest.approx(0.3 * routed, rel=1e-3)
+    text = float(mean_loss(student, prompts).detach())
+    assert loss(label_weight=0.5) == pytest.approx(0.5 * text, rel=1e-4)
+    parts = loss(logit_weight=1.0) + loss(router_weight=0.1) + loss(label_weight=0.5)
+    assert loss(logit_weight=1.0, router_weight=0.1, label_weight=0.5) == pytest.approx(parts, rel=1e-4)
+
+
+def test_the_gradient_of_the_logits_keeps_its_size_at_every_temperature() -> None:
+    """What T² is for: d/dz of T²·KL is T·(q - p) for each token, with p and q softened by T."""
+    teacher, prompts, heat = mixture(num_experts=8, top_k=2), some_prompts(), 3.0
+    student, groups = merged_student(teacher, DistilSpec(num_experts=4, steps=0), prompts)
+    kept: list[torch.Tensor] = []
+    plain = student.forward
+
+    def noting(*args: Any, **more: Any) -> torch.Tensor:
+        logits = plain(*args, **more)
+        logits.retain_grad()
+        kept.append(logits)
+        return logits
+
+    student.forward = noting  # type: ignore[method-assign]
+    spec = DistilSpec.parse(
+        {"num_experts": 4, "temperature": heat, "router_weight": 0.0, "label_weight": 0.0}
+    )
+    distillation_loss(teacher, student, groups, prompts, spec).backward()
+    with torch.no_grad():
+        p, q = (torch.softmax(z / heat, -1) for z in (teacher(prompts.ids_NS), kept[0]))
+    expected = heat * (q - p) * prompts.real_NS[..., None] / int(prompts.real_NS.sum())
+    assert kept[0].grad is not None
+    torch.testing.assert_close(kept[0].grad, expected, rtol=1e-3, atol=1e-7)
+
+
+def moved(**fields: Any) -> tuple[float, float]:
+    """How far gates and experts go from the merged student in three steps, relative to their norms."""
+    teacher, prompts = mixture(num_experts=8, top_k=2), some_prompts()
+    spec = DistilSpec.parse({"num_experts": 4, "steps": 3, "learning_rate": 1e-2, **fields})
+    merged, _ = merged_student(teacher, spec, prompts)
+    student, _ = distil(teacher, spec, prompts)
+    gates, experts = [], []
+    for one, other in zip(merged.moe_layers(), student.moe_layers(), strict=True):
+        gates.append(
+            float(
+                (one.router.weight - other.router.weight).detach().norm() / one.router.weight.norm().detach()
+            )
+        )
+        experts.append(
+            float((one.experts.down_EDF - other.experts.down_EDF).norm() / one.experts.down_EDF.norm())
+        )
+    return max(gates), min(experts)
+
+
+@pytest.mark.parametrize("own", [{"router_learning_rate": 1e-7}, {"router_clip_norm": 1e-12}])
+def test_gates_have_a_rate_and_a_clip_of_their_own(own: dict[str, float]) -> None:
+    gates, experts = moved()
+    held, as_before = moved(**own)
+    # A gradient clipped far below AdamW's epsilon moves nothing either.
+    assert gates > 1e-3 and held < 1e-2 * gates
+    assert as_before == pytest.approx(experts, rel=0.2)
+    # And the clip of everything is not theirs alone.
+    assert "router_clip_norm" in own or moved(clip_norm=1e-12)[1] < 1e-2 * experts
 
 
 def test_a_student_larger_than_its_teacher_is_refused() -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 
 from moe_core.errors import SpecError
-from moe_core.operations import grow, specialise_clone
+from moe_core.operations import add_expert, grow, release_twins, specialise_clone
 from moe_core.operations.parts import per_expert, tensors_of
-from moe_core.spec.operations import GrowSpec, SpecialiseCloneSpec
+from moe_core.operations.specialise import _loss
+from moe_core.spec.operations import AddExpertSpec, GrowSpec, ReleaseTwinsSpec, SpecialiseCloneSpec
 from tests.moe_core.operations.models import distance, mixture, some_prompts
 
 SPEC = SpecialiseCloneSpec(source=1, domain="law", steps=30, learning_rate=2e-2)
@@ -39,6 +41,30 @@ def test_a_clone_that_learns_nothing_changes_nothing() -> None:
     clone, report = specialise_clone(model, SPEC.model_copy(update={"steps": 0}), prompts)
     assert distance(model, clone) < 4e-6
     assert report["loss_change"] == {"law": pytest.approx(0, abs=1e-5), "code": pytest.approx(0, abs=1e-5)}
+
+
+def test_the_weight_of_the_gates_loss_counts() -> None:
+    """It is what sends the domain to the clone: without it the clone gets the same share of every domain, about."""
+    model, prompts = mixture(num_experts=3, top_k=2), some_prompts(per_domain=8)
+    lead = {}
+    for weight in (0.0, 1.0):
+        spec = SPEC.model_copy(update={"gate_weight": weight})
+        share = specialise_clone(model, spec, prompts)[1]["clone_share"]
+        lead[weight] = share["law"] - share["code"]
+    assert lead[1.0] > lead[0.0] + 0.1
+
+
+def test_the_loss_grows_with_the_weight_by_the_logistic_loss_of_the_two_rows() -> None:
+    born, _ = add_expert(mixture(num_experts=3, top_k=2), AddExpertSpec(source=1))
+    model, prompts = release_twins(born, ReleaseTwinsSpec())[0], some_prompts()
+    mine, others = prompts.take(prompts.of_domain("law")), prompts.take(prompts.of_domain("code"))
+    at = {
+        weight: float(_loss(model, 3, SPEC.model_copy(update={"gate_weight": weight}), mine, others).detach())
+        for weight in (0.0, 1.0, 2.5)
+    }
+    # Clone and source have the same row: every token is undecided, on both sides and in every layer.
+    assert at[1.0] - at[0.0] == pytest.approx(math.log(2.0), rel=1e-4)
+    assert at[2.5] - at[0.0] == pytest.approx(2.5 * math.log(2.0), rel=1e-4)
 
 
 def test_equal_seeds_give_equal_clones() -> None:
