@@ -4,7 +4,11 @@ Dense models give one expert each to every expert layer; mixtures give all of th
 the row of their domain. The gate of each layer is fitted on the input that it will see in the composed model: in one
 forward pass over all prompts each layer is fitted just before it runs, so the layers below it are already composed.
 
-Of every four prompts of a domain two are fitted on, one sets the temperature, and one is held out to be reported on.
+Of every four prompts of a domain two are fitted on, one sets the temperature, and one is held out to be reported on. A
+word that comes in the fitted prompts is not held out by that: accuracy is told of tokens that none of them has, too.
+
+The temperature sets how sure the gate is. It changes outputs where more than one expert is weighed, or a weight is not made
+to be one; with one expert of full weight it changes only what a domain prior's bias or floor weighs against.
 
 Shapes: N tokens, D model width, C domains (models), E experts of one model, T tokens with padding.
 """
@@ -25,12 +29,15 @@ from moe_core.operations.measure import hidden_of, listening, loss_by_domain
 from moe_core.operations.parts import moe_part, per_expert, rebuilt, spec_with, tensors_of
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
-from moe_core.spec import LayoutSpec, ModelSpec
+from moe_core.spec import LayoutSpec, ModelSpec, MoeSpec
 from moe_core.spec.operations import ComposeSpec
 
 EXPERT_TENSORS = frozenset({"experts.gate_up_E2FD", "experts.down_EDF"})
 LEAST_PROMPTS = 4
 MAX_TOKENS = 1 << 16
+# Of every four prompts of a domain: those that rows are fitted on, that which sets the temperature; the one held out.
+FITTED: tuple[tuple[int, ...], ...] = ((0, 1), (2,))
+HELD_OUT = (3,)
 
 
 @torch.no_grad()
@@ -53,6 +60,7 @@ def compose(
         "gate": spec.gate,
         "trunk": spec.trunk,
         "trunk_distance": trunk,
+        "temperature_acts": _temperature_acts(moe_part(composed), len(models)),
         "layers": layers,
         "loss_after": loss_by_domain(composed, prompts, watch=watch),
         "loss_of_each": {
@@ -149,10 +157,12 @@ def _fit_gates(composed: Decoder, spec: ComposeSpec, prompts: Prompts, watch: Wa
     turn_N = torch.cat([torch.arange(int((domain_N == c).sum())) % 4 for c in range(len(spec.domains))])
     told: list[dict[str, Any]] = []
 
+    new_M = _never_fitted(used, turn_N)
+
     def fit(layer: MoeMlp, x_TD: Tensor) -> None:
         x_NSD = x_TD.view(*used.ids_NS.shape, -1)
-        parts = [_labelled(x_NSD, used, domain_N, turn_N, turns) for turns in ((0, 1), (2,), (3,))]
-        told.append({"layer": layer.layer, **_fit_layer(layer, spec, *parts)})
+        parts = [_labelled(x_NSD, used, domain_N, turn_N, turns) for turns in (*FITTED, HELD_OUT)]
+        told.append({"layer": layer.layer, **_fit_layer(layer, spec, *parts, new_M)})
         watch("fit", len(told), len(moe_part(composed).moe_layers))
 
     with listening(composed, fit):
@@ -160,18 +170,42 @@ def _fit_gates(composed: Decoder, spec: ComposeSpec, prompts: Prompts, watch: Wa
     return told
 
 
+def _temperature_acts(moe: MoeSpec, num_models: int) -> bool:
+    """Whether the calibrated temperature changes what the model says without any prior."""
+    # Experts of one model are told apart by their own rows: there the new ones weigh against them.
+    return moe.top_k > 1 or not moe.norm_topk_prob or moe.num_experts > num_models
+
+
+def _chosen_NS(prompts: Prompts, turn_N: Tensor, turns: tuple[int, ...]) -> Tensor:
+    """(N, S) bool: the real tokens of the prompts whose turn it is."""
+    return prompts.real_NS & torch.isin(turn_N, torch.tensor(turns))[:, None]
+
+
+def _never_fitted(prompts: Prompts, turn_N: Tensor) -> Tensor:
+    """For each held-out token, in their order, whether no prompt that anything was fitted on has its vocabulary entry."""
+    seen_NS = torch.zeros_like(prompts.real_NS)
+    for turns in FITTED:
+        seen_NS |= _chosen_NS(prompts, turn_N, turns)
+    return ~torch.isin(prompts.ids_NS[_chosen_NS(prompts, turn_N, HELD_OUT)], prompts.ids_NS[seen_NS])
+
+
 def _labelled(
     x_NSD: Tensor, prompts: Prompts, domain_N: Tensor, turn_N: Tensor, turns: tuple[int, ...]
 ) -> Labelled:
     """The real tokens of the prompts whose turn it is."""
-    chosen_NS = prompts.real_NS & torch.isin(turn_N, torch.tensor(turns))[:, None]
+    chosen_NS = _chosen_NS(prompts, turn_N, turns)
     row_NS = torch.arange(len(prompts))[:, None].expand_as(chosen_NS)
     prompt_N = row_NS[chosen_NS]
     return Labelled(x_NSD[chosen_NS], domain_N[prompt_N], prompt_N)
 
 
 def _fit_layer(
-    layer: MoeMlp, spec: ComposeSpec, fitted: Labelled, tuned: Labelled, held_out: Labelled
+    layer: MoeMlp,
+    spec: ComposeSpec,
+    fitted: Labelled,
+    tuned: Labelled,
+    held_out: Labelled,
+    new_M: Tensor,
 ) -> dict[str, Any]:
     num_domains = len(spec.domains)
     rows_CD = fit_rows(fitted, num_domains, spec.gate, spec.ridge)
@@ -184,9 +218,13 @@ def _fit_layer(
     else:
         layer.router.weight.add_(domain_ED)
     tokens, prompts = accuracy(sharp_CD, held_out)
+    new = Labelled(held_out.x_ND[new_M], held_out.domain_N[new_M], held_out.prompt_N[new_M])
     return {
         "token_accuracy": tokens,
         "prompt_accuracy": prompts,
+        # None where every held-out token is one that was fitted on.
+        "new_token_accuracy": accuracy(sharp_CD, new)[0] if bool(new_M.any()) else None,
+        "new_tokens": int(new_M.sum()),
         "chance": 1.0 / num_domains,
         "temperature": temperature,
         "kl_before": divergence(rows_CD, held_out),

@@ -120,6 +120,7 @@ def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if report.get("kind") == "dequantise":
         before, now = (_size(count) for count in report["expert_bytes"])
         yield _("Experts' bytes"), _("%(now)s (%(before)s before)") % {"now": now, "before": before}
+    yield from _gates_of(report)
     if "bits_per_weight" in report:
         words = {"now": _size(report["expert_bytes"]), "before": _size(report["expert_bytes_16_bit"])}
         yield _("Bits a weight, as stored"), figures.number(report["bits_per_weight"], 2)
@@ -128,6 +129,23 @@ def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if report.get("same_best_token"):
         same = report["same_best_token"].values()
         yield _("Same best next token"), figures.percent(sum(same) / len(same), 1)
+
+
+def _gates_of(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How well the gates of a composed model find the domains of prompts that they were not fitted on."""
+    layers = [layer for layer in report.get("layers", []) if isinstance(layer, dict)]
+    for name, title in (
+        ("token_accuracy", _("Held-out tokens at their domain's experts")),
+        ("new_token_accuracy", _("The same of tokens that no fitted prompt has")),
+    ):
+        told = [layer[name] for layer in layers if layer.get(name) is not None]
+        if told:
+            yield title, figures.percent(sum(told) / len(told), 1)
+    if report.get("temperature_acts") is False:
+        yield (
+            _("Calibrated temperature"),
+            _("changes no output: one expert takes each token, with full weight"),
+        )
 
 
 def _chosen_by(hold: float | None) -> str:

@@ -62,6 +62,76 @@ def test_prompts_that_were_held_out_find_their_domain(gate: str) -> None:
     json.dumps(report)
 
 
+def of_words(domain: int, num_words: int, known: bool) -> list[int]:
+    """The words of a domain, 48 each, that prompts are fitted on, or those that they never have."""
+    start = 1 + 48 * domain
+    return list(range(start, start + num_words)) if known else list(range(start + num_words, start + 48))
+
+
+def split_by_words(num_words: int = 32) -> Prompts:
+    """Every fourth prompt of a domain, which is the one held out, has words that no other prompt has."""
+    generator = torch.Generator().manual_seed(4)
+
+    def prompt(domain: int, row: int) -> list[int]:
+        words = of_words(domain, num_words, known=row % 4 != 3)
+        return [words[int(at)] for at in torch.randint(len(words), (8,), generator=generator)]
+
+    return Prompts.of(
+        {code: [prompt(place, row) for row in range(160)] for place, code in enumerate(DOMAINS)}
+    )
+
+
+def with_kin_words(models: list[Decoder], share: float) -> list[Decoder]:
+    """Words of one domain have a direction in common, as those of a trained model do."""
+    towards = torch.randn(48, generator=torch.Generator().manual_seed(8))
+    with torch.no_grad():
+        for model in models:
+            std = float(model.embed_tokens.weight.std())
+            model.embed_tokens.weight[1:49] += share * std * towards
+            model.embed_tokens.weight[49:97] -= share * std * towards
+    return models
+
+
+@pytest.mark.parametrize("gate", ["ridge", "logistic", "mean"])
+def test_words_that_no_fitted_prompt_has_find_their_domain_by_what_its_words_have_in_common(
+    gate: str,
+) -> None:
+    prompts = split_by_words()
+    _, report = composed(with_kin_words(kin(), 1.0), prompts, gate=gate)
+    for layer in report["layers"]:
+        # All held-out tokens are new ones here, and are told as such.
+        assert layer["new_tokens"] == layer["held_out_tokens"] == 2 * 40 * 8
+        assert layer["new_token_accuracy"] == layer["token_accuracy"] > 0.85
+
+
+def test_a_gate_that_only_learnt_words_by_heart_is_not_told_as_good_on_new_ones() -> None:
+    """Nothing in common: held-out prompts of known words look fine, words that were never seen are at chance."""
+    _, by_heart = composed(kin(), some_prompts(per_domain=160, high=25))
+    _, honest = composed(kin(), split_by_words())
+    for known, new in zip(by_heart["layers"], honest["layers"], strict=True):
+        assert known["token_accuracy"] > 0.88
+        assert known["new_token_accuracy"] is None and known["new_tokens"] == 0
+        assert 0.3 < new["new_token_accuracy"] < 0.7
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_it_is_told_where_the_temperature_changes_no_output(top_k: int) -> None:
+    model, report = composed(kin(), top_k=top_k)
+    sharper, _ = composed(kin(), top_k=top_k)
+    for layer in sharper.moe_layers():
+        layer.router.weight.mul_(7.0)
+    assert report["temperature_acts"] is (top_k > 1)
+    assert (distance(model, sharper) > 1e-3) is report["temperature_acts"]
+
+
+@torch.no_grad()
+def test_among_the_experts_of_mixtures_the_temperature_always_acts() -> None:
+    models = [mixture(1, top_k=1), mixture(2, top_k=1)]
+    _, report = composed(models)
+    assert report["temperature_acts"] is True
+
+
 def test_prompts_whose_domains_were_shuffled_find_nothing() -> None:
     prompts = some_prompts(per_domain=48)
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0))
