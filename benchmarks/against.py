@@ -192,6 +192,7 @@ def rounds(run: Run, servers: list[Contestant], judge: Judge, prompts: Prompts, 
         for server in servers[number % len(servers) :] + servers[: number % len(servers)]:
             if server.name not in run.missing and not refused(run, server):
                 visited(run, server, judge, prompts, number, threads=2)
+        judge.close()
         if number == 0 and run.amount != TRIAL:
             single_thread(run, servers, judge, prompts)
             if extras:

@@ -68,5 +68,6 @@ class Judge:
         return found
 
     def close(self) -> None:
-        """End it."""
-        self._process.communicate()
+        """End it; what was judged stays judged."""
+        if self._process.poll() is None:
+            self._process.communicate()
