@@ -23,9 +23,11 @@ from moe_core.checkpoint.store import (
     write_slots,
 )
 from moe_core.errors import FormatError, SpecError
-from moe_core.model.seq2seq import EncoderDecoder, nllb_moe, switch_transformers
+from moe_core.model.seq2seq import EncoderDecoder, nllb_moe, switch_transformers, turnout_seq2seq
 from moe_core.model.seq2seq.config import Seq2SeqConfig
 from moe_core.model.seq2seq.names import Names, repeated_names, slots_of
+from moe_core.model.seq2seq.turnout_seq2seq import TurnoutSeq2SeqConfig
+from moe_core.spec.base import Spec
 from moe_core.spec.seq2seq import Seq2SeqSpec
 
 
@@ -42,7 +44,7 @@ _SWITCH = Seq2SeqFamily(
     switch_transformers.SwitchConfig, switch_transformers.keys_of, switch_transformers.NAMES
 )
 _NLLB = Seq2SeqFamily(nllb_moe.NllbConfig, nllb_moe.keys_of, nllb_moe.NAMES)
-# By model_type, and by the family of a specification.
+# By the family of a specification, and by its model_type.
 FAMILIES: Mapping[str, Seq2SeqFamily] = {
     "switch_transformers": _SWITCH,
     "nllb-moe": _NLLB,
@@ -53,20 +55,26 @@ FAMILIES: Mapping[str, Seq2SeqFamily] = {
 def is_seq2seq(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is of a family of encoder–decoders."""
     name = config.get("model_type")
-    return isinstance(name, str) and name in FAMILIES
+    return isinstance(name, str) and name in (*FAMILIES, turnout_seq2seq.MODEL_TYPE)
 
 
 def spec_of(config: dict[str, Any]) -> Seq2SeqSpec:
     """The specification behind a config.json; FormatError for unknown keys and impossible values."""
-    family = FAMILIES[config["model_type"]]
+    own = config["model_type"] == turnout_seq2seq.MODEL_TYPE
+    schema: type[Spec] = TurnoutSeq2SeqConfig if own else FAMILIES[config["model_type"]].schema
     try:
-        return family.schema.parse(config).to_spec()  # type: ignore[attr-defined, no-any-return]
+        return schema.parse(config).to_spec()  # type: ignore[attr-defined, no-any-return]
     except SpecError as error:
         raise FormatError(f"config.json: {error}") from error
 
 
 def config_of(spec: Seq2SeqSpec, dtype: str) -> dict[str, Any]:
-    """The config.json of a model; FormatError when the family's spelling cannot say all of the specification."""
+    """The config.json of a model; FormatError when the family's spelling cannot say all of the specification.
+
+    Packed experts no family can say: their config.json is Turnout's own.
+    """
+    if spec.quantisation is not None:
+        return turnout_seq2seq.keys_of(spec, dtype)
     config = FAMILIES[spec.family].keys(spec, dtype)
     said = spec_of(config)
     if said != spec:

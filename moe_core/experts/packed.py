@@ -1,6 +1,6 @@
 """SwiGLU experts whose weights lie in 8 or 4 bits and are widened when they are used.
 
-Shapes: T tokens, D model width, E experts, K top_k, F expert width, U experts in use, B bytes of a row, G its groups.
+Shapes: T tokens, D model width, E experts, K top_k, F expert width, U experts in use.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from moe_core.errors import SpecError
+from moe_core.experts.packed_maps import PackedMaps
 from moe_core.kernels import dispatch
 from moe_core.kernels.gating import PLAIN, Gating
-from moe_core.kernels.packing import Packed, code_bytes, dequantise, num_groups, quantise
 from moe_core.kernels.torch_gated import gated_experts_torch
 from moe_core.routers import Routing
 from moe_core.spec.quantisation import ExpertQuantSpec
@@ -19,7 +18,7 @@ from moe_core.spec.quantisation import ExpertQuantSpec
 MATRICES = ("gate_up", "down")
 
 
-class PackedExperts(nn.Module):
+class PackedExperts(PackedMaps):
     """All routed experts of a layer as buffers: codes, scales and zero points; no map of them is kept in 16 bits."""
 
     def __init__(
@@ -32,21 +31,9 @@ class PackedExperts(nn.Module):
         gating: Gating = PLAIN,
         bias_dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.quantisation = quantisation
+        shapes = {"gate_up": (2 * intermediate_size, hidden_size), "down": (hidden_size, intermediate_size)}
+        super().__init__(num_experts, shapes, quantisation)
         self.gating = gating
-        # Rows and row length of each matrix.
-        self.shapes = {
-            "gate_up": (2 * intermediate_size, hidden_size),
-            "down": (hidden_size, intermediate_size),
-        }
-        for name, (rows, width) in self.shapes.items():
-            codes = torch.empty(num_experts, rows, code_bytes(width, quantisation), dtype=torch.uint8)
-            per_group = (num_experts, rows, num_groups(width, quantisation))
-            self.register_buffer(f"{name}_codes", codes)
-            self.register_buffer(f"{name}_scales", torch.empty(per_group, dtype=torch.float16))
-            if not quantisation.symmetric:
-                self.register_buffer(f"{name}_zeros", torch.empty(per_group, dtype=torch.uint8))
         # Biases are few and stay as they are.
         self.gate_up_bias_E2F: nn.Parameter | None = None
         self.down_bias_ED: nn.Parameter | None = None
@@ -57,48 +44,14 @@ class PackedExperts(nn.Module):
         self.kernel: str | None = None
 
     @property
-    def num_experts(self) -> int:
-        """How many experts the layer holds."""
-        return self.get_buffer("down_codes").shape[0]
-
-    @property
     def gate_up_E2FD(self) -> Tensor:
         """Packed experts have no weights that could learn: raises SpecError."""
-        raise self._packed_away()
+        raise self.packed_away()
 
     @property
     def down_EDF(self) -> Tensor:
         """Packed experts have no weights that could learn: raises SpecError."""
-        raise self._packed_away()
-
-    def _packed_away(self) -> SpecError:
-        return SpecError(
-            f"the experts are packed in {self.quantisation.bits} bits and cannot be changed; "
-            "start from the model before it was quantised, and quantise last"
-        )
-
-    def packed(self, name: str) -> Packed:
-        """One of MATRICES as it is stored, for kernels that read codes."""
-        zeros = None if self.quantisation.symmetric else self.get_buffer(f"{name}_zeros")
-        return Packed(self.get_buffer(f"{name}_codes"), self.get_buffer(f"{name}_scales"), zeros)
-
-    @torch.no_grad()
-    def pack(self, name: str, weight: Tensor) -> None:
-        """Quantise (E, rows, width) into the buffers of one of MATRICES, one expert at a time."""
-        target = self.packed(name)
-        for expert in range(self.num_experts):
-            source = quantise(weight[expert], self.quantisation)
-            target.codes[expert].copy_(source.codes)
-            target.scales[expert].copy_(source.scales)
-            if target.zeros is not None and source.zeros is not None:
-                target.zeros[expert].copy_(source.zeros)
-
-    def widened(self, name: str, experts: Tensor, dtype: torch.dtype) -> Tensor:
-        """The weights of some experts, (U, rows, width)."""
-        packed = self.packed(name)
-        zeros = None if packed.zeros is None else packed.zeros[experts]
-        chosen = Packed(packed.codes[experts], packed.scales[experts], zeros)
-        return dequantise(chosen, self.shapes[name][1], self.quantisation, dtype)
+        raise self.packed_away()
 
     def forward(self, hidden_TD: Tensor, routing: Routing) -> Tensor:
         """Weighted sum of the chosen experts' outputs: (T, D) in the dtype of the input.

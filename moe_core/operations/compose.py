@@ -26,7 +26,7 @@ from moe_core.model.decoder import Block, Decoder
 from moe_core.model.layers import DenseMlp, MoeMlp
 from moe_core.operations.gate_fit import Labelled, accuracy, calibrated_temperature, divergence, fit_rows
 from moe_core.operations.measure import hidden_of, listening, loss_by_domain
-from moe_core.operations.parts import moe_part, per_expert, rebuilt, spec_with, tensors_of
+from moe_core.operations.parts import decoder_of, moe_part, per_expert, rebuilt, spec_with, tensors_of
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec import LayoutSpec, ModelSpec, MoeSpec
@@ -76,7 +76,7 @@ def _check(models: Sequence[Decoder], spec: ComposeSpec, prompts: Prompts) -> No
             f"{len(models)} models are given for {len(spec.domains)} domains; name one for each model"
         )
     for code, model in zip(spec.domains, models, strict=True):
-        if model.spec != models[0].spec:
+        if decoder_of(model).spec != models[0].spec:
             raise SpecError(
                 f"the model of domain {code!r} has another shape than that of {spec.domains[0]!r}"
             )
@@ -161,8 +161,10 @@ def _fit_gates(composed: Decoder, spec: ComposeSpec, prompts: Prompts, watch: Wa
 
     def fit(layer: MoeMlp, x_TD: Tensor) -> None:
         x_NSD = x_TD.view(*used.ids_NS.shape, -1)
-        parts = [_labelled(x_NSD, used, domain_N, turn_N, turns) for turns in (*FITTED, HELD_OUT)]
-        told.append({"layer": layer.layer, **_fit_layer(layer, spec, *parts, new_M)})
+        fitted, tuned, held_out = (
+            _labelled(x_NSD, used, domain_N, turn_N, turns) for turns in (*FITTED, HELD_OUT)
+        )
+        told.append({"layer": layer.layer, **_fit_layer(layer, spec, fitted, tuned, held_out, new_M)})
         watch("fit", len(told), len(moe_part(composed).moe_layers))
 
     with listening(composed, fit):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
@@ -24,9 +24,19 @@ from moe_core.spec.operations import Chosen
 PER_EXPERT = ("router.", "experts.")
 
 
+def decoder_of(model: nn.Module) -> Decoder:
+    """The model itself; SpecError for one that is not a decoder, of which only `quantise` and `dequantise` know more."""
+    if not isinstance(model, Decoder):
+        raise SpecError(
+            f"{type(model).__name__} is not a decoder; of the operations on experts only quantise and dequantise are "
+            "for encoder–decoders"
+        )
+    return model
+
+
 def moe_part(model: Decoder, *, packed: bool = True) -> MoeSpec:
     """The expert part of a mixture; SpecError for a dense model, and for packed experts where `packed` is False."""
-    moe = model.spec.moe
+    moe = decoder_of(model).spec.moe
     if moe is None:
         raise SpecError.of("dense_has_no_experts", family=model.spec.family)
     if moe.expert_kinds is not None and not packed:

@@ -10,8 +10,7 @@ Source: round to nearest in groups; the formats are those of `moe_core.kernels.p
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -23,21 +22,44 @@ from moe_core.model.decoder import Block, Decoder
 from moe_core.model.families import family_for
 from moe_core.model.heads import Attention
 from moe_core.model.packed_linear import PackedLinear
+from moe_core.model.seq2seq import EncoderDecoder
+from moe_core.operations import packed_bytes
 from moe_core.operations.measure import compare
 from moe_core.operations.parts import moe_part, rebuilt, spec_with, tensors_of
 from moe_core.operations.prompts import Prompts
+from moe_core.operations.quantise_seq2seq import dequantise_seq2seq, quantise_seq2seq
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec import ModelSpec
 from moe_core.spec.operations import DequantiseSpec, QuantiseSpec
 
-SIXTEEN_BITS = 2
+
+@overload
+def quantise(
+    model: Decoder, spec: QuantiseSpec, prompts: Prompts | None = None, watch: Watch = unwatched
+) -> tuple[Decoder, dict[str, Any]]: ...
+
+
+@overload
+def quantise(
+    model: EncoderDecoder, spec: QuantiseSpec, prompts: None = None, watch: Watch = unwatched
+) -> tuple[EncoderDecoder, dict[str, Any]]: ...
 
 
 @torch.no_grad()
 def quantise(
-    model: Decoder, spec: QuantiseSpec, prompts: Prompts | None = None, watch: Watch = unwatched
-) -> tuple[Decoder, dict[str, Any]]:
-    """The model with packed experts; with prompts also KL and loss per domain. Raises SpecError for a packed one."""
+    model: Decoder | EncoderDecoder,
+    spec: QuantiseSpec,
+    prompts: Prompts | None = None,
+    watch: Watch = unwatched,
+) -> tuple[Decoder | EncoderDecoder, dict[str, Any]]:
+    """The model with packed experts; with prompts (decoders only) also KL and loss per domain.
+
+    Raises SpecError for a model that is packed already.
+    """
+    if isinstance(model, EncoderDecoder):
+        if prompts is not None:
+            raise SpecError("prompts are measured on decoders; quantise an encoder–decoder without them")
+        return quantise_seq2seq(model, spec, watch)
     moe = moe_part(model, packed=False)
     packed = rebuilt(model, _packed_spec(model.spec, spec))
     errors: list[dict[str, float]] = []
@@ -100,15 +122,37 @@ def _pack_map(target: nn.Module, weight: Tensor) -> float:
     )
 
 
+@overload
+def dequantise(model: Decoder, spec: DequantiseSpec) -> tuple[Decoder, dict[str, Any]]: ...
+
+
+@overload
+def dequantise(model: EncoderDecoder, spec: DequantiseSpec) -> tuple[EncoderDecoder, dict[str, Any]]: ...
+
+
 @torch.no_grad()
-def dequantise(model: Decoder, spec: DequantiseSpec) -> tuple[Decoder, dict[str, Any]]:
+def dequantise(
+    model: Decoder | EncoderDecoder, spec: DequantiseSpec
+) -> tuple[Decoder | EncoderDecoder, dict[str, Any]]:
     """The model with the floats that its packed experts stand for, of a family of transformers where one can say it.
 
     What packing lost does not come back. Raises SpecError for a model whose experts are not packed.
     """
-    quantisation = moe_part(model).quantisation
-    if quantisation is None:
+    packed_before = (
+        model.spec.quantisation if isinstance(model, EncoderDecoder) else moe_part(model).quantisation
+    )
+    if packed_before is None:
         raise SpecError.of("not_packed")
+    wide = dequantise_seq2seq(model) if isinstance(model, EncoderDecoder) else _floats(model)
+    return wide, {
+        "kind": spec.kind,
+        "keeps_function": True,
+        "packed_before": packed_before.model_dump(),
+        "expert_bytes": [_expert_bytes(model), _expert_bytes(wide)],
+    }
+
+
+def _floats(model: Decoder) -> Decoder:
     floats = dict.fromkeys(("quantisation", "attention_quantisation", "head_quantisation"))
     wide = rebuilt(model, spec_with(model.spec, **floats))
     wide.spec = wide.spec.model_copy(update={"family": family_for(wide.spec)})
@@ -121,15 +165,10 @@ def dequantise(model: Decoder, spec: DequantiseSpec) -> tuple[Decoder, dict[str,
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear):
             wide.get_submodule(name).get_parameter("weight").copy_(module.widened(model.dtype))
-    return wide, {
-        "kind": spec.kind,
-        "keeps_function": True,
-        "packed_before": quantisation.model_dump(),
-        "expert_bytes": [_expert_bytes(model), _expert_bytes(wide)],
-    }
+    return wide
 
 
-def _expert_bytes(model: Decoder) -> int:
+def _expert_bytes(model: Decoder | EncoderDecoder) -> int:
     """Bytes of the routed experts as they are stored."""
     stored = tensors_of(model)
     return sum(t.numel() * t.element_size() for name, t in stored.items() if ".mlp.experts." in name)
@@ -140,31 +179,13 @@ def relative_error(weight: Tensor, experts: PackedExperts, name: str) -> float:
     lost = total = 0.0
     for expert in range(experts.num_experts):
         kept = experts.widened(name, torch.tensor([expert]), torch.float32)[0]
-        exact = weight[expert].float()
-        lost += float((kept - exact).square().sum())
-        total += float(exact.square().sum())
+        both = packed_bytes.lost_and_total(weight[expert], kept)
+        lost, total = lost + both[0], total + both[1]
     return (lost / total) ** 0.5 if total else 0.0
 
 
 def bytes_report(model: Decoder) -> dict[str, Any]:
     """Bytes of every tensor as it is stored, and of the experts against 16 bits a weight."""
-    stored = tensors_of(model)
-    size = {name: tensor.numel() * tensor.element_size() for name, tensor in stored.items()}
-    experts = {name: tensor for name, tensor in stored.items() if ".mlp.experts." in name}
     moe = moe_part(model)
     weights = 3 * model.spec.hidden_size * moe.moe_intermediate_size * moe.num_experts * len(moe.moe_layers)
-    expert_bytes = sum(size[name] for name in experts)
-    sixteen = weights * SIXTEEN_BITS
-    # Scales and biases are small; anything else that is a float is an expert weight that was left out.
-    small = re.compile(r"_scales\Z|_bias_E2F\Z|_bias_ED\Z")
-    left = [name for name, t in experts.items() if t.is_floating_point() and not small.search(name)]
-    names = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in stored.items()}
-    return {
-        "expert_bytes": expert_bytes,
-        "expert_bytes_16_bit": sixteen,
-        "saved": 1.0 - expert_bytes / sixteen,
-        "bits_per_weight": 8 * expert_bytes / weights,
-        "bytes_total": sum(size.values()),
-        "not_packed": left,
-        "tensors": {name: {"dtype": names[name], "bytes": size[name]} for name in stored},
-    }
+    return packed_bytes.bytes_report(model, weights)

@@ -35,7 +35,7 @@ from torch import Tensor
 from moe_core.experts import MixedExperts
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.layers import DenseMlp, MoeMlp
-from moe_core.operations.parts import rebuilt
+from moe_core.operations.parts import decoder_of, rebuilt
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers.start import start_gate
 from moe_core.spec import LayoutSpec, ModelSpec, MoeSpec
@@ -158,6 +158,7 @@ def upcycle(dense: Decoder, spec: UpcycleSpec, watch: Watch = unwatched) -> tupl
     With noise 0 and a plan that keeps the function, outputs equal the dense model's to rounding. Equal seeds give equal
     models. Raises SpecError for a layout that does not fit.
     """
+    dense = decoder_of(dense)
     layout = cut_layout(dense.spec, spec.layout, spec.granularity)
     plan = plan_upcycle(dense.spec, layout, spec.granularity)
     model = rebuilt(dense, layout.applied_to(dense.spec))

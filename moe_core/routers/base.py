@@ -13,7 +13,7 @@ from torch import Tensor
 from moe_core.routers.assignment import balanced_assignment
 from moe_core.routers.call import GateCall, GateWeights
 from moe_core.routers.choosing import best, biased
-from moe_core.routers.logits import linear_logits
+from moe_core.routers.logits import NEG_INF, linear_logits
 from moe_core.routers.routing import Routing
 from moe_core.spec.gate import Base
 
@@ -21,8 +21,8 @@ from moe_core.spec.gate import Base
 def base(gate: Base, weights: GateWeights, call: GateCall) -> Routing:
     """One expert a token, weighed by the sigmoid of its score; the balanced choice while training.
 
-    Padding takes no part in the deal. An expert that the prior masks for a token gets it only where even loads leave no
-    other way.
+    Padding takes no part in the deal, nor does an expert that the prior masks for every token. One that it masks for some
+    gets them only where even loads leave no other way.
     """
     logits_TE = linear_logits(weights, call)
     ids_T1 = call.forced_TK
@@ -40,8 +40,10 @@ def _dealt(scores_TE: Tensor, ids_T1: Tensor, real_T: Tensor | None) -> Tensor:
     # Worse than any sum of what a whole batch could gain elsewhere, and still a number.
     floor = -1e6 * (1.0 + scores_TE[scores_TE.isfinite()].abs().max()) if scores_TE.isfinite().any() else -1.0
     taking_T = ~scores_TE.isnan().any(-1) if real_T is None else ~scores_TE.isnan().any(-1) & real_T
-    finite_RE = scores_TE[taking_T].masked_fill(scores_TE[taking_T].isinf(), float(floor))
+    open_E = torch.nonzero((scores_TE[taking_T] > NEG_INF).any(0))[:, 0]
     dealt_T1 = ids_T1.clone()
-    if finite_RE.shape[0]:
-        dealt_T1[taking_T, 0] = balanced_assignment(finite_RE)
+    if open_E.numel():
+        scores_RE = scores_TE[taking_T][:, open_E]
+        finite_RE = scores_RE.masked_fill(scores_RE.isinf(), float(floor))
+        dealt_T1[taking_T, 0] = open_E[balanced_assignment(finite_RE)]
     return dealt_T1

@@ -11,6 +11,7 @@ from moe_core.spec.capacity import CapacitySpec
 from moe_core.spec.expert_kinds import MlpExpert, PlainActivation, Width
 from moe_core.spec.gate import GshardTop2, Switch
 from moe_core.spec.model import MoeSpec, TokenId
+from moe_core.spec.quantisation import ExpertQuantSpec
 
 Seq2SeqFamily = Literal["switch_transformers", "nllb_moe"]
 Count = Annotated[int, Field(ge=1, le=512)]
@@ -64,6 +65,8 @@ class Seq2SeqSpec(Spec):
     capacity_per_sequence: bool = False
     # On what experts give, for a model that learnt with so many of them left out (NLLB's masking of expert outputs).
     expert_output_scale: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    # None: experts lie in the dtype of the model.
+    quantisation: ExpertQuantSpec | None = None
     # Tokens of an expert while training, as the family writes it.
     expert_capacity: Annotated[int, Field(ge=1, le=1 << 20)] = 64
     pad_token_id: TokenId
@@ -90,7 +93,6 @@ class Seq2SeqSpec(Spec):
 
     def moe_of(self, stack: StackSpec) -> MoeSpec:
         """The expert part of one stack."""
-        expert = MlpExpert(width=stack.intermediate_size, activation=self.activation, bias=self.bias)
         return MoeSpec(
             moe_layers=stack.moe_layers,
             num_experts=self.num_experts,
@@ -98,5 +100,9 @@ class Seq2SeqSpec(Spec):
             moe_intermediate_size=stack.intermediate_size,
             gate=self.gate,
             capacity=self.capacity,
-            expert_kinds=(expert,) * self.num_experts,
+            expert_kinds=(self.expert_of(stack),) * self.num_experts,
         )
+
+    def expert_of(self, stack: StackSpec) -> MlpExpert:
+        """What every expert of a stack is."""
+        return MlpExpert(width=stack.intermediate_size, activation=self.activation, bias=self.bias)

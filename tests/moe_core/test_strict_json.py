@@ -76,9 +76,9 @@ def test_a_surrogate_pair_is_one_character() -> None:
 def test_time_grows_no_faster_than_the_input_on_hostile_strings() -> None:
     def seconds(count: int) -> float:
         raw = b"[" * 80 + b'"' + b'\\"' * count
-        started = time.perf_counter()
+        started = time.process_time()
         with pytest.raises(StrictJsonError):
             loads(raw)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     assert min(seconds(400_000) for _ in range(3)) < 8 * max(min(seconds(100_000) for _ in range(3)), 1e-3)

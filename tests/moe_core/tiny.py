@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moe_core.model.families import spec_of
 from moe_core.spec import LayoutSpec, ModelSpec
+from moe_core.spec.seq2seq import Seq2SeqSpec
 
 # At the usual 0.02 a swapped expert moves logits by less than rounding would hide; at 0.2 it is plain to see.
 STD = 0.2
@@ -94,3 +95,26 @@ FAMILIES = tuple(_FAMILIES)
 def tiny_family(family: str) -> ModelSpec:
     """A tiny member of a family, by the keys of its own config.json."""
     return spec_of({"model_type": family, **_SHAPE, **_FAMILIES[family]})
+
+
+_SEQ2SEQ: dict[str, dict[str, object]] = {
+    "switch_transformers": {
+        "d_kv": 10, "d_ff": 40, "num_layers": 4, "num_sparse_encoder_layers": 2, "num_decoder_layers": 4,
+        "num_sparse_decoder_layers": 2, "num_heads": 4, "num_experts": 4, "decoder_start_token_id": 0,
+        "relative_attention_num_buckets": 12, "relative_attention_max_distance": 14, "pad_token_id": 0,
+    },
+    "nllb-moe": {
+        "encoder_layers": 4, "decoder_layers": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 56,
+        "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_experts": 5, "encoder_sparse_step": 2,
+        "decoder_sparse_step": 2, "pad_token_id": 1, "decoder_start_token_id": 2,
+    },
+}  # fmt: skip
+SEQ2SEQ = tuple(_SEQ2SEQ)
+
+
+def tiny_seq2seq(model_type: str, **changes: object) -> Seq2SeqSpec:
+    """A tiny encoder–decoder, by the keys of its own config.json."""
+    from moe_core.checkpoint.seq2seq import spec_of as seq2seq_of
+
+    keys = {"model_type": model_type, "vocab_size": 97, "d_model": 48, **_SEQ2SEQ[model_type], **changes}
+    return seq2seq_of(keys)

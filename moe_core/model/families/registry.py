@@ -37,9 +37,18 @@ FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _
 BY_NAME = {name: family for family in FAMILIES.values() for name in (family.name, *family.aliases)}
 
 
+# model_types that moe_core.load reads and that are no decoders.
+ENCODER_DECODERS = ("switch_transformers", "nllb-moe", "turnout_seq2seq")
+
+
 def family_of(model_type: object) -> Family:
     """The family of a model_type; FormatError with the known ones for any other."""
     family = BY_NAME.get(model_type) if isinstance(model_type, str) else None
+    if model_type in ENCODER_DECODERS:
+        raise FormatError(
+            f"config.json: model_type {model_type!r} is an encoder–decoder; such models are not imported or served, and "
+            "run in Python: moe_core.load(directory)"
+        )
     if family is None:
         known = ", ".join(BY_NAME)
         raise FormatError(

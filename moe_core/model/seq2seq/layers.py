@@ -10,12 +10,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from moe_core.experts import MixedExperts
+from moe_core.experts import MixedExperts, PackedMlps
 from moe_core.kernels.mixed import ACTIVATIONS
 from moe_core.kernels.precision import attention
 from moe_core.model.context import RoutingContext
 from moe_core.model.layers import Linear, RmsNorm, Router
-from moe_core.routers import Routing
+from moe_core.routers import Overflow, Routing
 from moe_core.spec.seq2seq import Seq2SeqSpec, StackSpec
 
 KeysValues = tuple[Tensor, Tensor]
@@ -94,7 +94,12 @@ class SparseMlp(nn.Module):
         moe = spec.moe_of(stack)
         assert moe.expert_kinds is not None
         self.router = Router(moe, spec.hidden_size, spec.vocab_size)
-        self.experts = MixedExperts(moe.expert_kinds, spec.hidden_size, dtype)
+        self.experts: MixedExperts | PackedMlps
+        if spec.quantisation is None:
+            self.experts = MixedExperts(moe.expert_kinds, spec.hidden_size, dtype)
+        else:
+            expert = spec.expert_of(stack)
+            self.experts = PackedMlps(spec.num_experts, spec.hidden_size, expert, spec.quantisation, dtype)
 
     def forward(self, x_BSD: Tensor, context: RoutingContext) -> Tensor:
         """Route, run the chosen experts, scale what they give."""
@@ -120,7 +125,20 @@ class SparseMlp(nn.Module):
             torch.cat([one.weights_TK for one in each]),
             torch.cat([one.logits_TE for one in each]),
             torch.cat([one.probs_TE for one in each]),
+            overflow=_joined([one.overflow for one in each if one.overflow is not None]),
         )
+
+
+def _joined(each: list[Overflow]) -> Overflow | None:
+    """What became of the choices of several sequences; None where no expert could be full."""
+    if not each:
+        return None
+    return Overflow(
+        torch.cat([one.kept_TK for one in each]),
+        torch.cat([one.rerouted_TK for one in each]),
+        torch.cat([one.dropped_TK for one in each]),
+        torch.cat([one.wanted_TK for one in each]),
+    )
 
 
 class Layer(nn.Module):

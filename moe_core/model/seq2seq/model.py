@@ -6,6 +6,7 @@ Shapes: B batch, S source tokens, T target tokens, D model width, V vocabulary, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ class EncoderDecoder(nn.Module):
         self, input_ids_BS: Tensor, real_BS: Tensor | None = None, context: RoutingContext | None = None
     ) -> Tensor:
         """What the encoder makes of a source, (B, S, D); `real_BS` (bool) is False for padding."""
-        context = context or RoutingContext(real_T=None if real_BS is None else real_BS.flatten())
+        context = _of_real(context, real_BS)
         x_BSD = self._embedded(input_ids_BS, 0)
         bias = self.encoder.bias(0, input_ids_BS.shape[1], real_BS)
         for layer in self.encoder.layers:
@@ -106,9 +107,13 @@ class EncoderDecoder(nn.Module):
         real_BS: Tensor | None = None,
         memory: Memory | None = None,
         context: RoutingContext | None = None,
+        real_BT: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, T, V) after each target token; with `memory` the tokens go on from those that it holds."""
-        memory, context = memory or Memory(self.spec.decoder.num_layers), context or RoutingContext()
+        """Logits (B, T, V) after each target token; with `memory` the tokens go on from those that it holds.
+
+        `real_BT` (bool) is False where a target has ended: such tokens take no place of an expert.
+        """
+        memory, context = memory or Memory(self.spec.decoder.num_layers), _of_real(context, real_BT)
         x_BTD = self._embedded(decoder_ids_BT, memory.length)
         bias = self.decoder.bias(memory.length, decoder_ids_BT.shape[1], None)
         cross = None if real_BS is None else _masked(None, ~real_BS[:, None, None, :], self.dtype)
@@ -134,10 +139,11 @@ class EncoderDecoder(nn.Module):
         decoder_ids_BT: Tensor,
         real_BS: Tensor | None = None,
         routing: RoutingContext | None = None,
+        real_BT: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of a target given its source; both sides at once. `routing` is told of every decision."""
         source_BSD = self.encode(input_ids_BS, real_BS, routing)
-        return self.decode(decoder_ids_BT, source_BSD, real_BS, context=routing)
+        return self.decode(decoder_ids_BT, source_BSD, real_BS, context=routing, real_BT=real_BT)
 
     @torch.inference_mode()
     def generate(self, ids: list[int], max_new_tokens: int) -> list[int]:
@@ -167,6 +173,11 @@ class EncoderDecoder(nn.Module):
             # T5 with a tied head: the embedding is large, so what meets it is made small.
             hidden_BTD = hidden_BTD * self.spec.hidden_size**-0.5
         return product(hidden_BTD, self.embed_tokens.weight)
+
+
+def _of_real(context: RoutingContext | None, real_BS: Tensor | None) -> RoutingContext:
+    """The surroundings of one side's routers: its own tokens, and which of them are real."""
+    return replace(context or RoutingContext(), real_T=None if real_BS is None else real_BS.flatten())
 
 
 def _masked(bias: Tensor | None, hidden: Tensor, dtype: torch.dtype) -> Tensor:

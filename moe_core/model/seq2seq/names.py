@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from moe_core.kernels.packing import code_bytes, num_groups
 from moe_core.model.families.slots import Slot
+from moe_core.spec.quantisation import ExpertQuantSpec
 from moe_core.spec.seq2seq import Seq2SeqSpec, StackSpec
 
 Side = Literal["encoder", "decoder"]
@@ -110,6 +112,9 @@ def _experts(
         parameter = f"{here}.router.{tensor.name}"
         yield Slot(f"{there}router.classifier.{tensor.name}", parameter, tensor.shape, "router", layer=layer)
     theirs = {"w3": names.up, "w2": names.down}
+    if spec.quantisation is not None:
+        yield from _packed(spec, stack, spec.quantisation, f"{there}experts.expert_", theirs, here, layer)
+        return
     start = 0
     for expert, kind in enumerate(moe.expert_kinds):
         for matrix in kind.matrices(spec.hidden_size):
@@ -119,3 +124,32 @@ def _experts(
             place = f"{here}.experts.weights_N"
             yield Slot(tensor_name, place, matrix.shape, "experts", rows=run, layer=layer, fold="flat")
             start = run[1]
+
+
+def _packed(
+    spec: Seq2SeqSpec,
+    stack: StackSpec,
+    quantisation: ExpertQuantSpec,
+    there: str,
+    theirs: Mapping[str, str],
+    here: str,
+    layer: int,
+) -> Iterator[Slot]:
+    """Codes, scales, zero points and biases of experts in few bits."""
+    kinds = [("codes", "U8", code_bytes), ("scales", "F16", num_groups)]
+    kinds += [] if quantisation.symmetric else [("zeros", "U8", num_groups)]
+    inner, width = stack.intermediate_size, spec.hidden_size
+    maps = (("w3", "up", "up_bias_EF", inner, width), ("w2", "down", "down_bias_ED", width, inner))
+    for expert in range(spec.num_experts):
+        for name, ours, bias, rows, length in maps:
+            tensor, parameter = f"{there}{expert}.{theirs[name]}", f"{here}.experts.{ours}"
+            for kind, dtype, columns in kinds:
+                shape, both = (
+                    (rows, columns(length, quantisation)),
+                    (f"{tensor}.{kind}", f"{parameter}_{kind}"),
+                )
+                yield Slot(*both, shape, "experts", expert, layer=layer, dtype=dtype)
+            if spec.bias:
+                yield Slot(
+                    f"{tensor}.bias", f"{here}.experts.{bias}", (rows,), "experts", expert, layer=layer
+                )
