@@ -8,8 +8,6 @@ logits; `agreement` the share of the tokens that are the best.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import sys
 

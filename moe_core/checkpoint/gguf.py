@@ -17,7 +17,7 @@ from moe_core.checkpoint.files import open_regular, read_exactly
 from moe_core.checkpoint.gguf_architectures import ROPE_FREQS
 from moe_core.checkpoint.gguf_config import spec_from_metadata
 from moe_core.checkpoint.gguf_header import GgufHead, GgufTensor, read_head
-from moe_core.checkpoint.gguf_names import gguf_slots, is_rope_permuted
+from moe_core.checkpoint.gguf_names import gguf_slots, is_further, is_rope_permuted, is_shifted
 from moe_core.checkpoint.gguf_tokenizer import write_tokenizer
 from moe_core.checkpoint.layout import CONFIG_FILE
 from moe_core.checkpoint.store import TORCH_DTYPES, DtypeName, write_weights
@@ -120,18 +120,18 @@ def import_gguf(path: Path | str, out_dir: Path | str, *, dtype: DtypeName = "bf
 def decoder_from(file: GgufFile, spec: ModelSpec, dtype: DtypeName) -> Decoder:
     """The decoder with every weight of the file; names and shapes are checked before anything is allocated."""
     slots = gguf_slots(spec, file.head.tensors)
-    _check_tensors(file, slots)
+    _check_tensors(file, slots, spec)
     model = Decoder(spec, TORCH_DTYPES[dtype])
     parameters = dict(model.named_parameters())
     for slot in slots:
         values = torch.from_numpy(file.dequantised(slot.tensor)).view(slot.shape)
-        slot.of(parameters[slot.parameter]).copy_(_unpermuted(values, slot, spec))
+        slot.of(parameters[slot.parameter]).copy_(_as_kept(values, slot, spec))
     return model
 
 
-def _check_tensors(file: GgufFile, slots: list[Slot]) -> None:
+def _check_tensors(file: GgufFile, slots: list[Slot], spec: ModelSpec) -> None:
     wanted = {slot.tensor: slot for slot in slots}
-    present = file.head.tensors.keys() - {ROPE_FREQS}
+    present = {name for name in file.head.tensors if name != ROPE_FREQS and not is_further(name, spec)}
     missing, surplus = wanted.keys() - present, present - wanted.keys()
     if missing or surplus:
         which, names = ("lacks", missing) if missing else ("holds unknown", surplus)
@@ -143,8 +143,10 @@ def _check_tensors(file: GgufFile, slots: list[Slot]) -> None:
             raise FormatError(f"{name}: has shape {list(shape)}; the metadata demands {list(slot.shape)}")
 
 
-def _unpermuted(values: Tensor, slot: Slot, spec: ModelSpec) -> Tensor:
-    """The values in the rotary order of Hugging Face."""
+def _as_kept(values: Tensor, slot: Slot, spec: ModelSpec) -> Tensor:
+    """The values in the rotary order of Hugging Face, and norms as they are kept there."""
+    if is_shifted(slot, spec):
+        return values - 1.0
     if not is_rope_permuted(slot, spec):
         return values
     # llama.cpp stores rotary pairs side by side (0, d/2, 1, d/2 + 1, …) within each head.

@@ -7,7 +7,7 @@ Source: the converters and graphs of llama.cpp (https://github.com/ggml-org/llam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from moe_core.checkpoint.gguf_header import GgufHead
+from moe_core.checkpoint.gguf_step import RELEASED, step35
 from moe_core.errors import FormatError, SpecError
 from moe_core.model.families.rope import RopeParameters
 from moe_core.model.rotary import frequencies
@@ -33,6 +34,8 @@ MAX_LAYERS = 512
 # The widest head of a ModelSpec, in pairs.
 MAX_PAIRS = 512
 CPU = torch.device("cpu")
+# Architectures whose heads and positions are said layer by layer.
+BY_LAYER = ("step35",)
 
 
 class Keys:
@@ -47,6 +50,15 @@ class Keys:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.refusal(f"{key} must be a number, not {str(value)[:40]!r}")
         return value
+
+    def numbers(self, key: str, count: int, default: float | None = None) -> list[Any]:
+        """A number for each of `count` layers; one number is for all, and values for further layers are left out."""
+        value = self.head.metadata.get(f"{self.architecture}.{key}", default)
+        if not isinstance(value, np.ndarray):
+            return [self.number(key, default)] * count
+        if value.ndim != 1 or len(value) < count:
+            raise self.refusal(f"{key} has {value.size} values for {count} layers")
+        return list(value[:count].tolist())
 
     def has(self, key: str) -> bool:
         """Whether the file says anything about it."""
@@ -70,7 +82,8 @@ def config_from(keys: Keys) -> Config:
 
 
 def _common(keys: Keys) -> Config:
-    width, heads = keys.number("embedding_length"), keys.number("attention.head_count")
+    width = keys.number("embedding_length")
+    heads = keys.number("attention.head_count") if keys.architecture not in BY_LAYER else 1
     embedding = keys.head.tensors.get("token_embd.weight")
     if embedding is None:
         raise FormatError(f"{keys.name}: lacks the tensor token_embd.weight")
@@ -84,10 +97,12 @@ def _common(keys: Keys) -> Config:
         "intermediate_size": keys.number("feed_forward_length", experts or None),
         "num_hidden_layers": num_layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.number("attention.head_count_kv", heads),
+        "num_key_value_heads": heads
+        if keys.architecture in BY_LAYER
+        else keys.number("attention.head_count_kv", heads),
         "max_position_embeddings": keys.number("context_length"),
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": _rope(keys),
+        "rope_parameters": {} if keys.architecture in BY_LAYER else _rope(keys),
         "tie_word_embeddings": "output.weight" not in keys.head.tensors,
         "bos_token_id": keys.head.metadata.get("tokenizer.ggml.bos_token_id"),
     }
@@ -120,25 +135,32 @@ def _rope(keys: Keys) -> Config:
     }
 
 
-def _stretching(keys: Keys, theta: float) -> Config:
-    """Llama 3.1's rule out of the divisor of each pair; FormatError where it is another rule's."""
+def _stretching(
+    keys: Keys, theta: float, num_pairs: int | None = None, contexts: Sequence[Config] = (LLAMA3,)
+) -> Config:
+    """Llama 3.1's rule, in one of these contexts, out of the divisor of each pair; FormatError for any other rule.
+
+    Of more divisors than `num_pairs` the rest must be 1: pairs that do not turn.
+    """
     tensor = keys.head.tensors[ROPE_FREQS]
     if len(tensor.shape) != 1 or tensor.shape[0] > MAX_PAIRS:
         raise FormatError(f"{keys.name}: {ROPE_FREQS} has shape {list(tensor.shape)}; a vector is read")
-    divisors = keys.values(ROPE_FREQS)
-    rule = {"rope_type": "llama3", "factor": float(divisors.max()), **LLAMA3}
+    every = keys.values(ROPE_FREQS)
+    divisors = every[:num_pairs]
     dim = 2 * len(divisors)
-    try:
-        rope = RopeParameters.parse(rule).to_rope(1, interleaved=False)
-        stretched = frequencies(dim, theta, rope, CPU).numpy()
-    except SpecError as error:
-        raise FormatError(f"{keys.name}: {ROPE_FREQS}: {error}") from error
     plain = frequencies(dim, theta, RopeSpec(), CPU).numpy()
-    if not np.allclose(plain / stretched, divisors, rtol=1e-4):
-        raise FormatError(
-            f"{keys.name}: {ROPE_FREQS} does not follow Llama 3.1's rule; load the model's Hugging Face directory instead"
-        )
-    return rule
+    for context in contexts if (every[len(divisors) :] == 1.0).all() else ():
+        rule = {"rope_type": "llama3", "factor": float(divisors.max()), **context}
+        try:
+            rope = RopeParameters.parse(rule).to_rope(1, interleaved=False)
+            stretched = frequencies(dim, theta, rope, CPU).numpy()
+        except SpecError as error:
+            raise FormatError(f"{keys.name}: {ROPE_FREQS}: {error}") from error
+        if np.allclose(plain / stretched, divisors, rtol=1e-4):
+            return rule
+    raise FormatError(
+        f"{keys.name}: {ROPE_FREQS} does not follow Llama 3.1's rule; load the model's Hugging Face directory instead"
+    )
 
 
 def _whole_heads(keys: Keys) -> Config:
@@ -268,6 +290,19 @@ def _gpt_oss(keys: Keys) -> Config:
     }
 
 
+def _step35(keys: Keys) -> Config:
+    kind = keys.head.metadata.get(f"{keys.architecture}.rope.scaling.type", "none")
+    if kind != "none":
+        raise keys.refusal(f"rope.scaling.type is {str(kind)[:40]!r}; only divisors of pairs are read")
+    return step35(keys, _step_rope)
+
+
+def _step_rope(keys: Keys, theta: float, num_pairs: int) -> Config:
+    if ROPE_FREQS not in keys.head.tensors:
+        return {"rope_type": "default"}
+    return _stretching(keys, theta, num_pairs, (LLAMA3, RELEASED))
+
+
 ARCHITECTURES: Mapping[str, Callable[[Keys], Config]] = {
     "llama": _llama,
     "qwen2moe": _qwen2moe,
@@ -275,6 +310,7 @@ ARCHITECTURES: Mapping[str, Callable[[Keys], Config]] = {
     "olmoe": _olmoe,
     "deepseek2": _deepseek2,
     "gpt-oss": _gpt_oss,
+    "step35": _step35,
 }
 # Which families come out of them.
 FAMILIES_OF: Mapping[str, tuple[str, ...]] = {
@@ -284,4 +320,5 @@ FAMILIES_OF: Mapping[str, tuple[str, ...]] = {
     "olmoe": ("olmoe",),
     "deepseek2": ("deepseek_v3", "deepseek_v2"),
     "gpt-oss": ("gpt_oss",),
+    "step35": ("step3p5",),
 }

@@ -22,6 +22,7 @@ _IN_LAYER = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.g_proj": "attn_gate",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "self_attn.q_a_proj": "attn_q_a",
@@ -36,12 +37,17 @@ _IN_LAYER = {
     "block_sparse_moe.gate": "ffn_gate_inp",
     "mlp.gate": "ffn_gate_inp",
     "mlp.router": "ffn_gate_inp",
+    "moe.gate": "ffn_gate_inp",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
-    **{f"mlp.{shared}.{part}_proj": f"ffn_{part}_shexp"
-       for shared in ("shared_expert", "shared_experts") for part in ("gate", "up", "down")},
+    **{f"{shared}.{part}_proj": f"ffn_{part}_shexp"
+       for shared in ("mlp.shared_expert", "mlp.shared_experts", "share_expert") for part in ("gate", "up", "down")},
 }  # fmt: skip
 # Names that are whole in one of the two worlds.
-_ODD = {"self_attn.sinks": "attn_sinks.weight", "mlp.gate.e_score_correction_bias": "exp_probs_b.bias"}
+_ODD = {
+    "self_attn.sinks": "attn_sinks.weight",
+    "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+    "moe.router_bias": "exp_probs_b.bias",
+}
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\Z")
 # llama.cpp stores the rotary pairs of these families side by side.
 _PERMUTED = ("llama", "mixtral")
@@ -81,6 +87,17 @@ def gguf_name(tensor: str, family: str) -> str:
 def is_rope_permuted(slot: Slot, spec: ModelSpec) -> bool:
     """True for queries and keys whose rows llama.cpp reorders within each head."""
     return spec.family in _PERMUTED and slot.tensor.endswith(("attn_q.weight", "attn_k.weight"))
+
+
+def is_shifted(slot: Slot, spec: ModelSpec) -> bool:
+    """True for norms that llama.cpp stores with the one added that the model adds by itself."""
+    return spec.zero_centred_norms and slot.tensor.endswith("norm.weight")
+
+
+def is_further(tensor: str, spec: ModelSpec) -> bool:
+    """True for tensors of layers after the last one, which predict further tokens and are not read."""
+    match = re.match(r"blk\.(\d{1,4})\.", tensor)
+    return spec.family == "step3p5" and match is not None and int(match.group(1)) >= spec.num_hidden_layers
 
 
 def _latent(slot: Slot, spec: ModelSpec, present: Container[str]) -> list[Slot]:

@@ -11,6 +11,7 @@ import numpy as np
 from gguf.quants import dequantize
 
 from tests.moe_core.checkpoint.gguf_files import TOKENS, permuted
+from tests.moe_core.model.hf_families import tensors_of
 
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -21,6 +22,7 @@ ARCHITECTURES = {
     "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
     "deepseek_v2": gguf.MODEL_ARCH.DEEPSEEK2,
     "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
+    "step3p5": gguf.MODEL_ARCH.STEP35,
 }
 SIGMOID, SOFTMAX = gguf.ExpertGatingFuncType.SIGMOID, gguf.ExpertGatingFuncType.SOFTMAX
 Storing = Callable[[str, np.ndarray], tuple[np.ndarray, gguf.GGMLQuantizationType]]
@@ -52,10 +54,15 @@ def write_gguf(
 ) -> Path:
     """A GGUF file of a transformers model; `storing` says how each tensor lies in it, `change` renames and joins."""
     config = model.config
-    architecture = ARCHITECTURES[config.model_type]
+    if config.model_type == "step3p7":
+        config = config.text_config
+    architecture = ARCHITECTURES["step3p5" if is_step(config) else config.model_type]
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
     _sizes(writer, config)
-    _positions(writer, config)
+    if is_step(config):
+        _step(writer, config)
+    else:
+        _positions(writer, config)
     _OWN.get(config.model_type, lambda writer, config: None)(writer, config)
     _vocabulary(writer, config.vocab_size)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
@@ -78,16 +85,46 @@ def _sizes(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
+    if not is_step(config):
+        writer.add_head_count(config.num_attention_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     if not config.model_type.startswith("deepseek"):
-        writer.add_head_count_kv(config.num_key_value_heads)
+        if not is_step(config):
+            writer.add_head_count_kv(config.num_key_value_heads)
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
     if config.model_type != "llama":
-        experts = getattr(config, "num_local_experts", None) or config.num_experts
+        experts = config.n_routed_experts if is_step(config) else getattr(config, "num_local_experts", None)
+        experts = experts or config.num_experts
         writer.add_expert_count(experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
+
+
+def is_step(config: Any) -> bool:
+    """The text part of a Step-3.7."""
+    return config.model_type.startswith("step3p")
+
+
+def _step(writer: gguf.GGUFWriter, config: Any) -> None:
+    slides = [kind == "sliding_attention" for kind in config.layer_types]
+    # Heads of the layers that see everything; the others' number stands beside it.
+    config.allow_global_per_layer_attribute_access = True
+    heads = (config.num_attention_heads, config.num_sliding_attention_heads)
+    writer.add_head_count([heads[sliding] for sliding in slides])
+    writer.add_head_count_kv([config.num_key_value_heads] * len(slides))
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_sliding_window_pattern(slides)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope["full_attention"]["rope_theta"])
+    writer.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    writer.add_expert_shared_feed_forward_length(config.share_expert_dim)
+    writer.add_expert_weights_scale(config.moe_router_scaling_factor)
+    writer.add_expert_weights_norm(True)
+    writer.add_leading_dense_block_count(config.mlp_layer_types.index("sparse"))
+    writer.add_swiglu_clamp_exp([float(limit or 0.0) for limit in config.swiglu_limits])
+    writer.add_swiglu_clamp_shexp([float(limit or 0.0) for limit in config.swiglu_limits_shared])
 
 
 def _positions(writer: gguf.GGUFWriter, config: Any) -> None:
@@ -161,6 +198,9 @@ def _vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
 def _tensors(model: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Tensors under names that the reference package's map knows, merged, split and reordered."""
     config = model.config
+    if config.model_type == "step3p7":
+        yield from _step_tensors(model)
+        return
     for name, tensor in model.state_dict().items():
         value = tensor.float().numpy()
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -177,6 +217,29 @@ def _tensors(model: Any) -> Iterator[tuple[str, np.ndarray]]:
         else:
             name = name.replace("e_score_correction_bias", "e_score_correction.bias")
             yield name, value.squeeze(0) if name.endswith("shared_expert_gate.weight") else value
+
+
+# transformers' names and those of the released files.
+STEP_NAMES = {
+    ".mlp.gate.e_score_correction_bias": ".moe.router_bias.bias",
+    ".mlp.gate.": ".moe.gate.",
+    ".mlp.experts.": ".moe.",
+    ".mlp.shared_experts.": ".share_expert.",
+}
+
+
+def _step_tensors(model: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The text as it was released; norms with the one that the model adds."""
+    for name, tensor in tensors_of(model).items():
+        value = tensor.float().numpy()
+        for theirs, released in STEP_NAMES.items():
+            name = name.replace(theirs, released)
+        if name.endswith("norm.weight"):
+            yield name, value + np.float32(1.0)
+        elif name.endswith((".moe.gate_up_proj", ".moe.down_proj")):
+            yield from _experts(name, value, alternating=False)
+        else:
+            yield name, value
 
 
 def _latent(name: str, value: np.ndarray, config: Any) -> Iterator[tuple[str, np.ndarray]]:

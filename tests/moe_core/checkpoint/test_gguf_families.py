@@ -16,19 +16,25 @@ from moe_core.checkpoint import gguf as importing
 from moe_core.checkpoint.gguf import decoder_from, import_gguf, read_gguf
 from moe_core.checkpoint.gguf_architectures import ARCHITECTURES, FAMILIES_OF
 from moe_core.checkpoint.gguf_header import GgufHead, read_head
+from moe_core.checkpoint.gguf_step import RELEASED
 from moe_core.checkpoint.gguf_tokenizer import _splitter
 from moe_core.checkpoint.store import load
 from moe_core.errors import CheckpointError, FormatError
 from moe_core.model import Decoder
+from moe_core.model.families.rope import RopeParameters
+from moe_core.model.rotary import frequencies
+from moe_core.spec.attention import RopeSpec
 
 transformers = pytest.importorskip("transformers")
 
 from tests.moe_core.checkpoint.gguf_models import ARCHITECTURES as WRITTEN  # noqa: E402
 from tests.moe_core.checkpoint.gguf_models import Storing, Tensors, widened, write_gguf  # noqa: E402
-from tests.moe_core.model.hf_families import CASES, DEEPSEEK, LLAMA3, YARN, model_of  # noqa: E402
+from tests.moe_core.model.hf_families import CASES, DEEPSEEK, LLAMA3, STEP, YARN, model_of  # noqa: E402
 from tests.moe_core.model.test_family_parity import IDS, TOLERANCE, relative  # noqa: E402
 
 Q = gguf.GGMLQuantizationType
+# All of a head turns in layers with a window, half of it in others.
+SLIDING = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 1.0}
 # The file does not say: mscale (equal to mscale_all_dim in released models), the limits of gpt-oss's gating, and whether
 # Qwen2-MoE renormalises (it does not).
 CASE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -45,6 +51,10 @@ CASE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek_v2, groups, yarn": CASES["deepseek_v2, groups, yarn"],
     "gpt_oss": ("GptOssConfig", {**CASES["gpt_oss"][1], "swiglu_limit": 7.0}),
+    "step3p5": (
+        "Step3p7Config",
+        {**STEP, "rope_parameters": {**STEP["rope_parameters"], "sliding_attention": SLIDING}},
+    ),
 }
 
 
@@ -96,6 +106,60 @@ def test_llamas_stretched_positions_are_known_by_their_divisors(tmp_path: Path) 
     divisors[3] *= 1.1
     with pytest.raises(FormatError, match="does not follow Llama 3.1's rule"):
         read(write_gguf(tmp_path / "n.gguf", theirs, change=stretched))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", [LLAMA3 | {"original_max_position_embeddings": 8192}, LLAMA3 | RELEASED])
+def test_steps_divisors_are_those_of_the_pairs_that_turn(rule: dict[str, Any], tmp_path: Path) -> None:
+    # Eight pairs turn in the layers that see everything; the divisors of the other eight are 1.
+    full = {**rule, "rope_theta": 5_000_000.0, "partial_rotary_factor": 0.5, "factor": 2.0}
+    rope = {"full_attention": full, "sliding_attention": SLIDING}
+    theirs = model_of("Step3p7Config", {**STEP, "head_dim": 32, "rope_parameters": rope})
+    parsed = RopeParameters.parse({key: full[key] for key in full if key != "partial_rotary_factor"})
+    spec = parsed.to_rope(1, interleaved=False)
+    cpu = torch.device("cpu")
+    plain_h, stretched_h = (frequencies(16, 5e6, one, cpu) for one in (RopeSpec(), spec))
+    divisors = np.concatenate([(plain_h / stretched_h).numpy(), np.ones(8, np.float32)])
+    assert {1.0, 2.0} <= set(divisors[:8].round(5).tolist())
+
+    def stretched(tensors: Tensors) -> Tensors:
+        return {**tensors, "rope_freqs.weight": divisors}
+
+    ours = read(write_gguf(tmp_path / "m.gguf", theirs, change=stretched))
+    assert ours.spec.rope.high_freq_factor == rule["high_freq_factor"]
+    assert relative(ours(IDS), theirs(IDS).logits) <= TOLERANCE
+    divisors[-1] = 2.0
+    with pytest.raises(FormatError, match="does not follow Llama 3.1's rule"):
+        read(write_gguf(tmp_path / "n.gguf", theirs, change=stretched))
+
+
+@torch.no_grad()
+def test_steps_further_layers_are_not_read_and_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", model_of(*CASE["step3p5"]))
+    with read_gguf(path) as file:
+        plain = decoder_from(file, file.spec(), "float32")
+        head, one = file.head, file.head.tensors["blk.0.attn_norm.weight"]
+
+        def said(**changes: Any) -> None:
+            metadata = {**head.metadata, **{f"step35.{key}": value for key, value in changes.items()}}
+            further = {"blk.4.attn_norm.weight": one, "blk.4.nextn.eh_proj.weight": one}
+            file.head = dataclasses.replace(head, metadata=metadata, tensors={**head.tensors, **further})
+
+        longer = np.array([*head.metadata["step35.attention.head_count"], 6])
+        said(block_count=5, nextn_predict_layers=1, **{"attention.head_count": longer})
+        assert torch.equal(decoder_from(file, file.spec(), "float32")(IDS), plain(IDS))
+        said(block_count=4, nextn_predict_layers=4)
+        with pytest.raises(FormatError, match=r"nextn_predict_layers \(4\) must be below block_count \(4\)"):
+            file.spec()
+        said(**{"attention.head_count": np.array([6, 8, 6, 6])})
+        with pytest.raises(FormatError, match="head_count must be the same in all layers of one kind"):
+            file.spec()
+        said(**{"attention.head_count": np.array([6, 8])})
+        with pytest.raises(FormatError, match="head_count has 2 values for 4 layers"):
+            file.spec()
+        said(expert_weights_norm=False)
+        with pytest.raises(FormatError, match="expert_weights_norm must be true"):
+            file.spec()
 
 
 def as_kind(kind: Q) -> Storing:
