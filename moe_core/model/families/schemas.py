@@ -84,7 +84,7 @@ class DecoderConfig(Spec):
     @model_validator(mode="before")
     @classmethod
     def _says_nothing_new(cls, data: Any) -> Any:
-        names = {name for key, field in cls.model_fields.items() for name in (key, field.alias)}
+        names = {name for key, field in cls.model_fields.items() for name in (key, field.alias or key)}
         return without_neutral(data, names, {**NEUTRAL, **cls.also_neutral})
 
     @field_validator("rope_scaling", mode="before")
