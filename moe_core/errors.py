@@ -5,6 +5,7 @@
   * CheckpointError      a file or directory that cannot be used as a model
     * FormatError        the bytes do not keep the rules of their format
     * HashMismatch       the bytes are not the bytes that were promised
+  * InputError           tokens that a model cannot be given
   * TrainingError        a training run that cannot go on
     * NonFiniteLoss      the loss became NaN or infinite
   * EngineError          a request that the engine cannot serve
@@ -72,6 +73,10 @@ class HashMismatch(CheckpointError):
         self.path = path
         self.expected = expected
         self.actual = actual
+
+
+class InputError(MoeCoreError):
+    """A model cannot be given these tokens, or not asked for this."""
 
 
 class TrainingError(MoeCoreError):

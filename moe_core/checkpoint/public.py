@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -11,14 +12,15 @@ from moe_core.checkpoint import store
 from moe_core.checkpoint.files import read_json_object
 from moe_core.checkpoint.layout import CONFIG_FILE, MAX_CONFIG_BYTES
 from moe_core.checkpoint.seq2seq import is_seq2seq, load_seq2seq, save_seq2seq
-from moe_core.checkpoint.store import DtypeName
+from moe_core.checkpoint.store import TORCH_DTYPES, DtypeName
+from moe_core.errors import CheckpointError
 from moe_core.model.decoder import Decoder
 from moe_core.model.seq2seq import EncoderDecoder
 
 
 def load(
     path: Path | str,
-    dtype: DtypeName = "float32",
+    dtype: DtypeName | torch.dtype = "float32",
     *,
     device: torch.device | str = "cpu",
     expected_hashes: Mapping[str, str] | None = None,
@@ -28,22 +30,54 @@ def load(
     A decoder, or an encoder–decoder where config.json is of such a family. Routers are float32 whatever `dtype` is. With
     `expected_hashes` (name to sha256) every file is hashed first. Raises CheckpointError, FormatError or HashMismatch.
     """
+    name, device = _dtype_name(dtype), _device(device)
     config = read_json_object(Path(path) / CONFIG_FILE, MAX_CONFIG_BYTES)
     read = load_seq2seq if is_seq2seq(config) else store.load
-    return read(path, dtype, device=device, expected_hashes=expected_hashes)
+    return read(path, name, device=device, expected_hashes=expected_hashes)
 
 
 def save(
     model: Decoder | EncoderDecoder,
     path: Path | str,
     *,
-    dtype: DtypeName | None = None,
+    dtype: DtypeName | torch.dtype | None = None,
     tokenizer_from: Path | str | None = None,
 ) -> Path:
     """Write a model directory: all of it or nothing. Equal weights give equal bytes.
 
-    Raises CheckpointError when `path` holds something already, FormatError when the family cannot say the model.
+    Raises CheckpointError when `path` holds something already or `dtype` is none, FormatError when the family cannot say
+    the model.
     """
+    name = None if dtype is None else _dtype_name(dtype)
     if isinstance(model, EncoderDecoder):
-        return save_seq2seq(model, path, dtype=dtype, tokenizer_from=tokenizer_from)
-    return store.save(model, path, dtype=dtype, tokenizer_from=tokenizer_from)
+        return save_seq2seq(model, path, dtype=name, tokenizer_from=tokenizer_from)
+    if not isinstance(model, Decoder):
+        raise CheckpointError(
+            f"{type(model).__name__} is no model of moe_core; save a Decoder or an EncoderDecoder"
+        )
+    return store.save(model, path, dtype=name, tokenizer_from=tokenizer_from)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """A device of this machine. Raises CheckpointError for one that torch does not know or reach."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    # torch raises AssertionError where it was built without a kind of device.
+    except (RuntimeError, AssertionError, TypeError) as error:
+        why = str(error).splitlines()[0][:200]
+        raise CheckpointError(
+            f"device {str(device)[:40]!r} cannot be used ({why}); 'cpu' always can"
+        ) from error
+    return found
+
+
+def _dtype_name(dtype: object) -> DtypeName:
+    """The name of a dtype that models are computed and stored in; CheckpointError with the possible ones for any other."""
+    for name, known in TORCH_DTYPES.items():
+        if dtype == name or dtype is known:
+            return cast("DtypeName", name)
+    raise CheckpointError(
+        f"dtype {str(dtype)[:40]!r} is not computed here; choose {' or '.join(map(repr, TORCH_DTYPES))}. Files in float16 "
+        "are read in either; experts in few bits are an operation (moe_core.operations.quantise)"
+    )

@@ -5,7 +5,7 @@ Shapes: T tokens, B batch, S sequence, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,6 +15,7 @@ from moe_core.kernels.gating import Gating
 from moe_core.model.attention import DenseCausal, GrowingSequence
 from moe_core.model.context import AttentionContext, RoutingContext
 from moe_core.model.heads import Attention, LatentAttention
+from moe_core.model.inputs import check_ids, check_length, check_speaks, checked_prompt
 from moe_core.model.layers import DenseMlp, Embedding, Linear, MoeMlp, norm_of
 from moe_core.model.packed_linear import PackedLinear
 from moe_core.model.rotary import Rotary, rotary_of
@@ -113,8 +114,15 @@ class Decoder(nn.Module):
         return logits_TV
 
     def forward(self, input_ids_BS: Tensor, routing: RoutingContext | None = None) -> Tensor:
-        """Logits (B, S, V) with dense causal attention; routers see T = B·S tokens."""
+        """Logits (B, S, V) with dense causal attention; routers see T = B·S tokens. No token, no logits: (B, S, V) of none.
+
+        Raises InputError for ids that are no integers (B, S) of the vocabulary, or more than the model has positions for.
+        """
+        check_ids(input_ids_BS, self.spec.vocab_size)
         batch, sequence = input_ids_BS.shape
+        check_length(sequence, self.spec)
+        if not input_ids_BS.numel():
+            return self.head_weight_VD.new_empty(batch, sequence, self.spec.vocab_size)
         positions_T = torch.arange(sequence, device=input_ids_BS.device).repeat(batch)
         hidden_TD = self.hidden(input_ids_BS.reshape(-1), positions_T, DenseCausal(batch, sequence), routing)
         return self.logits(hidden_TD).view(batch, sequence, -1)
@@ -127,9 +135,16 @@ class Decoder(nn.Module):
 
     @torch.inference_mode()
     def generate(
-        self, ids: list[int], max_new_tokens: int, routing: RoutingContext | None = None
+        self, ids: Sequence[int] | Tensor, max_new_tokens: int, routing: RoutingContext | None = None
     ) -> list[int]:
-        """Greedy continuation of one prompt, without the prompt; ends after an end token."""
+        """Greedy continuation of one prompt, without the prompt; ends after an end token.
+
+        Raises InputError for a prompt that is none, for more tokens than the model has positions for, and for a gate that
+        chooses for all tokens of a batch at once.
+        """
+        check_speaks(self.spec)
+        ids = checked_prompt(ids, max_new_tokens, self.spec.vocab_size)
+        check_length(len(ids) + max_new_tokens, self.spec)
         cache = GrowingSequence(self.spec, len(ids) + max_new_tokens, self.dtype, self.device)
         new: list[int] = []
         fresh = ids

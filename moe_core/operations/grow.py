@@ -38,6 +38,8 @@ from moe_core.spec.foresee import PER_GROUP, check_growth, doublings, gate_of_pa
 from moe_core.spec.operations import AddExpertSpec, GrowSpec, ReleaseTwinsSpec
 from moe_core.spec.twins import TwinsSpec
 
+# The most experts of one token that a specification takes.
+TOP_K_MOST = 64
 # What a split cuts; everything else of an expert is copied.
 WEIGHTS = frozenset({"experts.gate_up_E2FD", "experts.down_EDF"})
 
@@ -51,6 +53,13 @@ def grow(model: Decoder, spec: GrowSpec) -> tuple[Decoder, dict[str, Any]]:
     moe = changeable(model, per_group=True)
     times = doublings(moe.num_experts, spec.num_experts)
     check_growth(moe, spec.method)
+    most = TOP_K_MOST // moe.top_k
+    if spec.method != "twin" and 2**times > most:
+        reach = moe.num_experts * 2 ** (most.bit_length() - 1)
+        raise SpecError(
+            f"method {spec.method!r} doubles top_k with the experts, from {moe.top_k} to {moe.top_k * 2**times}, and a "
+            f"token has at most {TOP_K_MOST} experts; grow to at most {reach}, or with 'twin', which keeps top_k"
+        )
     if spec.method == "split" and moe.moe_intermediate_size % 2**times:
         raise SpecError(
             f"moe_intermediate_size ({moe.moe_intermediate_size}) must be divisible by {2**times} to split "

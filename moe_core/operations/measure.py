@@ -29,7 +29,11 @@ HEAD_TOKENS = 256
 
 
 def hidden_of(model: Decoder, batch: Prompts, context: RoutingContext | None = None) -> Tensor:
-    """(T, D) hidden states after the final norm, padding included: all that routing needs, without any logits."""
+    """(T, D) hidden states after the final norm, padding included: all that routing needs, without any logits.
+
+    Raises SpecError when a token is outside the model's vocabulary.
+    """
+    batch.check_fits(model.spec.vocab_size)
     num_prompts, length = batch.ids_NS.shape
     positions_T = torch.arange(length).repeat(num_prompts)
     return model.hidden(batch.ids_NS.reshape(-1), positions_T, DenseCausal(num_prompts, length), context)

@@ -64,8 +64,9 @@ class Prompts:
 
     def check_fits(self, vocab_size: int) -> None:
         """Raise SpecError when a token is outside a vocabulary."""
-        worst = int(self.ids_NS.max())
-        if worst >= vocab_size or int(self.ids_NS.min()) < 0:
+        lowest, worst = int(self.ids_NS.min()), int(self.ids_NS.max())
+        if worst >= vocab_size or lowest < 0:
+            worst = lowest if lowest < 0 else worst
             raise SpecError(
                 f"token {worst} is outside the vocabulary of {vocab_size}; tokenize with this model's own"
             )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, TypeVar
+from difflib import get_close_matches
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema
 
 from moe_core.errors import SpecError
 
 S = TypeVar("S", bound="Spec")
+T = TypeVar("T")
 
 ExpertIndex = Annotated[int, Field(ge=0, lt=1024)]
 LayerIndex = Annotated[int, Field(ge=0, lt=512)]
@@ -38,10 +42,30 @@ def refuse(faults: Iterable[Fault]) -> None:
         raise Contradictions(found)
 
 
-class Spec(BaseModel):
-    """A frozen specification that refuses fields it does not know."""
+# JSON has one kind of sequence, and only strings for the keys of an object.
+LAX = frozenset({"tuple", "dict"})
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+def _lists_as_tuples(schema: Any) -> Any:
+    """The same schema, strict about numbers and words but not about which kind of sequence holds them."""
+    if isinstance(schema, list):
+        return [_lists_as_tuples(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    parts = {key: _lists_as_tuples(part) for key, part in schema.items() if key != "metadata"}
+    if "metadata" in schema:
+        parts["metadata"] = schema["metadata"]
+    return {**parts, "strict": False} if schema.get("type") in LAX else parts
+
+
+class Spec(BaseModel):
+    """A frozen specification that refuses fields it does not know, and numbers written as words, truths or fractions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return _lists_as_tuples(handler(source))
 
     @classmethod
     def parse(cls: type[S], data: Any) -> S:
@@ -49,28 +73,82 @@ class Spec(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            found = list(_found(error))
-            refusal = SpecError("; ".join(_sentence(cls.__name__, *one) for one in found[:8]))
-            refusal.faults = tuple((place, sentence) for place, sentence, _is_ours in found)
-            raise refusal from error
+            raise _refusal(cls, error) from error
 
 
 def faults_of(error: ValidationError) -> Iterator[Fault]:
     """Everything that pydantic found, and each contradiction that a specification found by itself."""
-    for place, sentence, _is_ours in _found(error):
+    for place, sentence, _item in _found(error):
         yield place, sentence
 
 
-def _found(error: ValidationError) -> Iterator[tuple[Place, str, bool]]:
-    for item in error.errors(include_url=False, include_input=False)[:MAX_FAULTS]:
+class Door(Generic[T]):
+    """Plain data in, the right one of several specifications out, and SpecError for what is none of them."""
+
+    def __init__(self, kinds: Any) -> None:
+        self._adapter: TypeAdapter[T] = TypeAdapter(kinds)
+
+    def parse(self, data: Any) -> T:
+        """Validate plain data; raise SpecError with every complaint in one sentence each, and apart as `faults`."""
+        try:
+            return self._adapter.validate_python(data)
+        except ValidationError as error:
+            raise _refusal(None, error) from error
+
+    # What pydantic's own adapters call it.
+    validate_python = parse
+
+    def json_schema(self) -> dict[str, Any]:
+        """The JSON schema of all kinds, told apart by `kind`."""
+        return self._adapter.json_schema()
+
+
+def _refusal(cls: type[BaseModel] | None, error: ValidationError) -> SpecError:
+    found = list(_found(error))
+    # What a rule of several fields says stands alone; all else needs the field that it speaks of.
+    refusal = SpecError(
+        "; ".join(sentence if item is None else _sentence(cls, item) for _place, sentence, item in found[:8])
+    )
+    refusal.faults = tuple((place, sentence) for place, sentence, _item in found)
+    return refusal
+
+
+def _found(error: ValidationError) -> Iterator[tuple[Place, str, Any]]:
+    """Place, sentence, and what pydantic says of it: nothing for a contradiction that a specification found by itself."""
+    for item in error.errors(include_url=False)[:MAX_FAULTS]:
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, Contradictions):
             for place, sentence in cause.faults:
-                yield (*item["loc"], *place), sentence, True
+                yield (*item["loc"], *place), sentence, None
         else:
-            yield item["loc"], item["msg"].removeprefix("Value error, "), item["type"] == "value_error"
+            yield item["loc"], item["msg"].removeprefix("Value error, "), item
 
 
-def _sentence(name: str, place: Place, message: str, is_ours: bool) -> str:
-    # What a rule of ours says stands alone; pydantic's own words need the field that they speak of.
-    return message if is_ours or not place else f"{name}.{'.'.join(map(str, place))}: {message}"
+def _sentence(cls: type[BaseModel] | None, item: Any) -> str:
+    # What a rule of ours says stands alone; pydantic's own words need the field that they speak of, and its value.
+    message, place = item["msg"].removeprefix("Value error, "), ".".join(map(str, item["loc"]))
+    if item["type"] == "value_error" and not place:
+        return str(message)
+    where = (
+        ".".join(part for part in ("" if cls is None else cls.__name__, place) if part) or "the specification"
+    )
+    if item["type"] == "missing":
+        return f"{where}: {message}; give it a value"
+    if item["type"] == "extra_forbidden":
+        return f"{where}: {message}; {_nearest(cls, item['loc'])}"
+    if item["type"] == "value_error":
+        return f"{where}: {message}"
+    return f"{where}: {message.replace('None', 'null')}, and is {_json(item['input'])}"
+
+
+def _nearest(cls: type[BaseModel] | None, place: tuple[int | str, ...]) -> str:
+    """The way out of an unknown name: the one that may be meant, or none."""
+    known = [] if cls is None or len(place) != 1 else list(cls.model_fields)
+    close = get_close_matches(str(place[-1]), known, 1)
+    return f"did you mean {close[0]}?" if close else "leave it out if it changes nothing"
+
+
+def _json(value: Any) -> str:
+    """A value as JSON has it, cut where it is long."""
+    text = json.dumps(value, default=lambda part: type(part).__name__)
+    return text if len(text) <= 60 else f"{text[:57]}..."

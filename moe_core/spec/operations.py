@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, model_validator
 
 from moe_core.sentences import CORE
-from moe_core.spec.base import Code, ExpertIndex, LayerIndex, Spec, Weight, refuse
+from moe_core.spec.base import Code, Door, ExpertIndex, LayerIndex, Spec, Weight, refuse
 from moe_core.spec.layout import LayoutSpec
 from moe_core.spec.model import Width
 from moe_core.spec.quantisation import ExpertQuantSpec
@@ -197,4 +197,4 @@ OperationSpec = Annotated[
     Field(discriminator="kind"),
 ]
 # One door for jobs and the API: plain data in, the right specification out.
-OPERATION: TypeAdapter[OperationSpec] = TypeAdapter(OperationSpec)
+OPERATION: Door[OperationSpec] = Door(OperationSpec)

@@ -12,6 +12,8 @@ from moe_core.errors import SpecError
 from moe_core.sentences import CORE
 from moe_core.spec.base import Code, ExpertIndex, Fault, LayerIndex, Spec, Weight, refuse
 
+# JSON's objects have strings for keys.
+LayerKey = Annotated[LayerIndex, Field(strict=False)]
 ExpertSet = Annotated[tuple[ExpertIndex, ...], Field(max_length=1024)]
 PriorMode = Literal["none", "bias", "mask", "floor"]
 PriorStrength = Annotated[float, Field(ge=0.0, le=50.0)]
@@ -51,7 +53,7 @@ class RoutingSpec(Spec):
     prior_strength: PriorStrength = 1.0
     prior_floor: FloorShare = 0.5
     # Layers that do otherwise, by their number in the model.
-    prior_layers: Annotated[dict[LayerIndex, LayerPrior], Field(max_length=512)] = {}
+    prior_layers: Annotated[dict[LayerKey, LayerPrior], Field(max_length=512)] = {}
 
     @model_validator(mode="before")
     @classmethod

@@ -81,7 +81,9 @@ class Step3p5Keys(DecoderConfig):
     moe_layers_enum: str | list[int] | None = Field(default=None, max_length=8192)
     num_sliding_attention_heads: int | None = None
     attention_other_setting: OwnHeads | None = None
-    per_layer_config: dict[int, LayerHeads] | None = Field(default=None, max_length=512)
+    per_layer_config: dict[Annotated[int, Field(strict=False)], LayerHeads] | None = Field(
+        default=None, max_length=512
+    )
     rope_theta: Numbers = None  # type: ignore[assignment]
     partial_rotary_factors: Annotated[list[float], Field(max_length=1024)] | None = None
     rope_parameters: RopeByKind | None = None

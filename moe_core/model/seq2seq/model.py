@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moe_core.kernels.precision import product
 from moe_core.model.context import RoutingContext
+from moe_core.model.inputs import check_ids, checked_prompt
 from moe_core.model.layers import Embedding, Linear
 from moe_core.model.seq2seq.layers import KeysValues, Layer, SparseMlp, norm_of
 from moe_core.model.seq2seq.positions import RelativeBias, sines
@@ -147,7 +148,11 @@ class EncoderDecoder(nn.Module):
 
     @torch.inference_mode()
     def generate(self, ids: list[int], max_new_tokens: int) -> list[int]:
-        """Greedy answer to one source, without the start token; ends after an end token."""
+        """Greedy answer to one source, without the start token; ends after an end token.
+
+        Raises InputError for a source that is none.
+        """
+        ids = checked_prompt(ids, max_new_tokens, self.spec.vocab_size)
         device = self.embed_tokens.weight.device
         source_1SD = self.encode(torch.tensor([ids], dtype=torch.long, device=device))
         memory, new = Memory(self.spec.decoder.num_layers), [self.spec.decoder_start_token_id]
@@ -159,6 +164,7 @@ class EncoderDecoder(nn.Module):
         return new[1:]
 
     def _embedded(self, ids_BS: Tensor, start: int) -> Tensor:
+        check_ids(ids_BS, self.spec.vocab_size)
         x_BSD: Tensor = self.embed_tokens(ids_BS)
         if self.spec.scale_embedding:
             x_BSD = x_BSD * self.spec.hidden_size**0.5
