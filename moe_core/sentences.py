@@ -108,6 +108,7 @@ CORE = Sentences(
         "unsplit": "moe_intermediate_size ({width}) must be divisible by {parts} to split the experts",
         "uncut": "intermediate_size ({width}) must be divisible by granularity ({granularity})",
         "student_larger": "a student may not be larger than its teacher: {asked} is more than {own}",
+        "layers_differ": "layers with another attention than the rest cannot be left out; keep all of them",
         "no_such_expert": "expert {expert} is outside the {num_experts} experts of a layer",
         "one_for_each_layer": (
             "{experts} experts are named for {layers} expert layers; name one for each, or one for all"

@@ -1,9 +1,10 @@
 """A large mixture teaches a small one that is made of it.
 
-Experts that answer alike are merged: outputs of all experts on the router's true inputs are compared, the most alike
-groups are joined until `num_experts` are left, and within a group neurons are aligned with those of its most used
-expert before they are averaged by usage. Then the student learns the teacher's next tokens (softened), the teacher's
-choice among groups of experts, and the text itself.
+Layers that change little may be left out first (`num_hidden_layers`, see `moe_core.operations.depth`). Experts that answer
+alike are merged: outputs of all experts on the router's true inputs are compared, the most alike groups are joined until
+`num_experts` are left, and within a group neurons are aligned with those of its most used expert before they are averaged
+by usage. Then the student learns the teacher's next tokens (softened), the teacher's choice among groups of experts in the
+layers that it has, and the text itself.
 
 Shapes: L expert layers, E experts, M groups (the student's experts), N tokens, D model width, F expert width, V vocabulary.
 Source: Li et al. 2024, "Merge, Then Compress" (groups, alignment); Hinton et al. 2015, "Distilling the Knowledge in a
@@ -12,6 +13,7 @@ Neural Network" (softened logits, the factor T²); Rajbhandari et al. 2022, "Dee
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from moe_core.model.context import RoutingContext
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.align import ExpertWeights, aligned, mean_of
+from moe_core.operations.depth import influence, kept_layers, with_layers
 from moe_core.operations.edit import ALIGNMENT_TOKENS, router_inputs
 from moe_core.operations.learning import train
 from moe_core.operations.measure import compare, loads, loss_by_domain, next_token_losses
@@ -31,6 +34,7 @@ from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers import Routing
 from moe_core.spec import MoeSpec
+from moe_core.spec.foresee import kept_counts
 from moe_core.spec.operations import DistilSpec
 
 # For each expert layer the groups of the teacher's experts that the student's experts stand for.
@@ -50,14 +54,17 @@ def distil(
     Figures are those on `measured_on` (default: the prompts learnt from). Raises SpecError when the student would be
     larger than the teacher, NonFiniteLoss when learning fails.
     """
-    student, groups = merged_student(teacher, spec, prompts, watch)
+    keep = _kept(teacher, spec, prompts, watch)
+    student, groups = merged_student(
+        teacher if keep is None else with_layers(teacher, keep), spec, prompts, watch
+    )
     shown = measured_on or prompts
     at_first = loss_by_domain(student, shown, watch=watch)
     if spec.steps:
         train(
             student,
             prompts,
-            lambda batch: distillation_loss(teacher, student, groups, batch, spec),
+            lambda batch: distillation_loss(teacher, student, groups, batch, spec, keep),
             steps=spec.steps,
             learning_rate=spec.learning_rate,
             router_learning_rate=spec.router_learning_rate,
@@ -70,10 +77,21 @@ def distil(
     return student, {
         "kind": spec.kind,
         "groups": groups,
+        "layers": keep or list(range(teacher.spec.num_hidden_layers)),
         "parameters": [sum(p.numel() for p in model.parameters()) for model in (teacher, student)],
         "loss_merged": at_first,
         **compare(teacher, student, shown, watch=watch),
     }
+
+
+def _kept(teacher: Decoder, spec: DistilSpec, prompts: Prompts, watch: Watch) -> list[int] | None:
+    """The teacher's layers that the student has; None for all."""
+    if spec.num_hidden_layers is None:
+        return None
+    # What cannot be is told before anything is computed.
+    changeable(teacher)
+    kept_counts(teacher.spec, spec.num_hidden_layers)
+    return kept_layers(teacher.spec, influence(teacher, prompts, watch), spec.num_hidden_layers)
 
 
 @torch.no_grad()
@@ -161,9 +179,17 @@ def _busiest_neurons(expert: ExpertWeights, hidden_ND: Tensor, width: int) -> Te
 
 
 def distillation_loss(
-    teacher: Decoder, student: Decoder, groups: Groups, batch: Prompts, spec: DistilSpec
+    teacher: Decoder,
+    student: Decoder,
+    groups: Groups,
+    batch: Prompts,
+    spec: DistilSpec,
+    keep: Sequence[int] | None = None,
 ) -> Tensor:
-    """Softened logits of the teacher, its choice among groups, and the text, each with its weight."""
+    """Softened logits of the teacher, its choice among groups, and the text, each with its weight.
+
+    `keep` are the teacher's layers that the student has, in their order (None: all of them).
+    """
     taught: dict[int, Routing] = {}
     learnt: dict[int, Routing] = {}
     with torch.no_grad():
@@ -172,8 +198,8 @@ def distillation_loss(
     losses_NS, counted_NS = next_token_losses(torch.log_softmax(ours_NSV, -1), batch)
     softened = kl(theirs_NSV[batch.real_NS] / spec.temperature, ours_NSV[batch.real_NS] / spec.temperature)
     routed = [
-        group_divergence(taught[layer], learnt[layer], of, batch.real_T)
-        for layer, of in zip(taught, groups, strict=True)
+        group_divergence(taught[layer if keep is None else keep[layer]], learnt[layer], of, batch.real_T)
+        for layer, of in zip(learnt, groups, strict=True)
     ]
     return (
         spec.logit_weight * spec.temperature**2 * softened

@@ -200,9 +200,40 @@ def _distilled(spec: ModelSpec, moe: MoeSpec, operation: DistilSpec) -> ModelSpe
         if asked > own:
             raise _placed(field, CORE.say("student_larger", asked=asked, own=own))
     top_k = operation.top_k or min(moe.top_k, operation.num_experts)
-    return _with(
-        spec, num_experts=operation.num_experts, top_k=top_k, moe_intermediate_size=width, twins=None
-    )
+    changes = {"num_experts": operation.num_experts, "top_k": top_k, "moe_intermediate_size": width}
+    return _with(_shallower(spec, operation.num_hidden_layers), **changes, twins=None)
+
+
+def kept_counts(spec: ModelSpec, num_layers: int) -> tuple[int, int]:
+    """How many expert layers and dense layers are left when so many layers are kept: their proportion stays.
+
+    Raises SpecError for more layers than there are, and where layers differ in the shape of their attention.
+    """
+    if num_layers > spec.num_hidden_layers:
+        sentence = CORE.say("student_larger", asked=num_layers, own=spec.num_hidden_layers)
+        raise _placed("num_hidden_layers", sentence)
+    if spec.attention.sliding is not None:
+        raise _placed("num_hidden_layers", CORE.say("layers_differ"))
+    num_moe = len(_mixture(spec).moe_layers)
+    kept = max(1, round(num_layers * num_moe / spec.num_hidden_layers))
+    # No more dense layers than there are.
+    kept = max(kept, num_layers - (spec.num_hidden_layers - num_moe))
+    return kept, num_layers - kept
+
+
+def _shallower(spec: ModelSpec, num_layers: int | None) -> ModelSpec:
+    """The specification with fewer layers; which they are hangs on the weights, so experts stand in the lowest here."""
+    if num_layers is None:
+        return spec
+    num_moe, _dense = kept_counts(spec, num_layers)
+    plain = spec.model_dump()
+    plain["moe"]["moe_layers"] = tuple(range(num_moe))
+    plain["attention"]["sliding_layers"] = [
+        layer for layer in plain["attention"]["sliding_layers"] if layer < num_layers
+    ]
+    for name in ("expert_clamps", "dense_clamps"):
+        plain[name] = plain[name][:num_layers]
+    return ModelSpec.parse({**plain, "num_hidden_layers": num_layers, "family": FAMILY})
 
 
 def _with_one_fewer(

@@ -161,6 +161,8 @@ class DistilSpec(Spec):
     top_k: Annotated[int, Field(ge=1, le=64)] | None = None
     # Keep so many neurons of each expert; None keeps all.
     moe_intermediate_size: Width | None = None
+    # Keep so many layers, those that change the residual stream most; None keeps all.
+    num_hidden_layers: Annotated[int, Field(ge=1, le=512)] | None = None
     steps: Steps = 24
     learning_rate: Rate = 1e-3
     # Of the gates; None: as the rest. Gates are clipped by their own norm, then everything by that of all.

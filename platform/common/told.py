@@ -120,6 +120,9 @@ WORDS: Mapping[str, str] = {
     "student_larger": gettext_noop(
         "A student may not be larger than its teacher: %(asked)s is more than %(own)s."
     ),
+    "layers_differ": gettext_noop(
+        "Layers differ in the shape of their attention, so none can be left out; keep all of them."
+    ),
     "no_such_expert": gettext_noop(
         "There is no expert %(expert)s; a layer has %(num_experts)s, counted from 0."
     ),

@@ -221,6 +221,9 @@ class DistilForm(OperateForm):
         "num_experts": Ask(_("Experts a layer, then")),
         "top_k": Ask("top_k", _("Left empty: as now.")),
         "moe_intermediate_size": Ask(_("Neurons of each expert, then"), _("Left empty: as many as now.")),
+        "num_hidden_layers": Ask(
+            _("Layers, then"), _("Those that change least are left out. Left empty: as many as now.")
+        ),
         "steps": Ask(_("Steps")),
     }
     more = {
