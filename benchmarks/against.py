@@ -28,9 +28,9 @@ from benchmarks.models import model_dir
 from benchmarks.peers import llamacpp, openvino, transformers, turnout, vllm
 from benchmarks.peers.environment import Unavailable
 from benchmarks.peers.server import StartFailed
-from benchmarks.prompts import SHORT, Prompts
+from benchmarks.prompts import Prompts
 from benchmarks.report import page
-from benchmarks.visits import CONCURRENCIES, TRIAL, Amount, Contestant, Sample, Visit
+from benchmarks.visits import TRIAL, Amount, Contestant, Sample, Visit
 from moe_core.kernels.cpu.library import library
 
 MODEL = "smol-moe-8x"
@@ -40,7 +40,7 @@ PEERS = {
     "openvino": openvino.servers,
     "vllm": vllm.servers,
 }
-NUM_JUDGED, JUDGED_TOKENS = 3, 32
+NUM_JUDGED, JUDGED_PROMPT, JUDGED_TOKENS = 2, 32, 32
 # A metric that took so long is not measured again in later rounds.
 LONGEST_REPEAT_S = 45.0
 
@@ -132,7 +132,7 @@ def judged(run: Run, visit: Visit, judge: Judge, prompts: Prompts) -> bool:
     """Judge a contestant before it is measured for the first time; False when it is refused."""
     name = visit.server.name
     if name not in run.verdicts:
-        asked = prompts.windows(350, NUM_JUDGED, SHORT)
+        asked = prompts.windows(350, NUM_JUDGED, JUDGED_PROMPT)
         answers = visit.answers(asked, JUDGED_TOKENS)
         ids = [answer.token_ids for answer in answers]
         if not all(ids):
@@ -163,10 +163,11 @@ def visited(run: Run, server: Contestant, judge: Judge, prompts: Prompts, number
         if not judged(run, visit, judge, prompts):
             return
         visit.warm()
-        whole = threads > 1
+        # In a trial one thread does it all: two that wait for each other crawl where others work too.
+        whole = threads > 1 or run.amount == TRIAL
         visit.prefill(run.amount.repeats if whole else 1)
         visit.decode(run.amount.repeats if whole else 1)
-        for count in CONCURRENCIES if whole else ():
+        for count in run.amount.concurrencies if whole else ():
             if not number or run.took(server.name, f"concurrent {count}") < LONGEST_REPEAT_S:
                 visit.concurrent(count)
         run.memory[server.name] = max(visit.memory(), run.memory.get(server.name, 0))
@@ -187,11 +188,12 @@ def rounds(run: Run, servers: list[Contestant], judge: Judge, prompts: Prompts, 
     number = 0
     while True:
         began = time.monotonic()
-        say(f"round {number + 1}, 2 threads; {run.left_s / 60:.1f} minutes left")
+        threads = 1 if run.amount == TRIAL else 2
+        say(f"round {number + 1}, {threads} threads; {run.left_s / 60:.1f} minutes left")
         # Another begins each time, so that nobody always comes after the same one.
         for server in servers[number % len(servers) :] + servers[: number % len(servers)]:
             if server.name not in run.missing and not refused(run, server):
-                visited(run, server, judge, prompts, number, threads=2)
+                visited(run, server, judge, prompts, number, threads)
         judge.close()
         if number == 0 and run.amount != TRIAL:
             single_thread(run, servers, judge, prompts)

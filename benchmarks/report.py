@@ -182,7 +182,7 @@ def page(run: dict[str, Any]) -> str:
     ]
     for metric in TITLES:
         for threads in (2, 1):
-            if metric != "load":
+            if metric != "load" and measured(run, metric, threads):
                 lines += table(run, metric, threads)
     lines += loading(run)
     lines += losses(run)

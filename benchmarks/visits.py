@@ -11,8 +11,6 @@ from benchmarks.accounting import Meter, cpu_seconds, pss_bytes
 from benchmarks.client import Answer, Endpoint, complete, together
 from benchmarks.prompts import LONG, SHORT, Prompts
 
-CONCURRENCIES = (8, 16)
-
 
 @dataclass(frozen=True, slots=True)
 class Amount:
@@ -21,9 +19,10 @@ class Amount:
     decoded: int = 64
     concurrent_new: int = 128
     repeats: int = 2
+    concurrencies: tuple[int, ...] = (8, 16)
 
 
-TRIAL = Amount(decoded=9, concurrent_new=9, repeats=1)
+TRIAL = Amount(decoded=9, concurrent_new=9, repeats=1, concurrencies=(8,))
 
 
 class Contestant(Protocol):
