@@ -47,6 +47,7 @@ native = library()
 print("" if native is None else native.isa)
 """
 INSTRUCTION_SETS = {
+    "amx": "products in tiles (AMX) beside AVX-512",
     "avx512_bf16": "AVX-512 with bfloat16 products",
     "avx512_vnni": "AVX-512 with 8-bit products, bfloat16 widened to float32",
     "avx512": "AVX-512, bfloat16 widened to float32",

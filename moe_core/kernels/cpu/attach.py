@@ -130,8 +130,8 @@ def attach(model: nn.Module, num_threads: int, *, moves_experts: bool = True) ->
     native.set_threads(num_threads)
     experts.register()
     bfloat16 = next(model.parameters()).dtype is torch.bfloat16
-    # Where torch multiplies in tiles, it is faster than panels for many rows, and needs rows as they lie.
-    panels = bfloat16 and not has_tiles()
+    # Where torch multiplies in tiles and panels do not, it is faster for many rows, and needs rows as they lie.
+    panels = bfloat16 and (native.isa == "amx" or not has_tiles())
     # Latent attention reads weights of its maps by themselves.
     plain = [module for module in model.modules() if isinstance(module, Attention)]
     for module in model.modules():

@@ -33,12 +33,14 @@ FLAGS = (
 )
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+_AVX512_BF16 = (*_AVX512, "-mavx512vnni", "-mavx512bf16")
 X86_SETS = {
     "generic": (),
     "avx2": _AVX2,
     "avx512": _AVX512,
     "avx512_vnni": (*_AVX512, "-mavx512vnni"),
-    "avx512_bf16": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
+    "avx512_bf16": _AVX512_BF16,
+    "amx": (*_AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
 }
 WIDE_VECTORS = ("-mprefer-vector-width=512",)
 
@@ -99,7 +101,9 @@ def instruction_sets() -> dict[str, tuple[str, ...]]:
     """The sets that are compiled for this architecture, with their flags."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return {"generic": ()}
-    return {name: (*flags, *WIDE_VECTORS) if "avx512" in name else flags for name, flags in X86_SETS.items()}
+    return {
+        name: (*flags, *WIDE_VECTORS) if "-mavx512f" in flags else flags for name, flags in X86_SETS.items()
+    }
 
 
 def compiler() -> str:

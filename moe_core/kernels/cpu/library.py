@@ -67,6 +67,10 @@ class Library:
         """Use another instruction set; False where the processor lacks it. For tests."""
         return bool(self._library.turnout_use_isa(name.encode()))
 
+    def tiles_work(self) -> bool:
+        """Whether the set in use multiplies in tiles, rightly on this machine. For tests."""
+        return bool(self._library.turnout_tiles_work())
+
     def set_threads(self, num_threads: int) -> None:
         """Share the work of each call among `num_threads`, the caller's own included."""
         self._library.turnout_set_threads(num_threads)

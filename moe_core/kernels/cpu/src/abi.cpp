@@ -1,5 +1,17 @@
 // The plain C face of the library, and the choice of instruction set by what the processor has.
 #include <cstring>
+// Without it one plain set is all: another architecture, or a test of one set.
+#if defined(__x86_64__) && !defined(TURNOUT_ONE_SET)
+#define TURNOUT_MANY_SETS
+#endif
+#if defined(TURNOUT_MANY_SETS) && defined(__linux__)
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#endif
 
 #include "ops.h"
 #include "pool.h"
@@ -7,7 +19,8 @@
 #define TURNOUT_API __attribute__((visibility("default")))
 
 namespace generic { extern const turnout::Ops kOps; }
-#if defined(__x86_64__)
+#if defined(TURNOUT_MANY_SETS)
+namespace amx { extern const turnout::Ops kOps; }
 namespace avx2 { extern const turnout::Ops kOps; }
 namespace avx512 { extern const turnout::Ops kOps; }
 namespace avx512_vnni { extern const turnout::Ops kOps; }
@@ -22,15 +35,40 @@ struct Choice {
   bool usable;
 };
 
+#if defined(TURNOUT_MANY_SETS)
+// Linux hands out the registers of tiles on request, once a process (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA). They are tried in
+// a child first: what some hypervisor promises and does not hold must not end an engine.
+bool may_use_tiles() {
+#if defined(__linux__)
+  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return false;
+  const pid_t child = fork();
+  if (child < 0) return false;
+  if (child == 0) {
+    for (int fault : {SIGILL, SIGSEGV, SIGBUS, SIGFPE}) signal(fault, SIG_DFL);
+    _exit(amx::kOps.tiles_work() ? 0 : 1);
+  }
+  int status = 0;
+  while (waitpid(child, &status, 0) < 0)
+    if (errno != EINTR) return false;
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 const Choice* choices() {
-#if defined(__x86_64__)
+#if defined(TURNOUT_MANY_SETS)
   __builtin_cpu_init();
   static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   static const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   static const bool has_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
   static const bool has_bf16 = has_vnni && __builtin_cpu_supports("avx512bf16");
-  static const Choice all[] = {{"avx512_bf16", &avx512_bf16::kOps, has_bf16},
+  static const bool has_amx = has_bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+                              __builtin_cpu_supports("amx-int8") && may_use_tiles();
+  static const Choice all[] = {{"amx", &amx::kOps, has_amx},
+                               {"avx512_bf16", &avx512_bf16::kOps, has_bf16},
                                {"avx512_vnni", &avx512_vnni::kOps, has_vnni},
                                {"avx512", &avx512::kOps, has_avx512},
                                {"avx2", &avx2::kOps, has_avx2},
@@ -71,6 +109,9 @@ TURNOUT_API int turnout_use_isa(const char* name) {
     }
   return 0;
 }
+
+// Whether the set in use multiplies in tiles and rightly so. For tests.
+TURNOUT_API int turnout_tiles_work() { return ops().tiles_work(); }
 
 TURNOUT_API void turnout_set_threads(int num_threads) { turnout::Pool::instance().set_threads(num_threads); }
 

@@ -7,10 +7,21 @@
 
 #include "lanes.h"
 #include "panels.h"
+#include "vec16.h"
 
 namespace TURNOUT_ISA {
 
 using turnout::Panels;
+
+#if defined(TURNOUT_SOFT_TILES) || (defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__))
+constexpr bool kTiles = true;
+#else
+constexpr bool kTiles = false;
+#endif
+constexpr int kTileInputs = 32;
+// The most inputs of one pass, and whether so many are multiplied in tiles.
+constexpr int kMost = kTiles ? kTileInputs : kInputs;
+constexpr bool in_tiles(int num) { return kTiles && num > kInputs; }
 
 // Rows that share one pass over panels: rows [first, first + num) of some inputs.
 struct Tile {
@@ -18,7 +29,8 @@ struct Tile {
   int num;
 };
 
-// What a product reads of a tile: step s of row n is word s * num + n, group g of row n has number g * num + n.
+// What a product reads of a tile: where few inputs share a pass, step s of row n is word s * num + n, group g of row n has number g * num + n.
+// Where they are multiplied in tiles (tiles.h), words lie row by row.
 struct Operand {
   const uint8_t* words;
   const float* scales;
@@ -40,7 +52,8 @@ struct Inputs {
     stride = panels.steps() * panels.cols_of_step() * (panels.bits == 16 ? 2 : 1);
     groups = panels.groups();
     zero = panels.bits == 16 || panels.has_zeros ? 1 : 1 << (panels.bits - 1);
-    words.resize(num_rows * stride);
+    // Tiles are read whole, whether there are so many rows or not.
+    words.resize((num_rows + (kTiles ? kTileInputs : 0)) * stride);
     scales.resize(num_rows * groups);
     offsets.resize(num_rows * groups);
   }
@@ -49,12 +62,20 @@ struct Inputs {
   }
   // Word `step` of a row.
   uint8_t* word(const Tile& tile, int64_t row, int64_t step) {
+    if (in_tiles(tile.num)) return words.data() + row * stride + step * 4;
     return words.data() + tile.first * stride + (step * tile.num + row - tile.first) * 4;
   }
+  // From a word of a row to the next.
+  static int64_t pace(const Tile& tile) { return in_tiles(tile.num) ? 4 : tile.num * 4; }
 };
 
-// At most `most` rows a tile, as even as can be.
-static inline void tiles_of(int64_t first, int64_t end, int64_t most, std::vector<Tile>& tiles) {
+// As few passes as there can be: as even as can be, or whole tiles and the rest.
+static inline void tiles_of(int64_t first, int64_t end, std::vector<Tile>& tiles) {
+  const int64_t most = kMost;
+  if (kTiles && end - first > kInputs) {
+    for (; first < end; first += most) tiles.push_back({first, static_cast<int>(std::min(most, end - first))});
+    return;
+  }
   const int64_t rows = end - first, count = (rows + most - 1) / most;
   for (int64_t i = 0; i < count; i++)
     tiles.push_back({first + rows * i / count, static_cast<int>(rows * (i + 1) / count - rows * i / count)});
@@ -63,8 +84,8 @@ static inline void tiles_of(int64_t first, int64_t end, int64_t most, std::vecto
 // Takes a row that lies by itself into its place in a tile.
 static inline void put_words(Inputs& inputs, const Tile& tile, int64_t row, const Operand& from) {
   uint8_t* target = inputs.word(tile, row, 0);
-  const int64_t steps = inputs.stride / 4, num = tile.num;
-  for (int64_t s = 0; s < steps; s++) std::memcpy(target + s * num * 4, from.words + s * 4, 4);
+  const int64_t steps = inputs.stride / 4, num = tile.num, pace = Inputs::pace(tile);
+  for (int64_t s = 0; s < steps; s++) std::memcpy(target + s * pace, from.words + s * 4, 4);
   const int64_t meta = tile.first * inputs.groups + row - tile.first;
   for (int64_t g = 0; g < inputs.groups; g++) {
     inputs.scales[meta + g * num] = from.scales[g];
@@ -140,12 +161,12 @@ static inline void put_codes(Inputs& inputs, const Tile& tile, int64_t row, cons
 
 static inline void put_bf16(Inputs& inputs, const Tile& tile, int64_t row, const bf16* x, int64_t cols) {
   uint8_t* target = inputs.word(tile, row, 0);
-  const int64_t steps = inputs.stride / 4, num = tile.num;
+  const int64_t steps = inputs.stride / 4, pace = Inputs::pace(tile);
   const int64_t whole = cols / 2;
-  for (int64_t s = 0; s < whole; s++) std::memcpy(target + s * num * 4, x + s * 2, 4);
+  for (int64_t s = 0; s < whole; s++) std::memcpy(target + s * pace, x + s * 2, 4);
   if (whole == steps) return;
   const bf16 last[2] = {x[cols - 1], 0};
-  std::memcpy(target + whole * num * 4, last, 4);
+  std::memcpy(target + whole * pace, last, 4);
 }
 
 }  // namespace TURNOUT_ISA

@@ -79,7 +79,7 @@ static void gather_rows(Workspace& space, const Panels& gate_up, const bf16* x, 
 static void gate_and_up_panels(Workspace& space, const Panels& gate_up, int64_t active, int64_t first, int64_t end) {
   const int64_t F = gate_up.rows / 2, expert = space.routed.active[active];
   const bool codes = gate_up.bits != 16;
-  float sums[kInputs * 32], act[16];
+  alignas(64) float sums[kMost * 32], act[16];
   for (int64_t p = first; p < end; p++) {
     const int width = static_cast<int>(std::min<int64_t>(16, F - p * 16));
     for (int64_t i = space.first_tile[active]; i < space.first_tile[active + 1]; i++) {
@@ -110,7 +110,7 @@ static void down_panels(Workspace& space, const Panels& down, int64_t p0, int64_
   const int64_t D = down.rows, stride = (p1 - p0) * 32, num_active = static_cast<int64_t>(routed.active.size());
   static thread_local std::vector<float> totals;
   totals.assign(T * stride, 0.0f);
-  float sums[kInputs * 32];
+  alignas(64) float sums[kMost * 32];
   for (int64_t active = 0; active < num_active; active++) {
     const int64_t expert = routed.active[active], following = routed.active[std::min(active + 1, num_active - 1)];
     for (int64_t p = p0; p < p1; p++) {
@@ -144,7 +144,7 @@ static int mixture(const Panels& gate_up, const Panels& down, const bf16* x, con
   space.first_tile.clear();
   for (int64_t expert : routed.active) {
     space.first_tile.push_back(static_cast<int64_t>(space.tiles.size()));
-    tiles_of(routed.first[expert], routed.first[expert + 1], kInputs, space.tiles);
+    tiles_of(routed.first[expert], routed.first[expert + 1], space.tiles);
   }
   space.first_tile.push_back(static_cast<int64_t>(space.tiles.size()));
   gather_rows(space, gate_up, x, T);
@@ -153,6 +153,7 @@ static int mixture(const Panels& gate_up, const Panels& down, const bf16* x, con
   if (codes) space.activation.resize(R * F);
   const int64_t f_panels = gate_up.panels(), f_of_unit = 4, f_units = ceil_div(f_panels, f_of_unit);
   Pool::instance().run(num_active * f_units, [&](int64_t unit) {
+    const TilesOfUnit of_unit;
     const int64_t p = unit % f_units * f_of_unit;
     gate_and_up_panels(space, gate_up, unit / f_units, p, std::min(f_panels, p + f_of_unit));
   });
@@ -164,6 +165,7 @@ static int mixture(const Panels& gate_up, const Panels& down, const bf16* x, con
     });
   const int64_t d_panels = down.panels(), d_of_unit = 3;
   Pool::instance().run(ceil_div(d_panels, d_of_unit), [&](int64_t unit) {
+    const TilesOfUnit of_unit;
     down_panels(space, down, unit * d_of_unit, std::min(d_panels, (unit + 1) * d_of_unit), out, T);
   });
   return 0;
@@ -173,17 +175,18 @@ static int mixture(const Panels& gate_up, const Panels& down, const bf16* x, con
 static void map(const Panels& m, const bf16* x, void* out, int out_is_float, int64_t T) {
   Workspace& space = workspace();
   space.tiles.clear();
-  tiles_of(0, T, kInputs, space.tiles);
+  tiles_of(0, T, space.tiles);
   space.in.resize(T, m);
   run_if_many(T, static_cast<int64_t>(space.tiles.size()), [&](int64_t i) {
-    const bf16* rows[kInputs];
+    const bf16* rows[kMost];
     for (int n = 0; n < space.tiles[i].num; n++) rows[n] = x + (space.tiles[i].first + n) * m.cols;
     put_rows(space.in, space.tiles[i], m, rows);
   });
   // About 64 KiB of weights a unit: long enough to be worth a hand-over, short enough to share evenly.
   const int64_t panels = m.panels(), of_unit = std::max<int64_t>(1, 65536 / m.panel_bytes());
   Pool::instance().run(ceil_div(panels, of_unit), [&](int64_t unit) {
-    float sums[kInputs * 32];
+    const TilesOfUnit tiles_of_unit;
+    alignas(64) float sums[kMost * 32];
     for (int64_t p = unit * of_unit; p < std::min(panels, (unit + 1) * of_unit); p++)
       for (const Tile& tile : space.tiles) {
         const bool last = tile.first + tile.num == T;

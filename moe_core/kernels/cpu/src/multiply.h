@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "inputs.h"
+#include "tiles.h"
 #include "vec16.h"
 
 namespace TURNOUT_ISA {
@@ -127,9 +128,11 @@ static void multiply_codes(const Panels& m, const uint8_t* panel, const uint8_t*
     });
 }
 
-// out[n * 32 + lane] for `num` inputs, at most kInputs; `next` is read after this panel.
+// out[n * 32 + lane] for `num` inputs, at most kMost; `next` is read after this panel.
 static inline void multiply(int num, const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x,
                             float* out) {
+  if constexpr (kTiles)
+    if (in_tiles(num)) return multiply_in_tiles(num, m, panel, x, out);
 #define TURNOUT_CASE(N)                                                                \
   case N:                                                                              \
     if constexpr (N <= kInputs) {                                                      \

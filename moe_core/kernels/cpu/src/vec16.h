@@ -41,6 +41,7 @@ static inline F16 to_float(I16 x) { return _mm512_cvtepi32_ps(x); }
 static inline F16 mul(F16 a, F16 b) { return _mm512_mul_ps(a, b); }
 static inline F16 fma(F16 acc, F16 a, F16 b) { return _mm512_fmadd_ps(a, b, acc); }
 static inline I16 mul(I16 a, I16 b) { return _mm512_mullo_epi32(a, b); }
+static inline I16 add(I16 a, I16 b) { return _mm512_add_epi32(a, b); }
 static inline F16 load_half(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -98,6 +99,7 @@ static inline F16 load_f(const float* p) { F16 out; std::memcpy(&out, p, 64); re
 static inline void store_f(float* p, F16 x) { std::memcpy(p, &x, 64); }
 static inline F16 to_float(I16 x) { F16 out; TURNOUT_EACH out.p[i] = __builtin_convertvector(x.p[i], Fp); return out; }
 static inline F16 mul(F16 a, F16 b) { F16 out; TURNOUT_EACH out.p[i] = a.p[i] * b.p[i]; return out; }
+static inline I16 add(I16 a, I16 b) { TURNOUT_EACH a.p[i] += b.p[i]; return a; }
 static inline I16 mul(I16 a, I16 b) { I16 out; TURNOUT_EACH out.p[i] = a.p[i] * b.p[i]; return out; }
 static inline Fp fma_part(Fp acc, Fp a, Fp b) {
 #if defined(__FMA__)

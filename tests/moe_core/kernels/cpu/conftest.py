@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from moe_core.kernels.cpu.build import X86_SETS, CompilerError, build
+from moe_core.kernels.cpu.build import (
+    FLAGS,
+    SOURCES,
+    X86_SETS,
+    CompilerError,
+    build,
+    compiler,
+    instruction_sets,
+)
 from moe_core.kernels.cpu.library import Library
+
+SOFT_TILES = "tiles in software"
 
 
 @pytest.fixture(scope="session")
@@ -19,22 +30,35 @@ def compiled() -> Library:
         pytest.skip(f"the kernels cannot be compiled here: {error}")
 
 
+@pytest.fixture(scope="session")
+def tiled(compiled: Library, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The code for AMX with each instruction of tiles written out, for processors that have none."""
+    path = tmp_path_factory.mktemp("tiles") / "tiles.so"
+    best = instruction_sets()["avx512_bf16" if compiled.isa == "amx" else compiled.isa]
+    flags = [*FLAGS, *best, "-DTURNOUT_ISA=generic", "-DTURNOUT_SOFT_TILES", "-DTURNOUT_ONE_SET", "-shared"]
+    sources = [str(SOURCES / name) for name in ("ops.cpp", "abi.cpp")]
+    subprocess.run([compiler(), *flags, *sources, "-o", str(path)], check=True, capture_output=True)
+    return Library(path)
+
+
 @pytest.fixture(
-    params=[(isa, threads) for isa in X86_SETS for threads in (1, 3)], ids=lambda p: f"{p[0]}-{p[1]}"
+    params=[*((isa, threads) for isa in X86_SETS for threads in (1, 3)), (SOFT_TILES, 1)],
+    ids=lambda p: f"{p[0]}-{p[1]}",
 )
 def kernels(request, compiled: Library, monkeypatch) -> Iterator[Library]:
     """The library, used by every module that asks for it, without gradients."""
     before = compiled.isa
     isa, num_threads = request.param
-    if not compiled.use_isa(isa):
+    used = request.getfixturevalue("tiled") if isa == SOFT_TILES else compiled
+    if isa != SOFT_TILES and not compiled.use_isa(isa):
         pytest.skip(f"this processor has no {isa}")
-    compiled.set_threads(num_threads)
+    used.set_threads(num_threads)
     for module in ("linear", "experts", "attention", "attach", "panels"):
-        monkeypatch.setattr(f"moe_core.kernels.cpu.{module}.library", lambda: compiled)
+        monkeypatch.setattr(f"moe_core.kernels.cpu.{module}.library", lambda: used)
     with torch.no_grad():
-        yield compiled
+        yield used
     compiled.use_isa(before)
-    compiled.set_threads(1)
+    used.set_threads(1)
 
 
 def poisoned(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:

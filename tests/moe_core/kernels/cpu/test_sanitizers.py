@@ -17,8 +17,10 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"
 
 
 def test_no_kernel_reads_or_writes_out_of_bounds(compiled: Library, tmp_path: Path) -> None:
-    """The set that this processor uses, and the plain one that any has."""
-    sets = {isa: instruction_sets()[isa] for isa in {compiled.isa, "generic"}}
+    """The set that this processor uses, the plain one that any has, and the code for tiles without the instructions."""
+    best = "avx512_bf16" if compiled.isa == "amx" else compiled.isa
+    sets = {isa: instruction_sets()[isa] for isa in {best, "generic"}}
+    sets["tiles"] = (*instruction_sets()[best], "-DTURNOUT_SOFT_TILES")
     try:
         tool = compiler()
     except CompilerError as error:
