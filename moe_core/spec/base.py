@@ -61,7 +61,9 @@ def _lists_as_tuples(schema: Any) -> Any:
 class Spec(BaseModel):
     """A frozen specification that refuses fields it does not know, and numbers written as words, truths or fractions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, strict=True, use_attribute_docstrings=True
+    )
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

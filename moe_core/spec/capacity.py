@@ -22,11 +22,16 @@ class CapacitySpec(Spec):
     """
 
     train_factor: CapacityFactor | None = 1.25
+    """How many times its fair share an expert takes while training; null for no limit."""
     eval_factor: CapacityFactor | None = None
+    """The same when serving."""
     overflow: OverflowPolicy = "drop"
-    # Who goes first where there is no room for all: earlier tokens, or those with the higher weight (V-MoE).
+    """What becomes of a token whose expert is full."""
     priority: Literal["position", "weight"] = "position"
+    """Who goes first where there is no room for all: earlier tokens, or those with the higher weight (V-MoE).
+    """
     min_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 1
+    """What an expert takes in any case."""
 
     def tokens_an_expert(
         self, num_tokens: int, num_experts: int, top_k: int, *, training: bool

@@ -41,8 +41,11 @@ class SwigluExpert(Spec):
     """down(act(gate(x)) · up(x)), three maps."""
 
     kind: Literal["swiglu"] = "swiglu"
+    """The name of this kind of expert."""
     width: Width
+    """Its neurons."""
     activation: Literal["silu", "gelu"] = "silu"
+    """What stands between its maps."""
 
     def matrices(self, hidden_size: int) -> tuple[Matrix, ...]:
         """Gate, up and down, in the order in which they are packed; named as Mixtral does."""
@@ -54,9 +57,13 @@ class MlpExpert(Spec):
     """down(act(up(x))), two maps, perhaps with biases."""
 
     kind: Literal["mlp"] = "mlp"
+    """The name of this kind of expert."""
     width: Width
+    """Its neurons."""
     activation: PlainActivation = "gelu"
+    """What stands between its maps."""
     bias: bool = False
+    """Whether its maps have biases."""
 
     def matrices(self, hidden_size: int) -> tuple[Matrix, ...]:
         """Up and down; biases come after them."""
@@ -68,6 +75,7 @@ class IdentityExpert(Spec):
     """x itself (MoE++ calls it copy)."""
 
     kind: Literal["identity"] = "identity"
+    """The name of this kind of expert."""
 
     def matrices(self, hidden_size: int) -> tuple[Matrix, ...]:
         """None."""
@@ -78,6 +86,7 @@ class ZeroExpert(Spec):
     """Nothing: the token passes by on the residual alone."""
 
     kind: Literal["zero"] = "zero"
+    """The name of this kind of expert."""
 
     def matrices(self, hidden_size: int) -> tuple[Matrix, ...]:
         """None."""
@@ -88,6 +97,7 @@ class ConstantExpert(Spec):
     """a · x + b · v with (a, b) = softmax(W x) and a learnt v: W (2, D), v (D,)."""
 
     kind: Literal["constant"] = "constant"
+    """The name of this kind of expert."""
 
     def matrices(self, hidden_size: int) -> tuple[Matrix, ...]:
         """W and v."""

@@ -44,10 +44,11 @@ class Gate(Spec):
 class LinearGate(Gate):
     """A gate whose logits are one map of the hidden state."""
 
-    # A bias on the logits (gpt-oss); it counts for choice and weight.
     logit_bias: bool = False
-    # A bias for each expert that counts for the choice only: the lever of loss-free balancing, stored with the model.
+    """A bias on the logits (gpt-oss); it counts for choice and weight."""
     selection_bias: bool = False
+    """A bias for each expert that counts for the choice only: the lever of loss-free balancing, stored with the model.
+    """
 
 
 class SoftmaxTopk(LinearGate):
@@ -57,7 +58,9 @@ class SoftmaxTopk(LinearGate):
     """
 
     kind: Literal["softmax_topk"] = "softmax_topk"
+    """The name of this gate."""
     order: Literal["before", "after"] = "before"
+    """Where the softmax stands: before the choice, over all experts, or after it, over the chosen."""
 
     def sums_to_one(self, norm_topk_prob: bool) -> bool:
         """A softmax of the chosen does."""
@@ -68,13 +71,19 @@ class SigmoidGroups(LinearGate):
     """Scores of each expert by itself, the k best of the best groups (DeepSeek-V3; one group: any sigmoid gate)."""
 
     kind: Literal["sigmoid_groups"] = "sigmoid_groups"
+    """The name of this gate."""
     selection_bias: bool = True
+    """A bias for each expert that counts for the choice only, as in LinearGate; V3 has one, V2 none."""
     num_groups: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Into how many groups of equal size the experts are cut; 1 for none."""
     topk_group: Annotated[int, Field(ge=1, le=1024)] = 1
+    """From how many of the groups, the best ones, a token takes its experts."""
     routed_scaling_factor: Factor = 1.0
+    """What the weights of the chosen are multiplied by at last."""
     scores: Literal["sigmoid", "softmax", "sqrtsoftplus"] = "sigmoid"
-    # What a group is worth: its two best experts (V3) or its best one (V2).
+    """What makes scores of logits."""
     group_score: Literal["two_best", "best"] = "two_best"
+    """What a group is worth: its two best experts (V3) or its best one (V2)."""
 
     def complaint(self, num_experts: int, top_k: int) -> str | None:
         """Groups are of equal size, and the chosen ones hold k experts."""
@@ -98,6 +107,7 @@ class Sparsemax(LinearGate):
 
     leaves_places_empty: ClassVar[bool] = True
     kind: Literal["sparsemax"] = "sparsemax"
+    """The name of this gate."""
 
 
 class TopP(LinearGate):
@@ -105,14 +115,18 @@ class TopP(LinearGate):
 
     leaves_places_empty: ClassVar[bool] = True
     kind: Literal["top_p"] = "top_p"
+    """The name of this gate."""
     p: Share = 0.7
+    """The probability that the chosen experts reach together."""
 
 
 class Switch(LinearGate):
     """The best expert, weighed by its probability (Switch Transformers); jitter multiplies inputs while training."""
 
     kind: Literal["switch"] = "switch"
+    """The name of this gate."""
     jitter: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Inputs are multiplied by a random number from 1 - jitter to 1 + jitter while training."""
 
     def complaint(self, num_experts: int, top_k: int) -> str | None:
         """One expert a token."""
@@ -127,7 +141,9 @@ class GshardTop2(LinearGate):
     """The best expert and a second one, which is kept with probability min(1, 2 · its weight) while training."""
 
     kind: Literal["gshard_top2"] = "gshard_top2"
+    """The name of this gate."""
     random_second: bool = True
+    """Keep the second expert by chance while training; otherwise always."""
 
     def complaint(self, num_experts: int, top_k: int) -> str | None:
         """Two experts a token."""
@@ -138,22 +154,29 @@ class NoisyTopk(LinearGate):
     """Logits with learnt noise while training (Shazeer 2017); without noise when serving."""
 
     kind: Literal["noisy_topk"] = "noisy_topk"
+    """The name of this gate."""
     noise_floor: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-2
+    """The least standard deviation of the noise."""
 
 
 class Sinkhorn(LinearGate):
     """While training the choice is made on scores that Sinkhorn's iterations have evened out; weights stay the gate's."""
 
     kind: Literal["sinkhorn"] = "sinkhorn"
+    """The name of this gate."""
     num_iterations: Annotated[int, Field(ge=1, le=1000)] = 20
+    """How often rows and columns are scaled in turn."""
 
 
 class Quantile(LinearGate):
     """While training each expert's threshold is moved to the quantile of the batch that gives it its fair share."""
 
     kind: Literal["quantile"] = "quantile"
+    """The name of this gate."""
     selection_bias: bool = True
+    """The thresholds found, stored and served; this gate has them always."""
     num_iterations: Annotated[int, Field(ge=1, le=1000)] = 10
+    """How often the thresholds are moved for one batch."""
 
 
 class ExpertChoice(LinearGate):
@@ -162,7 +185,9 @@ class ExpertChoice(LinearGate):
     sees_the_batch: ClassVar[bool] = True
     leaves_places_empty: ClassVar[bool] = True
     kind: Literal["expert_choice"] = "expert_choice"
+    """The name of this gate."""
     capacity_factor: Factor = 1.0
+    """How many times its fair share of tokens an expert picks."""
 
     def num_places(self, num_experts: int, top_k: int) -> int:
         """All experts may pick the same token."""
@@ -180,7 +205,9 @@ class Base(LinearGate):
     """
 
     kind: Literal["base"] = "base"
+    """The name of this gate."""
     centroids: Literal["learned", "semantic"] = "learned"
+    """How the gate starts: at random, or from clusters of the token embeddings."""
 
     def complaint(self, num_experts: int, top_k: int) -> str | None:
         """One expert a token."""
@@ -196,19 +223,25 @@ class Soft(Gate):
 
     sees_the_batch: ClassVar[bool] = True
     kind: Literal["soft"] = "soft"
+    """The name of this gate."""
     slots_per_expert: Annotated[int, Field(ge=1, le=1 << 16)] = 1
-    # Unit length for tokens and slots, with one learnt scale: without it wide models saturate (Puigcerver, section 2.3).
+    """How many mixtures of tokens each expert computes for each sequence."""
     normalise: bool = True
+    """Unit length for tokens and slots, with one learnt scale: without it wide models saturate (Puigcerver, section
+    2.3)."""
 
 
 class Hash(Gate):
     """A table from token to experts: nothing is learnt about where to go."""
 
     kind: Literal["hash"] = "hash"
+    """The name of this gate."""
     choice: Literal["balanced", "random", "clustered"] = "random"
-    # Equal weights, or the softmax of a learnt gate over the table's experts.
+    """How the table is made: loads evened by word frequency, at random, or by clusters of the embeddings."""
     weights: Literal["equal", "learned"] = "equal"
+    """Equal weights, or the softmax of a learnt gate over the table's experts."""
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
+    """Of the random table."""
 
     def sums_to_one(self, norm_topk_prob: bool) -> bool:
         """Both kinds of weights do."""
@@ -219,9 +252,13 @@ class Hierarchical(Gate):
     """Domain, then group, then expert: the product of three softmaxes, and the k best of all. Equal, contiguous parts."""
 
     kind: Literal["hierarchical"] = "hierarchical"
+    """The name of this gate."""
     selection_bias: bool = False
+    """A bias for each expert that counts for the choice only."""
     num_domains: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Into how many domains the experts are cut."""
     groups_per_domain: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Into how many groups each domain is cut."""
 
     @property
     def num_groups(self) -> int:

@@ -21,20 +21,33 @@ class LayoutSpec(Spec):
     """Layers, experts and top-k to lay over a dense model; widths of None mean the dense width."""
 
     moe_layers: Annotated[tuple[LayerIndex, ...], Field(min_length=1, max_length=512)]
+    """Numbers of the layers that get experts, ascending."""
     num_experts: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Routed experts in each of them."""
     top_k: Annotated[int, Field(ge=1, le=64)] = 2
+    """How many of them a token sees."""
     num_shared_experts: Annotated[int, Field(ge=0, le=1)] = 0
+    """1 for an expert that every token sees beside the routed ones."""
     moe_intermediate_size: Width | None = None
+    """Width of a routed expert; null for the dense width."""
     shared_intermediate_size: Width | None = None
+    """Width of the shared expert; null for the dense width."""
     norm_topk_prob: bool = True
-    # Divides the logits of every gate; a schedule stands in its place.
+    """Whether the weights of the chosen are made to sum to one."""
     temperature: Annotated[float, Field(ge=1e-3, le=100.0)] = 1.0
+    """Divides the logits of every gate; a schedule stands in its place."""
     temperature_schedule: TemperatureSpec | None = None
+    """A temperature that moves while the gate learns, instead of `temperature`."""
     gate: GateSpec = SoftmaxTopk()
+    """How tokens find their experts."""
     capacity: CapacitySpec | None = None
-    # What each expert is, where they are not all alike: kinds and widths, `moe_intermediate_size` left out.
+    """How many tokens an expert may take; null for no limit."""
     expert_kinds: ExpertKinds | None = None
+    """What each expert is, where they are not all alike: kinds and widths, `moe_intermediate_size` left out.
+    """
     free_expert_cost: Annotated[float, Field(gt=0.0, le=10.0)] = 0.75
+    """What a token on an expert without a feed-forward counts for when loads are evened; others count by their FLOPs.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -24,9 +24,13 @@ class DomainSpec(Spec):
     """One business domain with its names and its experts."""
 
     code: Code
+    """The short name that requests and rows of logs carry."""
     name_en: Annotated[str, Field(min_length=1, max_length=200)]
+    """Its English name."""
     name_zh: Annotated[str, Field(min_length=1, max_length=200)]
+    """Its Chinese name."""
     experts: Annotated[ExpertSet, Field(min_length=1)]
+    """Numbers of the experts that answer for it, the same in every expert layer."""
 
 
 class LayerPrior(Spec):
@@ -37,23 +41,34 @@ class LayerPrior(Spec):
     """
 
     mode: PriorMode = "bias"
+    """What is done with the logits of the experts."""
     strength: PriorStrength = 1.0
+    """Of "bias": what is added to the logits of the domain's experts."""
     floor: FloorShare = 0.5
+    """Of "floor": the share of the softmax that they have at least, together."""
 
 
 class RoutingSpec(Spec):
     """The map from domains to experts, and the weights of the losses that teach it to the router."""
 
     domains: Annotated[tuple[DomainSpec, ...], Field(max_length=256)] = ()
+    """The domains; a request names one of them, or none."""
     general_experts: ExpertSet = ()
+    """Experts of no domain, which a mask leaves to every request."""
     label_weight: Weight = 0.5
+    """Weight of the loss that sends a domain's tokens to its experts, while routers are tuned."""
     balance_weight: Weight = 1.0
+    """Weight of the loss that evens the loads."""
     z_weight: Weight = 0.0
+    """Weight of the loss that keeps logits small."""
     prior_mode: PriorMode = "bias"
+    """What a request's domain does in every layer that `prior_layers` does not name."""
     prior_strength: PriorStrength = 1.0
+    """Of "bias", as in LayerPrior."""
     prior_floor: FloorShare = 0.5
-    # Layers that do otherwise, by their number in the model.
+    """Of "floor", as in LayerPrior."""
     prior_layers: Annotated[dict[LayerKey, LayerPrior], Field(max_length=512)] = {}
+    """Layers that do otherwise, by their number in the model."""
 
     @model_validator(mode="before")
     @classmethod

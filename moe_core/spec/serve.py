@@ -7,8 +7,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from moe_core.spec.base import ExpertIndex, LayerIndex, Spec
-from moe_core.spec.routing import DomainSpec, FloorShare, LayerPrior, PriorMode, PriorStrength, RoutingSpec
+from moe_core.spec.base import ExpertIndex, Spec
+from moe_core.spec.routing import (
+    DomainSpec,
+    FloorShare,
+    LayerKey,
+    LayerPrior,
+    PriorMode,
+    PriorStrength,
+    RoutingSpec,
+)
 
 # sun_path holds 108 bytes including the closing NUL.
 MAX_SOCKET_PATH_BYTES = 107
@@ -41,7 +49,7 @@ class ServeSpec(Spec):
     prior_mode: PriorMode = "bias"
     prior_strength: PriorStrength = 1.0
     prior_floor: FloorShare = 0.5
-    prior_layers: Annotated[dict[LayerIndex, LayerPrior], Field(max_length=512)] = {}
+    prior_layers: Annotated[dict[LayerKey, LayerPrior], Field(max_length=512)] = {}
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     # "auto" is the GPU where there is one.
     device: Literal["auto", "cpu", "cuda"] = "auto"

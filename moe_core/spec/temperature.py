@@ -17,10 +17,15 @@ class TemperatureSpec(Spec):
     """From `start` to `end` over `num_steps` steps; `step` is where training stands, and what a served model uses."""
 
     kind: Literal["constant", "linear", "cosine", "exponential"] = "cosine"
+    """The shape of the way."""
     start: Temperature = 2.0
+    """The temperature at step 0."""
     end: Temperature = 1.0
+    """The temperature from `num_steps` on."""
     num_steps: Annotated[int, Field(ge=1, le=1 << 31)] = 1000
+    """How long the way is."""
     step: Annotated[int, Field(ge=0, le=1 << 31)] = 0
+    """Where training stands."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

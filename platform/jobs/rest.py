@@ -25,7 +25,10 @@ MAX_EVENTS = 500
 
 
 class JobIn(serializers.Serializer):
-    """What to do; the shape of `spec` follows from `kind` (docs: jobs.specs.ImportRequest, TuneRequest)."""
+    """What to do; the shape of `spec` follows from `kind` (docs: jobs.specs.ImportRequest, TuneRequest, OperateRequest).
+
+    The `operation` of a job of kind `operate` is an OperationSpec.
+    """
 
     kind = serializers.ChoiceField(choices=JobKind.choices)
     name = serializers.CharField(max_length=120, required=False, default="", allow_blank=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import mixins, serializers, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.request import Request
@@ -19,6 +19,7 @@ from registry.describe import CONTEXT_TOKENS
 from registry.selectors import version_get
 
 
+@extend_schema_field({"$ref": "#/components/schemas/LayoutSpec"})
 class LayoutSpecField(serializers.DictField):
     """A moe_core LayoutSpec; moe_core checks it."""
 

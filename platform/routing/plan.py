@@ -13,8 +13,8 @@ from common.told import told_faults
 from moe_core.errors import SpecError
 from moe_core.sentences import CORE
 from moe_core.spec import RoutingSpec
-from moe_core.spec.base import Fault, LayerIndex, Spec, Weight, refuse
-from moe_core.spec.routing import FloorShare, LayerPrior, PriorMode, PriorStrength
+from moe_core.spec.base import Fault, Spec, Weight, refuse
+from moe_core.spec.routing import FloorShare, LayerKey, LayerPrior, PriorMode, PriorStrength
 from routing.models import CODE, NUM_COLOURS
 
 MAX_DOMAINS = 64
@@ -50,7 +50,7 @@ class PolicyPlan(Spec):
     prior_strength: PriorStrength = 1.0
     prior_floor: FloorShare = 0.5
     # Layers of the model that do otherwise, by their number.
-    prior_layers: Annotated[dict[LayerIndex, LayerPrior], Field(max_length=512)] = {}
+    prior_layers: Annotated[dict[LayerKey, LayerPrior], Field(max_length=512)] = {}
 
 
 class MapPlan(Spec):
@@ -76,7 +76,9 @@ class MapPlan(Spec):
         repeated = sorted({code for code in codes if codes.count(code) > 1})
         if repeated:
             yield ("domains",), CORE.say("domains_repeated", codes=", ".join(repeated))
-        owners = [(("domains", row, "experts"), one.code, one.experts) for row, one in enumerate(self.domains)]
+        owners = [
+            (("domains", row, "experts"), one.code, one.experts) for row, one in enumerate(self.domains)
+        ]
         for place, owner, experts in [*owners, (("general_experts",), "general", self.general_experts)]:
             if experts and max(experts) >= self.num_experts:
                 yield (
@@ -90,7 +92,9 @@ class MapPlan(Spec):
 
     def routing_spec(self) -> RoutingSpec:
         """The map as moe_core reads it."""
-        domains = [domain.model_dump(include={"code", "name_en", "name_zh", "experts"}) for domain in self.domains]
+        domains = [
+            domain.model_dump(include={"code", "name_en", "name_zh", "experts"}) for domain in self.domains
+        ]
         return RoutingSpec.parse(
             {"domains": domains, "general_experts": self.general_experts, **self.policy.model_dump()}
         )

@@ -198,6 +198,10 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": r"/api/v1",
     "COMPONENT_SPLIT_REQUEST": True,
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "api.specifications.with_specifications",
+    ],
     # Each of these is called "state" where it stands.
     "ENUM_NAME_OVERRIDES": {
         "InvitationStateEnum": "accounts.models.InvitationState",
