@@ -106,7 +106,6 @@ CORE = Sentences(
         "no_such_place": "expert {expert} is outside the {num_experts} experts of a group",
         "no_twins": "the model has no twins to release; grow it with method 'twin' first",
         "unsplit": "moe_intermediate_size ({width}) must be divisible by {parts} to split the experts",
-        "uncut": "intermediate_size ({width}) must be divisible by granularity ({granularity})",
         "student_larger": "a student may not be larger than its teacher: {asked} is more than {own}",
         "layers_differ": "layers with another attention than the rest cannot be left out; keep all of them",
         "no_such_expert": "expert {expert} is outside the {num_experts} experts of a layer",

@@ -91,7 +91,9 @@ def cut_layout(dense: ModelSpec, layout: LayoutSpec, granularity: int) -> Layout
     if granularity == 1:
         return layout
     if dense.intermediate_size % granularity:
-        raise SpecError.of("uncut", width=dense.intermediate_size, granularity=granularity)
+        raise SpecError.of(
+            "granularity_divides", name="intermediate_size", value=dense.intermediate_size, granularity=granularity
+        )
     width = dense.intermediate_size // granularity
     return LayoutSpec.parse({**layout.model_dump(), "moe_intermediate_size": width})
 

@@ -114,9 +114,6 @@ WORDS: Mapping[str, str] = {
     ),
     "no_twins": gettext_noop("The version has no twins to release; grow it by twins first."),
     "unsplit": gettext_noop("An expert of width %(width)s cannot be cut into %(parts)s equal parts."),
-    "uncut": gettext_noop(
-        "The feed-forward of width %(width)s cannot be cut into %(granularity)s equal slices."
-    ),
     "student_larger": gettext_noop(
         "A student may not be larger than its teacher: %(asked)s is more than %(own)s."
     ),
