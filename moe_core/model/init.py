@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from moe_core.model.decoder import Decoder
-from moe_core.routers.start import start_gate
+from moe_core.routers.start import Words, start_gate
 from moe_core.spec import ModelSpec
 
 
@@ -23,6 +23,7 @@ def random_decoder(
                 continue
             else:
                 parameter.normal_(0.0, std, generator=generator)
+        words = Words(model.embed_tokens.weight)
         for layer in model.moe_layers():
-            start_gate(layer.moe, layer.router.tensors, generator, std, model.embed_tokens.weight)
+            start_gate(layer.moe, layer.router.tensors, generator, std, words, layer.layer)
     return model

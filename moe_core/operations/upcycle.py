@@ -37,7 +37,7 @@ from moe_core.model.decoder import Block, Decoder
 from moe_core.model.layers import DenseMlp, MoeMlp
 from moe_core.operations.parts import decoder_of, rebuilt
 from moe_core.operations.watch import Watch, unwatched
-from moe_core.routers.start import start_gate
+from moe_core.routers.start import Words, start_gate
 from moe_core.spec import LayoutSpec, ModelSpec, MoeSpec
 from moe_core.spec.expert_kinds import ExpertKind, MlpExpert, SwigluExpert
 from moe_core.spec.foresee import cut_layout
@@ -152,22 +152,26 @@ def keeps_function(dense: ModelSpec, layout: LayoutSpec, granularity: int = 1) -
 
 
 @torch.no_grad()
-def upcycle(dense: Decoder, spec: UpcycleSpec, watch: Watch = unwatched) -> tuple[Decoder, dict[str, Any]]:
+def upcycle(
+    dense: Decoder, spec: UpcycleSpec, watch: Watch = unwatched, counts_V: Tensor | None = None
+) -> tuple[Decoder, dict[str, Any]]:
     """A mixture made of a dense decoder, which is left as it is, and what it has become.
 
     With noise 0 and a plan that keeps the function, outputs equal the dense model's to rounding. Equal seeds give equal
-    models. Raises SpecError for a layout that does not fit.
+    models. `counts_V` (V,) says how often each vocabulary entry occurs, for hash gates that balance by frequency; without
+    it entries are taken to be listed from frequent to rare. Raises SpecError for a layout that does not fit.
     """
     dense = decoder_of(dense)
     layout = cut_layout(dense.spec, spec.layout, spec.granularity)
     plan = plan_upcycle(dense.spec, layout, spec.granularity)
     model = rebuilt(dense, layout.applied_to(dense.spec))
     generator = torch.Generator().manual_seed(spec.seed)
+    words = Words(dense.embed_tokens.weight, counts_V)
     for done, moe in enumerate(model.moe_layers(), start=1):
         block = dense.layers[moe.layer]
         assert isinstance(block, Block) and isinstance(block.mlp, DenseMlp)
         gate = moe.router.tensors
-        start_gate(moe.moe, gate, generator, spec.router_std, dense.embed_tokens.weight)
+        start_gate(moe.moe, gate, generator, spec.router_std, words, moe.layer)
         if spec.granularity > 1:
             gate["weight"].copy_(
                 gate["weight"][:: spec.granularity].repeat_interleave(spec.granularity, dim=0)

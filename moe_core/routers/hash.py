@@ -6,6 +6,8 @@ Source: Roller et al. 2021, "Hash Layers for Large Sparse Models", arXiv 2106.04
 
 from __future__ import annotations
 
+import heapq
+
 import torch
 from torch import Tensor
 
@@ -68,17 +70,24 @@ def random_table(vocab_size: int, num_experts: int, top_k: int, seed: int) -> Te
 def balanced_table(counts_V: Tensor, num_experts: int, top_k: int, seed: int) -> Tensor:
     """(V, K): entries from the most to the least frequent, each to the k experts that carry least so far.
 
-    `counts_V` says how often each entry occurs. Ties are broken by a number drawn for each expert and entry.
+    `counts_V` says how often each entry occurs. Ties are broken by numbers that are drawn.
     """
     generator = torch.Generator().manual_seed(seed)
-    load_E = torch.zeros(num_experts, dtype=torch.float64)
+    order_V = torch.argsort(counts_V, descending=True, stable=True)
+    counts = counts_V[order_V].tolist()
+    drawn = torch.rand(counts_V.shape[0] * top_k + num_experts, generator=generator).tolist()
+    ties = iter(drawn[num_experts:])
+    # (load, tie, expert), the least first.
+    experts = [(0.0, drawn[expert], expert) for expert in range(num_experts)]
+    heapq.heapify(experts)
+    rows = []
+    for count in counts:
+        least = [heapq.heappop(experts) for _ in range(top_k)]
+        rows.append([expert for _, _, expert in least])
+        for load, _, expert in least:
+            heapq.heappush(experts, (load + count, next(ties), expert))
     table_VK = torch.empty(counts_V.shape[0], top_k, dtype=torch.int64)
-    tie_VE = torch.rand(counts_V.shape[0], num_experts, generator=generator).argsort(-1)
-    for entry in torch.argsort(counts_V, descending=True, stable=True).tolist():
-        shuffled_E = tie_VE[entry]
-        least_K = shuffled_E[load_E[shuffled_E].argsort(stable=True)[:top_k]]
-        table_VK[entry] = least_K
-        load_E[least_K] += float(counts_V[entry])
+    table_VK[order_V] = torch.tensor(rows, dtype=torch.int64).view(-1, top_k)
     return table_VK
 
 

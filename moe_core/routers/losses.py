@@ -60,10 +60,13 @@ def share_of_load(load_E: Tensor) -> Tensor:
     return torch.where(total > 0, load_E / total.clamp(min=1.0), 1.0 / load_E.shape[-1])
 
 
-def sequence_balance_loss(routing: Routing, real_T: Tensor, sequence_T: Tensor) -> Tensor:
+def sequence_balance_loss(
+    routing: Routing, real_T: Tensor, sequence_T: Tensor, cost_E: Tensor | None = None
+) -> Tensor:
     """The balance loss of each sequence by itself, then their mean: keeps every single sequence from being lopsided.
 
     `sequence_T` (int64) numbers the sequence of each token. Sequences without a real token do not count.
+    `cost_E` as in `balance_loss`.
     Source: DeepSeek-AI 2024, "DeepSeek-V3", eq. 17-20.
     """
     if not real_T.any():
@@ -77,7 +80,9 @@ def sequence_balance_loss(routing: Routing, real_T: Tensor, sequence_T: Tensor) 
         0, place_R, routing.probs_TE[real_T]
     )
     mean_BE = mean_BE / torch.bincount(place_R, minlength=len(names))[:, None]
-    return num_experts * (share_of_load(counts) * mean_BE).sum(-1).mean()
+    if cost_E is None:
+        return num_experts * (share_of_load(counts) * mean_BE).sum(-1).mean()
+    return cost_E.reciprocal().sum() * (cost_E * share_of_load(counts) * mean_BE).sum(-1).mean()
 
 
 def importance_loss(routing: Routing, real_T: Tensor) -> Tensor:

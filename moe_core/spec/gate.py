@@ -25,6 +25,9 @@ class Gate(Spec):
 
     # The choice of a token hangs on the other tokens of its batch: not for serving one token after the other.
     sees_the_batch: ClassVar[bool] = False
+    # Why a tuning job refuses the gate, and why it cannot answer token after token; None where neither is so.
+    not_tuned: ClassVar[str | None] = None
+    not_served: ClassVar[str | None] = None
     # A token may have fewer experts than places.
     leaves_places_empty: ClassVar[bool] = False
 
@@ -183,6 +186,11 @@ class ExpertChoice(LinearGate):
     """Every expert picks its tokens: ⌈capacity_factor · T · K / E⌉ of them."""
 
     sees_the_batch: ClassVar[bool] = True
+    not_tuned: ClassVar[str | None] = (
+        "whether an expert takes a token hangs on the other tokens of the batch, so what a job measures on its windows "
+        "says nothing about other batches; choose a gate whose tokens choose, such as quantile for even loads"
+    )
+    not_served: ClassVar[str | None] = "whether an expert takes a token hangs on later tokens"
     leaves_places_empty: ClassVar[bool] = True
     kind: Literal["expert_choice"] = "expert_choice"
     """The name of this gate."""
@@ -222,6 +230,11 @@ class Soft(Gate):
     """Soft MoE: every slot of an expert is a mixture of tokens, every token a mixture of slots."""
 
     sees_the_batch: ClassVar[bool] = True
+    not_tuned: ClassVar[str | None] = (
+        "its slots mix every token of a window, later ones included, so that a language-model loss rewards reading ahead; "
+        "choose a gate that sends each token by itself, such as softmax_topk"
+    )
+    not_served: ClassVar[str | None] = "its slots mix later tokens into earlier ones"
     kind: Literal["soft"] = "soft"
     """The name of this gate."""
     slots_per_expert: Annotated[int, Field(ge=1, le=1 << 16)] = 1
@@ -237,11 +250,17 @@ class Hash(Gate):
     kind: Literal["hash"] = "hash"
     """The name of this gate."""
     choice: Literal["balanced", "random", "clustered"] = "random"
-    """How the table is made: loads evened by word frequency, at random, or by clusters of the embeddings."""
+    """How the table is made: loads evened by how often each token occurs in the training logs (without logs by the order of
+    the vocabulary), at random, or by clusters of the embeddings."""
     weights: Literal["equal", "learned"] = "equal"
     """Equal weights, or the softmax of a learnt gate over the table's experts."""
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     """Of the random table."""
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the table is made from how often each token occurs."""
+        return self.choice == "balanced"
 
     def sums_to_one(self, norm_topk_prob: bool) -> bool:
         """Both kinds of weights do."""

@@ -170,3 +170,12 @@ class Dealer:
     def _epoch(self, epoch: int) -> list[int]:
         order = random.Random(f"{self.seed}/{self.name}/{epoch}")
         return order.sample(self.places, len(self.places))
+
+
+def token_counts(path: Path, tokenizer: ChatTokenizer, vocab_size: int) -> Tensor:
+    """(V,) int64: how often each vocabulary entry occurs in a file of logs, as a model reads them."""
+    counts_V = torch.zeros(vocab_size, dtype=torch.int64)
+    for talk in read_conversations(path):
+        ids = tokenizer.chat_tokens(talk.messages, default_system=False).ids
+        counts_V += torch.bincount(torch.tensor(ids, dtype=torch.int64), minlength=vocab_size)
+    return counts_V

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class Pass:
     real_T: Tensor
     # (T,) vocabulary entries.
     token_T: Tensor
+    # (T,) int64: the window of each token.
+    sequence_T: Tensor
     # Layer number → its decisions, with their gradients.
     routings: dict[int, Routing]
 
@@ -69,16 +72,35 @@ class Share:
         return cls(max(1, int(batch.real_NS.sum())), max(1, int(batch.target_NS.sum())))
 
 
+class Words(TypedDict):
+    """What gates may see of the tokens of a batch besides their hidden states."""
+
+    token_ids_T: Tensor
+    sequence_T: Tensor
+    real_T: Tensor
+
+
+def _words(batch: Windows) -> Words:
+    size, sequence = batch.ids_NS.shape
+    every_N = torch.arange(size, device=batch.ids_NS.device)
+    return Words(
+        token_ids_T=batch.ids_NS.flatten(),
+        sequence_T=every_N.repeat_interleave(sequence),
+        real_T=batch.real_NS.flatten(),
+    )
+
+
 @torch.no_grad()
 def router_inputs(cut: CutDecoder, cache: TrunkCache, places: Sequence[int]) -> dict[str, Tensor]:
     """What each router sees of the windows at `places`, padding left out: (T, D) float32 by the gate's name."""
     seen: dict[str, Tensor] = {}
     batch = cache.windows.take(places)
     real_T = batch.real_NS.flatten()
+    context = RoutingContext(**_words(batch))
 
     def look(mlp: MoeMlp, normed_TD: Tensor) -> Tensor:
         seen[f"{mlp.layer}.router"] = normed_TD[real_T].float()
-        out_TD: Tensor = mlp(normed_TD, None)
+        out_TD: Tensor = mlp(normed_TD, context)
         return out_TD
 
     size, sequence = batch.ids_NS.shape
@@ -100,9 +122,8 @@ def forward(
     batch = cache.windows.take(places)
     size, sequence = batch.ids_NS.shape
     routings: dict[int, Routing] = {}
-    context = replace(
-        surroundings or RoutingContext(), observe=routings.__setitem__, real_T=batch.real_NS.flatten()
-    )
+    words = _words(batch)
+    context = replace(surroundings or RoutingContext(), observe=routings.__setitem__, **words)
     routed = feed_forward or (lambda mlp, normed_TD: mlp(normed_TD, context))
     hidden_TD = cut.above(cache.hidden(places), size, sequence, routed)
     position_P = torch.nonzero(batch.target_NS.flatten()).flatten()
@@ -110,4 +131,12 @@ def forward(
     target_P = batch.ids_NS.flatten()[position_P + 1]
     domain_T = batch.domain_N.repeat_interleave(sequence)
     losses_P = frozen_head_losses(hidden_TD[position_P], cut.model.head_weight_VD, target_P)
-    return Pass(losses_P, domain_T[position_P], domain_T, batch.real_NS.flatten(), batch.ids_NS.flatten(), routings)
+    return Pass(
+        losses_P,
+        domain_T[position_P],
+        domain_T,
+        words["real_T"],
+        batch.ids_NS.flatten(),
+        words["sequence_T"],
+        routings,
+    )

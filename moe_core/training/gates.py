@@ -1,4 +1,4 @@
-"""What gates have besides the map that a tuning run teaches: tensors that learn beside it, and the balancing bias.
+"""What a tuning run teaches of gates: their maps, tensors that learn beside these, and the balancing bias.
 
 Shapes: T tokens, L expert layers, E experts.
 """
@@ -6,7 +6,7 @@ Shapes: T tokens, L expert layers, E experts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from moe_core.model.decoder import Decoder
 from moe_core.routers import load_of
 from moe_core.routers.loss_free import moved_bias, remembered
+from moe_core.routers.start import DRAWN
 from moe_core.training.forward import Pass
 
 BIAS = "selection_bias"
@@ -25,15 +26,26 @@ def seed_of(seed: int, *place: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
-def other_tensors(model: Decoder) -> dict[str, Tensor]:
-    """Tensors of gates that learn by gradients, the map from hidden state to logits left out, by layer and name."""
-    spec = model.spec
+def maps_of(model: Decoder) -> dict[str, Tensor]:
+    """The maps from hidden state to logits by the names of the workbench: one a layer, of a hierarchy one a level."""
     return {
-        f"{mlp.layer}.router.{tensor.name}": mlp.router.tensors[tensor.name]
-        for mlp in model.moe_layers()
-        for tensor in mlp.moe.gate_tensors(spec.hidden_size, spec.vocab_size)
-        if tensor.learns and tensor.name != "weight"
+        f"{layer}.router" + ("" if name == "weight" else f".{name}"): tensor
+        for layer, name, tensor in _learning(model)
+        if name in DRAWN
     }
+
+
+def other_tensors(model: Decoder) -> dict[str, Tensor]:
+    """Tensors of gates that learn by gradients beside the maps, by layer and name."""
+    return {f"{layer}.router.{name}": tensor for layer, name, tensor in _learning(model) if name not in DRAWN}
+
+
+def _learning(model: Decoder) -> Iterator[tuple[int, str, Tensor]]:
+    spec = model.spec
+    for mlp in model.moe_layers():
+        for tensor in mlp.moe.gate_tensors(spec.hidden_size, spec.vocab_size):
+            if tensor.learns:
+                yield mlp.layer, tensor.name, mlp.router.tensors[tensor.name]
 
 
 class BalanceBias:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moe_core.checkpoint.files import read_json_object
 from moe_core.checkpoint.hashes import hashes_of
@@ -32,10 +33,11 @@ from moe_core.operations.specialise import specialise_clone
 from moe_core.operations.upcycle import upcycle
 from moe_core.operations.watch import Part, Watch
 from moe_core.spec.operate import OperateSpec
-from moe_core.spec.operations import RemoveExpertSpec
+from moe_core.spec.operations import RemoveExpertSpec, UpcycleSpec
 from moe_core.training.data import read_conversations
 from moe_core.training.job import JobIO, finite_or_null
 from moe_core.training.progress import Progress
+from moe_core.training.workbench import counts_for
 
 STAGES = ("read", "operate", "measure", "save")
 MODEL, OTHER, TRAIN, HELD_OUT = "model", "other-", "train.jsonl", "held_out.jsonl"
@@ -95,7 +97,10 @@ def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
     progress.stage("operate")
     progress.say("operation_begins", operation=spec.operation.kind, count=len(models))
     watch = Watcher(progress, "operate", parts_of(spec, held_out is not None))
-    changed, report = _perform(spec, models, train, held_out, watch)
+    counts_V = None
+    if isinstance(spec.operation, UpcycleSpec):
+        counts_V = counts_for(spec.operation.layout, io.inputs, tokenizer, models[0].spec.vocab_size)
+    changed, report = _perform(spec, models, train, held_out, watch, counts_V)
     progress.raise_if_asked()
     progress.stage("measure")
     watch = Watcher(progress, "measure", ("measure",))
@@ -125,6 +130,7 @@ def _perform(
     train: Prompts | None,
     held_out: Prompts | None,
     watch: Watch,
+    counts_V: Tensor | None,
 ) -> Done:
     operation, model = spec.operation, models[0]
     if spec.needs_logs and train is None:
@@ -139,7 +145,7 @@ def _perform(
         if isinstance(operation, RemoveExpertSpec):
             return model, {"kind": operation.kind, **preview_removal(model, operation, held_out, watch)}
     acts: dict[str, Callable[[], Done]] = {
-        "upcycle": lambda: upcycle(model, operation, watch),  # type: ignore[arg-type]
+        "upcycle": lambda: upcycle(model, operation, watch, counts_V),  # type: ignore[arg-type]
         "grow": lambda: grow(model, operation),  # type: ignore[arg-type]
         "release_twins": lambda: release_twins(model, operation),  # type: ignore[arg-type]
         "add": lambda: add_expert(model, operation),  # type: ignore[arg-type]

@@ -22,11 +22,11 @@ from moe_core.model.decoder import Decoder
 from moe_core.model.families import config_of
 from moe_core.operations import upcycle
 from moe_core.operations.parts import spec_with
-from moe_core.spec import TuneSpec
-from moe_core.spec.gate import LinearGate
+from moe_core.spec import LayoutSpec, TuneSpec
+from moe_core.spec.gate import Hash
 from moe_core.spec.operations import UpcycleSpec
 from moe_core.spec.twins import TwinsSpec
-from moe_core.training.data import Windows, read_conversations, spread, windows_of
+from moe_core.training.data import Windows, read_conversations, spread, token_counts, windows_of
 from moe_core.training.recipes.evaluate import held_out_places
 from moe_core.training.trunk import CutDecoder, TrunkCache
 
@@ -98,8 +98,8 @@ def with_moe(model: Decoder, **changes: Any) -> None:
 
 def build(spec: TuneSpec, inputs: Mapping[str, Path]) -> Workbench:
     """Read model and logs; raises SpecError or TrainingError for what does not fit."""
-    model = _mixture(spec, inputs[MODEL])
     tokenizer = Tokenizer(inputs[MODEL])
+    model = _mixture(spec, inputs, tokenizer)
     train, held_out = (
         windows_of(read_conversations(inputs[name]), tokenizer, spec.routing.codes, spec.window_tokens)
         for name in (TRAIN, HELD_OUT)
@@ -117,22 +117,21 @@ def build(spec: TuneSpec, inputs: Mapping[str, Path]) -> Workbench:
     )
 
 
-def _mixture(spec: TuneSpec, directory: Path) -> Decoder:
+def _mixture(spec: TuneSpec, inputs: Mapping[str, Path], tokenizer: Tokenizer) -> Decoder:
     """The dense model with experts laid over it, or the mixture that it is."""
-    model = load(directory, training_dtype(spec.dtype))
+    model = load(inputs[MODEL], training_dtype(spec.dtype))
     if spec.layout is not None:
         laid = UpcycleSpec(
             layout=spec.layout, noise=spec.upcycle_noise, router_std=spec.router_std, seed=spec.seed
         )
-        model, _ = upcycle(model, laid)
+        model, _ = upcycle(
+            model, laid, counts_V=counts_for(spec.layout, inputs, tokenizer, model.spec.vocab_size)
+        )
     if model.spec.moe is None:
         raise SpecError.of("needs_a_layout")
     gate = model.spec.moe.gate
-    if not isinstance(gate, LinearGate) or gate.sees_the_batch:
-        raise SpecError(
-            f"gate {gate.kind!r} is not one map from hidden state to experts; tuning teaches those whose tokens choose by "
-            "themselves (softmax_topk, sigmoid_groups, switch and their kin)"
-        )
+    if gate.not_tuned is not None:
+        raise SpecError(f"gate {gate.kind!r} cannot be tuned: {gate.not_tuned}")
     spec.routing.check_fits(model.spec.moe.num_experts)
     spec.check_gates(model.spec.moe)
     if spec.temperature_schedule is not None:
@@ -141,6 +140,15 @@ def _mixture(spec: TuneSpec, directory: Path) -> Decoder:
     config_of(model.spec, "float32")
     # Upcycling draws its noise on the CPU, so that a seed means the same everywhere.
     return model.requires_grad_(False).to(chosen_device(spec.device))
+
+
+def counts_for(
+    layout: LayoutSpec, inputs: Mapping[str, Path], tokenizer: Tokenizer, vocab_size: int
+) -> Tensor | None:
+    """(V,): how often each token occurs in the training logs, where a layout's gate asks for it and there are logs."""
+    if TRAIN not in inputs or not (isinstance(layout.gate, Hash) and layout.gate.counts_tokens):
+        return None
+    return token_counts(inputs[TRAIN], tokenizer, vocab_size)
 
 
 def _needed(windows: Windows, spec: TuneSpec) -> list[int]:

@@ -1,7 +1,7 @@
 """Tune the routers alone: every gate learns where the tokens of each domain do best, and to share the load.
 
-The loss is the language model's, plus the label loss (the map of domains to experts), plus the balance and z losses.
-Experts, attention and embeddings are frozen: no gradient of theirs is computed. Shapes: N domains, E experts.
+The loss is the language model's, plus the label loss (the map of domains to experts), plus the balance, importance and z
+losses. Experts, attention and embeddings are frozen: no gradient of theirs is computed. Shapes: N domains, E experts.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor
 from moe_core.errors import NonFiniteLoss
 from moe_core.model.context import RoutingContext
 from moe_core.operations.learning import learning_rate_at
-from moe_core.routers.losses import balance_loss, label_loss, z_loss
 from moe_core.routers.mapped import label_table
 from moe_core.spec import RoutingSpec, TuneSpec
 from moe_core.training.data import Dealer
 from moe_core.training.forward import Pass, Share, forward, router_inputs
-from moe_core.training.gates import BalanceBias, other_tensors, seed_of
+from moe_core.training.gates import BalanceBias, maps_of, other_tensors, seed_of
 from moe_core.training.lanes import Lanes, summed
 from moe_core.training.optimiser import MasterAdamW
 from moe_core.training.recipes.learner import StepFigures
+from moe_core.training.routing_losses import Meeting, routing_loss
 from moe_core.training.tally import Tally, costs_of
 from moe_core.training.trunk import CutDecoder, TrunkCache
 from moe_core.training.whitened_adamw import WhitenedAdamW
@@ -60,11 +60,14 @@ class TuneRouter:
         # Share of assignments of each expert, remembered over some steps: one batch alone is too small to judge by.
         shape = (len(moe.moe_layers), moe.num_experts)
         self._load_LE = torch.full(shape, 1.0 / moe.num_experts, device=cut.device)
-        self.gates = {f"{mlp.layer}.router": mlp.router.weight for mlp in cut.model.moe_layers()}
+        self.gates = maps_of(cut.model)
         # What else of a gate learns: noise, a bias of the logits, the correction of an overflow.
         self.others = other_tensors(cut.model)
         for gate in (*self.gates.values(), *self.others.values()):
             gate.requires_grad_()
+        if not self.gates:
+            # A table decides: experts learn under it, and there is nothing to teach here.
+            self.num_steps = 0
         self._beside = MasterAdamW(self.others) if self.others else None
         self.balance = BalanceBias(cut.model, spec.balance_bias_rate, self.cost_E)
         schedule = moe.temperature_schedule
@@ -80,8 +83,9 @@ class TuneRouter:
         whole = Share.of(self.cache.windows, places)
         self.lanes.each(self.cache.fill, self.cache.missing(places))
         parts = list(enumerate(self.lanes.split(places)))
+        meeting = Meeting(len(parts))
         done = self.lanes.each(
-            lambda part: self._lane(part[1], whole, self._surroundings(step, part[0])), parts
+            lambda part: self._lane(*part, whole, self._surroundings(step, part[0]), meeting), parts
         )
         passes = [passed for passed, _ in done]
         loss = sum(float(passed.losses_P.sum()) for passed in passes) / whole.num_targets
@@ -130,17 +134,19 @@ class TuneRouter:
         """The optimiser, made on first need: the coordinates come from what the routers see before they learn."""
         if self._optimiser is None:
             inputs = self._router_inputs()
-            whitenings = {name: Whitening.of(inputs[name]) for name in self.gates}
+            found = {router: Whitening.of(input_TD) for router, input_TD in inputs.items()}
+            # The maps of one layer see the same.
+            whitenings = {name: found[_router_of(name)] for name in self.gates}
             self._optimiser = WhitenedAdamW(self.gates, whitenings)
         return self._optimiser
 
     def _router_inputs(self) -> dict[str, Tensor]:
-        """What each router sees of the first batches, padding left out: (T, D) by gate."""
+        """What each router sees of the first batches, padding left out: (T, D) by its name."""
         parts: list[dict[str, Tensor]] = self.lanes.each(
             lambda step: router_inputs(self.cut, self.cache, self._places(step)),
             range(WHITENING_BATCHES),
         )
-        return {name: torch.cat([part[name] for part in parts]) for name in self.gates}
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _learn(self, gradients: Sequence[Tensor], rate: float) -> float:
         """One step of the maps and of what is beside them; nothing has changed when a gradient is not finite."""
@@ -168,31 +174,26 @@ class TuneRouter:
         )
 
     def _lane(
-        self, places: Sequence[int], whole: Share, surroundings: RoutingContext
+        self,
+        lane: int,
+        places: Sequence[int],
+        whole: Share,
+        surroundings: RoutingContext,
+        meeting: Meeting,
     ) -> tuple[Pass, tuple[Tensor, ...]]:
-        passed = forward(self.cut, self.cache, places, surroundings=surroundings)
+        with meeting:
+            passed = forward(self.cut, self.cache, places, surroundings=surroundings)
+            is_global = self.routing.balance_form == "global"
+            share_LE = meeting.share(lane, passed) if is_global else self._load_LE
         mine = int(passed.real_T.sum()) / whole.num_tokens
         language = passed.losses_P.sum() / whole.num_targets
-        objective = self.spec.lm_weight * language + mine * self._routing_loss(passed)
+        routing = routing_loss(
+            passed, self.routing, self.labels_NE, share_LE, self.cost_E, self.spec.gate_loss_weight
+        )
+        objective = self.spec.lm_weight * language + mine * routing
         leaves = [*self.gates.values(), *self.others.values()]
         gradients = torch.autograd.grad(objective, leaves, allow_unused=True, materialize_grads=True)
         return passed.without_graph(), gradients
-
-    def _routing_loss(self, passed: Pass) -> Tensor:
-        """Label, balance and z losses and those of the gates themselves, each the mean over expert layers."""
-        policy, total = self.routing, torch.zeros((), device=self.cut.device)
-        for at, routing in enumerate(passed.routings.values()):
-            if policy.label_weight and policy.domains:
-                labels = label_loss(routing, self.labels_NE, passed.domain_T, passed.real_T)
-                total = total + policy.label_weight * labels
-            if policy.balance_weight:
-                balance = balance_loss(routing, passed.real_T, self._load_LE[at], self.cost_E)
-                total = total + policy.balance_weight * balance
-            if policy.z_weight:
-                total = total + policy.z_weight * z_loss(routing, passed.real_T)
-            for loss in routing.losses.values():
-                total = total + self.spec.gate_loss_weight * loss
-        return total / max(1, len(passed.routings))
 
     def _remember_load(self, passes: Sequence[Pass]) -> None:
         tally = Tally.of(self.cut.model.spec, self.routing, self.cut.device)
@@ -210,3 +211,8 @@ class TuneRouter:
         ]
         others = windows.of_domain(-1)
         return [*dealers, Dealer(others, self.spec.seed, "no domain")] if others else dealers
+
+
+def _router_of(name: str) -> str:
+    """The router that a map belongs to, as `router_inputs` calls it."""
+    return ".".join(name.split(".")[:2])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_core.routers import GateCall, Routing, decide
-from moe_core.routers.start import start_gate
+from moe_core.routers.start import Words, start_gate
 from moe_core.spec import MoeSpec
 from moe_core.spec.gate import Gate
 
@@ -27,7 +27,7 @@ def tensors_of(moe: MoeSpec, width: int, seed: int = 0, std: float = 1.0) -> dic
     shapes = moe.gate_tensors(width, VOCAB)
     tensors = {t.name: torch.empty(t.shape).requires_grad_(t.learns) for t in shapes}
     embedding_VD = torch.randn(VOCAB, width, generator=generator)
-    start_gate(moe, tensors, generator, std, embedding_VD)
+    start_gate(moe, tensors, generator, std, Words(embedding_VD))
     return tensors
 
 

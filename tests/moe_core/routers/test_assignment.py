@@ -15,7 +15,7 @@ from moe_core.errors import SpecError
 from moe_core.routers import GateCall, decide, load_of
 from moe_core.routers.assignment import balanced_assignment
 from moe_core.routers.centroids import centroids_of
-from moe_core.routers.start import start_gate
+from moe_core.routers.start import Words, start_gate
 from moe_core.spec.gate import Base
 from tests.moe_core.routers.gate_cases import ask, moe_of, tensors_of
 
@@ -159,7 +159,7 @@ def test_semantic_base_sends_prompts_of_a_domain_together_from_the_first_step() 
     for kind in ("semantic", "learned"):
         moe = moe_of(Base(centroids=kind), 8, 1)
         tensors = {"weight": torch.empty(8, 24)}
-        start_gate(moe, tensors, torch.Generator().manual_seed(3), 1.0, x_VD)
+        start_gate(moe, tensors, torch.Generator().manual_seed(3), 1.0, Words(x_VD))
         prompts_TD = x_VD + 0.3 * torch.randn(x_VD.shape, generator=torch.Generator().manual_seed(4))
         routed = decide(moe, tensors, GateCall(prompts_TD, 1))
         kinds[kind] = purity(routed.expert_ids_TK[:, 0], domain_T)

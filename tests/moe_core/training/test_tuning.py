@@ -14,8 +14,8 @@ from moe_core.checkpoint.store import load
 from moe_core.errors import Cancelled, CheckpointError, NonFiniteLoss, SpecError, TrainingError
 from moe_core.model.layers import MoeMlp
 from moe_core.routers.losses import label_loss
-from moe_core.training import Paused, run_job
-from moe_core.training.recipes import specialise, tune_router
+from moe_core.training import Paused, routing_losses, run_job
+from moe_core.training.recipes import specialise
 from moe_core.training.tuning import STAGES
 from tests.moe_core.training.world import RecordingIO, tune_spec
 
@@ -181,7 +181,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_too(
     def broken(routing, labels, domains, real):
         return label_loss(routing, labels, domains, real) * float("nan")
 
-    monkeypatch.setattr(tune_router, "label_loss", broken)
+    monkeypatch.setattr(routing_losses, "label_loss", broken)
     with pytest.raises(NonFiniteLoss, match="step 1 of stage route: the gradient of 1.router"):
         run_job("tune", tune_spec(), io)
 
