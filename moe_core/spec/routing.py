@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -121,8 +121,17 @@ class RoutingSpec(Spec):
         """The row of a domain in every per-domain table; -1 for None and for an unknown code."""
         return self.codes.index(code) if code in self.codes else -1
 
-    def check_fits(self, num_experts: int) -> None:
-        """Raise SpecError when an expert index is outside the layout."""
+    def check_fits(self, num_experts: int, moe_layers: Sequence[int] | None = None) -> None:
+        """Raise SpecError when an expert index is outside the layout, or a layer of `prior_layers` has no experts.
+
+        `moe_layers` are the numbers of the expert layers; None leaves layers unchecked.
+        """
+        missing = [] if moe_layers is None else sorted(self.prior_layers.keys() - set(moe_layers))
+        if missing:
+            raise SpecError(
+                f"prior_layers names {_listed(missing)}, but experts are in {_listed(moe_layers or ())}; name layers that "
+                "have experts"
+            )
         for domain in self.domains:
             if max(domain.experts) >= num_experts:
                 raise SpecError.of(
@@ -158,6 +167,13 @@ class RoutingSpec(Spec):
             for domain, source in zip(self.domains, order, strict=True)
         )
         return self.model_copy(update={"domains": domains})
+
+
+def _listed(layers: Sequence[int]) -> str:
+    """The first layers of a list as people read them."""
+    shown = ", ".join(map(str, layers[:8]))
+    word = "layer" if len(layers) == 1 else "layers"
+    return f"{word} {shown}" + (f" … {layers[-1]}" if len(layers) > 8 else "")
 
 
 def _derangement(sets: list[tuple[int, ...]], rng: random.Random) -> list[int]:

@@ -132,7 +132,7 @@ def _mixture(spec: TuneSpec, inputs: Mapping[str, Path], tokenizer: Tokenizer) -
     gate = model.spec.moe.gate
     if gate.not_tuned is not None:
         raise SpecError(f"gate {gate.kind!r} cannot be tuned: {gate.not_tuned}")
-    spec.routing.check_fits(model.spec.moe.num_experts)
+    spec.routing.check_fits(model.spec.moe.num_experts, model.spec.moe.moe_layers)
     spec.check_gates(model.spec.moe)
     if spec.temperature_schedule is not None:
         with_moe(model, temperature=1.0, temperature_schedule=spec.temperature_schedule)

@@ -46,7 +46,7 @@ def _check_fits(spec: RoutingSpec, version: ModelVersion) -> None:
             fields={"domain_map": _("A dense version takes no domain map.")},
         )
     try:
-        spec.check_fits(version.num_experts)
+        spec.check_fits(version.num_experts, version.moe_layers)
     except SpecError as error:
         raise Invalid(told(str(error)), fields={"domain_map": told(str(error))}) from error
 

@@ -162,7 +162,7 @@ def _tune_spec(
         base = layout.applied_to(base) if layout else base
     if base.moe is not None:
         with _noting(fields, "domain_map"):
-            routing.check_fits(base.moe.num_experts)
+            routing.check_fits(base.moe.num_experts, base.moe.moe_layers)
         with _noting(fields, "tune"):
             tune.check_gates(base.moe)
     if tune.control:

@@ -65,7 +65,9 @@ class ModelVersion(models.Model):
     files = models.JSONField(help_text='{name: {"sha256": …, "bytes": …}}')
     inspection = models.JSONField(default=dict)
     size_bytes = models.PositiveBigIntegerField()
-    parent = models.ForeignKey("self", on_delete=models.PROTECT, null=True, blank=True, related_name="children")
+    parent = models.ForeignKey(
+        "self", on_delete=models.PROTECT, null=True, blank=True, related_name="children"
+    )
     lineage = models.JSONField(default=dict)
     report = models.JSONField(default=dict)
     note = models.CharField(_("note"), max_length=400, blank=True)
@@ -101,6 +103,12 @@ class ModelVersion(models.Model):
         """Experts in each MoE layer; 0 for a dense model."""
         moe: dict[str, Any] | None = self.spec.get("moe")
         return int(moe["num_experts"]) if moe else 0
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers that have experts."""
+        moe: dict[str, Any] | None = self.spec.get("moe")
+        return tuple(moe["moe_layers"]) if moe else ()
 
     @property
     def is_dense(self) -> bool:
