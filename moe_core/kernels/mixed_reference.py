@@ -1,5 +1,7 @@
 """The truth for experts of several kinds: a loop over tokens and choices, each expert with tensors of its own.
 
+Activations are written by their formulas here, so that a wrong one in the code that is judged shows.
+
 Shapes: T tokens, D model width, K top_k.
 """
 
@@ -10,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from moe_core.kernels.mixed import ACTIVATIONS
+from moe_core.kernels.formulas import FORMULAS
 from moe_core.spec.expert_kinds import ExpertKind
 
 
@@ -42,7 +44,7 @@ def _one(kind: ExpertKind, tensors: Mapping[str, Tensor], x_D: Tensor) -> Tensor
         a, b = torch.softmax(tensors["mix.weight"] @ x_D, 0)
         return a * x_D + b * tensors["constant"]
     assert kind.kind in ("swiglu", "mlp")
-    act = ACTIVATIONS[kind.activation]
+    act = FORMULAS[kind.activation]
     up_F = tensors["w3.weight"] @ x_D + tensors.get("w3.bias", 0.0)
     inner_F = act(tensors["w1.weight"] @ x_D) * up_F if kind.kind == "swiglu" else act(up_F)
     return tensors["w2.weight"] @ inner_F + tensors.get("w2.bias", 0.0)

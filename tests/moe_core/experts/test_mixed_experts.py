@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moe_core.errors import SpecError
 from moe_core.experts import MixedExperts
+from moe_core.kernels.formulas import FORMULAS
 from moe_core.kernels.mixed import mixed_experts_torch
 from moe_core.kernels.mixed_reference import mixed_experts_reference
 from moe_core.routers import Routing
@@ -85,6 +86,38 @@ def test_it_equals_the_loop_forward_and_backward(case: str) -> None:
     )
     for ours, theirs in zip(fast, slow, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [SwigluExpert(width=7, activation=name) for name in ("silu", "gelu")]
+    + [
+        MlpExpert(width=7, activation=name, bias=bias)
+        for name in ("silu", "gelu", "relu", "relu2")
+        for bias in (False, True)
+    ],
+    ids=str,
+)
+def test_each_activation_is_that_of_its_formula(kind: ExpertKind) -> None:
+    torch.manual_seed(5)
+    layer = layer_of((kind,))
+    x_TD, ids_TK, weights_TK = (
+        torch.randn(9, WIDTH).double(),
+        torch.zeros(9, 1).long(),
+        torch.rand(9, 1).double(),
+    )
+    fast_TD = mixed_experts_torch(x_TD, layer.weights_N, (kind,), ids_TK, weights_TK)
+    slow_TD = mixed_experts_reference(x_TD, [layer.tensors(0)], (kind,), ids_TK, weights_TK)
+    assert torch.allclose(fast_TD, slow_TD, rtol=1e-9, atol=1e-10)
+
+
+def test_the_formulas_are_those_of_the_papers() -> None:
+    """At values by hand, so that a slip in the formulas themselves shows."""
+    x = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
+    assert FORMULAS["silu"](x).tolist() == pytest.approx([-0.2689414214, 0.0, 1.7615941560])
+    assert FORMULAS["gelu"](x).tolist() == pytest.approx([-0.1586552539, 0.0, 1.9544997361])
+    assert FORMULAS["relu"](x).tolist() == [0.0, 0.0, 2.0]
+    assert FORMULAS["relu2"](x).tolist() == [0.0, 0.0, 4.0]
 
 
 def test_a_swapped_expert_shows() -> None:
