@@ -107,6 +107,10 @@ CORE = Sentences(
         "no_twins": "the model has no twins to release; grow it with method 'twin' first",
         "unsplit": "moe_intermediate_size ({width}) must be divisible by {parts} to split the experts",
         "student_larger": "a student may not be larger than its teacher: {asked} is more than {own}",
+        "twins_are_never_idle": (
+            "twins share their tokens, so that none of them is idle by itself; use a model without twins"
+        ),
+        "none_is_idle": "all {num_experts} experts are always chosen, so that none is idle; lower top_k first",
         "layers_differ": "layers with another attention than the rest cannot be left out; keep all of them",
         "no_such_expert": "expert {expert} is outside the {num_experts} experts of a layer",
         "one_for_each_layer": (

@@ -13,6 +13,7 @@ from moe_core.operations.prompts import Prompts
 from moe_core.operations.quantise import dequantise, quantise
 from moe_core.operations.specialise import specialise_clone
 from moe_core.operations.upcycle import upcycle
+from moe_core.operations.wake import wake_expert
 
 __all__ = [
     "Prompts",
@@ -28,4 +29,5 @@ __all__ = [
     "remove_expert",
     "specialise_clone",
     "upcycle",
+    "wake_expert",
 ]

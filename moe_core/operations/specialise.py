@@ -11,7 +11,7 @@ logistic regression on the difference of two gate rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,9 @@ from moe_core.operations.parts import changeable
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec.operations import AddExpertSpec, ReleaseTwinsSpec, SpecialiseCloneSpec
+
+# Up and gate, the way back, the row of the gate.
+WEIGHTS_OF_A_LAYER = 3
 
 
 def specialise_clone(
@@ -52,7 +55,17 @@ def specialise_clone(
     others = [row for row in range(len(prompts)) if prompts.codes[int(prompts.domain_N[row])] != spec.domain]
     born, _ = add_expert(model, AddExpertSpec(source=spec.source))
     clone, _ = release_twins(born, ReleaseTwinsSpec())
-    _learn(clone, moe.num_experts, spec, mine, prompts.take(others), watch)
+    learn_rows(
+        clone,
+        [moe.num_experts] * len(moe.moe_layers),
+        lambda batch, other: _loss(clone, moe.num_experts, spec, batch, other),
+        (mine, prompts.take(others)),
+        steps=spec.steps,
+        learning_rate=spec.learning_rate,
+        batch_prompts=spec.batch_prompts,
+        seed=spec.seed,
+        watch=watch,
+    )
     shown = measured_on or prompts
     share = {
         code: clone_share(clone, moe.num_experts, shown.take(shown.of_domain(code))) for code in shown.codes
@@ -75,33 +88,45 @@ def clone_share(model: Decoder, expert: int, prompts: Prompts) -> float:
     return float(load_LE[:, expert].sum() / load_LE.sum())
 
 
-def _learn(
-    model: Decoder, clone: int, spec: SpecialiseCloneSpec, mine: Prompts, others: Prompts, watch: Watch
+def learn_rows(
+    model: Decoder,
+    experts_L: Sequence[int],
+    loss_of: Callable[[Prompts, Prompts | None], Tensor],
+    prompts: tuple[Prompts, Prompts],
+    *,
+    steps: int,
+    learning_rate: float,
+    batch_prompts: int,
+    seed: int,
+    watch: Watch,
 ) -> None:
+    """AdamW on one expert of each layer and its gate row, in place; every other number stays bit for bit.
+
+    `loss_of` gets a batch of each of the two sets of prompts, None where the second is empty.
+    """
     model.requires_grad_(False)
     whole = list(_weights(model))
+    rows = [expert for expert in experts_L for _weight in range(WEIGHTS_OF_A_LAYER)]
     for weight in whole:
         weight.requires_grad_(True)
     # Float32 copies of the clone's own entries: the only thing that an optimiser ever sees.
-    masters = [weight.detach()[clone].float().clone() for weight in whole]
+    masters = [weight.detach()[row].float().clone() for weight, row in zip(whole, rows, strict=True)]
     adam = torch.optim.AdamW(masters, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
-    generator = torch.Generator().manual_seed(spec.seed)
-    batches = zip(
-        dealt(mine, spec.batch_prompts, generator), dealt(others, spec.batch_prompts, generator), strict=False
-    )
-    for step, (batch, other) in zip(range(spec.steps), batches, strict=False):
+    generator = torch.Generator().manual_seed(seed)
+    batches = zip(*(dealt(one, batch_prompts, generator) for one in prompts), strict=False)
+    for step, (batch, other) in zip(range(steps), batches, strict=False):
         assert batch is not None
-        loss = _loss(model, clone, spec, batch, other)
+        loss = loss_of(batch, other)
         gradients = torch.autograd.grad(loss, whole, allow_unused=True)
-        for master, gradient in zip(masters, gradients, strict=True):
-            master.grad = torch.zeros_like(master) if gradient is None else gradient[clone].float()
+        for master, gradient, row in zip(masters, gradients, rows, strict=True):
+            master.grad = torch.zeros_like(master) if gradient is None else gradient[row].float()
         torch.nn.utils.clip_grad_norm_(masters, 1.0)
-        adam.param_groups[0]["lr"] = learning_rate_at(step, spec.steps, spec.learning_rate)
+        adam.param_groups[0]["lr"] = learning_rate_at(step, steps, learning_rate)
         adam.step()
         with torch.no_grad():
-            for weight, master in zip(whole, masters, strict=True):
-                weight[clone] = master.to(weight.dtype)
-        watch("learn", step + 1, spec.steps)
+            for weight, master, row in zip(whole, masters, rows, strict=True):
+                weight[row] = master.to(weight.dtype)
+        watch("learn", step + 1, steps)
     model.requires_grad_(True)
 
 

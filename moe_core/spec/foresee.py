@@ -11,6 +11,7 @@ from moe_core.spec.layout import LayoutSpec
 from moe_core.spec.model import ModelSpec, MoeSpec
 from moe_core.spec.operations import (
     AddExpertSpec,
+    Chosen,
     ComposeSpec,
     DequantiseSpec,
     DistilSpec,
@@ -23,6 +24,7 @@ from moe_core.spec.operations import (
     RemoveExpertSpec,
     SpecialiseCloneSpec,
     UpcycleSpec,
+    WakeExpertSpec,
 )
 from moe_core.spec.twins import TwinsSpec
 
@@ -64,6 +66,8 @@ def foreseen(spec: ModelSpec, operation: OperationSpec) -> ModelSpec:
         check_alone(moe, per_group=operation.per_group, instead=PER_GROUP)
     else:
         check_alone(moe)
+    if isinstance(operation, WakeExpertSpec):
+        return _woken(spec, moe, operation)
     if isinstance(operation, DistilSpec):
         return _distilled(spec, moe, operation)
     if isinstance(operation, AddExpertSpec | SpecialiseCloneSpec):
@@ -206,6 +210,24 @@ def _distilled(spec: ModelSpec, moe: MoeSpec, operation: DistilSpec) -> ModelSpe
     return _with(_shallower(spec, operation.num_hidden_layers), **changes, twins=None)
 
 
+def _woken(spec: ModelSpec, moe: MoeSpec, operation: WakeExpertSpec) -> ModelSpec:
+    if moe.twins is not None:
+        raise SpecError.of("twins_are_never_idle")
+    if moe.top_k == moe.num_experts:
+        raise SpecError.of("none_is_idle", num_experts=moe.num_experts)
+    _check_chosen(moe, "expert", operation.expert, per_group=False)
+    return _with(spec)
+
+
+def _check_chosen(moe: MoeSpec, name: str, chosen: Chosen | None, *, per_group: bool) -> None:
+    """One expert of each layer, or one number for all, must be there."""
+    if isinstance(chosen, tuple) and len(chosen) != len(moe.moe_layers):
+        sentence = CORE.say("one_for_each_layer", experts=len(chosen), layers=len(moe.moe_layers))
+        raise _placed(name, sentence)
+    for expert in (chosen,) if isinstance(chosen, int) else chosen or ():
+        _check_expert(moe, name, expert, per_group=per_group)
+
+
 def kept_counts(spec: ModelSpec, num_layers: int) -> tuple[int, int]:
     """How many expert layers and dense layers are left when so many layers are kept: their proportion stays.
 
@@ -243,13 +265,7 @@ def _with_one_fewer(
 ) -> ModelSpec:
     names = ("expert",) if isinstance(operation, RemoveExpertSpec) else ("first", "second")
     for name in names:
-        chosen = getattr(operation, name)
-        each = (chosen,) if isinstance(chosen, int) else chosen or ()
-        if isinstance(chosen, tuple) and len(chosen) != len(moe.moe_layers):
-            sentence = CORE.say("one_for_each_layer", experts=len(chosen), layers=len(moe.moe_layers))
-            raise _placed(name, sentence)
-        for expert in each:
-            _check_expert(moe, name, expert, per_group=operation.per_group)
+        _check_chosen(moe, name, getattr(operation, name), per_group=operation.per_group)
     gone = num_groups_of(moe)
     if moe.num_experts - gone < moe.top_k:
         raise SpecError.of("too_few_left", num_experts=moe.num_experts, top_k=moe.top_k)

@@ -10,7 +10,7 @@ from moe_core.spec.base import Spec
 from moe_core.spec.operations import OperationSpec
 
 # They change weights by what they see, so they need logs; the others only measure on them.
-LEARNING = ("compose", "specialise_clone", "distil")
+LEARNING = ("compose", "specialise_clone", "wake_expert", "distil")
 
 
 class OperateSpec(Spec):

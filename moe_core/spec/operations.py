@@ -160,6 +160,22 @@ class SpecialiseCloneSpec(Spec):
     """Where its random numbers start."""
 
 
+class WakeExpertSpec(Spec):
+    """Train one under-used expert of each layer, and only it, on the tokens that were nearest to choosing it."""
+
+    kind: Literal["wake_expert"] = "wake_expert"
+    # None: the one with the least load in each layer.
+    expert: Chosen | None = None
+    # How many tokens of a batch are drawn to it, over its fair share.
+    share: Annotated[float, Field(gt=0.0, le=16.0)] = 1.0
+    steps: Steps = 16
+    learning_rate: Rate = 1e-3
+    batch_prompts: Annotated[int, Field(ge=1, le=1024)] = 4
+    # Weight of the loss that draws the nearest tokens and holds the others off.
+    gate_weight: Weight = 1.0
+    seed: Seed = 0
+
+
 class QuantiseSpec(Spec):
     """Pack the routed experts in 8 or 4 bits, and where wanted attention's maps and the output map."""
 
@@ -234,6 +250,7 @@ OperationSpec = Annotated[
     | RemoveExpertSpec
     | MergeExpertsSpec
     | SpecialiseCloneSpec
+    | WakeExpertSpec
     | QuantiseSpec
     | DequantiseSpec
     | DistilSpec,

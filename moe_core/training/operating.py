@@ -31,6 +31,7 @@ from moe_core.operations.quantise import dequantise, quantise
 from moe_core.operations.routing_figures import comparable, routing_figures
 from moe_core.operations.specialise import specialise_clone
 from moe_core.operations.upcycle import upcycle
+from moe_core.operations.wake import wake_expert
 from moe_core.operations.watch import Part, Watch
 from moe_core.spec.operate import OperateSpec
 from moe_core.spec.operations import RemoveExpertSpec, UpcycleSpec
@@ -53,6 +54,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "merge": ("load", "inputs", "align", "measure"),
     "compose": ("fit", "measure"),
     "specialise_clone": ("learn", "measure"),
+    "wake_expert": ("load", "learn", "measure"),
     "distil": ("inputs", "load", "align", "learn", "measure"),
 }
 
@@ -155,6 +157,7 @@ def _perform(
         "dequantise": lambda: dequantise(model, operation),  # type: ignore[arg-type]
         "compose": lambda: compose(models, operation, train, watch),  # type: ignore[arg-type]
         "specialise_clone": lambda: specialise_clone(model, operation, train, held_out, watch),  # type: ignore[arg-type]
+        "wake_expert": lambda: wake_expert(model, operation, train, held_out, watch),  # type: ignore[arg-type]
         "distil": lambda: distil(model, operation, train, held_out, watch),  # type: ignore[arg-type]
     }
     return acts[operation.kind]()

@@ -117,6 +117,8 @@ WORDS: Mapping[str, str] = {
     "student_larger": gettext_noop(
         "A student may not be larger than its teacher: %(asked)s is more than %(own)s."
     ),
+    "twins_are_never_idle": gettext_noop("Twins share their tokens, so that none of them is idle by itself."),
+    "none_is_idle": gettext_noop("All %(num_experts)s experts are always chosen, so that none is idle."),
     "layers_differ": gettext_noop(
         "Layers differ in the shape of their attention, so none can be left out; keep all of them."
     ),

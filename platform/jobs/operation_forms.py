@@ -27,6 +27,7 @@ from moe_core.spec.operations import (
     RemoveExpertSpec,
     SpecialiseCloneSpec,
     UpcycleSpec,
+    WakeExpertSpec,
 )
 from moe_core.spec.quantisation import ExpertQuantSpec
 from registry.models import ModelVersion
@@ -159,6 +160,37 @@ class SpecialiseForm(OperateForm):
         ),
         "seed": SEED,
     }  # fmt: skip
+
+
+class WakeForm(OperateForm):
+    """Train an expert that hardly anything reaches."""
+
+    kind, title, schema = "wake_expert", OPERATIONS["wake_expert"], WakeExpertSpec
+    words = _(
+        "One expert of each layer that hardly anything reaches learns from the tokens that were nearest to it; all else "
+        "stays bit for bit."
+    )
+    asks = {
+        "steps": Ask(_("Steps")),
+        "share": Ask(_("Tokens drawn to it, over its fair share")),
+    }
+    more = {
+        "learning_rate": Ask(_("Learning rate")),
+        "batch_prompts": Ask(_("Prompts a batch")),
+        "gate_weight": Ask(
+            _("Weight of the gate's loss"), _("It draws the nearest tokens and holds the others off.")
+        ),
+        "seed": SEED,
+    }
+    expert = ChosenField(
+        label=_("Expert"), required=False,
+        help_text=_("One number, or one for each layer. Left empty: the one with the least load, by layer."),
+    )  # fmt: skip
+
+    def operation(self) -> dict[str, Any]:
+        """Without a number the least used one is woken."""
+        expert = self.cleaned_data["expert"]
+        return {**super().operation(), **({} if expert is None else {"expert": expert})}
 
 
 # Of what is not an expert: left in 16 bits, unless it is asked for.
@@ -355,7 +387,7 @@ class UpcycleForm(OperateForm):
 FORMS: dict[str, type[OperateForm]] = {
     form.kind: form
     for form in (
-        GrowForm, ReleaseForm, AddForm, RemoveForm, MergeForm, SpecialiseForm, QuantiseForm, DequantiseForm, DistilForm,
-        ComposeForm, UpcycleForm,
+        GrowForm, ReleaseForm, AddForm, RemoveForm, MergeForm, SpecialiseForm, WakeForm, QuantiseForm, DequantiseForm,
+        DistilForm, ComposeForm, UpcycleForm,
     )
 }  # fmt: skip

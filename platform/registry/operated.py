@@ -20,6 +20,7 @@ OPERATIONS: dict[str, Promise] = {
     "remove": gettext_lazy("Remove one"),
     "merge": gettext_lazy("Merge two"),
     "specialise_clone": gettext_lazy("Clone and specialise"),
+    "wake_expert": gettext_lazy("Wake one"),
     "quantise": gettext_lazy("Quantise"),
     "dequantise": gettext_lazy("Give floats back"),
     "distil": gettext_lazy("Distil"),
@@ -110,6 +111,16 @@ def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield _("New expert"), str(report["expert"])
     if report.get("experts"):
         yield _("Removed, by layer"), ", ".join(str(expert) for expert in report["experts"])
+    if report.get("woken"):
+        yield _("Woken, by layer"), ", ".join(str(expert) for expert in report["woken"])
+        before, now = (
+            figures.number(sum(shares) / len(shares), 2)
+            for shares in (report["share_before"], report["share_after"])
+        )
+        yield (
+            _("Its load over the fair share"),
+            _("%(now)s (%(before)s before)") % {"now": now, "before": before},
+        )
     if report.get("kind") == "release_twins":
         before, now = (_chosen_by(hold) for hold in report["hold"])
         yield _("Experts that are twins"), figures.number(report["twins"])

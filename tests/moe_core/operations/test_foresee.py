@@ -20,6 +20,7 @@ from moe_core.operations import (
     remove_expert,
     specialise_clone,
     upcycle,
+    wake_expert,
 )
 from moe_core.spec import cost_of
 from moe_core.spec.foresee import foreseen
@@ -48,6 +49,7 @@ def made(operation: Any) -> Any:
         "merge": lambda: merge_experts(model, operation, prompts),
         "quantise": lambda: quantise(model, operation),
         "specialise_clone": lambda: specialise_clone(model, operation, prompts),
+        "wake_expert": lambda: wake_expert(model, operation, prompts),
         "distil": lambda: distil(model, operation, prompts),
     }
     return acts[kind]()[0]
@@ -68,6 +70,7 @@ def made(operation: Any) -> Any:
         {"kind": "specialise_clone", "domain": "law", "steps": 1},
         {"kind": "quantise", "quantisation": {"bits": 8, "group_size": 32, "symmetric": False}},
         {"kind": "dequantise"},
+        {"kind": "wake_expert", "steps": 1},
         {"kind": "release_twins"},
         {"kind": "release_twins", "hold": 0.5},
         {"kind": "distil", "num_experts": 2, "moe_intermediate_size": 16, "steps": 1},
@@ -133,6 +136,8 @@ def test_groups_are_foretold_as_they_are_made(plain: dict[str, Any], norm: bool)
         ({"kind": "distil", "num_experts": 2, "moe_intermediate_size": 64}, {}, "moe_intermediate_size"),
         ({"kind": "quantise"}, {"quantisation": {"bits": 8}}, ""),
         ({"kind": "dequantise"}, {}, ""),
+        ({"kind": "wake_expert"}, {"num_experts": 2}, ""),
+        ({"kind": "wake_expert", "expert": 4}, {}, "expert"),
         ({"kind": "release_twins"}, {}, ""),
         ({"kind": "grow", "num_experts": 8}, {"capacity": {"train_factor": 1.0}}, ""),
         ({"kind": "remove", "expert": 1}, {"gate": GROUPED}, ""),

@@ -57,6 +57,7 @@ def io_on(mixture: Path, world: Path, folder: Path, *, logs: bool = True) -> Rec
         ({"kind": "quantise", "quantisation": {"bits": 8, "group_size": 32}}, 4),
         ({"kind": "distil", "num_experts": 2, "steps": 2}, 2),
         ({"kind": "specialise_clone", "domain": "sums", "steps": 2}, 5),
+        ({"kind": "wake_expert", "steps": 2}, 4),
     ],
     ids=lambda value: value["kind"] if isinstance(value, dict) else "",
 )

@@ -1,0 +1,119 @@
+"""An idle expert gets the tokens that were nearest to it; nothing but that expert and its gate row changes."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from moe_core.errors import SpecError
+from moe_core.model import Decoder
+from moe_core.model.context import RoutingContext
+from moe_core.operations import grow, wake_expert
+from moe_core.operations.measure import loads
+from moe_core.operations.parts import per_expert, tensors_of
+from moe_core.operations.wake import draw_loss
+from moe_core.spec.operations import GrowSpec, WakeExpertSpec
+from tests.moe_core.operations.models import mixture, some_prompts
+
+SPEC = WakeExpertSpec(steps=40, learning_rate=2e-2)
+IDLE = (2, 1)
+
+
+def lazy() -> Decoder:
+    """Expert 2 of the first layer and 1 of the second lose against all others: no token reaches them."""
+    model = mixture(num_experts=4, top_k=1)
+    with torch.no_grad():
+        for layer, expert in zip(model.moe_layers(), IDLE, strict=True):
+            others = [row for row in range(4) if row != expert]
+            # The mean of the others is never above the best of them.
+            layer.router.weight[expert] = layer.router.weight[others].mean(0)
+    return model
+
+
+def test_an_idle_expert_gets_a_fair_share_and_all_others_stay_bit_for_bit() -> None:
+    model, prompts = lazy(), some_prompts(per_domain=16)
+    before = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
+    load_LE = loads(model, prompts)
+    assert all(
+        int(load_E[expert]) <= 0.01 * float(load_E.double().mean())
+        for load_E, expert in zip(load_LE, IDLE, strict=True)
+    )
+    woken, report = wake_expert(model, SPEC, prompts)
+    # Found by their load, without being named.
+    assert report["woken"] == list(IDLE)
+    assert max(report["share_before"]) < 0.01
+    assert all(0.3 < share < 2.0 for share in report["share_after"])
+    for old, new, expert in zip(model.moe_layers(), woken.moe_layers(), IDLE, strict=True):
+        for name, tensor in per_expert(new).items():
+            others = [row for row in range(4) if row != expert]
+            assert torch.equal(tensor[others], per_expert(old)[name][others]), name
+            assert not torch.equal(tensor[expert], per_expert(old)[name][expert]), name
+    for name, tensor in tensors_of(woken).items():
+        if ".experts." not in name and ".router." not in name:
+            assert torch.equal(tensor, before[name]), name
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors_of(model).items())
+    json.dumps(report)
+
+
+def test_tokens_that_do_not_reach_it_hear_the_same_as_before() -> None:
+    model, prompts = lazy(), some_prompts(per_domain=16)
+    woken, _ = wake_expert(model, SPEC, prompts)
+    x_TD = torch.randn(64, 48, generator=torch.Generator().manual_seed(3))
+    unchanged = 0
+    for old, new, expert in zip(model.moe_layers(), woken.moe_layers(), IDLE, strict=True):
+        chosen: list[Any] = []
+        context = RoutingContext(observe=lambda _layer, routing: chosen.append(routing.expert_ids_TK))  # noqa: B023
+        with torch.no_grad():
+            was, now = old(x_TD, context), new(x_TD, context)
+        spared_T = ~(chosen[0] == expert).any(-1) & ~(chosen[1] == expert).any(-1)
+        unchanged += int(spared_T.sum())
+        assert torch.equal(was[spared_T], now[spared_T])
+    assert unchanged > 16
+
+
+def test_without_the_gates_loss_an_expert_that_nothing_reaches_stays_idle() -> None:
+    model, prompts = lazy(), some_prompts(per_domain=16)
+    _, report = wake_expert(model, SPEC.model_copy(update={"gate_weight": 0.0}), prompts)
+    assert max(report["share_after"]) < 0.05
+
+
+def test_more_tokens_are_drawn_where_a_larger_share_is_asked_for() -> None:
+    model, prompts = lazy(), some_prompts(per_domain=16)
+    shares = [
+        sum(wake_expert(model, SPEC.model_copy(update={"share": share}), prompts)[1]["share_after"])
+        for share in (0.4, 1.6)
+    ]
+    assert shares[1] > shares[0] + 0.4
+
+
+def test_the_draw_by_hand() -> None:
+    """Four tokens; leads of expert 2 over the better one of two others: -1, -3, -0.5, 1. Half of them are drawn."""
+    weight_ED = torch.eye(3).requires_grad_()
+    x_TD = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0], [1.0, 1.5, 1.0], [0.0, 0.0, 1.0]])
+    loss = draw_loss(weight_ED, x_TD, expert=2, share=0.5, top_k=1)
+
+    def soft(lead: float) -> float:
+        return math.log1p(math.exp(-lead))
+
+    drawn, held = (soft(-0.5) + soft(1.0)) / 2, (soft(1.0) + soft(3.0)) / 2
+    assert float(loss.detach()) == pytest.approx((drawn + held) / 2, rel=1e-5)
+    loss.backward()
+    assert weight_ED.grad is not None
+    assert not weight_ED.grad[:2].any() and weight_ED.grad[2].any()
+    # With two places a token needs only beat the second best.
+    both = draw_loss(weight_ED, x_TD[:1], expert=2, share=1.0, top_k=2)
+    assert float(both.detach()) == pytest.approx(soft(1.0 - 0.0), rel=1e-5)
+
+
+def test_where_nobody_can_be_idle_it_is_said() -> None:
+    prompts = some_prompts()
+    with pytest.raises(SpecError, match="all 2 experts are always chosen"):
+        wake_expert(mixture(num_experts=2, top_k=2), SPEC, prompts)
+    with pytest.raises(SpecError, match="twins share their tokens"):
+        wake_expert(grow(mixture(), GrowSpec(num_experts=8))[0], SPEC, prompts)
+    with pytest.raises(SpecError, match="expert 4 is outside the 4"):
+        wake_expert(mixture(), SPEC.model_copy(update={"expert": 4}), prompts)
