@@ -68,8 +68,9 @@ def _rows(
 def _routing(part: Any) -> Mapping[str, Any] | None:
     """The figures of routing in a part of a report."""
     found = part.get("routing") if isinstance(part, dict) else None
-    is_told = isinstance(found, dict) and isinstance(found.get("layers"), list) and bool(found["layers"])
-    return found if is_told and isinstance(found.get("mean"), dict) else None
+    if not isinstance(found, dict) or not found.get("layers") or not isinstance(found.get("mean"), dict):
+        return None
+    return found
 
 
 def _said(value: Any, name: str) -> str:
