@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import mmap
 import os
 import random
@@ -124,6 +125,12 @@ class Cold:
     # Of the engine's thread: what reading does not save.
     computing_s: float
     bytes_read: int
+    waited_s: float
+
+    @property
+    def own_s(self) -> float:
+        """Computing and waiting for the disk, without what others took of the processor."""
+        return self.computing_s + self.waited_s
 
 
 def cold_first_token(spec: ServeSpec, capacity: int, *, warmed: bool, uses: Uses = ()) -> Cold:
@@ -135,12 +142,14 @@ def cold_first_token(spec: ServeSpec, capacity: int, *, warmed: bool, uses: Uses
     engine = Engine(spec, attached(model), residency=held)
     drop_from_page_cache(spec.model_dir)
     engine.submit(list(range(200, 216)), SamplingParams(max_tokens=1, ignore_eos=True), NoText(), domain=0)
-    read, began, computed = held.stats.bytes_read, time.perf_counter(), time.thread_time()
+    before = dataclasses.replace(held.stats)
+    began, computed = time.perf_counter(), time.thread_time()
     while not any(isinstance(event, Delta) for event in engine.step()):
         pass
-    cold = Cold(time.perf_counter() - began, time.thread_time() - computed, held.stats.bytes_read - read)
+    seconds, computing_s = time.perf_counter() - began, time.thread_time() - computed
     engine.close()
-    return cold
+    read, waited_s = held.stats.bytes_read - before.bytes_read, held.stats.waited_s - before.waited_s
+    return Cold(seconds, computing_s, read, waited_s)
 
 
 def logged_uses(spec: ServeSpec, capacity: int, options: argparse.Namespace) -> Uses:
@@ -177,12 +186,13 @@ def first_tokens(spec: ServeSpec, capacity: int, options: argparse.Namespace) ->
         f"     first token when cold, {options.rounds} rounds; the disk gives {disk_mb_s(spec.model_dir):.0f} MB/s:"
     )
     for name, colds in found.items():
-        seconds = [1000 * cold.seconds for cold in colds]
-        ratios = [cold.seconds / base.seconds for cold, base in zip(colds, found["nothing"], strict=True)]
+        pairs = list(zip(colds, found["nothing"], strict=True))
         print(
-            f"       read before: {name:15s} {spread(seconds, '.0f')} ms, computing "
-            f"{1000 * statistics.median(cold.computing_s for cold in colds):.0f} ms, "
-            f"{statistics.median(cold.bytes_read for cold in colds) / 1e6:.0f} MB read; ratio {spread(ratios, '.2f')}"
+            f"       {name:15s} {spread([1000 * cold.seconds for cold in colds], '.0f')} ms on the wall, ratio "
+            f"{spread([cold.seconds / base.seconds for cold, base in pairs], '.2f')}; computing and the disk alone "
+            f"{spread([1000 * cold.own_s for cold in colds], '.0f')} ms, ratio "
+            f"{spread([cold.own_s / base.own_s for cold, base in pairs], '.2f')}; "
+            f"{statistics.median(cold.bytes_read for cold in colds) / 1e6:.0f} MB read"
         )
 
 

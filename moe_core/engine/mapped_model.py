@@ -38,7 +38,7 @@ def keep_tensors(model: nn.Module, writer: PanelWriter) -> None:
         if tensor.device.type != "meta":
             flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
             dtype = str(tensor.dtype).removeprefix("torch.")
-            writer.add_tensor(name, dtype, tensor.shape, memoryview(flat.numpy()))  # type: ignore[arg-type]
+            writer.add_tensor(name, dtype, tensor.shape, flat.numpy().data)
 
 
 def move_panels(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,6 +53,8 @@ class ResidencyStats:
     misses: int = 0
     prefetched: int = 0
     bytes_read: int = 0
+    # How long the computing thread stood still for reading.
+    waited_s: float = 0.0
 
 
 class ResidentExperts:
@@ -118,9 +121,10 @@ class ResidentExperts:
             self._read((index, expert))
         coming = [self._reading.pop((index, e)) for e in experts if (index, e) in self._reading]
         unread = sum(not future.done() for future in coming)
+        stats, began = self.stats, time.perf_counter()
         for future in coming:
             future.result()
-        stats = self.stats
+        stats.waited_s += time.perf_counter() - began
         stats.uses += len(experts)
         stats.misses += len(missing)
         stats.awaited += max(0, unread - len(missing))

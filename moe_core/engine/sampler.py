@@ -6,11 +6,13 @@ Shapes: B rows, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_core.engine.sampling_params import SamplingParams
@@ -20,8 +22,11 @@ from moe_core.errors import EngineError
 
 # Below this the division would overflow before it changed the choice.
 MIN_TEMPERATURE = 1e-5
-# Nucleus sampling looks at so many candidates first, and sorts the whole vocabulary only when they fall short.
-NUCLEUS_CANDIDATES = (512, 8192)
+# Top-k and top-p look first at tokens so likely, relative to the likeliest, and at all only when these fall short.
+CANDIDATE_FLOORS = (1e-2, 1e-4, 1e-6)
+# Weights that are added up together when a whole vocabulary is searched.
+BLOCK = 256
+Weights = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,42 +99,60 @@ def uniform(seed: int, position: int) -> float:
 
 
 def draw(logits_V: Tensor, params: SamplingParams, drawn: float) -> int:
-    """The token at quantile `drawn` of the distribution after temperature, then min-p, top-k, top-p."""
-    scores_V = logits_V.double() / params.temperature
+    """The token at quantile `drawn` of the distribution after temperature, then min-p, top-k, top-p.
+
+    On the host: its few passes over a row take less than launching as many operations elsewhere.
+    """
+    scores_V = logits_V.detach().cpu().numpy().astype(np.float32, copy=False)
+    # Relative to the likeliest token, so that nothing overflows; probabilities once they are divided by their sum.
+    weights_V: Weights = np.exp((scores_V - scores_V.max()) / np.float32(params.temperature))
     if params.min_p > 0.0:
-        scores_V.masked_fill_(scores_V < scores_V.max() + math.log(params.min_p), -torch.inf)
+        weights_V[weights_V < params.min_p] = 0.0
     if params.top_k == 0 and params.top_p >= 1.0:
-        return _at_quantile(torch.softmax(scores_V, -1), drawn)
-    ids, probs = _candidates(scores_V, params)
-    before = probs.cumsum(0) - probs
-    kept = before < params.top_p
+        return _at_quantile(weights_V, drawn)
+    ids, weights = _candidates(weights_V, params)
+    total = weights.sum() if params.top_k else weights_V.sum(dtype=np.float64)
+    before = weights.cumsum() - weights
+    kept = before < params.top_p * total
     kept[0] = True
-    return int(ids[_at_quantile(probs[kept], drawn)])
+    return int(ids[_at_quantile(weights[kept], drawn)])
 
 
-def _candidates(scores_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Token ids and probabilities, likeliest first, that top-p chooses from."""
-    num_tokens = scores_V.numel()
-    if params.top_k:
-        scores, ids = scores_V.topk(min(params.top_k, num_tokens))
-        return ids, torch.softmax(scores, -1)
-    total = torch.logsumexp(scores_V, -1)
-    for num_candidates in NUCLEUS_CANDIDATES:
-        scores, ids = scores_V.topk(min(num_candidates, num_tokens))
-        probs = torch.exp(scores - total)
-        if float(probs.sum()) >= params.top_p:
-            return ids, probs
-    scores, ids = scores_V.sort(descending=True, stable=True)
-    return ids, torch.exp(scores - total)
+def _candidates(weights_V: Weights, params: SamplingParams) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Tokens and their weights, likeliest first, that hold the k likeliest, or the mass that top-p chooses from."""
+    wanted = params.top_p * float(weights_V.sum(dtype=np.float64))
+    for floor in (*CANDIDATE_FLOORS, 0.0):
+        # All above a floor come before all below it: only they have to be sorted.
+        ids = np.flatnonzero(weights_V > floor)
+        if len(ids) >= params.top_k if params.top_k else weights_V[ids].sum(dtype=np.float64) >= wanted:
+            break
+    if 0 < params.top_k < len(ids) // 4:
+        ids = np.sort(ids[np.argpartition(weights_V[ids], -params.top_k)[-params.top_k :]])
+    weights = weights_V[ids]
+    order = np.argsort(-weights, kind="stable")[: params.top_k or None]
+    return ids[order], weights[order].astype(np.float64)
 
 
-def _at_quantile(probs: Tensor, drawn: float) -> int:
-    mass = probs.cumsum(0)
-    # A place without probability is never chosen: a step of the sum belongs to the token that makes it.
-    place = torch.searchsorted(
-        mass, (mass[-1] * drawn).clamp(max=torch.nextafter(mass[-1], mass[0])), right=True
-    )
-    return min(int(place), probs.numel() - 1)
+def _at_quantile(weights_N: NDArray[Any], drawn: float) -> int:
+    """The place at which the sum of weights passes `drawn` of it all; never one without weight."""
+    if len(weights_N) > 2 * BLOCK:
+        # Sums of blocks first: adding up one by one is slow, and needed in one block alone.
+        starts = range(0, len(weights_N), BLOCK)
+        whole = weights_N[: len(weights_N) // BLOCK * BLOCK].reshape(-1, BLOCK).sum(1)
+        sums = np.append(whole, weights_N[len(whole) * BLOCK :].sum())[: len(starts)]
+        block, left = _passed(sums, drawn * float(sums.sum(dtype=np.float64)))
+        inside, _ = _passed(weights_N[block * BLOCK : (block + 1) * BLOCK], left)
+        return block * BLOCK + inside
+    return _passed(weights_N, drawn * float(weights_N.sum(dtype=np.float64)))[0]
+
+
+def _passed(weights_N: NDArray[Any], wanted: float) -> tuple[int, float]:
+    """Where the running sum passes `wanted`, and what was left to go there; at the end the last place with weight."""
+    mass_N = weights_N.cumsum(dtype=np.float64)
+    place = int(np.searchsorted(mass_N, wanted, side="right"))
+    if place == len(weights_N):
+        place = int(np.flatnonzero(weights_N)[-1])
+    return place, max(0.0, wanted - float(mass_N[place - 1]) if place else wanted)
 
 
 def _logprob(logits_V: Tensor, token_id: int, num_logprobs: int | None) -> TokenLogprob | None:

@@ -93,3 +93,65 @@ def test_uniform_numbers_spread_over_the_unit_interval() -> None:
     numbers = [uniform(seed, position) for seed in (-(1 << 63), 0, (1 << 63) - 1) for position in range(1000)]
     assert 0.0 <= min(numbers) < 0.01 < 0.99 < max(numbers) < 1.0
     assert sum(numbers) / len(numbers) == pytest.approx(0.5, abs=0.03)
+
+
+def plainly(logits: torch.Tensor, params: SamplingParams, drawn: float) -> list[int]:
+    """The tokens that may be drawn at a quantile, by sorting and adding up everything in double precision.
+
+    More than one where rounding to single precision may decide between neighbours.
+    """
+    scores = logits.double() / params.temperature
+    if params.min_p:
+        scores[scores < scores.max() + math.log(params.min_p)] = -math.inf
+    order = scores.sort(descending=True, stable=True).indices
+    if params.top_k:
+        order = order[: params.top_k]
+    probs = torch.softmax(scores[order], -1)
+    kept = probs.cumsum(0) - probs < params.top_p
+    kept[0] = True
+    order, probs = order[kept], probs[kept] / probs[kept].sum()
+    if params.top_k == 0 and params.top_p >= 1.0:
+        # Without a filter that sorts, the tokens stand in the order of the vocabulary.
+        order, places = order.sort()
+        probs = probs[places]
+    mass = probs.cumsum(0)
+    near = [
+        int(torch.searchsorted(mass, min(max(drawn + d, 0.0), 1.0 - 1e-9), right=True))
+        for d in (-1e-5, 0.0, 1e-5)
+    ]
+    return [int(order[min(place, len(order) - 1)]) for place in near]
+
+
+@pytest.mark.parametrize("size", [3, 97, 512, 513, 1000, 4096, 49_152])
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {},
+        {"top_p": 0.9},
+        {"top_p": 0.5, "min_p": 0.01},
+        {"top_k": 40},
+        {"top_k": 40, "top_p": 0.7},
+        {"min_p": 0.05},
+        {"top_p": 0.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("sharpness", [0.1, 3.0])
+def test_it_draws_what_sorting_everything_would(
+    size: int, filters: dict[str, float], sharpness: float
+) -> None:
+    logits = torch.randn(size, generator=torch.Generator().manual_seed(size)) * sharpness
+    params = SamplingParams(max_tokens=1, temperature=0.8, **filters)
+    for position in range(40):
+        drawn = uniform(3, position)
+        assert draw(logits, params, drawn) in plainly(logits, params, drawn)
+
+
+@pytest.mark.parametrize("drawn", [0.0, 0.5, 1.0 - 2**-53])
+@pytest.mark.parametrize("size", [600, 1024, 1030])
+def test_a_token_without_probability_is_never_drawn(size: int, drawn: float) -> None:
+    logits = torch.full((size,), -math.inf)
+    logits[[300, 515]] = 0.0
+    assert draw(logits, replace(PLAIN, temperature=1.0), drawn) == (300 if drawn < 0.5 else 515)
+    for filters in ({"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.5}):
+        assert draw(logits, replace(PLAIN, temperature=1.0, **filters), drawn) in (300, 515)
