@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_core.engine.block_pool import BLOCK_TOKENS
-from moe_core.kernels.cpu.shelf import own_memory
+from moe_core.kernels.cpu.arena import own_memory
 from moe_core.spec import ModelSpec
 
 

@@ -1,9 +1,11 @@
-"""A decoding step in one native call: every layer, from the tokens to the logits, without a torch operation between.
+"""A step in one native call: every layer, from the tokens to the logits, without a torch operation between.
 
-Taken for steps that bring one token for each sequence, in models whose every part the kernels know; all other steps and
-models go through the decoder in torch. Both round at the same places.
+Taken for every step, prompts included, of models whose every part the kernels know; other models go through the decoder in
+torch. Both round at the same places. Where torch multiplies prompts in matrix tiles, only steps of a few single tokens are
+taken.
 
-Shapes: T tokens, B sequences, V vocabulary, E experts, K top_k, L expert layers, M blocks of the longest sequence.
+Shapes: T tokens, B sequences, S sampled tokens, V vocabulary, E experts, K top_k, L expert layers, M blocks of the longest
+sequence.
 """
 
 from __future__ import annotations
@@ -42,8 +44,16 @@ from moe_core.spec import ModelSpec, MoeSpec
 from moe_core.spec.attention import AttentionSpec
 from moe_core.spec.gate import SoftmaxTopk
 
-# Beyond it torch's blocked products of attention and head gain more than a step's operations cost.
+# Of weights that lie as rows: beyond it torch's products in tiles gain more than a step's operations cost.
 MAX_ROWS = 32
+IN_PANELS = (
+    PanelDenseMlp,
+    PanelEmbedding,
+    PanelExperts,
+    PanelLinear,
+    PanelPackedExperts,
+    PanelPackedLinear,
+)
 FAILURES = {1: "a router named an expert that its layer has not", 2: "a token is outside the vocabulary"}
 
 
@@ -63,6 +73,7 @@ class NativeStep:
         num_positions = min(model.spec.max_position_embeddings, cache.num_blocks * BLOCK_TOKENS)
         self._rotary = rotary_of(model.spec, torch.arange(num_positions), torch.bfloat16)
         self._prior = None if prior is None or not prior.has_bias else prior.table_NLE.contiguous()
+        self._any_number = _all_in_panels(model)
         layers = [_layer_plan(block, cache) for block in model.layers if isinstance(block, Block)]
         self._layers = (LayerPlan * len(layers))(*layers)
         spec = model.spec
@@ -102,56 +113,99 @@ class NativeStep:
         return cls(native, model, cache, counts, prior)
 
     def takes(self, chunks: Chunks[Chunk]) -> bool:
-        """Whether these chunks are a decoding step: one token each, whose logits are wanted, and not too many."""
+        """Whether this step is one for the kernels: any of weights in panels, else few sequences with a token each."""
+        if self._any_number:
+            return True
         return len(chunks) <= MAX_ROWS and all(c.num_tokens == 1 and c.wants_sample for c in chunks)
 
     def run(self, chunks: Chunks[Chunk]) -> Tensor:
-        """Float32 logits (B, V); the experts taken are left with the counts. Raises SpecError for a foreign token."""
-        ends = [chunk.end for chunk in chunks]
-        blocks = [chunk.sequence.block_ids for chunk in chunks]
-        longest = max(map(len, blocks))
-        numbers = array("q", [chunk.sequence.token_ids[chunk.start] for chunk in chunks])
-        numbers.extend(end - 1 for end in ends)
-        numbers.extend(
-            own[(end - 1) // BLOCK_TOKENS] * BLOCK_TOKENS + (end - 1) % BLOCK_TOKENS
-            for own, end in zip(blocks, ends, strict=True)
-        )
-        numbers.extend(ends)
-        # Of no domain is the last row of the prior's table, which -1 does not find in C.
-        last = 0 if self._prior is None else self._prior.shape[0] - 1
-        domains = [chunk.sequence.domain for chunk in chunks]
-        numbers.extend(domain if domain >= 0 else last for domain in domains)
-        for own in blocks:
-            numbers.extend(own)
-            numbers.extend([NULL_BLOCK] * (longest - len(own)))
-        logits_BV = torch.empty(len(chunks), self._vocab_size)
-        step = self._step(numbers, len(chunks), longest, logits_BV)
+        """Float32 logits (S, V) of the tokens that are sampled; the experts taken are left with the counts.
+
+        Chunks with a single token come first. Raises SpecError for a token outside the vocabulary.
+        """
+        numbers, sampled = _Numbers(), []
+        for chunk in chunks:
+            numbers.add(chunk, self._prior_row(chunk.sequence.domain))
+            if chunk.wants_sample:
+                sampled += range(numbers.num_tokens - 1 - len(chunk.drafts), numbers.num_tokens)
+        columns = numbers.columns(sampled)
+        logits_SV = torch.empty(len(sampled), self._vocab_size)
+        step = self._step(columns, numbers, logits_SV)
         failed = self._native.step(ctypes.addressof(self._plan), ctypes.addressof(step))
         if failed:
             raise SpecError(FAILURES[failed])
-        return logits_BV
+        return logits_SV
 
-    def _step(self, numbers: array[int], num_tokens: int, longest: int, logits_BV: Tensor) -> StepPlan:
-        first, _ = numbers.buffer_info()
-        ids, positions, slots, lengths, prior_row, tables = (
-            first + column * num_tokens * numbers.itemsize for column in range(6)
-        )
+    def _prior_row(self, domain: int) -> int:
+        # Of no domain is the last row of the prior's table, which -1 does not find in C.
+        return domain if domain >= 0 or self._prior is None else self._prior.shape[0] - 1
+
+    def _step(self, columns: list[array[int]], numbers: _Numbers, logits_SV: Tensor) -> StepPlan:
         prior, counts = self._prior, self._counts
         return StepPlan(
-            ids,
-            positions,
-            slots,
-            tables,
-            lengths,
+            *(column.buffer_info()[0] for column in columns),
             None if prior is None else prior.data_ptr(),
-            prior_row,
             None if counts is None else counts.ids_LTK.data_ptr(),
-            logits_BV.data_ptr(),
-            num_tokens,
-            longest,
+            logits_SV.data_ptr(),
+            numbers.num_tokens,
+            len(numbers.lengths),
+            numbers.longest,
+            logits_SV.shape[0],
             0 if prior is None else prior.stride(0),
             0 if counts is None else counts.ids_LTK.stride(0),
         )
+
+
+class _Numbers:
+    """The whole numbers of a step, as `StepPlan` wants them."""
+
+    def __init__(self) -> None:
+        self._ids, self._positions, self._slots = array("q"), array("q"), array("q")
+        self._prior_rows, self._firsts, self.lengths = array("q"), array("q", [0]), array("q")
+        self._blocks: list[list[int]] = []
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far."""
+        return len(self._ids)
+
+    @property
+    def longest(self) -> int:
+        """Blocks of the longest sequence."""
+        return max(map(len, self._blocks))
+
+    def add(self, chunk: Chunk, prior_row: int) -> None:
+        """The tokens of one chunk, after those of all before it."""
+        own = chunk.sequence.block_ids
+        self._ids.extend(chunk.token_ids)
+        self._positions.extend(range(chunk.start, chunk.end))
+        for block in range(chunk.start // BLOCK_TOKENS, -(-chunk.end // BLOCK_TOKENS)):
+            first = max(chunk.start - block * BLOCK_TOKENS, 0)
+            end = min(chunk.end - block * BLOCK_TOKENS, BLOCK_TOKENS)
+            self._slots.extend(range(own[block] * BLOCK_TOKENS + first, own[block] * BLOCK_TOKENS + end))
+        self._prior_rows.extend([prior_row] * chunk.num_tokens)
+        self._firsts.append(self.num_tokens)
+        self.lengths.append(chunk.end)
+        self._blocks.append(own)
+
+    def columns(self, sampled: list[int]) -> list[array[int]]:
+        """In the order of `StepPlan`."""
+        tables, longest = array("q"), self.longest
+        for own in self._blocks:
+            tables.extend(own)
+            tables.extend([NULL_BLOCK] * (longest - len(own)))
+        # An address is wanted even of no number.
+        wanted = array("q", sampled or [0])
+        return [
+            self._ids,
+            self._positions,
+            self._slots,
+            self._prior_rows,
+            self._firsts,
+            self.lengths,
+            tables,
+            wanted,
+        ]
 
 
 def is_known(model: Decoder) -> bool:
@@ -167,6 +221,22 @@ def is_known(model: Decoder) -> bool:
         and (spec.moe is None or _knows_mixture(spec.moe))
         and all(isinstance(block, Block) and _knows_block(block) for block in model.layers)
     )
+
+
+def _all_in_panels(model: Decoder) -> bool:
+    """Whether no map of a known model lies in rows."""
+    maps: list[nn.Module] = [model.embed_tokens if model.lm_head is None else model.lm_head]
+    for block in model.layers:
+        assert isinstance(block, Block) and isinstance(block.attention, Attention)
+        maps += [block.attention.qkv_proj, block.attention.o_proj]
+        if isinstance(block.mlp, MoeMlp):
+            maps += [
+                block.mlp.experts,
+                *([] if block.mlp.shared_expert is None else [block.mlp.shared_expert]),
+            ]
+        else:
+            maps.append(block.mlp)
+    return all(isinstance(module, IN_PANELS) for module in maps)
 
 
 def _knows_attention(spec: ModelSpec) -> bool:

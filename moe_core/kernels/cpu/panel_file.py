@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.errors import MoeCoreError
-from moe_core.kernels.cpu.shelf import PAGE_BYTES, Place, address_of
+from moe_core.kernels.cpu.arena import address_of
+from moe_core.kernels.cpu.shelf import PAGE_BYTES, Place
 
 logger = logging.getLogger(__name__)
 MARK = b"TURNOUT1"

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from moe_core.errors import SpecError
+from moe_core.kernels.cpu.arena import ARENA
 from moe_core.kernels.cpu.library import library
-from moe_core.kernels.cpu.shelf import address_of, own_memory, place_for
+from moe_core.kernels.cpu.shelf import place_for
 from moe_core.kernels.packing import Packed
 from moe_core.spec.quantisation import ExpertQuantSpec
 
@@ -62,7 +63,7 @@ class Panels:
     @property
     def num_bytes(self) -> int:
         """What the panels take in memory."""
-        return len(self.memory)
+        return _num_bytes(self.struct)
 
     @classmethod
     def of_bfloat16(cls, weight_SRC: Tensor, *, paired: bool = False) -> Panels:
@@ -107,10 +108,10 @@ class Panels:
         """
         if isinstance(self.memory, mmap.mmap) or self._moved:
             return
-        memory = own_memory(self.num_bytes)
-        ctypes.memmove(address_of(memory), self.struct.memory, self.num_bytes)
+        memory, address = ARENA.reserve(self.num_bytes)
+        ctypes.memmove(address, self.struct.memory, self.num_bytes)
         self._moved.append(memory)
-        self.struct.memory = address_of(memory)
+        self.struct.memory = address
 
     def map(self, x_TK: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """x · weightᵀ of a single matrix: (T, rows) in bfloat16 or float32, sums in float32.

@@ -35,10 +35,11 @@ class ModelPlan(ctypes.Structure):
 
 
 class StepPlan(ctypes.Structure):
-    """`turnout::StepPlan`: one new token for each of some sequences."""
+    """`turnout::StepPlan`: the new tokens of some sequences."""
 
     _fields_ = (
-        *((name, _POINTER) for name in ("ids", "positions", "slots", "tables", "lengths")),
-        *((name, _POINTER) for name in ("prior", "prior_row", "chosen", "logits")),
-        *((name, _LONG) for name in ("num_tokens", "max_blocks", "prior_stride", "chosen_stride")),
+        *((name, _POINTER) for name in ("ids", "positions", "slots", "prior_row", "firsts", "lengths")),
+        *((name, _POINTER) for name in ("tables", "sampled", "prior", "chosen", "logits")),
+        *((name, _LONG) for name in ("num_tokens", "num_sequences", "max_blocks", "num_sampled")),
+        *((name, _LONG) for name in ("prior_stride", "chosen_stride")),
     )

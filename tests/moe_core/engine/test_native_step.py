@@ -150,7 +150,53 @@ def test_a_sequence_does_not_depend_on_its_company(monkeypatch) -> None:
         assert run.tokens[alone.id] == run.tokens[sequence.id]
 
 
-def test_it_takes_decoding_steps_only(monkeypatch) -> None:
+@pytest.mark.parametrize("bits", [None, (8, 8, 8), (4, 4, 8)], ids=str)
+@pytest.mark.parametrize("name", SPECS)
+def test_prompts_in_stretches_and_beside_decodes_are_those_of_torch(monkeypatch, name: str, bits) -> None:
+    """Steps that mix single tokens, first stretches, later stretches that look back, and guesses."""
+    monkeypatch.setattr("moe_core.kernels.cpu.attach.has_tiles", lambda: False)
+    spec = SPECS[name]
+    if bits is not None and spec.moe is None:
+        pytest.skip("a dense model has no experts to pack")
+    changes = {"max_batch_tokens": 40, "max_chunk_tokens": 23}
+    engine = engine_of(build(spec, bits), monkeypatch, **changes)
+    assert engine.runner.native is not None
+    compared = mixed = 0
+    run = Run(engine)
+    lengths = (70, 1, 39, 24, 5)
+    prompts = [[(7 * place + 3 * number) % 90 + 3 for place in range(n)] for number, n in enumerate(lengths)]
+    for ids in prompts:
+        run.submit(ids, 4, ignore_eos=True)
+    while engine.has_work:
+        chunks = engine._plan()
+        if not chunks:
+            break
+        assert engine.runner.native.takes(chunks)
+        native, engine.runner.native = engine.runner.native, None
+        by_torch = engine.runner.run(chunks, counted=False).clone()
+        wanted = None if engine.runner.counts is None else engine.runner.counts.ids_LTK.clone()
+        engine.runner.native = native
+        found = engine.runner.run(chunks)
+        if len(found):
+            assert_alike([found], [by_torch])
+            compared += len(found)
+        if wanted is not None:
+            used = sum(chunk.num_tokens for chunk in chunks)
+            # A tie that rounding decides may turn a choice; most stay.
+            assert (engine.runner.counts.ids_LTK[:, :used] == wanted[:, :used]).float().mean() > 0.95
+        mixed += len({chunk.num_tokens > 1 for chunk in chunks}) > 1
+        engine.scheduler.commit(chunks)
+        for chunk in chunks:
+            if chunk.end == len(chunk.sequence.token_ids):
+                chunk.sequence.token_ids.append(11 + chunk.end % 50)
+        if compared > 14:
+            break
+    assert compared > 14
+    assert mixed > 0
+
+
+def test_weights_in_rows_take_decoding_steps_only(monkeypatch) -> None:
+    monkeypatch.setattr("moe_core.kernels.cpu.attach.has_tiles", lambda: True)
     engine = engine_of(build(SPECS["mixtral"]), monkeypatch)
     native, run = engine.runner.native, Run(engine)
     run.submit([1, 2, 3], 4)

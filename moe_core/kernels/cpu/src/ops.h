@@ -31,7 +31,7 @@ struct Ops {
   // Limits of the machine: bytes read once, and products in registers (24 of 64 bytes a round and unit).
   int64_t (*read_memory)(const uint8_t* memory, int64_t bytes);
   float (*multiply_registers)(int kind, int64_t units, int64_t rounds);
-  // A decoding step over all layers; returns 0, 1 for an expert out of range, 2 for a token outside the vocabulary.
+  // A step over all layers; returns 0, 1 for an expert out of range, 2 for a token outside the vocabulary.
   int (*step)(const ModelPlan& model, const StepPlan& step);
 };
 

@@ -1,4 +1,4 @@
-// What a decoding step over a whole model is told: the weights once, the tokens each time.
+// What a step over a whole model is told: the weights once, the tokens each time.
 #pragma once
 #include <cstdint>
 
@@ -50,18 +50,20 @@ struct ModelPlan {
   float eps;
 };
 
-// One new token for each of T sequences.
+// T new tokens of B sequences, each one's side by side; sequences with a single token come first.
 struct StepPlan {
   const int64_t* ids;        // (T) token
   const int64_t* positions;  // (T)
   const int64_t* slots;      // (T) block · P + place: where its keys and values go
-  const int64_t* tables;     // (T, M) blocks
-  const int64_t* lengths;    // (T) keys that each sees, its own included
-  const float* prior;        // (domains + 1, expert layers, E) added to the logits, or none
   const int64_t* prior_row;  // (T) row of the prior
+  const int64_t* firsts;     // (B + 1) where each sequence's tokens begin, and T
+  const int64_t* lengths;    // (B) keys that its newest token sees, its own included
+  const int64_t* tables;     // (B, M) blocks
+  const int64_t* sampled;    // (S) tokens whose logits are wanted
+  const float* prior;        // (domains + 1, expert layers, E) added to the logits, or none
   int64_t* chosen;           // (expert layers, most tokens, K): the experts taken, for whoever counts
-  float* logits;             // (T, V)
-  int64_t T, M;
+  float* logits;             // (S, V)
+  int64_t T, B, M, S;
   int64_t prior_stride;   // of a domain
   int64_t chosen_stride;  // of a layer
 };

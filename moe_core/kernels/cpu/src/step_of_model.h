@@ -1,4 +1,4 @@
-// A decoding step over all layers in one call. Values are rounded to bfloat16 where the decoder in torch rounds them.
+// A step over all layers in one call: new tokens of running sequences and stretches of prompts. Values are rounded to bfloat16 where the decoder in torch rounds them.
 #pragma once
 #include <cmath>
 #include <vector>
@@ -7,6 +7,7 @@
 #include "linear.h"
 #include "mixture.h"
 #include "plan.h"
+#include "prompt_attention.h"
 #include "row_experts.h"
 
 namespace TURNOUT_ISA {
@@ -15,31 +16,44 @@ using turnout::LayerPlan;
 using turnout::ModelPlan;
 using turnout::StepPlan;
 
-static void rms_norm(const bf16* x, const bf16* weight, bf16* out, int64_t num_rows, int64_t width, float eps) {
-  for (int64_t row = 0; row < num_rows; row++, x += width, out += width) {
-    // Sixteen sums: the compiler may not reorder one.
-    float squares[16] = {}, total = 0.0f;
-    int64_t i = 0;
-    for (; i + 16 <= width; i += 16)
-      for (int lane = 0; lane < 16; lane++) squares[lane] += widen(x[i + lane]) * widen(x[i + lane]);
-    for (; i < width; i++) total += widen(x[i]) * widen(x[i]);
-    for (float square : squares) total += square;
-    const float factor = 1.0f / std::sqrt(total / static_cast<float>(width) + eps);
-    for (i = 0; i < width; i++) out[i] = narrow(widen(x[i]) * factor * widen(weight[i]));
-  }
+// Calls work(row) for every row; many of them are shared among the threads, a few at a time.
+template <class Work>
+static void for_rows(int64_t num_rows, const Work& work) {
+  constexpr int64_t kOfUnit = 8;
+  run_if_many(num_rows, ceil_div(num_rows, kOfUnit), [&](int64_t unit) {
+    for (int64_t row = unit * kOfUnit; row < std::min(num_rows, (unit + 1) * kOfUnit); row++) work(row);
+  });
 }
 
-static void add(bf16* x, const bf16* more, int64_t size) {
-  for (int64_t i = 0; i < size; i++) x[i] = narrow(widen(x[i]) + widen(more[i]));
+static void rms_norm(const bf16* x, const bf16* weight, bf16* out, int64_t width, float eps) {
+  // Sixteen sums: the compiler may not reorder one.
+  float squares[16] = {}, total = 0.0f;
+  int64_t i = 0;
+  for (; i + 16 <= width; i += 16)
+    for (int lane = 0; lane < 16; lane++) squares[lane] += widen(x[i + lane]) * widen(x[i + lane]);
+  for (; i < width; i++) total += widen(x[i]) * widen(x[i]);
+  for (float square : squares) total += square;
+  const float factor = 1.0f / std::sqrt(total / static_cast<float>(width) + eps);
+  for (i = 0; i < width; i++) out[i] = narrow(widen(x[i]) * factor * widen(weight[i]));
+}
+
+static void add(bf16* x, const bf16* more, int64_t num_rows, int64_t width) {
+  for_rows(num_rows, [&](int64_t row) {
+    bf16* __restrict target = x + row * width;
+    const bf16* __restrict source = more + row * width;
+    for (int64_t i = 0; i < width; i++) target[i] = narrow(widen(target[i]) + widen(source[i]));
+  });
 }
 
 // Turns pairs (i, i + d/2) of one head in place.
 static void turn(bf16* head, const bf16* cos, const bf16* sin, int64_t d) {
   const int64_t half = d / 2;
+  bf16* __restrict lows = head;
+  bf16* __restrict highs = head + half;
   for (int64_t i = 0; i < half; i++) {
-    const float low = widen(head[i]), high = widen(head[half + i]), c = widen(cos[i]), s = widen(sin[i]);
-    head[i] = narrow(widen(narrow(low * c)) - widen(narrow(high * s)));
-    head[half + i] = narrow(widen(narrow(high * c)) + widen(narrow(low * s)));
+    const float low = widen(lows[i]), high = widen(highs[i]), c = widen(cos[i]), s = widen(sin[i]);
+    lows[i] = narrow(widen(narrow(low * c)) - widen(narrow(high * s)));
+    highs[i] = narrow(widen(narrow(high * c)) + widen(narrow(low * s)));
   }
 }
 
@@ -89,7 +103,13 @@ struct StepSpace {
   std::vector<bf16> x, normed, qkv, attended, out, shared;
   std::vector<int64_t> ids;
   std::vector<float> weights;
+  std::vector<Prompt> prompts;
+  int64_t num_singles = 0;
 };
+
+static void norm_rows(const bf16* x, const uint16_t* weight, StepSpace& space, const StepPlan& step, int64_t D, float eps) {
+  for_rows(step.T, [&](int64_t t) { rms_norm(x + t * D, weight, space.normed.data() + t * D, D, eps); });
+}
 
 static void map_or_rows(const Panels* panels, const bf16* rows, const bf16* x, void* out, int out_is_float, int64_t T,
                         int64_t O, int64_t K) {
@@ -99,22 +119,26 @@ static void map_or_rows(const Panels* panels, const bf16* rows, const bf16* x, v
 
 static void attention_of(const ModelPlan& model, const LayerPlan& layer, const StepPlan& step, StepSpace& space) {
   const int64_t T = step.T, D = model.D, H = model.H, G = model.G, d = model.d, row = (H + 2 * G) * d;
-  rms_norm(space.x.data(), layer.input_norm, space.normed.data(), T, D, model.eps);
+  norm_rows(space.x.data(), layer.input_norm, space, step, D, model.eps);
   map_or_rows(layer.qkv_panels, layer.qkv, space.normed.data(), space.qkv.data(), 0, T, row, D);
-  for (int64_t t = 0; t < T; t++) {
+  for_rows(T, [&](int64_t t) {
     bf16* heads = space.qkv.data() + t * row;
     for (int64_t h = 0; h < H + G; h++) {
       const bf16* norm = h < H ? layer.q_norm : layer.k_norm;
-      if (norm) rms_norm(heads + h * d, norm, heads + h * d, 1, d, model.eps);
+      if (norm) rms_norm(heads + h * d, norm, heads + h * d, d, model.eps);
       turn(heads + h * d, model.cos + step.positions[t] * (d / 2), model.sin + step.positions[t] * (d / 2), d);
     }
     std::memcpy(layer.keys + step.slots[t] * G * d, heads + H * d, G * d * 2);
     std::memcpy(layer.values + step.slots[t] * G * d, heads + (H + G) * d, G * d * 2);
-  }
-  attend(space.qkv.data(), row, layer.keys, layer.values, step.tables, step.lengths, space.attended.data(), T, H, G, d,
-         step.M, model.P, 1.0f / std::sqrt(static_cast<float>(d)));
+  });
+  const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+  attend(space.qkv.data(), row, layer.keys, layer.values, step.tables, step.lengths, space.attended.data(),
+         space.num_singles, H, G, d, step.M, model.P, scale);
+  if (!space.prompts.empty())
+    attend_prompts({H, G, d, model.P, layer.keys, layer.values}, space.prompts, space.qkv.data(), row,
+                   space.attended.data(), scale);
   map_or_rows(layer.o_panels, layer.o, space.attended.data(), space.out.data(), 0, T, D, H * d);
-  add(space.x.data(), space.out.data(), T * D);
+  add(space.x.data(), space.out.data(), T, D);
 }
 
 static int experts_of(const ModelPlan& model, const LayerPlan& layer, const StepPlan& step, StepSpace& space) {
@@ -124,11 +148,11 @@ static int experts_of(const ModelPlan& model, const LayerPlan& layer, const Step
   space.weights.assign(T * K, 1.0f);
   if (layer.router) {
     int64_t* chosen = step.chosen ? step.chosen + layer.moe_index * step.chosen_stride : nullptr;
-    for (int64_t t = 0; t < T; t++) {
+    for_rows(T, [&](int64_t t) {
       const float* prior = nullptr;
       if (step.prior) prior = step.prior + step.prior_row[t] * step.prior_stride + layer.moe_index * layer.E;
       route(layer, normed + t * D, prior, D, space.ids.data() + t * K, space.weights.data() + t * K);
-    }
+    });
     if (chosen) std::memcpy(chosen, space.ids.data(), T * K * sizeof(int64_t));
   }
   if (layer.gate_up_panels)
@@ -152,10 +176,19 @@ static int step(const ModelPlan& model, const StepPlan& step) {
     if (step.ids[t] < 0 || step.ids[t] >= model.V) return 2;
     std::memcpy(space.x.data() + t * D, model.embedding + step.ids[t] * D, D * 2);
   }
+  space.prompts.clear();
+  space.num_singles = 0;
+  for (int64_t b = 0; b < step.B; b++) {
+    const int64_t first = step.firsts[b], num = step.firsts[b + 1] - first;
+    if (num == 1 && space.prompts.empty())
+      space.num_singles++;
+    else
+      space.prompts.push_back({first, num, step.lengths[b], step.tables + b * step.M});
+  }
   for (int64_t l = 0; l < model.L; l++) {
     const LayerPlan& layer = model.layers[l];
     attention_of(model, layer, step, space);
-    rms_norm(space.x.data(), layer.mlp_norm, space.normed.data(), T, D, model.eps);
+    norm_rows(space.x.data(), layer.mlp_norm, space, step, D, model.eps);
     if (int failed = experts_of(model, layer, step, space)) return failed;
     if (layer.shared_gate_up || layer.shared_gate_up_panels) {
       // Beside the routed sum, rounded by itself and then added, as the decoder does.
@@ -167,12 +200,14 @@ static int step(const ModelPlan& model, const StepPlan& step) {
       else
         experts(layer.shared_gate_up, layer.shared_down, space.normed.data(), space.ids.data(), space.weights.data(),
                 space.shared.data(), T, 1, 1, D, layer.shared_F);
-      add(space.out.data(), space.shared.data(), T * D);
+      add(space.out.data(), space.shared.data(), T, D);
     }
-    add(space.x.data(), space.out.data(), T * D);
+    add(space.x.data(), space.out.data(), T, D);
   }
-  rms_norm(space.x.data(), model.norm, space.normed.data(), T, D, model.eps);
-  map_or_rows(model.head_panels, model.head, space.normed.data(), step.logits, 1, T, model.V, D);
+  // Only of the tokens that are asked for.
+  for (int64_t i = 0; i < step.S; i++)
+    rms_norm(space.x.data() + step.sampled[i] * D, model.norm, space.normed.data() + i * D, D, model.eps);
+  map_or_rows(model.head_panels, model.head, space.normed.data(), step.logits, 1, step.S, model.V, D);
   return 0;
 }
 

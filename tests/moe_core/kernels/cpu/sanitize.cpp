@@ -84,13 +84,13 @@ static void mixtures(int64_t T, int64_t E, int64_t k, int64_t D, int64_t F) {
   check(ops.experts(rows_in.get(), rows_out.get(), x.get(), ids.get(), weights.get(), out.get(), T, k, E, D, F) == 1, "bad id");
 }
 
-// A model of one dense and one mixture layer, three sequences of different lengths.
+// A model of one dense and one mixture layer, three sequences of different lengths and new tokens.
 static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, int64_t K, int64_t F, int64_t V) {
-  const int64_t T = 3, P = 4, M = 3, blocks = T * M + 1, qkv_rows = (H + 2 * G) * d;
+  const int64_t P = 4, M = 3, blocks = 3 * M + 1, qkv_rows = (H + 2 * G) * d;
   Exact<uint16_t> embedding = bfloats(V * D), norm = bfloats(D), qkv = bfloats(qkv_rows * D), o = bfloats(D * H * d),
                   head_norm = bfloats(d), up = bfloats(2 * F * D), down = bfloats(D * F), turns = bfloats(P * M * (d / 2)),
                   keys(blocks * P * G * d), values(blocks * P * G * d);
-  Exact<float> router(E * D), prior(2 * E), logits(T * V);
+  Exact<float> router(E * D), prior(2 * E);
   Packed qkv_panels(1, qkv_rows, D, 16, 0, true), gate_up(E, 2 * F, D, 4, 32, false, true), narrow(E, D, F, 4, 32, false);
   turnout::LayerPlan dense{}, mixture{};
   dense.input_norm = dense.mlp_norm = norm.get();
@@ -117,18 +117,27 @@ static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, in
   turnout::LayerPlan layers[] = {dense, mixture};
   turnout::ModelPlan model{embedding.get(), nullptr, norm.get(), embedding.get(), nullptr, turns.get(), turns.get(), layers,
                            2, D, V, H, G, d, P, 1e-5f};
-  Exact<int64_t> ids(T), positions(T), slots(T), tables(T * M), lengths(T), rows(T), chosen(T * K);
-  for (int64_t t = 0; t < T; t++) {
-    const int64_t length = 1 + 5 * t;
-    ids.get()[t] = V - 1 - t;
-    lengths.get()[t] = length;
-    positions.get()[t] = length - 1;
-    rows.get()[t] = t % 2;
-    for (int64_t m = 0; m < M; m++) tables.get()[t * M + m] = m * P < length ? 1 + t * M + m : 0;
-    slots.get()[t] = tables.get()[t * M + (length - 1) / P] * P + (length - 1) % P;
+  // Two sequences with one new token, and one with five.
+  const int64_t B = 3, lengths_of[] = {1, 6, 11}, new_of[] = {1, 1, 5}, tokens = 7;
+  Exact<int64_t> ids(tokens), positions(tokens), slots(tokens), tables(B * M), lengths(B), firsts(B + 1), rows(tokens),
+      chosen(tokens * K), sampled(B);
+  Exact<float> all_logits(B * V);
+  int64_t t = 0;
+  for (int64_t b = 0; b < B; b++) {
+    const int64_t length = lengths_of[b];
+    for (int64_t m = 0; m < M; m++) tables.get()[b * M + m] = m * P < length ? 1 + b * M + m : 0;
+    for (int64_t place = length - new_of[b]; place < length; place++, t++) {
+      ids.get()[t] = V - 1 - t;
+      positions.get()[t] = place;
+      slots.get()[t] = tables.get()[b * M + place / P] * P + place % P;
+      rows.get()[t] = t % 2;
+    }
+    lengths.get()[b] = length;
+    firsts.get()[b + 1] = t;
+    sampled.get()[b] = t - 1;
   }
-  turnout::StepPlan step{ids.get(), positions.get(), slots.get(), tables.get(), lengths.get(), prior.get(), rows.get(),
-                         chosen.get(), logits.get(), T, M, E, T * K};
+  turnout::StepPlan step{ids.get(), positions.get(), slots.get(), rows.get(), firsts.get(), lengths.get(), tables.get(),
+                         sampled.get(), prior.get(), chosen.get(), all_logits.get(), tokens, B, M, B, E, tokens * K};
   check(TURNOUT_ISA::kOps.step(model, step) == 0, "step");
   Packed head(1, V, D, 16, 0, true);
   model.embedding_panels = model.head_panels = &head.panels;
