@@ -1,4 +1,4 @@
-"""Every family in bfloat16 against transformers in bfloat16.
+"""Every family in bfloat16, all layers of it, against transformers in bfloat16; docs/reference/families.md has the figures.
 
 Where two experts are nearly as good, rounding decides, and a token that goes elsewhere is another token afterwards. So the
 choice is compared by itself, layer by layer, and the logits with the choice of transformers in every layer.
@@ -6,8 +6,7 @@ choice is compared by itself, layer by layer, and the logits with the choice of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,90 +15,97 @@ import torch
 from torch import Tensor
 
 import moe_core
-from moe_core.model import Decoder, RoutingContext
+from moe_core.model import Decoder
 from moe_core.routers import Routing
-from moe_core.routers.call import GateCall
-from moe_core.spec import MoeSpec
 
 pytest.importorskip("transformers")
 
-from tests.moe_core.model.hf_families import CASES, chosen_experts, model_of
+from tests.moe_core.bfloat16_table import (
+    HEAD,
+    IDS,
+    PAGE,
+    Figures,
+    context,
+    divergence,
+    log_probs,
+    measured,
+    pair,
+    written,
+)
+from tests.moe_core.model.hf_families import CASES, chosen_experts
 
-IDS = torch.randint(0, 97, (8, 33), generator=torch.Generator().manual_seed(7))
-# In float32 the best token is ahead by more than the logits' rounding in bfloat16.
-CLEAR = 0.1
-
-
-class AsTheyChose(RoutingContext):
-    """Sends every token where transformers sent it, in all expert layers below `free_from`."""
-
-    chosen_L: Sequence[Tensor] = ()
-    free_from: int = 1 << 10
-
-    def call(self, moe: MoeSpec, moe_index: int, x_TD: Tensor) -> GateCall:
-        call = super().call(moe, moe_index, x_TD)
-        return call if moe_index >= self.free_from else replace(call, forced_TK=self.chosen_L[moe_index])
-
-
-def context(chosen_L: Sequence[Tensor], free_from: int = 1 << 10) -> tuple[AsTheyChose, dict[int, Routing]]:
-    seen: dict[int, Routing] = {}
-    made = AsTheyChose(observe=lambda layer, routing: seen.update({layer: routing}))
-    made.chosen_L, made.free_from = chosen_L, free_from
-    return made, seen
+MOST = 1e-3
+# Where transformers is nearly that far from float32 itself, so that the two roundings together are beyond it.
+OVER = {"mixtral", "mixtral, stretched", "deepseek_v3, yarn, no low rank of queries"}
+# Three of 227 positions.
+LESS_CLEAR = {"step3p5, stretched, as released"}
 
 
-def log_probs(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits.float(), -1).flatten(0, 1)
-
-
-def divergence(p_TV: Tensor, q_TV: Tensor) -> float:
-    """Mean Kullback-Leibler divergence of two tables of log-probabilities, in nats."""
-    return float((p_TV.exp() * (p_TV - q_TV)).sum(-1).mean())
+@dataclass(frozen=True, slots=True)
+class Both:
+    case: str
+    theirs: Any
+    ours: Decoder
+    directory: Path
+    figures: Figures
 
 
 @pytest.fixture(scope="module", params=CASES)
-def both(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Any, Decoder, Path]:
-    config_class, changes = CASES[request.param]
-    # Two layers: transformers' own rounding, routers included, adds up with depth.
-    theirs = model_of(config_class, {**changes, "num_hidden_layers": 2}).bfloat16()
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
     directory = tmp_path_factory.mktemp("bf16")
-    theirs.save_pretrained(directory)
-    return theirs, moe_core.load(directory, "bfloat16"), directory
+    theirs, ours = pair(request.param, directory)
+    return Both(request.param, theirs, ours, directory, measured(theirs, ours, directory))
+
+
+def test_logits_are_as_near_as_two_roundings_allow_on_all_layers(both: Both) -> None:
+    found = both.figures
+    assert found.same_routing < MOST or both.case in OVER
+    # Independent errors add; that is all that stands between the two.
+    assert found.same_routing < 1.1 * (found.truth_to_ours + found.truth_to_theirs)
+    assert found.truth_to_ours < MOST
+    assert found.truth_to_ours < 1.25 * found.truth_to_theirs
+
+
+def test_the_best_token_is_the_same_wherever_float32_is_clear(both: Both) -> None:
+    found = both.figures
+    assert found.top1_clear >= (0.98 if both.case in LESS_CLEAR else 0.99)
+    assert found.top1 > 0.92
+
+
+def test_the_page_has_these_figures(both: Both) -> None:
+    stands = written(PAGE.read_text("utf-8"))
+    assert list(stands) == list(CASES), "write it anew with: python -m tests.moe_core.bfloat16_table"
+    for name, said, now in zip(HEAD[1:], stands[both.case], both.figures.cells(), strict=True):
+        # Another processor rounds elsewhere, and as often.
+        if said.endswith("%"):
+            assert abs(float(said[:-2]) - float(now[:-2])) < 2.5, (name, said, now)
+        else:
+            assert 0.5 < float(said) / float(now) < 2.0, (name, said, now)
 
 
 @torch.no_grad()
-def test_logits_rank_alike_and_are_nearer_the_truth(both: tuple[Any, Decoder, Path]) -> None:
-    theirs, ours, directory = both
-    chosen_L = [ids_TK for ids_TK, _ in chosen_experts(theirs, IDS)]
-    exact = moe_core.load(directory)(IDS, context(chosen_L)[0])
-    p, q, truth = log_probs(theirs(IDS).logits), log_probs(ours(IDS, context(chosen_L)[0])), log_probs(exact)
-    # In one case transformers' own rounding, whose routers multiply in bfloat16, is most of that already.
-    assert divergence(p, q) < max(1e-3, 1.5 * divergence(truth, p))
-    assert divergence(truth, q) < min(1e-3, 1.25 * divergence(truth, p))
-    best_T2 = exact.flatten(0, 1).topk(2).values
-    clear_T = best_T2[:, 0] - best_T2[:, 1] > CLEAR
-    assert clear_T.float().mean() > 0.7
-    assert float((p.argmax(-1) == q.argmax(-1))[clear_T].float().mean()) >= 0.99
-    for moe in ours.moe_layers():
+def test_the_comparison_fails_when_two_experts_are_swapped(both: Both) -> None:
+    chosen_L = [ids_TK for ids_TK, _ in chosen_experts(both.theirs, IDS)]
+    p = log_probs(both.theirs(IDS).logits)
+    for moe in both.ours.moe_layers():
         moe.experts.down_EDF[[0, 1]] = moe.experts.down_EDF[[1, 0]]
-        assert divergence(p, log_probs(ours(IDS, context(chosen_L)[0]))) > 1e-2
+        assert divergence(p, log_probs(both.ours(IDS, context(chosen_L)[0]))) > max(
+            MOST, 2 * both.figures.same_routing
+        )
         moe.experts.down_EDF[[0, 1]] = moe.experts.down_EDF[[1, 0]]
 
 
 @torch.no_grad()
-def test_a_token_goes_elsewhere_only_where_rounding_decides(both: tuple[Any, Decoder, Path]) -> None:
-    theirs, ours, directory = both
-    exact = moe_core.load(directory)
-    chosen_L = [ids_TK for ids_TK, _ in chosen_experts(theirs, IDS)]
-    for index, moe in enumerate(ours.moe_layers()):
-        made, seen = context(chosen_L, free_from=index)
-        ours(IDS, made)
-        alike_T = (seen[moe.layer].expert_ids_TK.sort(-1).values == chosen_L[index]).all(-1)
-        assert float(alike_T.float().mean()) > 0.93
+def test_a_token_goes_elsewhere_only_where_rounding_decides(both: Both) -> None:
+    assert both.figures.same_experts > 0.93
+    exact = moe_core.load(both.directory)
+    chosen_L = [ids_TK for ids_TK, _ in chosen_experts(both.theirs, IDS)]
+    for index, moe in enumerate(both.ours.moe_layers()):
         if moe.moe.gate.kind != "softmax_topk":
             continue
+        made, seen = context(chosen_L, free_from=index)
+        both.ours(IDS, made)
+        alike_T = (seen[moe.layer].expert_ids_TK.sort(-1).values == chosen_L[index]).all(-1)
         # Exact weights and inputs that are not rounded leave little between the two choices.
         made, truth = context(chosen_L, free_from=index)
         exact(IDS, made)
