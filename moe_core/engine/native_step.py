@@ -123,7 +123,8 @@ class NativeStep:
 
         Chunks with a single token come first. Raises SpecError for a token outside the vocabulary.
         """
-        numbers, sampled = _Numbers(), []
+        numbers = _Numbers()
+        sampled: list[int] = []
         for chunk in chunks:
             numbers.add(chunk, self._prior_row(chunk.sequence.domain))
             if chunk.wants_sample:

@@ -21,7 +21,7 @@ UNSAID = frozenset({"title", "propertyNames", "$defs"})
 def components() -> dict[str, Any]:
     """By name: each specification, and whatever it is made of."""
     found: dict[str, Any] = {}
-    roots = {
+    roots: dict[str, Any] = {
         "LayoutSpec": LayoutSpec,
         "RoutingSpec": RoutingSpec,
         "GateSpec": GateSpec,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from moe_core.model.seq2seq.model import EncoderDecoder
-from moe_core.routers.start import start_gate
+from moe_core.routers.start import Words, start_gate
 from moe_core.spec.seq2seq import Seq2SeqSpec
 
 
@@ -21,7 +21,8 @@ def random_encoder_decoder(
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
         elif ".router." not in name:
             parameter.normal_(0.0, std, generator=generator)
+    words = Words(model.embed_tokens.weight)
     for layer in model.moe_layers():
         moe = layer.router.moe
-        start_gate(moe, layer.router.tensors, generator, std, model.embed_tokens.weight)
+        start_gate(moe, layer.router.tensors, generator, std, words, layer.layer)
     return model
