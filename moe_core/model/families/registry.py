@@ -50,7 +50,7 @@ def family_of(model_type: object) -> Family:
             "run in Python: moe_core.load(directory)"
         )
     if family is None:
-        known = ", ".join(BY_NAME)
+        known = f"{', '.join(BY_NAME)}, and as encoder–decoders {', '.join(ENCODER_DECODERS)}"
         raise FormatError(
             f"config.json: model_type {str(model_type)[:40]!r} is not served; known are {known}"
         )
