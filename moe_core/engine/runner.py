@@ -45,10 +45,10 @@ class ModelRunner:
         residency: ResidentExperts | None = None,
     ) -> None:
         moe = model.spec.moe
-        if moe is not None and moe.gate.sees_the_batch:
+        if moe is not None and moe.gate.not_served is not None:
             raise SpecError(
-                f"gate {moe.gate.kind!r} lets a token see the others of its batch, later ones included: it cannot answer "
-                "token by token; serve a model with another gate"
+                f"gate {moe.gate.kind!r} cannot answer token by token: {moe.gate.not_served}; "
+                "serve a model with another gate"
             )
         self.model = model
         self.device = model.device

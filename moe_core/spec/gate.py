@@ -28,6 +28,8 @@ class Gate(Spec):
     # Why a tuning job refuses the gate, and why it cannot answer token after token; None where neither is so.
     not_tuned: ClassVar[str | None] = None
     not_served: ClassVar[str | None] = None
+    # What a tuning job teaches of it, where that is not one map a layer.
+    tuned_so: ClassVar[str] = ""
     # A token may have fewer experts than places.
     leaves_places_empty: ClassVar[bool] = False
 
@@ -247,6 +249,9 @@ class Soft(Gate):
 class Hash(Gate):
     """A table from token to experts: nothing is learnt about where to go."""
 
+    tuned_so: ClassVar[str] = (
+        "experts specialise under the table; only `weights: learned` has something to learn"
+    )
     kind: Literal["hash"] = "hash"
     """The name of this gate."""
     choice: Literal["balanced", "random", "clustered"] = "random"
@@ -270,6 +275,7 @@ class Hash(Gate):
 class Hierarchical(Gate):
     """Domain, then group, then expert: the product of three softmaxes, and the k best of all. Equal, contiguous parts."""
 
+    tuned_so: ClassVar[str] = "every level has its own map"
     kind: Literal["hierarchical"] = "hierarchical"
     """The name of this gate."""
     selection_bias: bool = False

@@ -16,7 +16,6 @@ from moe_core.spec.base import Code, ExpertIndex, Fault, LayerIndex, Spec, Weigh
 LayerKey = Annotated[LayerIndex, Field(strict=False)]
 ExpertSet = Annotated[tuple[ExpertIndex, ...], Field(max_length=1024)]
 PriorMode = Literal["none", "bias", "mask", "floor"]
-BalanceForm = Literal["running", "switch", "sequence", "global"]
 PriorStrength = Annotated[float, Field(ge=0.0, le=50.0)]
 FloorShare = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -60,11 +59,6 @@ class RoutingSpec(Spec):
     """Weight of the loss that sends a domain's tokens to its experts, while routers are tuned."""
     balance_weight: Weight = 1.0
     """Weight of the loss that evens the loads."""
-    balance_form: BalanceForm = "running"
-    """Whose load the balance loss goes by: that of the last batches (running), of this whole batch (global), of each lane's
-    part of it (switch), or of each sequence by itself (sequence)."""
-    importance_weight: Weight = 0.0
-    """Weight of the squared variation of the experts' summed weights."""
     z_weight: Weight = 0.0
     """Weight of the loss that keeps logits small."""
     prior_mode: PriorMode = "bias"

@@ -20,6 +20,7 @@ from moe_core.spec.twins import Hold
 
 Steps = Annotated[int, Field(ge=0, le=1_000_000)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
+BalanceForm = Literal["running", "switch", "sequence", "global"]
 Seed = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
@@ -48,6 +49,11 @@ class TuneSpec(Spec):
     gate_noise: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
     # How far the bias that picks experts moves against their load after each step; 0 leaves it where it is.
     balance_bias_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    # Whose load the balance loss goes by: that of the last batches ("running"), of this whole batch ("global"), of each
+    # lane's part of it ("switch"), or of each window by itself ("sequence"). Its weight is the policy's.
+    balance_form: BalanceForm = "running"
+    # Of the squared variation of the experts' summed weights.
+    importance_weight: Weight = 0.0
     # Of losses that gates compute themselves (noisy_topk's smooth load).
     gate_loss_weight: Weight = 0.1
     # How full experts may be while routers learn; None is as the model says. It is not saved with the model.

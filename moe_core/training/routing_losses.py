@@ -20,44 +20,46 @@ from moe_core.routers.losses import (
     share_of_load,
     z_loss,
 )
-from moe_core.spec import RoutingSpec
+from moe_core.spec import TuneSpec
+from moe_core.spec.train import BalanceForm
 from moe_core.training.forward import Pass
 
 
 def routing_loss(
     passed: Pass,
-    policy: RoutingSpec,
+    spec: TuneSpec,
     labels_NE: Tensor,
     share_LE: Tensor,
     cost_E: Tensor | None,
-    gate_loss_weight: float,
 ) -> Tensor:
     """Label, balance, importance and z losses and those of the gates themselves, each the mean over expert layers.
 
     `share_LE` (each row sums to one) are the shares of assignments that the "global" and "running" balance losses go by.
     """
-    total = passed.losses_P.new_zeros(())
+    policy, total = spec.routing, passed.losses_P.new_zeros(())
     for at, routing in enumerate(passed.routings.values()):
         if policy.label_weight and policy.domains:
             labels = label_loss(routing, labels_NE, passed.domain_T, passed.real_T)
             total = total + policy.label_weight * labels
         if policy.balance_weight:
-            total = total + policy.balance_weight * _balance(passed, routing, policy, share_LE[at], cost_E)
-        if policy.importance_weight:
-            total = total + policy.importance_weight * importance_loss(routing, passed.real_T)
+            total = total + policy.balance_weight * _balance(
+                passed, routing, spec.balance_form, share_LE[at], cost_E
+            )
+        if spec.importance_weight:
+            total = total + spec.importance_weight * importance_loss(routing, passed.real_T)
         if policy.z_weight:
             total = total + policy.z_weight * z_loss(routing, passed.real_T)
         for loss in routing.losses.values():
-            total = total + gate_loss_weight * loss
+            total = total + spec.gate_loss_weight * loss
     return total / max(1, len(passed.routings))
 
 
 def _balance(
-    passed: Pass, routing: Routing, policy: RoutingSpec, share_E: Tensor, cost_E: Tensor | None
+    passed: Pass, routing: Routing, form: BalanceForm, share_E: Tensor, cost_E: Tensor | None
 ) -> Tensor:
-    if policy.balance_form == "sequence":
+    if form == "sequence":
         return sequence_balance_loss(routing, passed.real_T, passed.sequence_T, cost_E)
-    own = policy.balance_form == "switch"
+    own = form == "switch"
     return balance_loss(routing, passed.real_T, None if own else share_E, cost_E)
 
 

@@ -183,13 +183,11 @@ class TuneRouter:
     ) -> tuple[Pass, tuple[Tensor, ...]]:
         with meeting:
             passed = forward(self.cut, self.cache, places, surroundings=surroundings)
-            is_global = self.routing.balance_form == "global"
+            is_global = self.spec.balance_form == "global"
             share_LE = meeting.share(lane, passed) if is_global else self._load_LE
         mine = int(passed.real_T.sum()) / whole.num_tokens
         language = passed.losses_P.sum() / whole.num_targets
-        routing = routing_loss(
-            passed, self.routing, self.labels_NE, share_LE, self.cost_E, self.spec.gate_loss_weight
-        )
+        routing = routing_loss(passed, self.spec, self.labels_NE, share_LE, self.cost_E)
         objective = self.spec.lm_weight * language + mine * routing
         leaves = [*self.gates.values(), *self.others.values()]
         gradients = torch.autograd.grad(objective, leaves, allow_unused=True, materialize_grads=True)

@@ -14,7 +14,7 @@ from moe_core.checkpoint.store import load
 from moe_core.errors import SpecError
 from moe_core.routers import Routing, load_of
 from moe_core.routers.losses import balance_loss, importance_loss, sequence_balance_loss
-from moe_core.spec import RoutingSpec, TuneSpec
+from moe_core.spec import TuneSpec
 from moe_core.training import run_job, workbench
 from moe_core.training.forward import Pass, forward
 from moe_core.training.lanes import Lanes
@@ -26,9 +26,12 @@ FORMS = ("running", "switch", "sequence", "global")
 ALONE = {"label_weight": 0.0, "balance_weight": 1.0}
 
 
-def spec_with(**routing: Any) -> dict[str, Any]:
+def spec_with(**fields: Any) -> dict[str, Any]:
     plain = tune_spec(specialise_steps=0, route_steps=3, control=False, explore=False, lm_weight=0.0)
-    return {**plain, "routing": {**plain["routing"], **ALONE, **routing}}
+    routing = {**plain["routing"], **ALONE}
+    if "balance_weight" in fields:
+        routing["balance_weight"] = fields.pop("balance_weight")
+    return {**plain, "routing": routing, **fields}
 
 
 def learner(world: Path, num_lanes: int, **routing: Any) -> tuple[Lanes, TuneRouter]:
@@ -65,7 +68,7 @@ def test_a_form_is_the_loss_of_that_name(world: Path, form: str) -> None:
     _, tuner = learner(world, 1, balance_form=form)
     passed = forward(tuner.cut, tuner.cache, list(range(6)))
     share_LE = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]])
-    found = routing_loss(passed, tuner.routing, tuner.labels_NE, share_LE, None, 0.1)
+    found = routing_loss(passed, tuner.spec, tuner.labels_NE, share_LE, None)
     slow: dict[str, Callable[[Routing, Tensor], Tensor]] = {
         "running": lambda routing, share_E: balance_loss(routing, passed.real_T, share_E),
         "global": lambda routing, share_E: balance_loss(routing, passed.real_T, share_E),
@@ -81,7 +84,7 @@ def test_a_form_is_the_loss_of_that_name(world: Path, form: str) -> None:
 def test_importance_counts_by_its_weight(world: Path) -> None:
     _, tuner = learner(world, 1, balance_weight=0.0, importance_weight=0.7)
     passed = forward(tuner.cut, tuner.cache, list(range(6)))
-    found = routing_loss(passed, tuner.routing, tuner.labels_NE, torch.full((2, 4), 0.25), None, 0.1)
+    found = routing_loss(passed, tuner.spec, tuner.labels_NE, torch.full((2, 4), 0.25), None)
     each = [importance_loss(routing, passed.real_T) for routing in passed.routings.values()]
     torch.testing.assert_close(found, 0.7 * torch.stack(each).mean())
 
@@ -142,4 +145,4 @@ def test_sequences_of_unlike_experts_are_judged_by_work() -> None:
 
 def test_an_unknown_form_is_refused_by_name() -> None:
     with pytest.raises(SpecError, match="balance_form: Input should be 'running'"):
-        RoutingSpec.parse({"balance_form": "sometimes"})
+        TuneSpec.parse(spec_with(balance_form="sometimes"))
