@@ -63,6 +63,7 @@ def test_a_tuning_job_freezes_layout_map_and_hashes(people, tmp_path) -> None:
         ({"tune": {"route_steps": -1}}, "tune.route_steps"),
         ({"tune": {"route_learning_rate": float("inf")}}, "tune.route_learning_rate"),
         ({"tune": {"epochs": 3}}, "tune.epochs"),
+        ({"tune": {"balance_form": "sometimes"}}, "tune.balance_form"),
         ({"surprise": 1}, "surprise"),
         ({"layout": None}, "layout"),
         ({"model_version": "x"}, "model_version"),
@@ -72,6 +73,15 @@ def test_a_wrong_field_is_named(people, tmp_path, change, field) -> None:
     with pytest.raises(Invalid) as refused:
         job_submit(caller=people.owner, kind="tune", spec={**tune_request(people, tmp_path), **change})
     assert field in refused.value.fields
+
+
+def test_the_form_of_the_balance_loss_is_asked_for(people, tmp_path) -> None:
+    request = tune_request(people, tmp_path)
+    fields = {"balance_form": "global", "importance_weight": 0.5}
+    job = job_submit(
+        caller=people.owner, kind="tune", spec={**request, "tune": {**request["tune"], **fields}}
+    )
+    assert {name: job.inputs["tune"][name] for name in fields} == fields
 
 
 def test_a_map_that_does_not_fit_the_layout_is_refused(people, tmp_path) -> None:
