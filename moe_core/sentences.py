@@ -60,7 +60,7 @@ CORE = Sentences(
         "granularity_sets_widths": (
             "granularity sets the experts' width; leave the widths and the shared expert out"
         ),
-        "only_exploring": "gate_noise and capacity are for gates that explore; leave explore at true",
+        "only_exploring": "gate_noise, capacity and twin_hold are for gates that explore; leave explore at true",
         "no_bias_to_move": (
             "balance_bias_rate ({rate}) moves the bias that picks experts, and gate '{gate}' has none; "
             "set selection_bias in the layout's gate, or balance_bias_rate to 0"

@@ -67,7 +67,7 @@ WORDS: Mapping[str, str] = {
         "Slices set the experts' width; choose a layout without widths and without a shared expert."
     ),
     "only_exploring": gettext_noop(
-        "Noise and a room for experts are for gates that explore; let them explore, or leave both out."
+        "Noise, a room for experts and a hold on twins are for gates that explore; let them explore, or leave these out."
     ),
     "no_bias_to_move": gettext_noop(
         "A rate of %(rate)s moves the bias that picks experts, and the gate “%(gate)s” has none; give it one in the layout, "
