@@ -35,6 +35,10 @@ OPTIONS = Part(
 )
 SEED = Ask(_("Seed"))
 LOSS = Ask(_("Refuse when a domain's loss rises by more"), _("In nats a token. Empty: whatever it costs."))
+PER_GROUP = Ask(
+    _("The same in every group"),
+    _("For gates that choose among groups of experts; numbers are then places in each group."),
+)
 
 
 class OperateForm(forms.Form):
