@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from moe_core.engine.affinity import WINDOW, ExpertAffinity
 from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
@@ -11,6 +12,9 @@ from moe_core.engine.fair_queue import OUTPUT_WEIGHT, FairQueue
 from moe_core.engine.ngram import MAX_RUNNING, NgramDrafter
 from moe_core.engine.sequence import Sequence, SequenceState, num_blocks_for
 from moe_core.errors import EngineBusy
+
+# Of a prompt beside decodes when few tokens of prompts wait; above it, one for so many that wait.
+CALM_CHUNK_TOKENS, PENDING_PER_TOKEN = 64, 2
 
 
 # Not frozen, for a step makes one for each sequence: assignments of frozen classes take three times as long.
@@ -114,14 +118,23 @@ class Scheduler:
         self._preempted = False
         self.num_steps += 1
         decodes = list(self._decode_chunks())
-        # Beside decodes a prompt advances in small bites, so that the others' next tokens do not wait long.
-        limit = self.max_chunk_tokens if decodes else self.max_batch_tokens
+        limit = self._chunk_limit() if decodes else self.max_batch_tokens
         left = self.max_batch_tokens - len(decodes)
         if self.drafter is not None:
             left -= sum(len(chunk.drafts) for chunk in decodes)
         prompts = list(self._prompt_chunks(min(limit, left)))
         # An older prompt may have taken the blocks of a younger sequence after that one was planned.
         return [chunk for chunk in decodes + prompts if chunk.sequence.state is SequenceState.RUNNING]
+
+    def _chunk_limit(self) -> int:
+        """How many tokens of prompts a step takes beside decodes: small bites, so that the others' next tokens do not wait
+        long, and larger ones where prompts queue up, for then answers wait for their first tokens."""
+        if self.fixed_chunk_tokens:
+            return self.max_chunk_tokens
+        pending = sum(one.num_missing_tokens for one in self.running if not one.is_decoding)
+        places = self.max_sequences - len(self.running)
+        pending += sum(one.num_missing_tokens for one in islice(self.waiting.members(), places))
+        return min(self.max_chunk_tokens, max(CALM_CHUNK_TOKENS, pending // PENDING_PER_TOKEN))
 
     def commit(self, chunks: list[Chunk]) -> None:
         """Note that `chunks` were computed, and let others find the blocks that are full now."""

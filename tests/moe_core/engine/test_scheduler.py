@@ -47,6 +47,41 @@ def test_a_prompt_alone_takes_the_whole_budget_and_beside_answers_a_bite() -> No
     assert step(planner) == [(1, 43, 44), (2, 20, 21)]
 
 
+def test_bites_grow_where_prompts_queue_up_and_never_beyond_the_bound() -> None:
+    planner = scheduler(num_blocks=400, max_batch_tokens=512, max_chunk_tokens=128, max_sequences=8)
+    planner.submit(sequence(1, 8))
+    step(planner)
+    planner.submit(sequence(2, 100))
+    assert step(planner)[1:] == [(2, 0, 64)]
+    assert step(planner)[1:] == [(2, 64, 100)]
+    # 164 tokens wait, then 82.
+    planner.submit(sequence(3, 164))
+    assert step(planner)[2:] == [(3, 0, 82)]
+    assert step(planner)[2:] == [(3, 82, 146)]
+    planner.submit(sequence(4, 2000))
+    assert step(planner)[2:] == [(3, 146, 164), (4, 0, 110)]
+    assert step(planner)[3:] == [(4, 110, 238)]
+
+
+def test_bites_stay_small_while_there_is_no_place_for_those_who_wait() -> None:
+    planner = scheduler(num_blocks=400, max_batch_tokens=512, max_chunk_tokens=128, max_sequences=2)
+    planner.submit(sequence(1, 8))
+    step(planner)
+    planner.submit(sequence(2, 100))
+    planner.submit(sequence(3, 2000))
+    assert [step(planner)[1:] for _ in range(2)] == [[(2, 0, 64)], [(2, 64, 100)]]
+
+
+def test_equal_pieces_of_a_batch_invariant_engine_are_not_cut() -> None:
+    planner = scheduler(
+        num_blocks=400, max_batch_tokens=512, max_chunk_tokens=128, max_sequences=8, fixed_chunk_tokens=128
+    )
+    planner.submit(sequence(1, 8))
+    step(planner)
+    planner.submit(sequence(2, 300))
+    assert [step(planner)[1:] for _ in range(3)] == [[(2, 0, 128)], [(2, 128, 256)], [(2, 256, 300)]]
+
+
 def test_several_short_prompts_share_one_step() -> None:
     planner = scheduler()
     for number in range(1, 4):
