@@ -33,6 +33,7 @@ from typing import Any
 import moe_core
 from benchmarks.engine.affinity import smollm2_mixture, split_domains
 from benchmarks.engine.speed import NoText
+from moe_core.checkpoint.store import load
 from moe_core.engine.engine import Engine
 from moe_core.engine.events import Delta
 from moe_core.engine.expert_cache import hit_rate, lru_hit_rate, optimal_hit_rate
@@ -230,7 +231,7 @@ def main() -> None:
         directory = options.model
         if directory is None:
             directory = moe_core.save(smollm2_mixture(options.experts), Path(folder) / "mixture")
-        whole = attached(moe_core.load(directory, "bfloat16"))
+        whole = attached(load(directory, "bfloat16"))
         moe = whole.spec.moe
         assert moe is not None
         num_layers, number = len(moe.moe_layers), len(moe.moe_layers) * moe.num_experts

@@ -211,7 +211,11 @@ def load_resident(
     # What was allocated may be memory that was used before.
     held._release(list(held._places))
     if warmed:
-        held.warm(routing, uses)
+        try:
+            held.warm(routing, uses)
+        except BaseException:
+            held.close()
+            raise
     return model, held
 
 
