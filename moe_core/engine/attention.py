@@ -16,7 +16,7 @@ from moe_core.engine.block_pool import BLOCK_TOKENS, NULL_BLOCK
 from moe_core.engine.kv_cache import PagedKVCache
 from moe_core.engine.scheduler import Chunk
 from moe_core.kernels.cpu import attention as native
-from moe_core.kernels.precision import attention
+from moe_core.kernels.precision import attention, has_tiles
 from moe_core.model.attention import NEG_INF, attend_newest, with_sinks
 from moe_core.model.context import AttentionRule
 
@@ -45,9 +45,11 @@ class _Span:
 
     start: int
     end: int
-    # None when nothing comes before the chunk: then plain causal attention does.
-    blocks_M: Tensor | None
-    # (C, S): 0 where a token may look, -inf elsewhere.
+    blocks_M: Tensor
+    # How many keys the newest token sees.
+    length: int
+    # (C, S): 0 where a token may look, -inf elsewhere; None when nothing comes before the chunk: then plain causal
+    # attention does.
     mask: Tensor | None
 
 
@@ -111,8 +113,11 @@ class StepAttention:
     def _attend_span(
         self, layer: int, span: _Span, q_CHd: Tensor, k_CGd: Tensor, v_CGe: Tensor, rule: AttentionRule
     ) -> Tensor:
+        keys, values = self._cache.blocks(layer)
+        if rule.is_plain and not has_tiles() and native.supports(q_CHd, keys, values, rule.scale):
+            return native.attend_prompt(q_CHd, keys, values, span.blocks_M, span.length)
         num_queries = q_CHd.shape[1] // k_CGd.shape[1]
-        if span.blocks_M is not None and span.mask is not None:
+        if span.mask is not None:
             k_SGd, v_SGe = self._cache.gather(layer, span.blocks_M)
             k_CGd, v_CGe = k_SGd[: span.mask.shape[1]], v_SGe[: span.mask.shape[1]]
         q, k, v = q_CHd.transpose(0, 1)[None], *(_repeat_heads(x, num_queries) for x in (k_CGd, v_CGe))
@@ -155,11 +160,11 @@ def _masked_rows(blocks_BM: Tensor, ends_B: Tensor, dtype: torch.dtype) -> _Rows
 
 def _plan_span(chunk: Chunk, start: int, dtype: torch.dtype, device: torch.device) -> _Span:
     end = start + chunk.num_tokens
-    if chunk.start == 0:
-        return _Span(start, end, None, None)
     num_blocks = -(-chunk.end // BLOCK_TOKENS)
+    blocks_M = torch.tensor(chunk.sequence.block_ids[:num_blocks], dtype=torch.int64, device=device)
+    if chunk.start == 0:
+        return _Span(start, end, blocks_M, chunk.end, None)
     position_S = torch.arange(chunk.end, device=device)
     hidden_CS = position_S[None] > position_S[chunk.start :, None]
     mask_CS = torch.zeros(hidden_CS.shape, dtype=dtype, device=device).masked_fill_(hidden_CS, NEG_INF)
-    blocks_M = torch.tensor(chunk.sequence.block_ids[:num_blocks], dtype=torch.int64, device=device)
-    return _Span(start, end, blocks_M, mask_CS)
+    return _Span(start, end, blocks_M, chunk.end, mask_CS)

@@ -1,6 +1,7 @@
-"""Attention of one new token a sequence over paged keys and values, read where they lie.
+"""Attention over paged keys and values: of one new token a sequence, read where they lie, and of a prompt's.
 
-Shapes: B sequences, H query heads, G key-value heads, d head_dim, N blocks, P tokens of a block, M blocks of the longest.
+Shapes: B sequences, T tokens of one, H query heads, G key-value heads, d head_dim, N blocks, P tokens of a block, M blocks
+of the longest.
 """
 
 from __future__ import annotations
@@ -41,6 +42,34 @@ def attend_rows(
         1.0 / math.sqrt(head_dim),
     )
     return out_BHd
+
+
+def attend_prompt(q_THd: Tensor, k_NPGd: Tensor, v_NPGd: Tensor, blocks_M: Tensor, length: int) -> Tensor:
+    """(T, H, d): the newest T of a sequence's `length` tokens, each attending to itself and those before it.
+
+    `blocks_M` (int64) are the sequence's blocks, where keys and values of all `length` tokens lie already. Shares of keys
+    are rounded to bfloat16. The caller has asked `supports`.
+    """
+    native = library()
+    assert native is not None
+    num_tokens, num_heads, head_dim = q_THd.shape
+    out_THd = torch.empty(q_THd.shape, dtype=q_THd.dtype)
+    native.attend_prompt(
+        q_THd.data_ptr(),
+        q_THd.stride(0),
+        k_NPGd.data_ptr(),
+        v_NPGd.data_ptr(),
+        blocks_M.data_ptr(),
+        out_THd.data_ptr(),
+        num_tokens,
+        length,
+        num_heads,
+        k_NPGd.shape[2],
+        head_dim,
+        k_NPGd.shape[1],
+        1.0 / math.sqrt(head_dim),
+    )
+    return out_THd
 
 
 def supports(q_BHd: Tensor, k_NPGd: Tensor, v_NPGd: Tensor, scale: float) -> bool:

@@ -56,6 +56,9 @@ class Library:
         self.attend = library.turnout_attend
         self.attend.argtypes = [_POINTER, _LONG, *[_POINTER] * 5, *[_LONG] * 6, _FLOAT]
         self.attend.restype = None
+        self.attend_prompt = library.turnout_attend_prompt
+        self.attend_prompt.argtypes = [_POINTER, _LONG, *[_POINTER] * 4, *[_LONG] * 6, _FLOAT]
+        self.attend_prompt.restype = None
 
     @property
     def isa(self) -> str:

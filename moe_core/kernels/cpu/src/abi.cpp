@@ -158,4 +158,10 @@ TURNOUT_API void turnout_attend(const uint16_t* q, int64_t q_stride, const uint1
                     int64_t d, int64_t M, int64_t P, float scale) {
   ops().attend(q, q_stride, keys, values, tables, lengths, out, B, H, G, d, M, P, scale);
 }
+
+TURNOUT_API void turnout_attend_prompt(const uint16_t* q, int64_t q_stride, const uint16_t* keys, const uint16_t* values,
+                    const int64_t* table, uint16_t* out, int64_t T, int64_t length, int64_t H, int64_t G, int64_t d,
+                    int64_t P, float scale) {
+  ops().attend_prompt(q, q_stride, keys, values, table, out, T, length, H, G, d, P, scale);
+}
 }

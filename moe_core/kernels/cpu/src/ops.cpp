@@ -11,6 +11,7 @@
 namespace TURNOUT_ISA {
 
 extern const turnout::Ops kOps;
-const turnout::Ops kOps = {linear, experts, mixture, map, look_up, pack, attend, tiles_work, read_memory, multiply_registers, step};
+const turnout::Ops kOps = {linear,        experts,    mixture,     map,                look_up, pack, attend,
+                            attend_prompt, tiles_work, read_memory, multiply_registers, step};
 
 }  // namespace TURNOUT_ISA

@@ -26,6 +26,10 @@ struct Ops {
   void (*attend)(const uint16_t* q, int64_t q_stride, const uint16_t* keys, const uint16_t* values,
                  const int64_t* tables, const int64_t* lengths, uint16_t* out, int64_t B, int64_t H, int64_t G,
                  int64_t d, int64_t M, int64_t P, float scale);
+  // The newest T tokens of one sequence of `length` over its paged keys and values, each seeing what is not after it.
+  void (*attend_prompt)(const uint16_t* q, int64_t q_stride, const uint16_t* keys, const uint16_t* values,
+                        const int64_t* table, uint16_t* out, int64_t T, int64_t length, int64_t H, int64_t G, int64_t d,
+                        int64_t P, float scale);
   // 1 when products in tiles are right on this machine, 0 when they are not or the set has none.
   int (*tiles_work)();
   // Limits of the machine: bytes read once, and products in registers (24 of 64 bytes a round and unit).

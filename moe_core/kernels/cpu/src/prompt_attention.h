@@ -166,4 +166,9 @@ static void attend_prompts(const Heads& heads, const std::vector<Prompt>& prompt
   }
 }
 
+static void attend_prompt(const bf16* q, int64_t q_stride, const bf16* keys, const bf16* values, const int64_t* table,
+                          bf16* out, int64_t T, int64_t length, int64_t H, int64_t G, int64_t d, int64_t P, float scale) {
+  attend_prompts({H, G, d, P, keys, values}, {{0, T, length, table}}, q, q_stride, out, scale);
+}
+
 }  // namespace TURNOUT_ISA

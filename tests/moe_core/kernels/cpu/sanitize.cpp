@@ -146,6 +146,14 @@ static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, in
   check(TURNOUT_ISA::kOps.step(model, step) == 2, "a token outside the vocabulary");
 }
 
+static void prompts(int64_t T, int64_t length, int64_t H, int64_t G, int64_t d) {
+  const int64_t P = 4, blocks = (length + P - 1) / P;
+  Exact<uint16_t> q = bfloats(T * H * d), keys = bfloats(blocks * P * G * d), values = bfloats(blocks * P * G * d), out(T * H * d);
+  Exact<int64_t> table(blocks);
+  for (int64_t m = 0; m < blocks; m++) table.get()[m] = blocks - 1 - m;
+  TURNOUT_ISA::kOps.attend_prompt(q.get(), H * d, keys.get(), values.get(), table.get(), out.get(), T, length, H, G, d, P, 0.3f);
+}
+
 int main() {
   for (int threads : {1, 3}) {
     turnout::Pool::instance().set_threads(threads);
@@ -153,6 +161,9 @@ int main() {
     mixtures(2, 3, 2, 7, 5);
     mixtures(13, 4, 2, 33, 17);
     mixtures(40, 5, 3, 72, 49);
+    prompts(1, 1, 1, 1, 1);
+    prompts(5, 37, 6, 2, 7);
+    prompts(40, 64, 3, 3, 33);
     whole_step(9, 3, 1, 6, 4, 2, 5, 11);
     whole_step(40, 4, 2, 10, 5, 3, 33, 50);
   }

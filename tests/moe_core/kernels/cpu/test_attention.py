@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_core.kernels.cpu.attention import attend_rows, supports
+from moe_core.kernels.cpu.attention import attend_prompt, attend_rows, supports
 from tests.moe_core.kernels.cpu.conftest import assert_close, poisoned
 
 BLOCK = 16
@@ -50,6 +50,47 @@ def test_it_equals_float64_up_to_rounding(kernels, heads: int, num_kv: int, head
     found = attend_rows(q_BHd, keys, values, tables, torch.tensor(lengths))
     for row, (k, v) in enumerate(own):
         assert_close(found[row], truth(q_BHd[row], k, v), 200)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "length"), [(1, 1), (2, 2), (5, 37), (16, 16), (33, 65), (70, 200), (3, 130)]
+)
+@pytest.mark.parametrize(
+    ("heads", "num_kv", "head_dim"), [(9, 3, 64), (4, 4, 8), (10, 2, 24), (1, 1, 2), (7, 1, 33), (26, 2, 40)]
+)
+def test_a_prompt_equals_float64_up_to_rounding(
+    kernels, num_tokens: int, length: int, heads: int, num_kv: int, head_dim: int
+) -> None:
+    keys, values, tables, own = paged([length], num_kv, head_dim)
+    q_THd = poisoned(num_tokens, heads + num_kv, head_dim, seed=99)[:, :heads]
+    found = attend_prompt(q_THd, keys, values, tables[0], length)
+    assert found.isfinite().all()
+    k, v = own[0]
+    for place in range(num_tokens):
+        seen = length - num_tokens + place + 1
+        wanted = truth(q_THd[place], k[:seen], v[:seen])
+        # Each share is rounded to bfloat16, and a head's output too.
+        error = (found[place].double() - wanted).abs()
+        assert bool((error <= 2.0**-8 * (wanted.abs() + v.abs().max().double()) + 1e-6).all())
+
+
+def test_a_prompt_is_the_same_on_any_number_of_threads(kernels) -> None:
+    keys, values, tables, _ = paged([90], 2, 16)
+    q_THd = poisoned(50, 6, 16)
+    found = attend_prompt(q_THd, keys, values, tables[0], 90)
+    kernels.set_threads(1)
+    assert torch.equal(found, attend_prompt(q_THd, keys, values, tables[0], 90))
+
+
+def test_what_comes_later_in_a_prompt_changes_nothing_before(kernels) -> None:
+    keys, values, tables, _ = paged([40], 1, 8)
+    q_THd = poisoned(40, 2, 8)
+    before = attend_prompt(q_THd, keys, values, tables[0], 40)
+    keys[tables[0, 2], 5:8] = 100.0
+    values[tables[0, 2], 5:8] = -100.0
+    after = attend_prompt(q_THd, keys, values, tables[0], 40)
+    assert torch.equal(before[:37], after[:37])
+    assert not torch.equal(before[37:], after[37:])
 
 
 def test_scores_that_differ_wildly_do_not_overflow(kernels) -> None:
