@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 MOST_GAP = 0.02
 CACHED_BYTES = 100e6
 # Ratios of processor seconds to transformers that a change must not fall below: about half of what is measured.
-FLOORS = {"prefill": 0.8, "decode 1": 1.8}
+FLOORS = {"prefill": 1.0, "decode 1": 2.5}
 
 
 @dataclass(slots=True)
