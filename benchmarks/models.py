@@ -57,8 +57,8 @@ def _packed(bits: int, *, everywhere: bool = False) -> Callable[[Path, Path], No
     def build(path: Path, home: Path) -> None:
         source = model_dir("smol-moe-8x", home)
         own, head = (ExpertQuantSpec.parse({"bits": b, "group_size": GROUP}) for b in (bits, 8))
-        trunk = {"attention": own, "head": head} if everywhere else {}
-        spec = QuantiseSpec(quantisation=own, **trunk)
+        trunk = (own, head) if everywhere else (None, None)
+        spec = QuantiseSpec(quantisation=own, attention=trunk[0], head=trunk[1])
         packed, _ = quantise(moe_core.load(source, "bfloat16"), spec)
         moe_core.save(packed, path, dtype="bfloat16", tokenizer_from=source)
 
