@@ -13,7 +13,8 @@ from moe_core.spec.base import Fault, LayerIndex, Spec, refuse
 from moe_core.spec.capacity import CapacitySpec
 from moe_core.spec.expert_kinds import ExpertKinds, complaint_of, widest
 from moe_core.spec.gate import GateSpec, SoftmaxTopk, gate_faults
-from moe_core.spec.model import ModelSpec, MoeSpec, Width, fits_mixtral
+from moe_core.spec.likeness import fits_mixtral
+from moe_core.spec.model import ModelSpec, MoeSpec, Width
 from moe_core.spec.temperature import TemperatureSpec
 
 

@@ -14,6 +14,7 @@ from moe_core.spec.clamps import Clamps, clamps_complaint
 from moe_core.spec.expert_kinds import ExpertKinds, Width, balance_costs, complaint_of, widest
 from moe_core.spec.gate import GateSpec, SoftmaxTopk, check_gate
 from moe_core.spec.gate_tensors import GateTensor, gate_tensors
+from moe_core.spec.likeness import fits_mixtral
 from moe_core.spec.quantisation import ExpertQuantSpec
 from moe_core.spec.temperature import TemperatureSpec
 from moe_core.spec.twins import TwinsSpec
@@ -316,38 +317,3 @@ class ModelSpec(Spec):
 def _check_layers(kind: str, layers: tuple[int, ...], num_layers: int) -> None:
     if layers and layers[-1] >= num_layers:
         raise ValueError(f"{kind} layer {layers[-1]} is outside the {num_layers} layers")
-
-
-def fits_mixtral(spec: ModelSpec) -> bool:
-    """True when the model can be written as a Hugging Face Mixtral without loss."""
-    moe = spec.moe
-    return (
-        moe is not None
-        and moe.moe_layers == tuple(range(spec.num_hidden_layers))
-        and moe.num_shared_experts == 0
-        and moe.moe_intermediate_size == spec.intermediate_size
-        and moe.norm_topk_prob
-        and moe.temperature == 1.0
-        and moe.temperature_schedule is None
-        and moe.gate == SoftmaxTopk()
-        and moe.capacity is None
-        and moe.twins is None
-        and moe.quantisation is None
-        and not moe.expert_bias
-        and moe.expert_kinds is None
-        and is_llama_like(spec)
-    )
-
-
-def is_llama_like(spec: ModelSpec) -> bool:
-    """True when everything but the feed-forward is as in Llama."""
-    return (
-        spec.attention == AttentionSpec()
-        and not spec.rope.interleaved
-        and spec.rope.partial_rotary_factor == 1.0
-        and spec.activation == "silu"
-        and not spec.expert_clamps
-        and not spec.dense_clamps
-        and not spec.zero_centred_norms
-        and not spec.parallel_blocks
-    )

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from gateway.bodies import ChatBody, CompletionBody, TraceBody, parsed
+from gateway.bodies import ChatBody, CompletionBody, TraceBody
 from gateway.callers import Callers, Principal
 from gateway.completions import Completions
 from gateway.database import Database
@@ -22,6 +22,7 @@ from gateway.engines import EngineAway, Engines
 from gateway.errors import ApiError, internal, no_such_model, unavailable
 from gateway.http import Call, ClientGone, Receive, Scope, Send
 from gateway.meter import Meter
+from gateway.parsing import parsed
 
 log = logging.getLogger(__name__)
 Answer = Callable[[Call, Principal], Awaitable[None]]

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from gateway.bodies import ChatBody, CompletionBody, parsed
+from gateway.bodies import ChatBody, CompletionBody
 from gateway.errors import ApiError
+from gateway.parsing import parsed
 
 IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}
 SAID = [
