@@ -10,6 +10,7 @@ tokens are wrong is refused and the run fails; a peer that cannot be had here is
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -42,7 +43,9 @@ PEERS = {
 }
 NUM_JUDGED, JUDGED_PROMPT, JUDGED_TOKENS = 2, 32, 32
 # A metric that took so long is not measured again in later rounds.
-LONGEST_REPEAT_S = 45.0
+LONGEST_REPEAT_S = 25.0
+# What is measured beside the rounds, and how many seconds to leave for it on a quiet machine.
+PARTS = {"thread": 170.0, "layers": 110.0, "sparse": 300.0, "switches": 90.0}
 
 
 @dataclass(slots=True)
@@ -62,6 +65,8 @@ class Run:
     visit_s: dict[str, float] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     only: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    has_rounds: bool = True
 
     @property
     def left_s(self) -> float:
@@ -119,6 +124,8 @@ def gathered(run: Run, names: Sequence[str]) -> list[Contestant]:
         except Unavailable as error:
             run.missing[name] = str(error)
             say(f"{name} cannot be had here: {error}")
+    if not run.has_rounds:
+        return []
     found += turnout.engine_servers(run.home, MODEL)
     found += turnout.gateways(run.home, MODEL)
     if run.only:
@@ -168,6 +175,8 @@ def visited(run: Run, server: Contestant, judge: Judge, prompts: Prompts, number
         visit.prefill(run.amount.repeats if whole else 1)
         visit.decode(run.amount.repeats if whole else 1)
         for count in run.amount.concurrencies if whole else ():
+            if count == 8 and server.name.startswith("engine") and run.amount != TRIAL:
+                continue  # the gateway is asked so; 16 at once tell what lies between them
             if not number or run.took(server.name, f"concurrent {count}") < LONGEST_REPEAT_S:
                 visit.concurrent(count)
         run.memory[server.name] = max(visit.memory(), run.memory.get(server.name, 0))
@@ -183,43 +192,59 @@ def visited(run: Run, server: Contestant, judge: Judge, prompts: Prompts, number
         run.visit_s[f"{server.name} {threads}"] = time.monotonic() - began
 
 
-def rounds(run: Run, servers: list[Contestant], judge: Judge, prompts: Prompts, *, extras: bool) -> None:
-    """Rounds on two threads for as long as the next one fits; after the first, one thread and what no peer shares."""
-    number = 0
-    while True:
+def rounds(run: Run, servers: list[Contestant], judge: Judge, prompts: Prompts) -> None:
+    """Rounds on two threads for as long as the next one fits; what is measured beside them comes after the second."""
+    number, threads = 0, 1 if run.amount == TRIAL else 2
+    while servers:
         began = time.monotonic()
-        threads = 1 if run.amount == TRIAL else 2
         say(f"round {number + 1}, {threads} threads; {run.left_s / 60:.1f} minutes left")
         # Another begins each time, so that nobody always comes after the same one.
-        for server in servers[number % len(servers) :] + servers[: number % len(servers)]:
+        turns = servers[number % len(servers) :] + servers[: number % len(servers)]
+        for server, following in zip(turns, [*turns[1:], None], strict=True):
             if server.name not in run.missing and not refused(run, server):
                 visited(run, server, judge, prompts, number, threads)
+            # An instance that waits takes some hundredths of the machine: it goes before a peer's turn.
+            if isinstance(server, turnout.Gateway) and not isinstance(following, turnout.Gateway):
+                server.platform.stop()
         judge.close()
-        if number == 0 and run.amount != TRIAL:
-            single_thread(run, servers, judge, prompts)
-            if extras:
-                beside(run, prompts)
         number += 1
-        if run.left_s < 0.8 * (time.monotonic() - began):
+        if number == 2 or run.left_s < time.monotonic() - began:
+            beside(run, servers, judge, prompts)
+        if run.amount == TRIAL or run.left_s < 0.5 * (time.monotonic() - began):
             return
 
 
-def beside(run: Run, prompts: Prompts) -> None:
-    """The layer alone, sparse against dense, and what gate, prior and statistics cost."""
-    limit = run.limits[-1]
-    pythons = {"transformers grouped": transformers.ENVIRONMENT.python(run.home)}
-    if "vllm" not in run.missing and any(about["peer"] == "vLLM" for about in run.contestants.values()):
-        pythons["vLLM fused"] = vllm.python_of(run.home)
-    sections = run.extra.setdefault("sections", [])
-    say(f"the layer alone; {run.left_s / 60:.1f} minutes left")
-    run.extra["layers"] = layers.layers_measured(pythons, 2, rounds=4)
-    sections.append(layers.section(run.extra["layers"], limit))
-    say(f"sparse against dense; {run.left_s / 60:.1f} minutes left")
-    run.extra["sparse"] = sparse.sparse_measured(run.home, MODEL, prompts, rounds=2)
-    sections.append(sparse.section(run.extra["sparse"]))
-    say(f"gate, prior, statistics; {run.left_s / 60:.1f} minutes left")
-    run.extra["switches"] = switches.switches_measured(run.home, threads=1, rounds=4)
-    sections.append(switches.section(run.extra["switches"]))
+def beside(run: Run, servers: list[Contestant], judge: Judge | None, prompts: Prompts) -> None:
+    """One thread, the layer alone, sparse against dense, and switches, each once and where there is time for it."""
+    for part, seconds in PARTS.items():
+        if part not in run.parts:
+            continue
+        run.parts.remove(part)
+        if run.left_s < seconds:
+            run.missing[part] = (
+                f"no time was left for it; ./turnout bench --peers '' --parts {part} measures it alone"
+            )
+            continue
+        say(f"{part}; {run.left_s / 60:.1f} minutes left")
+        if part == "thread" and judge is not None:
+            single_thread(run, servers, judge, prompts)
+        elif part != "thread":
+            run.extra.setdefault("sections", []).append(section_of(run, part, prompts))
+
+
+def section_of(run: Run, part: str, prompts: Prompts) -> list[str]:
+    """Measure one part, keep its figures, and write its tables."""
+    if part == "layers":
+        pythons = {"transformers grouped": transformers.ENVIRONMENT.python(run.home)}
+        with contextlib.suppress(Unavailable):
+            pythons["vLLM fused"] = vllm.python_of(run.home)
+        run.extra[part] = layers.layers_measured(pythons, 2, rounds=4)
+        return layers.section(run.extra[part], run.limits[-1])
+    if part == "sparse":
+        run.extra[part] = sparse.sparse_measured(run.home, MODEL, prompts, rounds=2)
+        return sparse.section(run.extra[part])
+    run.extra[part] = switches.switches_measured(run.home, threads=1, rounds=4)
+    return switches.section(run.extra[part])
 
 
 def refused(run: Run, server: Contestant) -> bool:
@@ -229,7 +254,6 @@ def refused(run: Run, server: Contestant) -> bool:
 
 def single_thread(run: Run, servers: list[Contestant], judge: Judge, prompts: Prompts) -> None:
     """Prompt and decoding on one thread; servers that load for minutes, and the gateway, are left out."""
-    say(f"one thread; {run.left_s / 60:.1f} minutes left")
     for server in servers:
         if server.stays or isinstance(server, turnout.Gateway) or server.name in run.missing:
             continue
@@ -237,24 +261,41 @@ def single_thread(run: Run, servers: list[Contestant], judge: Judge, prompts: Pr
             visited(run, server, judge, prompts, number=50, threads=1)
 
 
-def compared(run: Run, names: Sequence[str], *, extras: bool) -> None:
+def compared(run: Run, names: Sequence[str]) -> None:
     """The whole measurement."""
     native = library()
     assert native is not None
     run.limits = [measure(native, threads, 5, "wall") for threads in (1, 2)]
     prompts = Prompts.of(model_dir(MODEL, run.home.models))
-    judge = Judge(transformers.ENVIRONMENT.python(run.home), model_dir(MODEL, run.home.models))
     servers = gathered(run, names)
+    reference = transformers.ENVIRONMENT.python(run.home)
+    judge = Judge(reference, model_dir(MODEL, run.home.models)) if servers else None
+    # Installing and building is done once and is not measured.
+    run.began = time.monotonic()
     run.extra["bounds"] = bounds_of(run, servers)
     try:
-        rounds(run, servers, judge, prompts, extras=extras)
+        if judge is not None:
+            rounds(run, servers, judge, prompts)
+        beside(run, servers, judge, prompts)
     finally:
-        judge.close()
+        if judge is not None:
+            judge.close()
         for server in servers:
             server.thaw()
             server.stop()
             if isinstance(server, turnout.Gateway):
                 server.platform.stop()
+
+
+def joined(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The earlier run with the parts that the later one measured."""
+    sections = [*before["extra"].get("sections", []), *after["extra"].pop("sections", [])]
+    after["extra"].pop("bounds", None)
+    missing = {name: why for name, why in before["missing"].items() if name not in after["extra"]}
+    return before | {
+        "extra": before["extra"] | after["extra"] | {"sections": sections}, "missing": missing | after["missing"],
+        "seconds": before["seconds"] + after["seconds"],
+    }  # fmt: skip
 
 
 def bounds_of(run: Run, servers: list[Contestant]) -> dict[str, Any]:
@@ -279,7 +320,9 @@ def parsed() -> argparse.Namespace:
     named = os.environ.get("PEERS", ",".join(PEERS))
     parser.add_argument("--peers", default=named, help=f"any of {', '.join(PEERS)}; default: all, or PEERS")
     parser.add_argument("--home", type=Path, help="where models and environments are kept")
-    parser.add_argument("--no-extras", action="store_true", help="leave the parts out that no peer shares")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"beside the rounds: {', '.join(PARTS)}")
+    parser.add_argument("--no-rounds", action="store_true", help="the parts alone")
+    parser.add_argument("--into", type=Path, help="an earlier run's JSON, whose figures are kept on the page")
     parser.add_argument("--trial", action="store_true", help="few tokens, one round: does everything work?")
     parser.add_argument("--only", default="", help="contestants whose names have one of these words in them")
     parser.add_argument("--json", type=Path)
@@ -298,8 +341,12 @@ def main() -> int:
         return 0
     run = Run(Home.chosen(options.home), options.minutes, TRIAL if options.trial else Amount())
     run.only = [word for word in options.only.split(",") if word]
-    compared(run, names, extras=not options.no_extras)
+    run.parts = [part for part in options.parts.split(",") if part in PARTS]
+    run.has_rounds = not options.no_rounds
+    compared(run, names)
     found = run.as_json()
+    if options.into:
+        found = joined(json.loads(options.into.read_text()), found)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
     text = page(found)

@@ -12,7 +12,7 @@ from benchmarks.home import ROOT
 # In sixteen bits a token may lack so much of the logits' spread to the best: rounding at a near-tie.
 MOST_GAP = 0.02
 # In fewer bits so many tokens must be the best after the same beginning.
-LEAST_AGREEMENT = {"16 bits": 0.9, "8 bits": 0.85, "4 bits": 0.6}
+LEAST_AGREEMENT = {"16 bits": 0.8, "8 bits": 0.75, "4 bits": 0.5}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import sys
 from typing import Any
 
 import numpy as np
-import openvino as ov
-import openvino_genai as genai
+import openvino as ov  # type: ignore[import-not-found]
+import openvino_genai as genai  # type: ignore[import-not-found]
 
 from benchmarks.fronts.serving import Inbox, Wanted, serve
 
