@@ -16,7 +16,8 @@ INTERNAL = {"TURNOUT_CLOCK", "TURNOUT_ROOT", "TURNOUT_TEST_SERVICES", "TURNOUT_F
 
 
 def variables_read() -> set[str]:
-    files = [path for room in ("platform", "moe_core", "workers") for path in (ROOT / room).rglob("*.py")]
+    rooms = ("platform", "moe_core", "workers", "benchmarks")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
     found = {name for path in files for name in re.findall(r"[\"'](TURNOUT_[A-Z_]+)[\"']", path.read_text())}
     return found - INTERNAL
 
