@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks import layers, sparse, switches
 from benchmarks.bounds import bounds
+from benchmarks.client import ClientError
 from benchmarks.home import Home
 from benchmarks.judge import Judge, Verdict
 from benchmarks.limits import Limits, measure
@@ -32,6 +33,7 @@ from benchmarks.peers.server import StartFailed
 from benchmarks.prompts import Prompts
 from benchmarks.report import page
 from benchmarks.visits import TRIAL, Amount, Contestant, Sample, Visit
+from console.demo.client import ApiError
 from moe_core.kernels.cpu.library import library
 
 MODEL = "smol-moe-8x"
@@ -180,7 +182,7 @@ def visited(run: Run, server: Contestant, judge: Judge, prompts: Prompts, number
             if not number or run.took(server.name, f"concurrent {count}") < LONGEST_REPEAT_S:
                 visit.concurrent(count)
         run.memory[server.name] = max(visit.memory(), run.memory.get(server.name, 0))
-    except (StartFailed, OSError) as error:
+    except (StartFailed, ClientError, ApiError, OSError, EOFError) as error:
         run.missing[server.name] = str(error)
         say(f"{server.name} is left out: {error}")
         server.stop()

@@ -1,7 +1,7 @@
-"""Turnout against its peers on this machine, round by round in turn, with the roofline and the share of it.
+"""Turnout against transformers in process, round by round in turn, with the roofline and the share of it.
 
-    ./turnout bench [--rounds N] [--threads N] [--json PATH] [--page PATH]     the benchmark models, about 20 minutes
-    ./turnout bench --quick                                                    a small random mixture, under 2 minutes
+    ./turnout bench compare [--rounds N] [--threads N] [--json PATH] [--page PATH]   the benchmark models, in process
+    ./turnout bench --quick                                                          a small random mixture, 2 minutes
 
 The roofline is measured first. A contestant whose tokens are not the reference's (or as good as its best, within the
 rounding of bfloat16) is refused, and the run fails. `--quick` fails when a ratio to transformers falls below its floor;
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.bounds import active_bytes
+from benchmarks.home import Home
 from benchmarks.limits import Clock, Limits, measure
 from benchmarks.models import model_dir
 from moe_core.checkpoint.store import read_spec
@@ -226,7 +227,9 @@ def contestants(home: Path, threads: int, *, quick: bool) -> tuple[list[Entry], 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="./turnout bench", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="./turnout bench compare", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument(
         "--quick", action="store_true", help="a small mixture and one thread; fails below the floors"
     )
@@ -235,7 +238,7 @@ def main() -> int:
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], help="seconds on the wall, or (--quick) of the processor"
     )
-    parser.add_argument("--home", type=Path, default=ROOT / "var" / "bench", help="where the models are kept")
+    parser.add_argument("--home", type=Path, help="where the models are kept")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
@@ -249,7 +252,7 @@ def main() -> int:
     clock: Clock = options.clock or ("cpu" if options.quick else "wall")
     began, before = time.monotonic(), reading()
     limits = [measure(native, number, 3 if options.quick else 7, clock) for number in (1, 2)]
-    entries, references = contestants(options.home, threads, quick=options.quick)
+    entries, references = contestants(Home.chosen(options.home).models, threads, quick=options.quick)
     try:
         gaps = run(entries, references, size)
     except RuntimeError as error:
