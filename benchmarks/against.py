@@ -93,7 +93,7 @@ class Run:
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
         return {
-            "machine": machine(), "seconds": time.monotonic() - self.began,
+            "machine": machine(), "trial": self.amount == TRIAL, "seconds": time.monotonic() - self.began,
             "limits": [asdict(one) for one in self.limits], "contestants": self.contestants,
             "missing": self.missing, "memory": self.memory, "extra": self.extra,
             "verdicts": {name: asdict(one) for name, one in self.verdicts.items()},

@@ -112,7 +112,9 @@ def loading(run: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|",
     ]  # fmt: skip
     for name, about in run["contestants"].items():
-        seconds = [sample["wall"] for sample in values(run, name, "load", 2)]
+        # A trial is made on one thread alone.
+        loads = values(run, name, "load", 2) or values(run, name, "load", 1)
+        seconds = [sample["wall"] for sample in loads]
         verdict, memory = run["verdicts"].get(name), run["memory"].get(name)
         if not seconds or verdict is None:
             continue
@@ -176,6 +178,11 @@ def page(run: dict[str, Any]) -> str:
         "*Engine* is our engine on its own socket; *Turnout* the whole instance behind its gateway, with a key, and its "
         "processor seconds and memory are those of database, broker, web, reconciler and worker too.",
         "",
+        *(
+            ["**A trial: few tokens and one round, to see that everything works; no measurement.**", ""]
+            if run["trial"]
+            else []
+        ),
         *limits(run),
         "## Against the peers",
         "",

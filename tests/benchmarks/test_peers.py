@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.accounting import Meter, pss_bytes, tree
+from benchmarks.against import joined
 from benchmarks.bounds import bounds
 from benchmarks.fronts.layer import Layers
 from benchmarks.fronts.reference import judged
@@ -94,6 +95,7 @@ def _run(ours: float, peer: float) -> dict:
     verdict = {"gap": 0.001, "agreement": 0.98, "refused": ""}
     return {
         "machine": {"processor": "P", "cores": 2, "isa": "generic", "load": 0.0, "when": "now"}, "seconds": 60.0,
+        "trial": False,
         "limits": [{"threads": 2, "read_gb_s": 20.0, "best_read_gb_s": 25.0, "best_operations_s": {"bf16": 4e11}}],
         "contestants": about, "samples": samples, "missing": {"vllm": "no wheel for this machine"},
         "memory": dict.fromkeys(about, 10**9), "verdicts": dict.fromkeys(about, verdict),
@@ -123,3 +125,17 @@ def test_a_prompt_is_bound_by_arithmetic_and_decoding_by_memory(tmp_path: Path) 
     first, second = bounds(tmp_path / "m", slow), bounds(tmp_path / "m", quick)
     assert second["decode 1"] == 2 * first["decode 1"]
     assert second["prefill 512"] == first["prefill 512"]
+
+
+def test_a_part_that_is_measured_later_joins_the_page_of_the_rounds() -> None:
+    before, after = _run(ours=1.0, peer=1.0), _run(ours=9.0, peer=9.0)
+    before["missing"] |= {"sparse": "no time was left"}
+    after |= {
+        "samples": [],
+        "missing": {},
+        "extra": {"sections": [["## Sparse"]], "sparse": {}, "bounds": {}},
+    }
+    found = joined(before, after)
+    assert found["samples"] == before["samples"] and found["missing"] == {"vllm": "no wheel for this machine"}
+    assert found["extra"]["bounds"] == before["extra"]["bounds"]
+    assert "## Sparse" in page(found)
