@@ -61,6 +61,19 @@ TEACHING = Part(
             _("Rate of the balance bias"),
             _("How far the bias that picks experts moves against their load after each step; the gate must have one."),
         ),
+        "balance_form": Ask(
+            _("The balance loss goes by the load of"),
+            _("How much it weighs is said by the domain map's policy."),
+            words={
+                "running": _("the last batches"),
+                "global": _("the whole batch"),
+                "switch": _("each thread's part of the batch"),
+                "sequence": _("each window by itself"),
+            },
+        ),
+        "importance_weight": Ask(
+            _("Weight of even importance"), _("Of the squared variation of the experts' summed weights. 0 for none.")
+        ),
         "gate_loss_weight": Ask(
             _("Weight of the gate's own losses"), _("Of gates that compute some, as the noisy one's smooth load.")
         ),

@@ -13,7 +13,8 @@ from tests.apps.jobs.fixtures import tune_request
 
 pytestmark = pytest.mark.django_db
 TAUGHT = {
-    "gate_noise": "0.5", "balance_bias_rate": "0.01", "gate_loss_weight": "0.2", "route_clip_norm": "2", "lm_weight": "0.5",
+    "gate_noise": "0.5", "balance_bias_rate": "0.01", "gate_loss_weight": "0.2",
+    "balance_form": "sequence", "importance_weight": "0.3", "route_clip_norm": "2", "lm_weight": "0.5",
     "explore": "on", "weight_decay": "0.1", "clip_norm": "3", "upcycle_noise": "0.05", "router_std": "0.01", "device": "cpu",
     "checkpoint_min_seconds": "5", "schedule-kind": "linear", "schedule-start": "3", "schedule-end": "0.5",
     "schedule-num_steps": "12", "capacity-overflow": "next_best", "capacity-train_factor": "1.5", "capacity-eval_factor": "",
@@ -55,12 +56,14 @@ def test_everything_that_is_typed_is_what_the_job_is_told(people, asked) -> None
         "train_factor": 1.5, "eval_factor": None, "overflow": "next_best", "priority": "weight", "min_tokens": 2,
     }  # fmt: skip
     plain = {
-        name: value for name, value in TAUGHT.items() if "-" not in name and name not in ("explore", "device")
+        name: value
+        for name, value in TAUGHT.items()
+        if "-" not in name and name not in ("explore", "device", "balance_form")
     }
     assert {name: getattr(told, name) for name in plain} == {
         name: float(value) for name, value in plain.items()
     }
-    assert (told.explore, told.device) == (True, "cpu")
+    assert (told.explore, told.device, told.balance_form) == (True, "cpu", "sequence")
 
 
 def test_what_was_not_on_the_page_is_left_to_the_specification(people, asked) -> None:
