@@ -210,9 +210,11 @@ def rounds(run: Run, servers: list[Contestant], judge: Judge, prompts: Prompts) 
                 server.platform.stop()
         judge.close()
         number += 1
-        if number == 2 or run.left_s < time.monotonic() - began:
+        # Later rounds are much shorter: nothing slow is repeated, and what loads for minutes is there.
+        is_last = run.left_s < 0.35 * (time.monotonic() - began)
+        if number == 2 or is_last:
             beside(run, servers, judge, prompts)
-        if run.amount == TRIAL or run.left_s < 0.5 * (time.monotonic() - began):
+        if run.amount == TRIAL or is_last:
             return
 
 
