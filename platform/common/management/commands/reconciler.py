@@ -6,11 +6,12 @@ import logging
 import signal
 import socket
 import threading
+import time
 from typing import Any
 
 import psycopg
 from django.core.management.base import BaseCommand
-from django.db import DatabaseError, close_old_connections, connection
+from django.db import DatabaseError, connection
 from psycopg import sql
 
 from common.errors import StaleLease
@@ -20,6 +21,7 @@ from common.loops import CHANNEL, Loop, loops
 
 log = logging.getLogger(__name__)
 LEASE_TTL_S = 10
+STAYS_CONNECTED_S = 30.0
 
 
 class Turner(threading.Thread):
@@ -29,7 +31,10 @@ class Turner(threading.Thread):
         super().__init__(name=f"loop-{item.name}", daemon=True)
         self.item, self.holder, self.stopping = item, holder, stop
         self.bell = threading.Event()
+        self.ttl_s = max(LEASE_TTL_S, 4 * item.every_s)
         self.claim: Claim | None = None
+        # On this process's clock, which goes on while it is frozen.
+        self.renewed_at = 0.0
 
     def run(self) -> None:
         """Turn until stopped; an error is logged and the next turn comes as usual."""
@@ -38,28 +43,31 @@ class Turner(threading.Thread):
                 self.turn_if_ours()
             except DatabaseError as error:
                 log.warning("loop %s waits for the database: %s", self.item.name, error)
+                connection.close()
             except Exception:
                 log.exception("loop %s failed", self.item.name)
-            finally:
-                close_old_connections()
                 connection.close()
+            else:
+                # To connect anew takes longer than most turns: a loop that turns often stays connected.
+                if self.item.every_s > STAYS_CONNECTED_S:
+                    connection.close()
             self.bell.wait(self.item.every_s)
             self.bell.clear()
         self.give_back()
 
     def turn_if_ours(self) -> None:
         """Hold the lease, then take one turn."""
-        if self.claim is not None:
+        now = time.monotonic()
+        if self.claim is not None and now - self.renewed_at >= self.ttl_s / 4:
             try:
                 lease_renew(self.claim)
+                self.renewed_at = now
             except StaleLease:
                 self.claim = None
         if self.claim is None:
-            self.claim = lease_claim(
-                resource=f"loop:{self.item.name}",
-                holder=self.holder,
-                ttl_s=max(LEASE_TTL_S, 4 * self.item.every_s),
-            )
+            resource = f"loop:{self.item.name}"
+            self.claim = lease_claim(resource=resource, holder=self.holder, ttl_s=self.ttl_s)
+            self.renewed_at = now
         if self.claim is not None:
             self.item.turn()
 
@@ -72,7 +80,7 @@ class Turner(threading.Thread):
                 log.warning(
                     "loop %s: the lease could not be given back; it expires by itself", self.item.name
                 )
-            connection.close()
+        connection.close()
 
 
 class Command(BaseCommand):
