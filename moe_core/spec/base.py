@@ -42,32 +42,29 @@ def refuse(faults: Iterable[Fault]) -> None:
         raise Contradictions(found)
 
 
-# JSON has one kind of sequence, and only strings for the keys of an object.
-LAX = frozenset({"tuple", "dict"})
+# What JSON tells apart; a path, a tuple or a date has no kind of its own there.
+STRICT = frozenset({"int", "float", "bool", "str"})
 
 
-def _lists_as_tuples(schema: Any) -> Any:
-    """The same schema, strict about numbers and words but not about which kind of sequence holds them."""
+def _strict(schema: Any) -> Any:
+    """The same schema, strict about numbers, truths and words, unless a field says otherwise."""
     if isinstance(schema, list):
-        return [_lists_as_tuples(part) for part in schema]
+        return [_strict(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    parts = {key: _lists_as_tuples(part) for key, part in schema.items() if key != "metadata"}
-    if "metadata" in schema:
-        parts["metadata"] = schema["metadata"]
-    return {**parts, "strict": False} if schema.get("type") in LAX else parts
+    parts = {key: part if key == "metadata" else _strict(part) for key, part in schema.items()}
+    return {"strict": True, **parts} if schema.get("type") in STRICT else parts
 
 
 class Spec(BaseModel):
     """A frozen specification that refuses fields it does not know, and numbers written as words, truths or fractions."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, strict=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return _lists_as_tuples(handler(source))
+        schema: CoreSchema = _strict(handler(source))
+        return schema
 
     @classmethod
     def parse(cls: type[S], data: Any) -> S:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moe_core.errors import FormatError, SpecError
 from moe_core.model.families import spec_of
-from moe_core.spec import LayoutSpec, RoutingSpec
+from moe_core.spec import LayoutSpec, RoutingSpec, ServeSpec
 from moe_core.spec.operations import OPERATION, GrowSpec
 from tests.moe_core.tiny import tiny_mixtral
 
@@ -63,3 +64,8 @@ def mixtral() -> dict[str, Any]:
     from moe_core.model.families import config_of
 
     return config_of(tiny_mixtral(), "float32")
+
+
+def test_paths_and_lists_come_as_json_has_them() -> None:
+    served = ServeSpec.parse({"model_dir": "/models/m", "socket_path": "/run/m.sock"})
+    assert served.model_dir == Path("/models/m")
