@@ -40,7 +40,7 @@ POLICY = Part(
     },
 )
 # One rule a line: layers, a mode, and its strength or its share.
-RULE = re.compile(r"(?P<layers>[\d,，、;\s–-]+?)\s+(?P<mode>[a-z]+)(?:\s+(?P<value>[\d.]+))?")
+RULE = re.compile(r"(?P<layers>[\d,，、;\s–-]+?)\s+(?P<mode>[a-z]+)(?:\s+(?P<value>\d*\.?\d+))?")
 VALUES = {"bias": "strength", "floor": "floor"}
 MAX_RULES = 64
 
@@ -119,7 +119,7 @@ def _rule(line: str) -> tuple[list[int], dict[str, Any]]:
     mode, value = found["mode"], found["value"]
     if value and mode not in VALUES:
         raise ValidationError(_("“%(line)s”: %(mode)s takes no number.") % {"line": line[:60], "mode": mode})
-    prior: dict[str, Any] = {"mode": mode, **({VALUES[mode]: value} if value else {})}
+    prior: dict[str, Any] = {"mode": mode, **({VALUES[mode]: float(value)} if value else {})}
     try:
         return parse_layers(found["layers"]), LayerPrior.parse(prior).model_dump(mode="json")
     except SpecError as error:

@@ -312,3 +312,10 @@ def test_plans_forget_order_and_repeats_of_experts():
     assert (plan.domains[0].experts, plan.general_experts) == ((0, 1), (2, 3))
     with pytest.raises(Invalid):
         example_plan(4)
+
+
+@pytest.mark.parametrize("value", ["1.2.3", ".", "1e3"])
+def test_a_rule_whose_number_is_none_is_refused_beside_its_field(people, example, value):
+    sent = form(draft_of_map(example), layer_rules=f"3 bias {value}")
+    page = posted(people.client("owner"), reverse("routing:detail", args=[example.pk]), sent)
+    assert page.status_code == 422 and set(page.context["draft"].errors) == {"layer_rules"}
