@@ -12,6 +12,7 @@ from celery import current_app
 from django.conf import settings
 from django.db import connection
 
+from common.holders import MARK
 from jobs.dispatch import QUEUE, TASK
 from jobs.models import Checkpoint, Job, JobEvent
 from jobs.reconcile import PERIOD_S
@@ -50,8 +51,8 @@ def test_a_job_of_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_byte
         stack.ready(name)
     job = stack.submit("steps:60 delay:0.05")
     until("checkpoint", lambda: Checkpoint.objects.filter(job=job, step__gte=10).exists())
-    _node, _host, pid, _thread = Job.objects.get(pk=job.pk).holder.split("/")
-    os.kill(int(pid), signal.SIGKILL)
+    process = next(part for part in Job.objects.get(pk=job.pk).holder.split("/") if part.startswith(MARK))
+    os.kill(int(process.rsplit(":", 2)[1]), signal.SIGKILL)
     killed = time.monotonic()
     until("end of the killed worker's child", lambda: not children_in(stack.folder), 5)
     until("second attempt", lambda: Job.objects.filter(pk=job.pk, attempts=2).exists())
