@@ -145,7 +145,7 @@ class QuantiseForm(OperateForm):
     kind, title, schema = "quantise", OPERATIONS["quantise"], ExpertQuantSpec
     words = _("The experts' weights in 8 or 4 bits, and where wanted those of attention and the output map.")
     asks = {
-        "bits": Ask(_("Bits")),
+        "bits": Ask(_("Experts, bits")),
         "group_size": Ask(_("Weights that share a scale")),
         "symmetric": Ask(_("Symmetric"), _("Without a zero point: smaller, a little less exact.")),
     }
@@ -157,6 +157,11 @@ class QuantiseForm(OperateForm):
         label=_("Output map, bits"), coerce=int, choices=TRUNK_BITS, empty_value=None, required=False,
         help_text=_("Beside experts in 4 bits, 8 cost the least for what they save."),
     )  # fmt: skip
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        # Experts first: they are nearly all of the weights.
+        self.order_fields([*self.asks, "attention", "head"])
 
     def operation(self) -> dict[str, Any]:
         """How each part is packed, all in groups of one size."""
