@@ -16,23 +16,23 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks import layers, sparse, switches
 from benchmarks.bounds import bounds
 from benchmarks.client import ClientError
+from benchmarks.findings import Run, say
 from benchmarks.home import Home
 from benchmarks.judge import Judge, Verdict
-from benchmarks.limits import Limits, measure
+from benchmarks.limits import measure
 from benchmarks.models import model_dir
 from benchmarks.peers import llamacpp, openvino, transformers, turnout, vllm
 from benchmarks.peers.environment import Unavailable
 from benchmarks.peers.server import StartFailed
 from benchmarks.prompts import Prompts
 from benchmarks.report import page
-from benchmarks.visits import TRIAL, Amount, Contestant, Sample, Visit
+from benchmarks.visits import TRIAL, Amount, Contestant, Visit
 from console.demo.client import ApiError
 from moe_core.kernels.cpu.library import library
 
@@ -48,73 +48,6 @@ NUM_JUDGED, JUDGED_PROMPT, JUDGED_TOKENS = 2, 32, 32
 LONGEST_REPEAT_S = 25.0
 # What is measured beside the rounds, and how many seconds to leave for it on a quiet machine.
 PARTS = {"thread": 170.0, "layers": 110.0, "sparse": 220.0, "switches": 90.0}
-
-
-@dataclass(slots=True)
-class Run:
-    """Everything that is found out."""
-
-    home: Home
-    minutes: float
-    amount: Amount
-    began: float = field(default_factory=time.monotonic)
-    limits: list[Limits] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-    memory: dict[str, int] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    contestants: dict[str, dict[str, str]] = field(default_factory=dict)
-    visit_s: dict[str, float] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
-    only: list[str] = field(default_factory=list)
-    parts: list[str] = field(default_factory=list)
-    has_rounds: bool = True
-
-    @property
-    def left_s(self) -> float:
-        """What is left of the time."""
-        return self.minutes * 60 - (time.monotonic() - self.began)
-
-    def note(self, sample: Sample) -> None:
-        """Keep a sample and tell it."""
-        self.samples.append(sample)
-        rate = sample.tokens / sample.wall if sample.wall else 0.0
-        say(
-            f"  {sample.contestant:18s} {sample.metric:20s} {sample.threads} threads  {rate:8.1f}/s wall "
-            f"{sample.tokens / max(sample.cpu, 1e-9):8.1f}/s cpu  others {sample.foreign:.0%}"
-        )
-
-    def took(self, name: str, metric: str) -> float:
-        """How long a metric took last."""
-        return next(
-            (s.wall for s in reversed(self.samples) if s.contestant == name and s.metric == metric), 0.0
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "machine": machine(), "trial": self.amount == TRIAL, "seconds": time.monotonic() - self.began,
-            "limits": [asdict(one) for one in self.limits], "contestants": self.contestants,
-            "missing": self.missing, "memory": self.memory, "extra": self.extra,
-            "verdicts": {name: asdict(one) for name, one in self.verdicts.items()},
-            "samples": [one.as_json() for one in self.samples],
-        }  # fmt: skip
-
-
-def say(text: str) -> None:
-    """Tell the person who waits."""
-    print(text, flush=True)
-
-
-def machine() -> dict[str, Any]:
-    """What this machine is."""
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
-    native = library()
-    return {
-        "processor": model, "cores": os.cpu_count(), "isa": native.isa if native else "none",
-        "load": os.getloadavg()[0], "when": time.strftime("%Y-%m-%d %H:%M"),
-    }  # fmt: skip
 
 
 def gathered(run: Run, names: Sequence[str]) -> list[Contestant]:

@@ -56,33 +56,43 @@ class MoeSpec(Spec):
     """Which layers hold experts, how many, and how tokens are sent to them."""
 
     moe_layers: Annotated[tuple[LayerIndex, ...], Field(min_length=1, max_length=512)]
+    """Numbers of the layers that hold experts, ascending."""
     num_experts: Annotated[int, Field(ge=1, le=1024)]
+    """Routed experts in each of them."""
     top_k: Annotated[int, Field(ge=1, le=64)]
+    """How many of them a token sees."""
     moe_intermediate_size: Width
+    """Width of a routed expert; of the widest where they differ."""
     num_shared_experts: Annotated[int, Field(ge=0, le=1)] = 0
+    """1 for an expert that every token sees beside the routed ones."""
     shared_intermediate_size: Width | None = None
-    # The shared expert's output is weighed by the sigmoid of a map of the hidden state (Qwen2-MoE).
+    """Width of the shared expert."""
     shared_gate: bool = False
+    """The shared expert's output is weighed by the sigmoid of a map of the hidden state (Qwen2-MoE)."""
     norm_topk_prob: bool = True
+    """Whether the weights of the chosen are made to sum to one."""
     temperature: Annotated[float, Field(ge=1e-3, le=100.0)] = 1.0
-    # Instead of `temperature`, where it moves while the gate learns.
+    """Divides the logits of every gate."""
     temperature_schedule: TemperatureSpec | None = None
+    """Instead of `temperature`, where it moves while the gate learns."""
     gate: GateSpec = SoftmaxTopk()
-    # None: no expert is ever full.
+    """How tokens find their experts."""
     capacity: CapacitySpec | None = None
-    # Experts of which each token sees one; None: every token sees all.
+    """How many tokens an expert may take; null: none is ever full."""
     twins: TwinsSpec | None = None
-    # None: experts lie in the dtype of the model.
+    """Experts of which each token sees one; null: every token sees all."""
     quantisation: ExpertQuantSpec | None = None
-    # The same for the maps around attention, and for the output map, in a model whose experts are packed.
+    """How experts are packed; null: they lie in the dtype of the model."""
     attention_quantisation: ExpertQuantSpec | None = None
+    """The same for the maps around attention, in a model whose experts are packed."""
     head_quantisation: ExpertQuantSpec | None = None
-    # A bias on every map of the experts.
+    """The same for the output map, in a model whose experts are packed."""
     expert_bias: bool = False
-    # What each expert is, where they are not all swiglu of `moe_intermediate_size`; that is then the widest of them.
+    """A bias on every map of the experts."""
     expert_kinds: ExpertKinds | None = None
-    # What a token on an expert without a feed-forward counts for when loads are evened; others count by their FLOPs.
+    """What each expert is, where they are not all swiglu of `moe_intermediate_size`; that is then the widest of them."""
     free_expert_cost: Annotated[float, Field(gt=0.0, le=10.0)] = 0.75
+    """What a token on an expert without a feed-forward counts for when loads are evened; others count by their FLOPs."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -164,33 +174,53 @@ class ModelSpec(Spec):
     """The shape of one decoder; a family is a corner of this space with a name and a spelling of its own."""
 
     family: Family
+    """Whose spelling its files have."""
     vocab_size: Annotated[int, Field(ge=1, le=1 << 20)]
+    """Entries of the vocabulary."""
     hidden_size: Annotated[int, Field(ge=2, le=1 << 16)]
+    """Width of the residual stream."""
     intermediate_size: Width
+    """Width of a dense feed-forward."""
     num_hidden_layers: Annotated[int, Field(ge=1, le=512)]
+    """Layers."""
     num_attention_heads: Annotated[int, Field(ge=1, le=1024)]
+    """Query heads of a layer."""
     num_key_value_heads: Annotated[int, Field(ge=1, le=1024)]
+    """Heads of keys and values, which query heads share."""
     head_dim: Annotated[int, Field(ge=2, le=1024)]
+    """Width of a query and of a key."""
     max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 24)]
+    """The longest text, in tokens."""
     rms_norm_eps: Annotated[float, Field(gt=0.0, le=1e-2)] = 1e-5
+    """What norms add below their root."""
     rope_theta: Annotated[float, Field(ge=1.0, le=1e9)] = 10_000.0
+    """Base of the rotary frequencies."""
     rope: RopeSpec = RopeSpec()
+    """How rotary frequencies are stretched."""
     attention: AttentionSpec = AttentionSpec()
+    """What attention does beside the usual."""
     activation: Activation = "silu"
-    # Of the "clamped" activation.
+    """What stands between gate and up in a feed-forward."""
     swiglu_alpha: Annotated[float, Field(gt=0.0, le=100.0)] = 1.702
+    """Of the clamped activation: what the gate is multiplied by inside the sigmoid."""
     swiglu_limit: Annotated[float, Field(gt=0.0, le=1e4)] = 7.0
-    # Of the "silu" activation, one a layer: in experts, and in shared experts and dense feed-forwards; () for none.
+    """Of the clamped activation: the bound on gate and up."""
     expert_clamps: Clamps = ()
+    """Of the silu activation in experts, one bound a layer; () for none."""
     dense_clamps: Clamps = ()
-    # Norms multiply by 1 + weight.
+    """The same in shared experts and dense feed-forwards."""
     zero_centred_norms: bool = False
-    # Attention and feed-forward read the same normed input and are added together.
+    """Norms multiply by 1 + weight."""
     parallel_blocks: bool = False
+    """Attention and feed-forward read the same normed input and are added together."""
     tie_word_embeddings: bool = False
+    """Whether the output map is the embedding."""
     bos_token_id: TokenId | None = None
+    """The token that begins a text."""
     eos_token_ids: Annotated[tuple[TokenId, ...], Field(max_length=16)] = ()
+    """Tokens that end one."""
     moe: MoeSpec | None = None
+    """Its experts; null for a dense model."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -17,14 +17,18 @@ class OperateSpec(Spec):
     """One operation on the experts of a model, measured on held-out logs where there are any."""
 
     operation: OperationSpec
-    # Prompts of each domain that are learnt from, and as many held-out ones that are measured on: few enough that an
-    # operation on a small model takes a minute or two on two cores.
+    """What is done."""
+    # Few enough that an operation on a small model takes a minute or two on two cores.
     prompts_per_domain: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Prompts of each domain that are learnt from, and as many held-out ones that are measured on."""
     prompt_tokens: Annotated[int, Field(ge=8, le=4096)] = 64
-    # Do it and measure it, but keep nothing: what the operation would do, told by the held-out logs.
+    """What is longer than so many tokens is cut."""
     preview: bool = False
+    """Do it and measure it, but keep nothing: what the operation would do, told by the held-out logs."""
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
+    """Threads of the CPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """How the model's numbers are held; auto: as they are stored."""
 
     @property
     def needs_logs(self) -> bool:

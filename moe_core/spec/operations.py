@@ -164,16 +164,21 @@ class WakeExpertSpec(Spec):
     """Train one under-used expert of each layer, and only it, on the tokens that were nearest to choosing it."""
 
     kind: Literal["wake_expert"] = "wake_expert"
-    # None: the one with the least load in each layer.
+    """The name of this operation."""
     expert: Chosen | None = None
-    # How many tokens of a batch are drawn to it, over its fair share.
+    """None: the one with the least load in each layer."""
     share: Annotated[float, Field(gt=0.0, le=16.0)] = 1.0
+    """How many tokens of a batch are drawn to it, over its fair share."""
     steps: Steps = 16
+    """How many steps it learns."""
     learning_rate: Rate = 1e-3
+    """Of what learns."""
     batch_prompts: Annotated[int, Field(ge=1, le=1024)] = 4
-    # Weight of the loss that draws the nearest tokens and holds the others off.
+    """Prompts in each step."""
     gate_weight: Weight = 1.0
+    """Weight of the loss that draws the nearest tokens and holds the others off."""
     seed: Seed = 0
+    """Where its random numbers start."""
 
 
 class QuantiseSpec(Spec):

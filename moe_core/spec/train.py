@@ -31,53 +31,70 @@ class TuneSpec(Spec):
     """Upcycle, specialise the experts, tune the router alone, and the deranged control beside it."""
 
     layout: LayoutSpec | None = None
+    """The experts to lay over a dense model; null for a mixture."""
     routing: RoutingSpec
+    """Which experts serve which domain, and how gates are held to that."""
     window_tokens: Annotated[int, Field(ge=8, le=8192)] = 128
+    """Tokens of a training window."""
     tokens_per_batch: Annotated[int, Field(ge=8, le=1 << 20)] = 1024
+    """Tokens of a step."""
     specialise_steps: Steps = 16
+    """Steps in which experts learn their domains."""
     route_steps: Steps = 16
+    """Steps in which gates alone learn."""
     specialise_learning_rate: Rate = 3e-4
+    """Of the experts."""
     route_learning_rate: Rate = 3e-2
+    """Of the gates."""
     weight_decay: Weight = 0.0
+    """Of everything that learns."""
     clip_norm: Norm = 1.0
-    # Every gate is clipped by its own norm; None: to `clip_norm`.
+    """The norm that all gradients are clipped to together."""
     route_clip_norm: Norm | None = None
-    # While routers learn, gates do what they do in training: learnt noise, jitter, a random second expert, evened
-    # loads, the training capacity. False: they choose as when serving.
+    """The norm that each gate's gradients are clipped to by themselves; null: `clip_norm`."""
     explore: bool = True
-    # Standard deviation of normal noise on all logits at the first step; it falls to 0 at the last one.
+    """While routers learn, gates do what they do in training: learnt noise, jitter, a random second expert, evened loads,
+    the training capacity. False: they choose as when serving."""
     gate_noise: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
-    # How far the bias that picks experts moves against their load after each step; 0 leaves it where it is.
+    """Standard deviation of normal noise on all logits at the first step; it falls to 0 at the last one."""
     balance_bias_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    # Whose load the balance loss goes by: that of the last batches ("running"), of this whole batch ("global"), of each
-    # lane's part of it ("switch"), or of each window by itself ("sequence"). Its weight is the policy's.
+    """How far the bias that picks experts moves against their load after each step; 0 leaves it where it is."""
     balance_form: BalanceForm = "running"
-    # Of the squared variation of the experts' summed weights.
+    """Whose load the balance loss goes by: that of the last batches (running), of this whole batch (global), of each lane's
+    part of it (switch), or of each window by itself (sequence). Its weight is the policy's."""
     importance_weight: Weight = 0.0
-    # Of losses that gates compute themselves (noisy_topk's smooth load).
+    """Weight of the squared variation of the experts' summed weights."""
     gate_loss_weight: Weight = 0.1
-    # How full experts may be while routers learn; None is as the model says. It is not saved with the model.
+    """Weight of losses that gates compute themselves (noisy_topk's smooth load)."""
     capacity: CapacitySpec | None = None
-    # In the place of the model's temperature, from its own step on; saved with the model at the step that was reached.
+    """How full experts may be while routers learn; null: as the model says. It is not saved with the model."""
     temperature_schedule: TemperatureSpec | None = None
-    # Of a model with twins: so much is added to the logit of the twin that a hash picks at the first step, falling evenly
-    # to 0 at the last; the gate alone chooses then, and in the model that is saved. None: as the model says.
+    """In the place of the model's temperature, from its own step on; saved with the model at the step that was reached."""
     twin_hold: Hold | None = None
+    """Of a model with twins: so much is added to the logit of the twin that a hash picks at the first step, falling evenly
+    to 0 at the last; the gate alone chooses then, and in the model that is saved. Null: as the model says."""
     lm_weight: Weight = 1.0
+    """Weight of the loss on the text itself while gates learn."""
     held_out_windows: Annotated[int, Field(ge=1, le=10_000)] = 24
+    """At most so many held-out windows of each domain are measured on."""
     control: bool = True
+    """Tune a second model beside it whose domains are given one another's experts."""
     upcycle_noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Standard deviation of the noise on new experts, relative to each matrix's own."""
     router_std: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
+    """Standard deviation of new gates' weights."""
     seed: Seed = 0
-    # "auto" is the quicker of the two on the machine that trains.
+    """Where its random numbers start."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    # "auto" is the GPU where there is one.
+    """How numbers are held; auto: the quicker of the two on the machine that trains."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # Lanes of the CPU; a GPU has one.
+    """Where it trains; auto: the GPU where there is one."""
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
+    """Lanes of the CPU; a GPU has one."""
     checkpoint_every_steps: Annotated[int, Field(ge=1, le=100_000)] = 4
-    # A checkpoint that is due by its steps still waits until so many seconds have passed since the last one.
+    """Steps between checkpoints."""
     checkpoint_min_seconds: Annotated[float, Field(ge=0.0, le=86_400.0)] = 20.0
+    """A checkpoint that is due by its steps still waits until so many seconds have passed since the last one."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,4 +1,4 @@
-"""Specifications of moe_core in the OpenAPI schema: layouts, gates and operations, each kind told apart by `kind`.
+"""Specifications of moe_core in the OpenAPI schema: layouts, gates, operations and runs, each kind told apart by `kind`.
 
 pydantic writes JSON Schema of 2020; OpenAPI 3.0 knows an older one, in which null, constants and open bounds are spelt
 otherwise.
@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from moe_core.spec import GateSpec, LayoutSpec, RoutingSpec
+from moe_core.spec import GateSpec, LayoutSpec, RoutingSpec, TuneSpec
+from moe_core.spec.operate import OperateSpec
 from moe_core.spec.operations import OperationSpec
 
 REF = "#/components/schemas/{model}"
@@ -26,6 +27,8 @@ def components() -> dict[str, Any]:
         "RoutingSpec": RoutingSpec,
         "GateSpec": GateSpec,
         "OperationSpec": OperationSpec,
+        "TuneSpec": TuneSpec,
+        "OperateSpec": OperateSpec,
     }
     for name, kind in roots.items():
         schema = TypeAdapter(kind).json_schema(ref_template=REF)

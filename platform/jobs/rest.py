@@ -27,7 +27,8 @@ MAX_EVENTS = 500
 class JobIn(serializers.Serializer):
     """What to do; the shape of `spec` follows from `kind` (docs: jobs.specs.ImportRequest, TuneRequest, OperateRequest).
 
-    The `operation` of a job of kind `operate` is an OperationSpec.
+    The `operation` of a job of kind `operate` is an OperationSpec, its `options` the other fields of OperateSpec; the
+    `tune` of a job of kind `tune` has the fields of TuneSpec, but for layout and routing.
     """
 
     kind = serializers.ChoiceField(choices=JobKind.choices)

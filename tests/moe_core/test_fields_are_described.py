@@ -1,4 +1,4 @@
-"""Every field of what people write (gates, layouts, maps, operations) says what it is, in the schema and in the docs."""
+"""Every field of what people write (gates, layouts, maps, operations, runs) says what it is, in the schema and in the docs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from moe_core.spec import GateSpec, LayoutSpec, RoutingSpec
+from moe_core.spec import GateSpec, LayoutSpec, ModelSpec, MoeSpec, RoutingSpec, TuneSpec
+from moe_core.spec.operate import OperateSpec
 from moe_core.spec.operations import OPERATION, OperationSpec
 from tests.moe_core.gates_table import PAGE, gates, rows, table, written
 
@@ -23,9 +24,14 @@ def undescribed(kind: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("kind", [GateSpec, LayoutSpec, RoutingSpec, OperationSpec])
+@pytest.mark.parametrize("kind", [GateSpec, LayoutSpec, RoutingSpec, OperationSpec, OperateSpec, TuneSpec])
 def test_every_field_has_words(kind: Any) -> None:
     assert undescribed(kind) == []
+
+
+@pytest.mark.parametrize("kind", [ModelSpec, MoeSpec])
+def test_every_field_of_a_model_has_words(kind: Any) -> None:
+    assert not [name for name, field in kind.model_fields.items() if not field.description]
 
 
 def test_the_page_of_routers_has_every_field_of_every_gate() -> None:

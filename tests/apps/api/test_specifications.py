@@ -52,10 +52,15 @@ def test_a_layout_names_its_gate_and_every_field_has_words(schemas: dict[str, An
 def test_every_reference_leads_somewhere_and_nothing_is_spelt_in_a_newer_way(schemas: dict[str, Any]) -> None:
     found = [
         part
-        for name in ("LayoutSpec", "RoutingSpec", "GateSpec", "OperationSpec")
+        for name in ("LayoutSpec", "RoutingSpec", "GateSpec", "OperationSpec", "TuneSpec", "OperateSpec")
         for part in parts(schemas[name])
     ]
     for part in found:
         assert part.get("$ref", "#/components/schemas/GateSpec").rpartition("/")[2] in schemas
         assert not {"const", "$defs"} & part.keys() and part.get("type") != "null"
         assert isinstance(part.get("exclusiveMinimum", True), bool | dict)
+
+
+@pytest.mark.parametrize("name", ["TuneSpec", "OperateSpec"])
+def test_what_a_run_is_submitted_with_is_described(schemas: dict[str, Any], name: str) -> None:
+    assert all(field["description"] for field in schemas[name]["properties"].values())
