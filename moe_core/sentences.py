@@ -90,6 +90,11 @@ CORE = Sentences(
             "a capacity gives each copy the room of one expert, so that copies drop other tokens than the one did; "
             "growth needs a model without capacity"
         ),
+        "too_many_experts": "{num_experts} experts are more than the {most} that a layer may have; make fewer",
+        "top_k_doubled": (
+            "method '{method}' doubles top_k with the experts, from {top_k} to {doubled}, and a token has at most {most} "
+            "experts; grow to at most {reach}, or with 'twin', which keeps top_k"
+        ),
         "other_twins": "method '{method}' would let a token see other twins than before; grow with 'twin'",
         "other_groups": (
             "method '{method}' would let the two best of a group be one expert and its copy, and so choose other "

@@ -94,12 +94,9 @@ def _check(models: Sequence[Decoder], spec: ComposeSpec, prompts: Prompts) -> No
 def _composed_spec(models: Sequence[Decoder], spec: ComposeSpec) -> ModelSpec:
     base = models[0].spec
     if base.moe is None:
-        layout = LayoutSpec(
-            moe_layers=spec.moe_layers or tuple(range(base.num_hidden_layers)),
-            num_experts=len(models),
-            top_k=spec.top_k or 1,
-        )
-        return layout.applied_to(base)
+        layers = spec.moe_layers or tuple(range(base.num_hidden_layers))
+        layout = {"moe_layers": layers, "num_experts": len(models), "top_k": spec.top_k or 1}
+        return LayoutSpec.parse(layout).applied_to(base)
     moe = moe_part(models[0], packed=False)
     if spec.moe_layers is not None or moe.twins is not None or moe.gate.kind != "softmax_topk":
         raise SpecError(

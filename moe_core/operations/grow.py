@@ -34,12 +34,18 @@ from moe_core.operations.parts import (
     with_experts,
 )
 from moe_core.spec import ModelSpec, MoeSpec
-from moe_core.spec.foresee import PER_GROUP, check_growth, doublings, gate_of_pairs, groups_of
+from moe_core.spec.foresee import (
+    PER_GROUP,
+    check_count,
+    check_growth,
+    check_top_k,
+    doublings,
+    gate_of_pairs,
+    groups_of,
+)
 from moe_core.spec.operations import AddExpertSpec, GrowSpec, ReleaseTwinsSpec
 from moe_core.spec.twins import TwinsSpec
 
-# The most experts of one token that a specification takes.
-TOP_K_MOST = 64
 # What a split cuts; everything else of an expert is copied.
 WEIGHTS = frozenset({"experts.gate_up_E2FD", "experts.down_EDF"})
 
@@ -53,13 +59,7 @@ def grow(model: Decoder, spec: GrowSpec) -> tuple[Decoder, dict[str, Any]]:
     moe = changeable(model, per_group=True)
     times = doublings(moe.num_experts, spec.num_experts)
     check_growth(moe, spec.method)
-    most = TOP_K_MOST // moe.top_k
-    if spec.method != "twin" and 2**times > most:
-        reach = moe.num_experts * 2 ** (most.bit_length() - 1)
-        raise SpecError(
-            f"method {spec.method!r} doubles top_k with the experts, from {moe.top_k} to {moe.top_k * 2**times}, and a "
-            f"token has at most {TOP_K_MOST} experts; grow to at most {reach}, or with 'twin', which keeps top_k"
-        )
+    check_top_k(moe, spec.method, times)
     if spec.method == "split" and moe.moe_intermediate_size % 2**times:
         raise SpecError(
             f"moe_intermediate_size ({moe.moe_intermediate_size}) must be divisible by {2**times} to split "
@@ -117,7 +117,7 @@ def release_twins(model: Decoder, spec: ReleaseTwinsSpec) -> tuple[Decoder, dict
     moe = moe_part(model)
     if moe.twins is None:
         raise SpecError.of("no_twins")
-    twins = TwinsSpec(roots=moe.twins.roots, hold=spec.hold)
+    twins = moe.twins.model_copy(update={"hold": spec.hold})
     released = rebuilt(model, spec_with(model.spec, twins=twins.model_dump()))
     return released, {
         "kind": spec.kind,
@@ -151,8 +151,9 @@ def _doubled(model: Decoder, method: str) -> Decoder:
 
 
 def _with_twins(moe: MoeSpec, order: tuple[int, ...]) -> dict[str, Any]:
+    check_count(len(order))
     twins = moe.twins or TwinsSpec(roots=tuple(range(moe.num_experts)))
-    return TwinsSpec(roots=twins.taking(order), hold=twins.hold).model_dump()
+    return TwinsSpec.parse({"roots": twins.taking(order), "hold": twins.hold}).model_dump()
 
 
 def _split(model: Decoder, spec: ModelSpec) -> Decoder:

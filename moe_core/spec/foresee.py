@@ -33,6 +33,10 @@ FAMILY = "turnout_moe"
 PER_GROUP = "set per_group to do the same at one place of each group"
 
 
+# The most experts of a layer, and of one token, that a specification takes.
+MOST_EXPERTS, TOP_K_MOST = 1024, 64
+
+
 def foreseen(spec: ModelSpec, operation: OperationSpec) -> ModelSpec:
     """The specification that `operation` makes of `spec`; its costs are those of the model that the operation makes.
 
@@ -40,6 +44,18 @@ def foreseen(spec: ModelSpec, operation: OperationSpec) -> ModelSpec:
     can. Raises SpecError, with the field in `faults`, for what the operation would refuse by the specification alone:
     the weights and the logs may still forbid more.
     """
+    try:
+        return _foreseen(spec, operation)
+    except SpecError as error:
+        # What is wrong with the model that would come out is no field of what was asked.
+        asked = type(operation).model_fields
+        error.faults = tuple(
+            (place if place and place[0] in asked else (), sentence) for place, sentence in error.faults
+        )
+        raise
+
+
+def _foreseen(spec: ModelSpec, operation: OperationSpec) -> ModelSpec:
     if isinstance(operation, UpcycleSpec):
         return cut_layout(spec, operation.layout, operation.granularity).applied_to(spec)
     if isinstance(operation, ComposeSpec):
@@ -96,7 +112,10 @@ def cut_layout(dense: ModelSpec, layout: LayoutSpec, granularity: int) -> Layout
         return layout
     if dense.intermediate_size % granularity:
         raise SpecError.of(
-            "granularity_divides", name="intermediate_size", value=dense.intermediate_size, granularity=granularity
+            "granularity_divides",
+            name="intermediate_size",
+            value=dense.intermediate_size,
+            granularity=granularity,
         )
     width = dense.intermediate_size // granularity
     return LayoutSpec.parse({**layout.model_dump(), "moe_intermediate_size": width})
@@ -108,7 +127,23 @@ def _mixture(spec: ModelSpec) -> MoeSpec:
     return spec.moe
 
 
+def check_count(num_experts: int) -> None:
+    """Raise SpecError where a layer would have more experts than any may."""
+    if num_experts > MOST_EXPERTS:
+        raise SpecError.of("too_many_experts", num_experts=num_experts, most=MOST_EXPERTS)
+
+
+def check_top_k(moe: MoeSpec, method: str, times: int) -> None:
+    """Raise SpecError where doubling so many times would give a token more experts than it may have."""
+    if method == "twin" or moe.top_k * 2**times <= TOP_K_MOST:
+        return
+    reach = moe.num_experts * 2 ** ((TOP_K_MOST // moe.top_k).bit_length() - 1)
+    values = {"method": method, "top_k": moe.top_k, "doubled": moe.top_k * 2**times}
+    raise _placed("num_experts", CORE.say("top_k_doubled", **values, most=TOP_K_MOST, reach=reach))
+
+
 def _with(spec: ModelSpec, **changes: Any) -> ModelSpec:
+    check_count(changes.get("num_experts", 0))
     moe = {**_mixture(spec).model_dump(), **changes}
     return ModelSpec.parse({**spec.model_dump(), "moe": moe, "family": FAMILY})
 
@@ -164,8 +199,9 @@ def _placed(field: str, sentence: str) -> SpecError:
 
 
 def _twins(moe: MoeSpec, order: tuple[int, ...], hold: float | None) -> dict[str, Any]:
+    check_count(len(order))
     twins = moe.twins or TwinsSpec(roots=tuple(range(moe.num_experts)))
-    return TwinsSpec(roots=twins.taking(order), hold=hold).model_dump()
+    return TwinsSpec.parse({"roots": twins.taking(order), "hold": hold}).model_dump()
 
 
 def _grown(spec: ModelSpec, moe: MoeSpec, operation: GrowSpec) -> ModelSpec:
@@ -174,6 +210,7 @@ def _grown(spec: ModelSpec, moe: MoeSpec, operation: GrowSpec) -> ModelSpec:
     except SpecError as error:
         raise _placed("num_experts", str(error)) from error
     check_growth(moe, operation.method)
+    check_top_k(moe, operation.method, times)
     if operation.method == "twin":
         order = tuple(e for group in groups_of(moe) for e in group * 2**times)
         hold = moe.twins.hold if moe.twins else None
@@ -279,7 +316,8 @@ def _composed(spec: ModelSpec, operation: ComposeSpec) -> ModelSpec:
     count = len(operation.domains)
     if spec.moe is None:
         layers = operation.moe_layers or tuple(range(spec.num_hidden_layers))
-        return LayoutSpec(moe_layers=layers, num_experts=count, top_k=operation.top_k or 1).applied_to(spec)
+        layout = {"moe_layers": layers, "num_experts": count, "top_k": operation.top_k or 1}
+        return LayoutSpec.parse(layout).applied_to(spec)
     moe = spec.moe
     if moe.quantisation is not None:
         raise SpecError.of("packed_experts", bits=moe.quantisation.bits)
@@ -289,4 +327,7 @@ def _composed(spec: ModelSpec, operation: ComposeSpec) -> ModelSpec:
         raise _placed("moe_layers", CORE.say("layers_are_kept"))
     if moe.twins is not None or moe.gate.kind != "softmax_topk":
         raise SpecError.of("not_composable")
-    return _with(spec, num_experts=count * moe.num_experts, top_k=operation.top_k or moe.top_k)
+    num_experts, top_k = count * moe.num_experts, operation.top_k or moe.top_k
+    if top_k > num_experts:
+        raise _placed("top_k", CORE.say("top_k_over_experts", top_k=top_k, num_experts=num_experts))
+    return _with(spec, num_experts=num_experts, top_k=top_k)

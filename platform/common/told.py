@@ -96,6 +96,13 @@ WORDS: Mapping[str, str] = {
     "growth_without_capacity": gettext_noop(
         "Growing needs a version without a limit for experts: copies with a room each would drop other tokens."
     ),
+    "too_many_experts": gettext_noop(
+        "%(num_experts)s experts are more than the %(most)s that a layer may have; make fewer."
+    ),
+    "top_k_doubled": gettext_noop(
+        "Grown by “%(method)s”, top-k doubles with the experts, from %(top_k)s to %(doubled)s, and a token has at most "
+        "%(most)s experts; grow to at most %(reach)s, or by twins."
+    ),
     "other_twins": gettext_noop(
         "The version has twins; grown by “%(method)s” a token would see other twins than before. Grow it by twins."
     ),

@@ -1,0 +1,118 @@
+"""Whatever is asked of whichever model, the answer is 202 or 422 with sentences, and never a fault of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs.models import Job
+from moe_core.spec import ModelSpec
+from moe_core.spec.foresee import foreseen
+from moe_core.spec.operations import OPERATION, GrowSpec
+from tests.apps.jobs.fixtures import make_corpus
+from tests.apps.registry.fixtures import DENSE, make_version, moe_spec
+from tests.moe_core.tiny import FAMILIES, tiny_family
+
+pytestmark = pytest.mark.django_db
+QUANTISE = {"kind": "quantise", "attention": {"bits": 8}, "head": {"bits": 8}}
+MANY_GROUPS = {"kind": "sigmoid_groups", "num_groups": 512, "topk_group": 4, "group_score": "best"}
+MODELS: dict[str, ModelSpec] = {
+    "dense": DENSE,
+    "mixture": moe_spec(),
+    "most experts": moe_spec(num_experts=1024),
+    "many groups": moe_spec(num_experts=1024, gate=MANY_GROUPS),
+    "wide choice": moe_spec(num_experts=64, top_k=48),
+    "top_p": moe_spec(gate={"kind": "top_p"}),
+    "soft": moe_spec(gate={"kind": "soft"}),
+    "one": moe_spec(num_experts=1, top_k=1),
+    "twins": foreseen(moe_spec(), GrowSpec(num_experts=16)),
+    "packed": foreseen(moe_spec(), OPERATION.parse({"kind": "quantise"})),
+    "packed whole": foreseen(moe_spec(), OPERATION.parse(QUANTISE)),
+    **{family: tiny_family(family) for family in FAMILIES},
+}
+LAYOUT = {"moe_layers": [1, 3], "num_experts": 4}
+DOMAINS = {"kind": "compose", "domains": ["copy", "support"]}
+ASKED: tuple[dict[str, Any], ...] = (
+    {"kind": "upcycle", "layout": LAYOUT},
+    {"kind": "upcycle", "layout": {"moe_layers": [7]}},
+    {"kind": "upcycle", "layout": LAYOUT, "granularity": 64},
+    DOMAINS,
+    {**DOMAINS, "top_k": 3},
+    {**DOMAINS, "moe_layers": [3, 1]},
+    {**DOMAINS, "moe_layers": [500]},
+    {"kind": "grow", "num_experts": 1024},
+    {"kind": "grow", "num_experts": 16, "method": "double_k"},
+    {"kind": "grow", "num_experts": 128, "method": "double_k"},
+    {"kind": "grow", "num_experts": 1024, "method": "split"},
+    {"kind": "release_twins", "hold": 1.0},
+    {"kind": "release_twins", "hold": None},
+    {"kind": "add"},
+    {"kind": "add", "per_group": True},
+    {"kind": "add", "source": 1023},
+    {"kind": "remove"},
+    {"kind": "remove", "expert": [0, 1]},
+    {"kind": "remove", "per_group": True},
+    {"kind": "merge", "first": 0, "second": 1},
+    {"kind": "merge", "first": [0, 1], "second": [1, 1]},
+    {"kind": "merge", "first": 0, "second": 1, "per_group": True},
+    {"kind": "specialise_clone", "domain": "copy"},
+    {"kind": "wake_expert"},
+    {"kind": "wake_expert", "expert": 1000},
+    {"kind": "quantise"},
+    QUANTISE,
+    {"kind": "dequantise"},
+    {"kind": "distil", "num_experts": 1},
+    {"kind": "distil", "num_experts": 2, "num_hidden_layers": 1, "moe_intermediate_size": 8},
+)
+
+
+def test_every_kind_of_operation_is_asked_for() -> None:
+    assert {one["kind"] for one in ASKED} == set(OPERATION.json_schema()["discriminator"]["mapping"])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_answer_is_a_job_or_a_reason(people, tmp_path, monkeypatch, model) -> None:
+    monkeypatch.setattr("jobs.services.MAX_OPEN_JOBS", 1000)
+    version, corpus = make_version(people, tmp_path, spec=MODELS[model]), make_corpus(people)
+    client, answers = people.client("owner"), {}
+    for operation in ASKED:
+        for logs in (None, corpus.pk) if model in ("dense", "mixture") else (corpus.pk,):
+            others = [version.pk] if operation["kind"] == "compose" else []
+            spec = {"model_version": version.pk, "operation": operation, "others": others, "corpus": logs}
+            sent = {"kind": "operate", "spec": spec}
+            reply = client.post("/api/v1/jobs/", sent, content_type="application/json")
+            answers[f"{operation} {logs}"] = reply.status_code
+            if reply.status_code == 422:
+                assert "Input should" not in reply.content.decode(), (operation, reply.json())
+    assert set(answers.values()) <= {202, 422}, answers
+    assert Job.objects.count() == list(answers.values()).count(202)
+
+
+@pytest.mark.parametrize(
+    ("model", "operation", "field", "words"),
+    [
+        ("dense", {**DOMAINS, "top_k": 3}, "operation.compose.top_k", "(3)"),
+        ("dense", {**DOMAINS, "moe_layers": [3, 1]}, "operation.compose.moe_layers", "ascend"),
+        ("most experts", {"kind": "add"}, "operation", "1025"),
+        ("most experts", {"kind": "specialise_clone", "domain": "copy"}, "operation", "1025"),
+        ("most experts", DOMAINS, "operation", "2048"),
+        ("many groups", {"kind": "add", "per_group": True}, "operation", "1536"),
+        (
+            "wide choice",
+            {"kind": "grow", "num_experts": 128, "method": "double_k"},
+            "operation.grow.num_experts",
+            "48",
+        ),
+    ],
+)
+def test_what_cannot_be_says_which_number_and_where(people, tmp_path, model, operation, field, words) -> None:
+    version, corpus = make_version(people, tmp_path, spec=MODELS[model]), make_corpus(people)
+    others = [version.pk] if operation["kind"] == "compose" else []
+    spec = {"model_version": version.pk, "operation": operation, "others": others, "corpus": corpus.pk}
+    reply = people.client("owner").post(
+        "/api/v1/jobs/", {"kind": "operate", "spec": spec}, content_type="application/json"
+    )
+    assert reply.status_code == 422
+    (told,) = reply.json()["errors"]
+    assert told["field"] == field and words in told["message"]
