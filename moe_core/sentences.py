@@ -90,6 +90,9 @@ CORE = Sentences(
             "a capacity gives each copy the room of one expert, so that copies drop other tokens than the one did; "
             "growth needs a model without capacity"
         ),
+        "attention_unpackable": (
+            "the maps of latent attention and of gated heads cannot be packed; leave attention null"
+        ),
         "too_many_experts": "{num_experts} experts are more than the {most} that a layer may have; make fewer",
         "top_k_doubled": (
             "method '{method}' doubles top_k with the experts, from {top_k} to {doubled}, and a token has at most {most} "

@@ -33,6 +33,8 @@ FAMILY = "turnout_moe"
 PER_GROUP = "set per_group to do the same at one place of each group"
 
 
+# What a model says of the packing of its experts, of the maps around attention, and of the output map.
+PACKINGS = ("quantisation", "attention_quantisation", "head_quantisation")
 # The most experts of a layer, and of one token, that a specification takes.
 MOST_EXPERTS, TOP_K_MOST = 1024, 64
 
@@ -64,7 +66,7 @@ def _foreseen(spec: ModelSpec, operation: OperationSpec) -> ModelSpec:
     if isinstance(operation, DequantiseSpec):
         if moe.quantisation is None:
             raise SpecError.of("not_packed")
-        return _with(spec, quantisation=None)
+        return _with(spec, **dict.fromkeys(PACKINGS))
     if isinstance(operation, ReleaseTwinsSpec):
         if moe.twins is None:
             raise SpecError.of("no_twins")
@@ -74,7 +76,7 @@ def _foreseen(spec: ModelSpec, operation: OperationSpec) -> ModelSpec:
     if moe.expert_kinds is not None:
         raise SpecError.of("experts_differ")
     if isinstance(operation, QuantiseSpec):
-        return _with(spec, quantisation=operation.quantisation.model_dump())
+        return _packed(spec, operation)
     if isinstance(operation, GrowSpec):
         check_alone(moe, per_group=True)
         return _grown(spec, moe, operation)
@@ -202,6 +204,17 @@ def _twins(moe: MoeSpec, order: tuple[int, ...], hold: float | None) -> dict[str
     check_count(len(order))
     twins = moe.twins or TwinsSpec(roots=tuple(range(moe.num_experts)))
     return TwinsSpec.parse({"roots": twins.taking(order), "hold": hold}).model_dump()
+
+
+def _packed(spec: ModelSpec, operation: QuantiseSpec) -> ModelSpec:
+    kind = spec.attention
+    if operation.attention is not None and (kind.mla is not None or kind.head_gate):
+        raise _placed("attention", CORE.say("attention_unpackable"))
+    # A packed head is no embedding.
+    tied = spec.tie_word_embeddings and operation.head is None
+    parts = (operation.quantisation, operation.attention, operation.head)
+    packed = {name: part and part.model_dump() for name, part in zip(PACKINGS, parts, strict=True)}
+    return _with(spec.model_copy(update={"tie_word_embeddings": tied}), **packed)
 
 
 def _grown(spec: ModelSpec, moe: MoeSpec, operation: GrowSpec) -> ModelSpec:

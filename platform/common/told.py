@@ -96,6 +96,9 @@ WORDS: Mapping[str, str] = {
     "growth_without_capacity": gettext_noop(
         "Growing needs a version without a limit for experts: copies with a room each would drop other tokens."
     ),
+    "attention_unpackable": gettext_noop(
+        "The maps of latent attention and of gated heads cannot be packed; leave attention in 16 bits."
+    ),
     "too_many_experts": gettext_noop(
         "%(num_experts)s experts are more than the %(most)s that a layer may have; make fewer."
     ),

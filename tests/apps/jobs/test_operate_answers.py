@@ -116,3 +116,13 @@ def test_what_cannot_be_says_which_number_and_where(people, tmp_path, model, ope
     assert reply.status_code == 422
     (told,) = reply.json()["errors"]
     assert told["field"] == field and words in told["message"]
+
+
+@pytest.mark.parametrize("model", ["packed", "packed whole"])
+def test_whatever_was_packed_is_given_back(people, tmp_path, model) -> None:
+    version = make_version(people, tmp_path, spec=MODELS[model])
+    spec = {"model_version": version.pk, "operation": {"kind": "dequantise"}}
+    reply = people.client("owner").post(
+        "/api/v1/jobs/", {"kind": "operate", "spec": spec}, content_type="application/json"
+    )
+    assert reply.status_code == 202, reply.json()

@@ -26,8 +26,9 @@ from moe_core.spec import cost_of
 from moe_core.spec.foresee import foreseen
 from moe_core.spec.operations import OPERATION, GrowSpec
 from tests.moe_core.operations.models import mixture, mixture_spec, some_prompts
-from tests.moe_core.tiny import STD, tiny_llama
+from tests.moe_core.tiny import STD, tiny_family, tiny_llama
 
+WHOLE = {"kind": "quantise", "attention": {"bits": 4}, "head": {"bits": 8}}
 LAYOUT = {"moe_layers": [0, 2], "num_experts": 4, "top_k": 2}
 
 
@@ -39,7 +40,7 @@ def made(operation: Any) -> Any:
     if kind == "compose":
         return compose([mixture(1), mixture(2)], operation, prompts)[0]
     if kind == "dequantise":
-        return dequantise(quantise(model, OPERATION.validate_python({"kind": "quantise"}))[0], operation)[0]
+        return dequantise(quantise(model, OPERATION.parse(WHOLE))[0], operation)[0]
     if kind == "release_twins":
         return release_twins(grow(model, GrowSpec(num_experts=8))[0], operation)[0]
     acts = {
@@ -69,6 +70,9 @@ def made(operation: Any) -> Any:
         {"kind": "merge", "first": 0, "second": 3},
         {"kind": "specialise_clone", "domain": "law", "steps": 1},
         {"kind": "quantise", "quantisation": {"bits": 8, "group_size": 32, "symmetric": False}},
+        {"kind": "quantise", "attention": {"bits": 8}},
+        {"kind": "quantise", "head": {"bits": 8, "group_size": 32}},
+        WHOLE,
         {"kind": "dequantise"},
         {"kind": "wake_expert", "steps": 1},
         {"kind": "release_twins"},
@@ -76,13 +80,13 @@ def made(operation: Any) -> Any:
         {"kind": "distil", "num_experts": 2, "moe_intermediate_size": 16, "steps": 1},
         {"kind": "compose", "domains": ["law", "code"]},
     ],
-    ids=lambda plain: "-".join(str(value) for value in plain.values() if isinstance(value, str | int)),
+    ids=str,
 )
 def test_what_is_foretold_is_what_is_made(plain: dict[str, Any]) -> None:
     operation = OPERATION.validate_python(plain)
     before = tiny_llama() if operation.kind == "upcycle" else mixture_spec()
     if operation.kind == "dequantise":
-        before = foreseen(before, OPERATION.validate_python({"kind": "quantise"}))
+        before = foreseen(before, OPERATION.parse(WHOLE))
     if operation.kind == "release_twins":
         before = foreseen(before, GrowSpec(num_experts=8))
     told, true = foreseen(before, operation), made(operation).spec
@@ -92,7 +96,17 @@ def test_what_is_foretold_is_what_is_made(plain: dict[str, Any]) -> None:
         # Twins are left only where the given experts had some.
         assert true_moe.pop("twins") is told_moe.pop("twins") is None
     assert told_moe == true_moe
+    assert told.tie_word_embeddings is true.tie_word_embeddings
     assert cost_of(told).as_dict(16) == cost_of(true).as_dict(16)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "step3p5"])
+def test_attention_that_cannot_be_packed_is_refused_before(family: str) -> None:
+    with pytest.raises(SpecError, match="cannot be packed") as refused:
+        foreseen(tiny_family(family), OPERATION.parse({**WHOLE, "head": None}))
+    ((place, _sentence),) = refused.value.complaints
+    assert place == ("attention",)
+    assert foreseen(tiny_family(family), OPERATION.parse({**WHOLE, "attention": None})).moe
 
 
 GROUPED = {"kind": "sigmoid_groups", "num_groups": 2, "topk_group": 1, "group_score": "best"}
