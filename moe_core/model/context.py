@@ -95,16 +95,15 @@ class RoutingContext:
         )
 
     def rule(self, moe: MoeSpec) -> MoeSpec:
-        """The expert part with this call's capacity."""
-        if self.capacity is None or not self.training:
+        """The expert part with this call's capacity and hold on twins."""
+        if not self.training:
             return moe
-        return moe.model_copy(update={"capacity": self.capacity})
-
-    def twins(self, moe: MoeSpec) -> TwinsSpec | None:
-        """The twins of a layer, held as this call says."""
-        if self.twin_hold is None or not self.training or moe.twins is None:
-            return moe.twins
-        return moe.twins.model_copy(update={"hold": self.twin_hold})
+        update: dict[str, CapacitySpec | TwinsSpec] = {}
+        if self.capacity is not None:
+            update["capacity"] = self.capacity
+        if self.twin_hold is not None and moe.twins is not None:
+            update["twins"] = moe.twins.model_copy(update={"hold": self.twin_hold})
+        return moe.model_copy(update=update) if update else moe
 
     def _noisy(self, bias_TE: Tensor | None, x_TD: Tensor, num_experts: int) -> Tensor | None:
         if not (self.training and self.noise and self.rng is not None):

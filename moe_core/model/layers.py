@@ -5,8 +5,6 @@ Shapes: T tokens, D model width, E experts, K top_k, F width of a feed-forward.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +13,7 @@ from moe_core.kernels.gating import PLAIN, Gating
 from moe_core.kernels.precision import product
 from moe_core.model.context import RoutingContext
 from moe_core.routers import Routing, decide
-from moe_core.routers.twins import twin_bias
 from moe_core.spec import ModelSpec, MoeSpec
-from moe_core.spec.twins import TwinsSpec
 
 
 class Linear(nn.Module):
@@ -117,15 +113,7 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor, context: RoutingContext, moe_index: int) -> Routing:
         """Where the tokens go, by this layer's gate and what its surroundings say."""
-        call = context.call(self.moe, moe_index, x_TD)
-        if (twins := context.twins(self.moe)) is not None:
-            call = replace(call, bias_TE=self._with_hidden_twins(twins, x_TD, call.bias_TE))
-        return decide(context.rule(self.moe), self.tensors, call)
-
-    def _with_hidden_twins(self, twins: TwinsSpec, x_TD: Tensor, prior_TE: Tensor | None) -> Tensor:
-        """The domain prior, and -inf for the twins that a token does not see."""
-        logits_TE = None if twins.hold is None else x_TD.float() @ self.weight.t()
-        return twin_bias(twins, x_TD, logits_TE, prior_TE)
+        return decide(context.rule(self.moe), self.tensors, context.call(self.moe, moe_index, x_TD))
 
 
 class MoeMlp(nn.Module):

@@ -26,6 +26,7 @@ from moe_core.routers.softmax_topk import softmax_topk
 from moe_core.routers.sparsemax import sparsemax_gate
 from moe_core.routers.switch import switch
 from moe_core.routers.top_p import top_p
+from moe_core.routers.twins import with_one_of_twins
 from moe_core.spec import MoeSpec
 
 # Values in, values out: no gate keeps anything between two calls.
@@ -52,12 +53,14 @@ GATES: dict[str, GateFunction] = {
 def decide(moe: MoeSpec, weights: GateWeights, call: GateCall) -> Routing:
     """Where the tokens of one call go, by the gate of a mixture and its tensors.
 
-    The balancing bias that is stored with the gate adds to that of the call. Raises SpecError for shapes that do not
-    fit and for what a gate needs and was not given.
+    The balancing bias that is stored with the gate adds to that of the call. Of twins each token sees one.
+    Raises SpecError for shapes that do not fit and for what a gate needs and was not given.
     """
     stored_E = weights.get("selection_bias")
     if stored_E is not None:
         given_E = call.selection_bias_E
         call = replace(call, selection_bias_E=stored_E if given_E is None else stored_E + given_E)
+    if moe.twins is not None:
+        call = with_one_of_twins(moe.twins, moe.gate, weights, call)
     routing = GATES[moe.gate.kind](moe.gate, weights, call)
     return routing if moe.capacity is None else within_capacity(routing, moe.capacity, weights, call)

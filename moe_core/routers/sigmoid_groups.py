@@ -41,7 +41,7 @@ def sigmoid_groups(gate: SigmoidGroups, weights: GateWeights, call: GateCall) ->
     if at_once is not None:
         return at_once
     logits_TE = linear_logits(weights, call)
-    scores_TE = _scores(gate, logits_TE)
+    scores_TE = expert_scores(gate, logits_TE)
     ids_TK = call.forced_TK
     if ids_TK is None:
         choice_TE = biased(scores_TE, logits_TE, call.selection_bias_E)
@@ -53,7 +53,8 @@ def sigmoid_groups(gate: SigmoidGroups, weights: GateWeights, call: GateCall) ->
     return Routing(ids_TK, weights_TK * gate.routed_scaling_factor, logits_TE, shares_TE)
 
 
-def _scores(gate: SigmoidGroups, logits_TE: Tensor) -> Tensor:
+def expert_scores(gate: SigmoidGroups, logits_TE: Tensor) -> Tensor:
+    """(T, E): what the gate makes of logits, without the balancing bias."""
     if gate.scores == "softmax":
         return torch.softmax(logits_TE, dim=-1)
     if gate.scores == "sqrtsoftplus":

@@ -9,32 +9,59 @@ Shapes: T tokens, D model width, E experts, R roots (sets of twins).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from moe_core.routers.call import GateCall, GateWeights
+from moe_core.routers.choosing import biased
+from moe_core.routers.logits import NEG_INF, adjusted, raw_logits
+from moe_core.routers.sigmoid_groups import expert_scores
+from moe_core.spec.gate import Base, Gate, SigmoidGroups, Sparsemax
 from moe_core.spec.twins import TwinsSpec
 
-NEG_INF = float("-inf")
 # Sign bits of so many coordinates make a token's hash.
 HASH_BITS = 16
 GOLDEN = 0x9E3779B1
 
 
-def twin_bias(
-    twins: TwinsSpec, hidden_TD: Tensor, logits_TE: Tensor | None, bias_TE: Tensor | None
-) -> Tensor:
-    """(T, E) float32: `bias_TE` (or zeros), and -inf where a twin is not seen.
+@torch.no_grad()
+def with_one_of_twins(twins: TwinsSpec, gate: Gate, weights: GateWeights, call: GateCall) -> GateCall:
+    """The call with -inf in its prior for every twin that a token does not see.
 
-    `logits_TE` is needed where `twins.hold` is a number. A twin that `bias_TE` masks gives way to one that it does not.
+    What is seen is the twin that the hash names, or with a hold the one that the gate scores highest. A twin that the
+    prior masks gives way to one that it does not.
     """
-    roots = torch.tensor(twins.roots, device=hidden_TD.device)
-    picked_TE = _picked_by_hash(hidden_TD, roots)
-    score_TE = picked_TE.float()
-    if twins.hold is not None and logits_TE is not None:
-        score_TE = logits_TE.detach().float() + twins.hold * score_TE
-    given_TE = torch.zeros_like(score_TE) if bias_TE is None else bias_TE.float()
+    root_E = torch.tensor(twins.roots, device=call.hidden_TD.device)
+    picked_TE = _picked_by_hash(call.hidden_TD, root_E)
+    if twins.hold is None or "weight" not in weights:
+        score_TE = picked_TE.float()
+    else:
+        logits_TE = adjusted(raw_logits(weights, call) + twins.hold * picked_TE, call)
+        score_TE = _choosing_scores(gate, logits_TE, call, picked_TE, root_E)
+    given_TE = torch.zeros_like(score_TE) if call.bias_TE is None else call.bias_TE.float()
     score_TE = score_TE.masked_fill(given_TE == NEG_INF, NEG_INF)
-    return given_TE.masked_fill(~_best_of_twins(score_TE, picked_TE, roots), NEG_INF)
+    return replace(call, bias_TE=given_TE.masked_fill(~_best_of_twins(score_TE, picked_TE, root_E), NEG_INF))
+
+
+def _choosing_scores(
+    gate: Gate, logits_TE: Tensor, call: GateCall, picked_TE: Tensor, root_E: Tensor
+) -> Tensor:
+    """(T, E): what the gate would choose by if a twin were the one that is seen.
+
+    A softmax is taken of the best twin of each root, so that its shares are of the size that the gate will see.
+    """
+    if isinstance(gate, SigmoidGroups) and gate.scores != "softmax":
+        scores_TE = expert_scores(gate, logits_TE)
+    elif call.selection_bias_E is None or isinstance(gate, (Sparsemax, Base)):
+        scores_TE = logits_TE
+    elif call.temperature == 0.0:
+        scores_TE = (logits_TE == logits_TE.amax(-1, keepdim=True)).float()
+    else:
+        hidden_TE = ~_best_of_twins(logits_TE, picked_TE, root_E)
+        scores_TE = (logits_TE - logits_TE.masked_fill(hidden_TE, NEG_INF).logsumexp(-1, keepdim=True)).exp()
+    return biased(scores_TE, logits_TE, call.selection_bias_E)
 
 
 def hash_of(hidden_TD: Tensor) -> Tensor:

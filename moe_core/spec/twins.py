@@ -16,8 +16,9 @@ class TwinsSpec(Spec):
 
     # For each expert the lowest number among its twins; its own for an expert without any.
     roots: Annotated[tuple[ExpertIndex, ...], Field(min_length=1, max_length=1024)]
-    # None: a hash of the token's hidden state picks the twin. Otherwise the twin with the highest logit is seen, and the
-    # one that the hash picks has so much added: 0 leaves the choice to the gate.
+    # None: a hash of the token's hidden state picks the twin. Otherwise the twin is seen that the gate scores highest
+    # (prior, noise and selection bias included), and the one that the hash picks has so much added to its logit: 0 leaves
+    # the choice to the gate.
     hold: Hold | None = None
 
     @model_validator(mode="after")

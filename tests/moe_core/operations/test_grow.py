@@ -15,8 +15,9 @@ from moe_core.model.context import DomainPrior, RoutingContext
 from moe_core.operations import add_expert, grow, release_twins
 from moe_core.operations.measure import loads
 from moe_core.operations.parts import per_expert, spec_with, tensors_of, with_experts
-from moe_core.routers import Routing
-from moe_core.routers.twins import hash_of, twin_bias
+from moe_core.routers import GateCall, Routing
+from moe_core.routers.softmax_topk import PLAIN
+from moe_core.routers.twins import hash_of, with_one_of_twins
 from moe_core.spec.operations import AddExpertSpec, GrowSpec, ReleaseTwinsSpec
 from moe_core.spec.twins import TwinsSpec
 from tests.moe_core.operations.models import IDS, distance, mixture, some_prompts
@@ -108,9 +109,14 @@ def test_a_grown_model_survives_the_disk(tmp_path: Path) -> None:
         assert torch.equal(back(IDS), model(IDS))
 
 
+def weight_of(twins: TwinsSpec) -> torch.Tensor:
+    return torch.randn(len(twins.roots), 24, generator=torch.Generator().manual_seed(3))
+
+
 def seen_TE(twins: TwinsSpec, x_TD: torch.Tensor, bias_TE: torch.Tensor | None = None) -> torch.Tensor:
-    logits_TE = torch.randn(x_TD.shape[0], len(twins.roots), generator=torch.Generator().manual_seed(3))
-    return twin_bias(twins, x_TD, logits_TE, bias_TE) > float("-inf")
+    call = with_one_of_twins(twins, PLAIN, {"weight": weight_of(twins)}, GateCall(x_TD, 1, bias_TE=bias_TE))
+    assert call.bias_TE is not None
+    return call.bias_TE > float("-inf")
 
 
 @pytest.mark.parametrize("hold", [None, 0.0, 0.5, 100.0])
@@ -125,8 +131,9 @@ def test_every_token_sees_exactly_one_of_each_set_of_twins(hold: float | None) -
 
 def test_with_hold_0_the_gate_chooses_and_with_much_of_it_the_hash_does() -> None:
     x_TD = torch.randn(300, 24, generator=torch.Generator().manual_seed(1))
-    logits_TE = torch.randn(300, 4, generator=torch.Generator().manual_seed(3))
-    free = seen_TE(TwinsSpec(roots=(0, 1, 0, 1), hold=0.0), x_TD)
+    released = TwinsSpec(roots=(0, 1, 0, 1), hold=0.0)
+    logits_TE = x_TD @ weight_of(released).t()
+    free = seen_TE(released, x_TD)
     assert torch.equal(free[:, 0], logits_TE[:, 0] > logits_TE[:, 2])
     hashed = seen_TE(TwinsSpec(roots=(0, 1, 0, 1)), x_TD)
     assert torch.equal(seen_TE(TwinsSpec(roots=(0, 1, 0, 1), hold=100.0), x_TD), hashed)
