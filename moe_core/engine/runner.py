@@ -70,6 +70,7 @@ class ModelRunner:
                 num_experts=moe.num_experts,
                 top_k=moe.top_k,
                 moe_layers=moe.moe_layers,
+                twins=moe.twins,
             ).to(self.device)
         # Experts that come and go are seen to between a layer's router and its experts.
         is_whole = residency is None

@@ -14,6 +14,7 @@ from moe_core.errors import SpecError
 from moe_core.routers import Floor
 from moe_core.spec import RoutingSpec
 from moe_core.spec.routing import LayerPrior
+from moe_core.spec.twins import TwinsSpec
 
 NEG_INF = float("-inf")
 
@@ -26,9 +27,15 @@ class DomainPrior:
     """
 
     def __init__(
-        self, bias_NLE: Tensor, top_k: int, *, floor_NL: Tensor | None = None, mine_NE: Tensor | None = None
+        self,
+        bias_NLE: Tensor,
+        top_k: int,
+        *,
+        floor_NL: Tensor | None = None,
+        mine_NE: Tensor | None = None,
+        twins: TwinsSpec | None = None,
     ) -> None:
-        _check_bias(bias_NLE, top_k)
+        _check_bias(bias_NLE, top_k, twins)
         # The last row is "no domain": an index of -1 finds it without a branch or a host sync.
         nothing = bias_NLE.new_zeros(1, *bias_NLE.shape[1:])
         self.table_NLE = torch.cat([bias_NLE, nothing]).float()
@@ -50,12 +57,14 @@ class DomainPrior:
         num_experts: int,
         top_k: int,
         moe_layers: Sequence[int] | None = None,
+        twins: TwinsSpec | None = None,
     ) -> DomainPrior:
         """The prior that a routing policy asks for, layer by layer: a push towards mapped experts, a mask of all others,
         or a floor under the mapped ones.
 
-        `moe_layers` are the numbers of the expert layers (default: 0, 1, …), by which a policy names exceptions. Raises
-        SpecError for an expert or a layer that does not exist.
+        `moe_layers` are the numbers of the expert layers (default: 0, 1, …), by which a policy names exceptions.
+        Raises SpecError for an expert or a layer that does not exist, and for a mask that leaves a token fewer than top_k
+        experts, of `twins` one.
         """
         mine_NE = torch.tensor(routing.label_matrix(num_experts), dtype=torch.float32).view(-1, num_experts)
         layers = range(num_moe_layers) if moe_layers is None else moe_layers
@@ -65,10 +74,10 @@ class DomainPrior:
         priors = [routing.prior_in(layer) for layer in layers]
         bias_NLE = torch.stack([_bias(prior, mine_NE, general_E) for prior in priors], dim=1)
         if not any(prior.mode == "floor" for prior in priors):
-            return cls(bias_NLE, top_k)
+            return cls(bias_NLE, top_k, twins=twins)
         floors = [prior.floor if prior.mode == "floor" else 0.0 for prior in priors]
         floor_NL = torch.tensor(floors).expand(mine_NE.shape[0], -1)
-        return cls(bias_NLE, top_k, floor_NL=floor_NL, mine_NE=mine_NE)
+        return cls(bias_NLE, top_k, floor_NL=floor_NL, mine_NE=mine_NE, twins=twins)
 
     def to(self, device: torch.device | str) -> DomainPrior:
         """Move the tables to a device."""
@@ -97,11 +106,26 @@ def _bias(prior: LayerPrior, mine_NE: Tensor, general_E: Tensor) -> Tensor:
     return torch.zeros_like(mine_NE)
 
 
-def _check_bias(bias_NLE: Tensor, top_k: int) -> None:
+def _check_bias(bias_NLE: Tensor, top_k: int, twins: TwinsSpec | None) -> None:
     if bias_NLE.ndim != 3:
         raise SpecError(f"a domain prior has 3 axes (domain, expert layer, expert), not {bias_NLE.ndim}")
     if torch.isnan(bias_NLE).any() or (bias_NLE == float("inf")).any():
         raise SpecError("a domain prior holds finite values or -inf; found NaN or +inf")
-    allowed = (bias_NLE > NEG_INF).sum(-1)
-    if allowed.numel() and int(allowed.min()) < top_k:
-        raise SpecError(f"a domain prior leaves {int(allowed.min())} experts in a layer; top_k is {top_k}")
+    allowed_NLE = bias_NLE > NEG_INF
+    left = int(allowed_NLE.sum(-1).min()) if allowed_NLE.numel() else top_k
+    if left < top_k:
+        raise SpecError(f"a domain prior leaves {left} experts in a layer; top_k is {top_k}")
+    seen = _least_seen(allowed_NLE, twins) if twins is not None and allowed_NLE.numel() else left
+    if seen < top_k:
+        raise SpecError(
+            f"a domain prior leaves {left} experts in a layer, of which a token sees {seen}, for it sees one of each set of "
+            f"twins; top_k is {top_k}; allow experts that are not twins of one another"
+        )
+
+
+def _least_seen(allowed_NLE: Tensor, twins: TwinsSpec) -> int:
+    """The fewest experts that any domain leaves a token to see in a layer: one of each set of twins."""
+    root_E = torch.tensor(twins.roots, device=allowed_NLE.device)
+    seen_NLE = torch.zeros_like(allowed_NLE, dtype=torch.long)
+    seen_NLE.scatter_reduce_(-1, root_E.expand_as(seen_NLE), allowed_NLE.long(), "amax")
+    return int(seen_NLE.sum(-1).min())

@@ -197,4 +197,4 @@ def mask_of(model: Decoder, removed_L: list[list[int]]) -> DomainPrior:
     bias_1LE = torch.zeros(1, len(moe.moe_layers), moe.num_experts)
     for row, experts in enumerate(removed_L):
         bias_1LE[0, row, experts] = float("-inf")
-    return DomainPrior(bias_1LE, moe.top_k)
+    return DomainPrior(bias_1LE, moe.top_k, twins=moe.twins)

@@ -12,10 +12,12 @@ from typing import Any
 from moe_core.routers.base import base
 from moe_core.routers.call import GateCall, GateWeights
 from moe_core.routers.capacity import within_capacity
+from moe_core.routers.choosing import emptied
 from moe_core.routers.expert_choice import expert_choice
 from moe_core.routers.gshard_top2 import gshard_top2
 from moe_core.routers.hash import hash_gate
 from moe_core.routers.hierarchical import hierarchical
+from moe_core.routers.logits import NEG_INF
 from moe_core.routers.noisy_topk import noisy_topk
 from moe_core.routers.quantile import quantile_gate
 from moe_core.routers.routing import Routing
@@ -63,4 +65,19 @@ def decide(moe: MoeSpec, weights: GateWeights, call: GateCall) -> Routing:
     if moe.twins is not None:
         call = with_one_of_twins(moe.twins, moe.gate, weights, call)
     routing = GATES[moe.gate.kind](moe.gate, weights, call)
+    if moe.twins is not None:
+        routing = _without_masked(routing, call)
     return routing if moe.capacity is None else within_capacity(routing, moe.capacity, weights, call)
+
+
+def _without_masked(routing: Routing, call: GateCall) -> Routing:
+    """The decision with places empty that the domain prior and hidden twins leave no expert for.
+
+    While training a gate may deal a masked expert, to even its loads; it has no weight.
+    """
+    if call.bias_TE is None or call.forced_TK is not None or call.training or routing.mix is not None:
+        return routing
+    at_TK = routing.expert_ids_TK.clamp(min=0)
+    masked_TK = (call.bias_TE.gather(-1, at_TK) == NEG_INF) & (routing.logits_TE.gather(-1, at_TK) == NEG_INF)
+    ids_TK, weights_TK = emptied(routing.expert_ids_TK, routing.weights_TK, ~masked_TK)
+    return replace(routing, expert_ids_TK=ids_TK, weights_TK=weights_TK)

@@ -12,7 +12,7 @@ from moe_core.spec.base import LayerIndex, Spec
 from moe_core.spec.capacity import CapacitySpec
 from moe_core.spec.clamps import Clamps, clamps_complaint
 from moe_core.spec.expert_kinds import ExpertKinds, Width, balance_costs, complaint_of, widest
-from moe_core.spec.gate import GateSpec, SoftmaxTopk, check_gate
+from moe_core.spec.gate import GateSpec, SigmoidGroups, SoftmaxTopk, check_gate
 from moe_core.spec.gate_tensors import GateTensor, gate_tensors
 from moe_core.spec.likeness import fits_mixtral
 from moe_core.spec.quantisation import ExpertQuantSpec
@@ -104,9 +104,7 @@ class MoeSpec(Spec):
             raise ValueError(
                 "attention_quantisation and head_quantisation are for models whose experts are packed; give quantisation too"
             )
-        complaint = self.twins.complaint(self.num_experts, self.top_k) if self.twins else None
-        if complaint:
-            raise ValueError(complaint)
+        self._check_twins()
         if self.temperature_schedule is not None and self.temperature != 1.0:
             raise ValueError("give temperature or temperature_schedule, not both")
         if list(self.moe_layers) != sorted(set(self.moe_layers)):
@@ -118,6 +116,15 @@ class MoeSpec(Spec):
         if self.shared_gate and not self.num_shared_experts:
             raise ValueError("shared_gate must be false when num_shared_experts is 0")
         return self
+
+    def _check_twins(self) -> None:
+        if self.twins is None:
+            return
+        gate = self.gate
+        groups = (gate.num_groups, gate.topk_group) if isinstance(gate, SigmoidGroups) else (1, 1)
+        complaint = self.twins.complaint(self.num_experts, self.top_k, *groups)
+        if complaint:
+            raise ValueError(complaint)
 
     def _check_kinds(self) -> None:
         if self.expert_kinds is None:

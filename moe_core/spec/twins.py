@@ -32,12 +32,20 @@ class TwinsSpec(Spec):
         """Whether the expert has a twin."""
         return self.roots.count(self.roots[expert]) > 1
 
-    def complaint(self, num_experts: int, top_k: int) -> str | None:
-        """Why so many experts cannot have these twins; None when they can."""
+    def complaint(self, num_experts: int, top_k: int, num_groups: int = 1, topk_group: int = 1) -> str | None:
+        """Why so many experts, in so many groups, cannot have these twins; None when they can."""
         if len(self.roots) != num_experts:
             return f"twins name {len(self.roots)} experts; num_experts is {num_experts}"
         if top_k > len(set(self.roots)):
             return f"top_k ({top_k}) must not exceed the {len(set(self.roots))} experts that a token sees"
+        size = num_experts // num_groups
+        groups = [self.roots[start : start + size] for start in range(0, num_experts, size)]
+        seen = sum(sorted(len(set(group)) for group in groups)[:topk_group])
+        if num_groups > 1 and top_k > seen:
+            return (
+                f"top_k ({top_k}) must not exceed the {seen} experts that a token sees in {topk_group} groups, "
+                "for it sees one of each set of twins"
+            )
         return None
 
     def taking(self, sources: tuple[int, ...]) -> tuple[int, ...]:

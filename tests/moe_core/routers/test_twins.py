@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from moe_core.errors import SpecError
 from moe_core.model import Decoder
 from moe_core.model.context import DomainPrior, RoutingContext
-from moe_core.operations import grow, release_twins
-from moe_core.routers import GateCall, Routing, decide
-from moe_core.spec.operations import GrowSpec, ReleaseTwinsSpec
+from moe_core.operations import grow, release_twins, remove_expert
+from moe_core.routers import NO_EXPERT, GateCall, Routing, decide
+from moe_core.spec import RoutingSpec
+from moe_core.spec.operations import GrowSpec, ReleaseTwinsSpec, RemoveExpertSpec
 from tests.moe_core.operations.models import IDS, mixture
 
 SOFTMAX: dict[str, Any] = {"kind": "softmax_topk", "logit_bias": True, "selection_bias": True}
@@ -118,3 +120,43 @@ def test_at_any_temperature_the_levers_hold(gate: dict[str, Any], temperature: f
     call = replace(call, selection_bias_E=torch.tensor([0.0] * 4 + [1e-3] * 4))
     lifted = decide(model.spec.moe, tensors, call)
     assert torch.equal(lifted.expert_ids_TK, found.expert_ids_TK % 4 + 4)
+
+
+def test_a_mask_that_leaves_twins_only_is_refused() -> None:
+    model = released(SOFTMAX)
+    assert model.spec.moe is not None
+    routing = RoutingSpec.parse(
+        {
+            "domains": [{"code": "law", "name_en": "Law", "name_zh": "法", "experts": [2, 6]}],
+            "prior_mode": "mask",
+        }
+    )
+    fit: dict[str, Any] = {"num_moe_layers": 2, "num_experts": 8, "top_k": 2}
+    DomainPrior.from_routing(routing, **fit)
+    with pytest.raises(SpecError, match="leaves 2 experts in a layer, of which a token sees 1"):
+        DomainPrior.from_routing(routing, **fit, twins=model.spec.moe.twins)
+
+
+@GATES
+def test_no_masked_expert_is_chosen_where_only_twins_are_left(gate: dict[str, Any]) -> None:
+    mask_1LE = torch.full((1, 2, 8), float("-inf"))
+    mask_1LE[..., [2, 6]] = 0.0
+    model = released(gate)
+    ids_TK = chosen(model, domain_T=LAWS, prior=DomainPrior(mask_1LE, 2))
+    assert set(ids_TK[:, 0].tolist()) == {2, 6}
+    assert set(ids_TK[:, 1].tolist()) == {NO_EXPERT}
+    with torch.no_grad():
+        out = model(IDS, RoutingContext(domain_T=LAWS, prior=DomainPrior(mask_1LE, 2)))
+    assert out.isfinite().all()
+
+
+def test_a_token_takes_its_experts_from_no_more_groups_than_it_may() -> None:
+    gate = {"kind": "sigmoid_groups", "num_groups": 4, "topk_group": 2}
+    model = release_twins(
+        grow(mixture(gate=gate, num_experts=8, top_k=3), GrowSpec(num_experts=16))[0], ReleaseTwinsSpec()
+    )[0]
+    fewer = remove_expert(model, RemoveExpertSpec(expert=0, per_group=True))[0]
+    with pytest.raises(SpecError, match="must not exceed the 2 experts that a token sees in 2 groups"):
+        remove_expert(fewer, RemoveExpertSpec(expert=1, per_group=True))
+    # Whichever twin stays, a pair of them is one expert to a token.
+    assert remove_expert(fewer, RemoveExpertSpec(expert=0, per_group=True))[0].spec.moe is not None
