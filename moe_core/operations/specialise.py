@@ -29,9 +29,6 @@ from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec.operations import AddExpertSpec, ReleaseTwinsSpec, SpecialiseCloneSpec
 
-# Up and gate, the way back, the row of the gate.
-WEIGHTS_OF_A_LAYER = 3
-
 
 def specialise_clone(
     model: Decoder,
@@ -100,13 +97,17 @@ def learn_rows(
     seed: int,
     watch: Watch,
 ) -> None:
-    """AdamW on one expert of each layer and its gate row, in place; every other number stays bit for bit.
+    """AdamW on one expert of each layer, its gate row and logit bias, in place; every other number stays bit for bit.
 
     `loss_of` gets a batch of each of the two sets of prompts, None where the second is empty.
     """
     model.requires_grad_(False)
-    whole = list(_weights(model))
-    rows = [expert for expert in experts_L for _weight in range(WEIGHTS_OF_A_LAYER)]
+    learning = [
+        (weight, expert)
+        for layer, expert in zip(model.moe_layers(), experts_L, strict=True)
+        for weight in _weights(layer)
+    ]
+    whole, rows = [weight for weight, _ in learning], [expert for _, expert in learning]
     for weight in whole:
         weight.requires_grad_(True)
     # Float32 copies of the clone's own entries: the only thing that an optimiser ever sees.
@@ -130,11 +131,12 @@ def learn_rows(
     model.requires_grad_(True)
 
 
-def _weights(model: Decoder) -> Iterator[Tensor]:
-    for layer in model.moe_layers():
-        yield layer.experts.gate_up_E2FD
-        yield layer.experts.down_EDF
-        yield layer.router.weight
+def _weights(layer: MoeMlp) -> Iterator[Tensor]:
+    yield layer.experts.gate_up_E2FD
+    yield layer.experts.down_EDF
+    yield layer.router.weight
+    if "bias" in layer.router.tensors:
+        yield layer.router.tensors["bias"]
 
 
 def _loss(
@@ -144,8 +146,10 @@ def _loss(
     gate_losses: list[Tensor] = []
 
     def listen(side: float, real_T: Tensor, layer: MoeMlp, x_TD: Tensor) -> None:
-        rows_2D = layer.router.weight[[clone, spec.source]]
-        z_T2 = x_TD[real_T].detach().float() @ rows_2D.t()
+        both = [clone, spec.source]
+        z_T2 = x_TD[real_T].detach().float() @ layer.router.weight[both].t()
+        if "bias" in layer.router.tensors:
+            z_T2 = z_T2 + layer.router.tensors["bias"][both]
         gate_losses.append(-logsigmoid(side * (z_T2[:, 0] - z_T2[:, 1])).mean())
 
     with listening(model, lambda layer, x_TD: listen(1.0, batch.real_T, layer, x_TD)):

@@ -1,9 +1,13 @@
 """Give experts that hardly anything reaches something to do: the tokens that were nearest to choosing them.
 
-In each expert layer one expert, the least used unless it is named, and its gate row learn; nothing else changes. Of every
-batch the tokens whose margin to that expert is smallest (the k-th best logit among the others less its own) are drawn to it,
+In each expert layer one expert, the least used unless it is named, its gate row and its bias learn; nothing else changes. Of
+every batch the tokens whose margin to it is smallest (the k-th best score among the others less its own) are drawn to it,
 as many as its fair share; all others are held off by the same loss, so that it does not take what others do. What the
 tokens that reach it say next teaches its weights.
+
+What a token is nearest to is told by the scores that the gate picks with. Where a bias below those of others holds the
+expert off, it is raised first, as far as the fair share needs and not above the highest: a gradient would take too long to
+get there, or, for a bias that counts for the choice only, never would.
 
 Shapes: T tokens, D model width, E experts, K top_k.
 Source: our own; the pairwise gate loss is that of `moe_core.operations.specialise`, the margin that of
@@ -21,13 +25,19 @@ from torch.nn.functional import logsigmoid
 from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
+from moe_core.operations.edit import router_inputs
 from moe_core.operations.learning import mean_loss
 from moe_core.operations.measure import compare, listening, loads
 from moe_core.operations.parts import changeable, chosen_of, moe_part, rebuilt
+from moe_core.operations.picking import BIASES, leads, pick_scores, raise_bias
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.specialise import learn_rows
 from moe_core.operations.watch import Watch, unwatched
+from moe_core.spec import MoeSpec
 from moe_core.spec.operations import WakeExpertSpec
+
+# Tokens that tell how far a bias has to rise.
+BIAS_TOKENS = 2048
 
 
 def wake_expert(
@@ -49,6 +59,7 @@ def wake_expert(
         raise SpecError.of("none_is_idle", num_experts=moe.num_experts)
     chosen = [experts[0] for experts in _chosen(model, spec, prompts, watch)]
     woken = rebuilt(model, model.spec)
+    raised = _raise_biases(woken, chosen, spec, prompts, watch)
     rows = dict(zip(moe.moe_layers, chosen, strict=True))
     learn_rows(
         woken,
@@ -68,6 +79,7 @@ def wake_expert(
         "woken": chosen,
         "share_before": _share_of_fair(model, chosen, shown),
         "share_after": _share_of_fair(woken, chosen, shown),
+        "bias_raised": raised,
         "steps": spec.steps,
         **measured,
     }
@@ -77,6 +89,23 @@ def _chosen(model: Decoder, spec: WakeExpertSpec, prompts: Prompts, watch: Watch
     if spec.expert is not None:
         return chosen_of(model, spec.expert)
     return [[int(load_E.argmin())] for load_E in loads(model, prompts, watch)]
+
+
+def _drawn_share(moe: MoeSpec, spec: WakeExpertSpec) -> float:
+    return min(1.0, spec.share * moe.top_k / moe.num_experts)
+
+
+def _raise_biases(
+    model: Decoder, chosen: list[int], spec: WakeExpertSpec, prompts: Prompts, watch: Watch
+) -> list[float]:
+    """How far the bias of one expert of each layer was raised, in place; nothing where the gates have none."""
+    if not any(name in next(iter(model.moe_layers())).router.tensors for name in BIASES):
+        return []
+    seen_L, share = router_inputs(model, prompts, BIAS_TOKENS, watch), _drawn_share(moe_part(model), spec)
+    return [
+        raise_bias(layer.router, seen_L[layer.layer], expert, share)
+        for layer, expert in zip(model.moe_layers(), chosen, strict=True)
+    ]
 
 
 def _share_of_fair(model: Decoder, chosen: list[int], prompts: Prompts) -> list[float]:
@@ -92,32 +121,28 @@ def _loss(model: Decoder, rows: dict[int, int], spec: WakeExpertSpec, batch: Pro
     """What the batch says next, and on which side of the k-th best each token puts the expert."""
     drawn: list[Tensor] = []
     moe, real_T = moe_part(model), batch.real_T
-    share = min(1.0, spec.share * moe.top_k / moe.num_experts)
+    share = _drawn_share(moe, spec)
 
     def note(layer: MoeMlp, x_TD: Tensor) -> None:
-        drawn.append(
-            draw_loss(layer.router.weight, x_TD[real_T].detach(), rows[layer.layer], share, moe.top_k)
-        )
+        expert = rows[layer.layer]
+        scores_TE = pick_scores(layer.router, x_TD[real_T].detach(), expert)
+        drawn.append(draw_loss(scores_TE, expert, share, moe.top_k))
 
     with listening(model, note):
         loss = mean_loss(model, batch)
     return loss + spec.gate_weight * torch.stack(drawn).mean()
 
 
-def draw_loss(weight_ED: Tensor, x_TD: Tensor, expert: int, share: float, top_k: int) -> Tensor:
+def draw_loss(scores_TE: Tensor, expert: int, share: float, top_k: int) -> Tensor:
     """Logistic loss of one expert's lead over the k-th best of the others: up for the nearest tokens, down for the rest.
 
     Args:
-        weight_ED: the gate's rows, float32; only that of `expert` gets a gradient.
-        x_TD: what the router sees.
+        scores_TE: what the gate picks with (`pick_scores`), float32.
         expert: the one that learns.
         share: of the tokens, how many are drawn; at least one is.
         top_k: how many experts a token has.
     """
-    others_TE = (x_TD.float() @ weight_ED.detach().t()).index_fill(
-        1, torch.tensor([expert], device=x_TD.device), float("-inf")
-    )
-    lead_T = x_TD.float() @ weight_ED[expert] - others_TE.topk(top_k, dim=-1).values[:, -1]
+    lead_T = leads(scores_TE, expert, top_k)
     near = lead_T.detach().topk(max(1, round(share * lead_T.shape[0]))).indices
     side_T = torch.full_like(lead_T, -1.0).index_fill(0, near, 1.0)
     losses_T = -logsigmoid(side_T * lead_T)

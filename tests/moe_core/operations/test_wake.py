@@ -15,12 +15,18 @@ from moe_core.model.context import RoutingContext
 from moe_core.operations import grow, wake_expert
 from moe_core.operations.measure import loads
 from moe_core.operations.parts import per_expert, tensors_of
+from moe_core.operations.picking import pick_scores
 from moe_core.operations.wake import draw_loss
 from moe_core.spec.operations import GrowSpec, WakeExpertSpec
 from tests.moe_core.operations.models import mixture, some_prompts
 
 SPEC = WakeExpertSpec(steps=40, learning_rate=2e-2)
 IDLE = (2, 1)
+BIASED = (
+    {"kind": "softmax_topk", "logit_bias": True},
+    {"kind": "sigmoid_groups", "selection_bias": True},
+    {"kind": "softmax_topk", "selection_bias": True},
+)
 
 
 def lazy() -> Decoder:
@@ -92,21 +98,55 @@ def test_more_tokens_are_drawn_where_a_larger_share_is_asked_for() -> None:
 
 def test_the_draw_by_hand() -> None:
     """Four tokens; leads of expert 2 over the better one of two others: -1, -3, -0.5, 1. Half of them are drawn."""
-    weight_ED = torch.eye(3).requires_grad_()
-    x_TD = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0], [1.0, 1.5, 1.0], [0.0, 0.0, 1.0]])
-    loss = draw_loss(weight_ED, x_TD, expert=2, share=0.5, top_k=1)
+    scores_TE = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0], [1.0, 1.5, 1.0], [0.0, 0.0, 1.0]])
+    loss = draw_loss(scores_TE, expert=2, share=0.5, top_k=1)
 
     def soft(lead: float) -> float:
         return math.log1p(math.exp(-lead))
 
     drawn, held = (soft(-0.5) + soft(1.0)) / 2, (soft(1.0) + soft(3.0)) / 2
-    assert float(loss.detach()) == pytest.approx((drawn + held) / 2, rel=1e-5)
-    loss.backward()
-    assert weight_ED.grad is not None
-    assert not weight_ED.grad[:2].any() and weight_ED.grad[2].any()
+    assert float(loss) == pytest.approx((drawn + held) / 2, rel=1e-5)
     # With two places a token needs only beat the second best.
-    both = draw_loss(weight_ED, x_TD[:1], expert=2, share=1.0, top_k=2)
-    assert float(both.detach()) == pytest.approx(soft(1.0 - 0.0), rel=1e-5)
+    both = draw_loss(scores_TE[:1], expert=2, share=1.0, top_k=2)
+    assert float(both) == pytest.approx(soft(1.0 - 0.0), rel=1e-5)
+
+
+@pytest.mark.parametrize("gate", BIASED)
+def test_an_expert_that_its_bias_makes_idle_wakes(gate: dict[str, Any]) -> None:
+    """No row learns its way past a bias of -6; and one that counts for the choice only gets no gradient at all."""
+    model, prompts = mixture(gate=gate), some_prompts(per_domain=8)
+    name = "bias" if gate.get("logit_bias") else "selection_bias"
+    with torch.no_grad():
+        for layer in model.moe_layers():
+            layer.router.tensors[name].zero_()
+            layer.router.tensors[name][1] = -6.0
+    woken, report = wake_expert(model, SPEC.model_copy(update={"steps": 60}), prompts)
+    before, after = (
+        [layer.router.tensors[name].detach() for layer in one.moe_layers()] for one in (model, woken)
+    )
+    assert report["woken"] == [1, 1] and max(report["share_before"]) < 0.05
+    assert all(0.4 < share < 2.0 for share in report["share_after"])
+    assert all(0.0 < raised <= 6.0 for raised in report["bias_raised"])
+    assert all(float(bias_E[1]) == -6.0 for bias_E in before)
+    assert all(float(bias_E[1]) > -6.0 and not bias_E[[0, 2, 3]].any() for bias_E in after)
+
+
+@pytest.mark.parametrize("gate", [*BIASED, {"kind": "softmax_topk"}, {"kind": "quantile"}])
+def test_the_scores_are_those_that_the_gate_picks_with(gate: dict[str, Any]) -> None:
+    model = mixture(num_experts=8, gate=gate, temperature=2.0)
+    router = next(iter(model.moe_layers())).router
+    with torch.no_grad():
+        for name in set(router.tensors) & {"bias", "selection_bias"}:
+            router.tensors[name].copy_(0.3 * torch.randn(8, generator=torch.Generator().manual_seed(1)))
+    x_TD = torch.randn(64, 48, generator=torch.Generator().manual_seed(2))
+    chosen_TK = router(x_TD, RoutingContext(), 0).expert_ids_TK
+    scores_TE = pick_scores(router, x_TD, expert=3)
+    assert torch.equal(scores_TE.topk(2, dim=-1).indices.sort().values, chosen_TK.sort().values)
+    scores_TE[:, 3].sum().backward()
+    for name, tensor in router.tensors.items():
+        if tensor.requires_grad:
+            assert tensor.grad is not None and tensor.grad[3].any(), name
+            assert not tensor.grad[[0, 1, 2, 4, 5, 6, 7]].any(), name
 
 
 def test_where_nobody_can_be_idle_it_is_said() -> None:
