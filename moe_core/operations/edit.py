@@ -17,7 +17,7 @@ from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.align import ExpertWeights, aligned, mean_of
-from moe_core.operations.measure import compare, hidden_of, listening, loads, mask_of
+from moe_core.operations.measure import compare, hidden_of, listening, loads
 from moe_core.operations.parts import (
     changeable,
     chosen_of,
@@ -38,15 +38,19 @@ ALIGNMENT_TOKENS = 512
 Pair = tuple[int, int]
 
 
+@torch.no_grad()
 def preview_removal(
     model: Decoder, spec: RemoveExpertSpec, prompts: Prompts, watch: Watch = unwatched
 ) -> dict[str, Any]:
-    """What removing would cost, measured with the expert hidden from every token; the model is not touched."""
-    return _preview(model, _to_remove(model, spec, prompts, watch), prompts, watch)
+    """What removing would cost, measured on the model as it would be made; the given one is not touched."""
+    experts = _to_remove(model, spec, prompts, watch)
+    return {"experts": _told(experts), **compare(model, _removed(model, experts), prompts, watch=watch)}
 
 
-def _preview(model: Decoder, experts: list[list[int]], prompts: Prompts, watch: Watch) -> dict[str, Any]:
-    return {"experts": _told(experts), **compare(model, model, prompts, mask_of(model, experts), watch)}
+def _removed(model: Decoder, experts: list[list[int]]) -> Decoder:
+    """The model made: a hidden expert would still count for the capacity of the others, and for the tokens they choose."""
+    keep_LE = _without(moe_part(model).num_experts, experts)
+    return with_experts(model, keep_LE, _fewer(model, keep_LE))
 
 
 def _told(experts_LG: list[list[int]]) -> list[Any]:
@@ -58,18 +62,18 @@ def _told(experts_LG: list[list[int]]) -> list[Any]:
 def remove_expert(
     model: Decoder, spec: RemoveExpertSpec, prompts: Prompts | None = None, watch: Watch = unwatched
 ) -> tuple[Decoder, dict[str, Any]]:
-    """The model without one expert of each layer (`per_group`: of each group), and what was measured before that.
+    """The model without one expert of each layer (`per_group`: of each group), and what it lost.
 
     The rest take its share: outputs are those of the gate renormalised over them. Raises SpecError when no expert is
     named and there are no prompts, when too few would be left, or when a domain would lose more than is allowed.
     """
     experts = _to_remove(model, spec, prompts, watch)
     report: dict[str, Any] = {"kind": spec.kind, "experts": _told(experts), "keeps_function": False}
+    removed = _removed(model, experts)
     if prompts is not None:
-        report |= _preview(model, experts, prompts, watch)
+        report |= compare(model, removed, prompts, watch=watch)
     _check_loss(report, spec.max_loss_increase)
-    keep_LE = _without(moe_part(model).num_experts, experts)
-    return with_experts(model, keep_LE, _fewer(model, keep_LE)), report
+    return removed, report
 
 
 @torch.no_grad()

@@ -188,13 +188,3 @@ def listening(model: Decoder, listener: Listener) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def mask_of(model: Decoder, removed_L: list[list[int]]) -> DomainPrior:
-    """A prior that hides some experts of each expert layer from every token."""
-    moe = model.spec.moe
-    assert moe is not None
-    bias_1LE = torch.zeros(1, len(moe.moe_layers), moe.num_experts)
-    for row, experts in enumerate(removed_L):
-        bias_1LE[0, row, experts] = float("-inf")
-    return DomainPrior(bias_1LE, moe.top_k, twins=moe.twins)

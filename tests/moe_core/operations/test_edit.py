@@ -65,6 +65,23 @@ def test_the_loss_is_told_before_the_expert_is_gone_and_is_right() -> None:
     json.dumps(report)
 
 
+@pytest.mark.parametrize(
+    "moe", [{"capacity": {"eval_factor": 0.6, "overflow": "drop"}}, {"gate": {"kind": "expert_choice"}}]
+)
+def test_what_is_told_is_the_loss_of_the_model_that_is_made(moe: dict[str, Any]) -> None:
+    """An expert that is only hidden counts for how many tokens each of the others takes."""
+    model, prompts = mixture(**moe), some_prompts(per_domain=8)
+    spec = RemoveExpertSpec(expert=1)
+    foretold = preview_removal(model, spec, prompts)
+    smaller, report = remove_expert(model, spec, prompts)
+    measured = loss_by_domain(smaller, prompts)
+    assert foretold["loss_after"] == report["loss_after"] == pytest.approx(measured, abs=1e-6)
+    # So is what a limit is held against.
+    with pytest.raises(SpecError, match="would lose"):
+        limit = max(measured[code] - foretold["loss_before"][code] for code in measured) - 1e-4
+        remove_expert(model, spec.model_copy(update={"max_loss_increase": limit}), prompts)
+
+
 def test_every_untouched_expert_stays_bit_for_bit() -> None:
     model = mixture()
     smaller, _ = remove_expert(model, RemoveExpertSpec(expert=(3, 0)))
