@@ -7,8 +7,9 @@ forward pass over all prompts each layer is fitted just before it runs, so the l
 Of every four prompts of a domain two are fitted on, one sets the temperature, and one is held out to be reported on. A
 word that comes in the fitted prompts is not held out by that: accuracy is told of tokens that none of them has, too.
 
-The temperature sets how sure the gate is. It changes outputs where more than one expert is weighed, or a weight is not made
-to be one; with one expert of full weight it changes only what a domain prior's bias or floor weighs against.
+The temperature sets how sure the gate is. It is calibrated on the gate that is made, the models' own rows and temperature
+in it, and what is told of a layer is of that gate. It changes outputs where more than one expert is weighed, or a weight is
+not made to be one; with one expert of full weight only what a domain prior's bias or floor weighs against.
 
 Shapes: N tokens, D model width, C domains (models), E experts of one model, T tokens with padding.
 """
@@ -16,6 +17,7 @@ Shapes: N tokens, D model width, C domains (models), E experts of one model, T t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,12 +25,14 @@ from torch import Tensor
 
 from moe_core.errors import SpecError
 from moe_core.model.decoder import Block, Decoder
-from moe_core.model.layers import DenseMlp, MoeMlp
+from moe_core.model.layers import DenseMlp, MoeMlp, Router
 from moe_core.operations.gate_fit import Labelled, accuracy, calibrated_temperature, divergence, fit_rows
 from moe_core.operations.measure import hidden_of, listening, loss_by_domain
 from moe_core.operations.parts import decoder_of, moe_part, per_expert, rebuilt, spec_with, tensors_of
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
+from moe_core.routers import GateCall
+from moe_core.routers.logits import linear_logits
 from moe_core.spec import LayoutSpec, ModelSpec, MoeSpec
 from moe_core.spec.operations import ComposeSpec
 
@@ -198,6 +202,13 @@ def _labelled(
     return Labelled(x_NSD[chosen_NS], domain_N[prompt_N], prompt_N)
 
 
+def _beside(router: Router, seen: Labelled, num_domains: int) -> Labelled:
+    """The tokens with what the models' own rows give each domain, which the gate that is made has beside the new rows."""
+    call = GateCall(seen.x_ND, router.moe.top_k, temperature=router.moe.temperature_at())
+    own_NE = linear_logits(router.tensors, call).double()
+    return replace(seen, own_NC=own_NE.unflatten(-1, (num_domains, -1)).logsumexp(-1))
+
+
 def _fit_layer(
     layer: MoeMlp,
     spec: ComposeSpec,
@@ -208,16 +219,17 @@ def _fit_layer(
 ) -> dict[str, Any]:
     num_domains = len(spec.domains)
     rows_CD = fit_rows(fitted, num_domains, spec.gate, spec.ridge)
+    each = layer.moe.num_experts // num_domains
+    if each == 1:
+        layer.router.weight.zero_()
+    tuned, held_out = (_beside(layer.router, seen, num_domains) for seen in (tuned, held_out))
     temperature = calibrated_temperature(rows_CD, tuned)
     sharp_CD = rows_CD / temperature
-    each = layer.moe.num_experts // num_domains
-    domain_ED = sharp_CD.float().repeat_interleave(each, dim=0)
-    if each == 1:
-        layer.router.weight.copy_(domain_ED)
-    else:
-        layer.router.weight.add_(domain_ED)
+    # The gate divides by the models' own temperature.
+    domain_ED = (sharp_CD * layer.moe.temperature_at()).float().repeat_interleave(each, dim=0)
+    layer.router.weight.add_(domain_ED)
     tokens, prompts = accuracy(sharp_CD, held_out)
-    new = Labelled(held_out.x_ND[new_M], held_out.domain_N[new_M], held_out.prompt_N[new_M])
+    new = held_out.at(new_M)
     return {
         "token_accuracy": tokens,
         "prompt_accuracy": prompts,

@@ -30,6 +30,13 @@ class Labelled:
     x_ND: Tensor
     domain_N: Tensor
     prompt_N: Tensor
+    # (N, C) float64: the log share that each domain's experts have by themselves, without its row; None where it is even.
+    own_NC: Tensor | None = None
+
+    def at(self, chosen_N: Tensor) -> Labelled:
+        """Some of the tokens: (N,) bool."""
+        own_NC = None if self.own_NC is None else self.own_NC[chosen_N]
+        return Labelled(self.x_ND[chosen_N], self.domain_N[chosen_N], self.prompt_N[chosen_N], own_NC)
 
     def weights_N(self, num_domains: int) -> Tensor:
         """(N,) float64 that sum to one, the same sum for each domain that has tokens."""
@@ -79,15 +86,21 @@ def _logistic(x_ND: Tensor, domain_N: Tensor, weight_N: Tensor, num_domains: int
     return rows_CD.detach()
 
 
+def domain_logits(rows_CD: Tensor, seen: Labelled) -> Tensor:
+    """(N, C) float64: the log share of each domain in the gate, up to what all of them have in common."""
+    logits_NC = seen.x_ND.double() @ rows_CD.T
+    return logits_NC if seen.own_NC is None else logits_NC + seen.own_NC
+
+
 def divergence(rows_CD: Tensor, seen: Labelled) -> float:
     """KL in nats from the tokens' domains to the gate's probabilities, every domain alike."""
-    losses_N = cross_entropy(seen.x_ND.double() @ rows_CD.T, seen.domain_N, reduction="none")
+    losses_N = cross_entropy(domain_logits(rows_CD, seen), seen.domain_N, reduction="none")
     return float((seen.weights_N(rows_CD.shape[0]) * losses_N).sum())
 
 
 def calibrated_temperature(rows_CD: Tensor, seen: Labelled) -> float:
     """The temperature at which the gate's probabilities are nearest to the domains (least KL)."""
-    # In the inverse temperature the KL is convex, so in its logarithm it has one valley.
+    # In the inverse temperature the KL is convex, whatever the models say themselves, so in its logarithm it has one valley.
     low, high = -SHARPEST, SHARPEST
 
     def at(log_sharpness: float) -> float:
@@ -103,8 +116,8 @@ def calibrated_temperature(rows_CD: Tensor, seen: Labelled) -> float:
 
 
 def accuracy(rows_CD: Tensor, seen: Labelled) -> tuple[float, float]:
-    """Share of tokens, and of whole prompts, whose best row is their domain's; mean over domains."""
-    log_probs_NC = torch.log_softmax(seen.x_ND.double() @ rows_CD.T, dim=-1)
+    """Share of tokens, and of whole prompts, of which their own domain has the largest share; mean over domains."""
+    log_probs_NC = torch.log_softmax(domain_logits(rows_CD, seen), dim=-1)
     right_N = (log_probs_NC.argmax(-1) == seen.domain_N).double()
     tokens = float((seen.weights_N(rows_CD.shape[0]) * right_N).sum())
     prompts, place_N = torch.unique(seen.prompt_N, return_inverse=True)

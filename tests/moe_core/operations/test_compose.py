@@ -24,6 +24,7 @@ from moe_core.operations.gate_fit import (
 )
 from moe_core.operations.measure import listening
 from moe_core.operations.prompts import Prompts
+from moe_core.routers import Routing
 from moe_core.spec.operations import ComposeSpec
 from tests.moe_core.operations.models import IDS, distance, mixture, some_prompts
 from tests.moe_core.tiny import STD, tiny_llama
@@ -130,6 +131,41 @@ def test_among_the_experts_of_mixtures_the_temperature_always_acts() -> None:
     models = [mixture(1, top_k=1), mixture(2, top_k=1)]
     _, report = composed(models)
     assert report["temperature_acts"] is True
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("moe", [{}, {"gate": {"kind": "softmax_topk", "logit_bias": True}}])
+def test_what_is_told_of_a_layer_is_of_the_gate_that_was_made(
+    temperature: float, moe: dict[str, Any]
+) -> None:
+    """The models' own rows stand in it, and their own temperature divides it."""
+    models = [mixture(seed, temperature=temperature, **moe) for seed in (1, 2)]
+    prompts = some_prompts(per_domain=16)
+    model, report = composed(models, prompts)
+    chosen: dict[int, Routing] = {}
+    model(prompts.ids_NS, RoutingContext(observe=chosen.__setitem__))
+    held_out_T = prompts.real_T & (torch.arange(32) % 4 == 3).repeat_interleave(prompts.ids_NS.shape[1])
+    domain_N = prompts.domain_T[held_out_T]
+    weight_N = 0.5 / torch.bincount(domain_N).double()[domain_N]
+    for told in report["layers"]:
+        share_NC = chosen[told["layer"]].probs_TE[held_out_T].double().unflatten(-1, (2, -1)).sum(-1)
+        own_N = share_NC.gather(-1, domain_N[:, None])[:, 0]
+        assert told["kl"] == pytest.approx(float(-(weight_N * own_N.log()).sum()), rel=1e-4)
+        right_N = (share_NC.argmax(-1) == domain_N).double()
+        assert told["token_accuracy"] == pytest.approx(float((weight_N * right_N).sum()), abs=1e-6)
+
+
+@torch.no_grad()
+def test_a_token_is_as_sure_of_its_model_whatever_temperature_the_models_have() -> None:
+    shares = []
+    for temperature in (1.0, 4.0):
+        models = [mixture(seed, temperature=temperature) for seed in (1, 2)]
+        prompts, chosen = some_prompts(per_domain=16), dict[int, Routing]()
+        composed(models, prompts)[0](prompts.ids_NS, RoutingContext(observe=chosen.__setitem__))
+        share_TC = chosen[0].probs_TE.unflatten(-1, (2, -1)).sum(-1)
+        shares.append(float(share_TC.gather(-1, prompts.domain_T[:, None])[:, 0][prompts.real_T].mean()))
+    assert shares[1] == pytest.approx(shares[0], abs=0.05)
 
 
 def test_prompts_whose_domains_were_shuffled_find_nothing() -> None:
