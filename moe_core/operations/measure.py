@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.model.attention import DenseCausal
-from moe_core.model.context import DomainPrior, RoutingContext
+from moe_core.model.context import RoutingContext
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.prompts import Prompts
@@ -37,13 +37,6 @@ def hidden_of(model: Decoder, batch: Prompts, context: RoutingContext | None = N
     num_prompts, length = batch.ids_NS.shape
     positions_T = torch.arange(length).repeat(num_prompts)
     return model.hidden(batch.ids_NS.reshape(-1), positions_T, DenseCausal(num_prompts, length), context)
-
-
-def under(prior: DomainPrior | None, batch: Prompts) -> RoutingContext | None:
-    """The routing of a batch under a prior, that of its first domain for all."""
-    if prior is None:
-        return None
-    return RoutingContext(domain_T=torch.zeros(batch.ids_NS.numel(), dtype=torch.long), prior=prior)
 
 
 def log_probs(model: Decoder, hidden_TD: Tensor) -> Tensor:
@@ -104,13 +97,11 @@ def stretches(batch: Prompts) -> Iterator[Stretch]:
 
 
 @torch.no_grad()
-def loss_by_domain(
-    model: Decoder, prompts: Prompts, prior: DomainPrior | None = None, watch: Watch = unwatched
-) -> dict[str, float]:
+def loss_by_domain(model: Decoder, prompts: Prompts, watch: Watch = unwatched) -> dict[str, float]:
     """Mean next-token loss in nats of each domain."""
     means, done = DomainMeans(prompts.codes), 0
     for batch in prompts.batches():
-        hidden_TD = hidden_of(model, batch, under(prior, batch))
+        hidden_TD = hidden_of(model, batch)
         for part in stretches(batch):
             means.add(*part.losses(log_probs(model, hidden_TD[part.at_C])))
         done += len(batch)
@@ -129,17 +120,13 @@ def compare(
     before: Decoder,
     after: Decoder,
     prompts: Prompts,
-    prior: DomainPrior | None = None,
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
-    """Loss per domain of both, KL(before ‖ after) in nats, and how often their best next token is the same.
-
-    `prior` is applied to `after` only.
-    """
+    """Loss per domain of both, KL(before ‖ after) in nats, and how often their best next token is the same."""
     losses, others, divergences, same = (DomainMeans(prompts.codes) for _ in range(4))
     done = 0
     for batch in prompts.batches():
-        ours_TD, theirs_TD = hidden_of(before, batch), hidden_of(after, batch, under(prior, batch))
+        ours_TD, theirs_TD = hidden_of(before, batch), hidden_of(after, batch)
         for part in stretches(batch):
             ours_CV, theirs_CV = log_probs(before, ours_TD[part.at_C]), log_probs(after, theirs_TD[part.at_C])
             losses.add(*part.losses(ours_CV))
