@@ -15,52 +15,60 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import linear, normalize
 
-from moe_core.errors import SpecError
 from moe_core.kernels.gating import PLAIN, Gating
 from moe_core.model.layers import MoeMlp
 from moe_core.routers.assignment import assign
 
+# What grouped experts hold, in the order of ExpertWeights; biases are None where there are none.
+STORED = ("gate_up_E2FD", "down_EDF", "gate_up_bias_E2F", "down_bias_ED")
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
-    """One expert in float32: gate and up rows, and the way back."""
+    """One expert in float32: gate and up rows, and the way back, with their biases where there are any."""
 
     gate_up_2FD: Tensor
     down_DF: Tensor
     gating: Gating = PLAIN
+    # That of gate and up goes with the neurons, that of the output does not.
+    gate_up_bias_2F: Tensor | None = None
+    down_bias_D: Tensor | None = None
 
     @classmethod
     def of(cls, layer: MoeMlp, expert: int) -> ExpertWeights:
-        """A copy of one expert's weights; SpecError for experts with biases."""
-        if layer.moe.expert_bias:
-            raise SpecError(
-                "experts with biases are not aligned; merge experts of a model without expert biases"
-            )
+        """A copy of one expert's weights."""
         experts = layer.experts
-        gate_up_2FD, down_DF = experts.gate_up_E2FD[expert].detach(), experts.down_EDF[expert].detach()
-        return cls(gate_up_2FD.float(), down_DF.float(), experts.gating)
+        parts = (getattr(experts, name) for name in STORED)
+        gate_up_2FD, down_DF, *biases = (p if p is None else p[expert].detach().float() for p in parts)
+        return cls(gate_up_2FD, down_DF, experts.gating, *biases)
 
     def put(self, layer: MoeMlp, expert: int) -> None:
         """Write the weights into a place of a layer, in its dtype."""
+        parts = (self.gate_up_2FD, self.down_DF, self.gate_up_bias_2F, self.down_bias_D)
         with torch.no_grad():
-            layer.experts.gate_up_E2FD[expert] = self.gate_up_2FD.to(layer.experts.gate_up_E2FD.dtype)
-            layer.experts.down_EDF[expert] = self.down_DF.to(layer.experts.down_EDF.dtype)
+            for name, part in zip(STORED, parts, strict=True):
+                if part is not None:
+                    getattr(layer.experts, name)[expert] = part
 
     def ordered(self, order_F: Tensor) -> ExpertWeights:
         """The same function with its neurons in another order (or with some of them only)."""
-        gate_up_2FD = self.gate_up_2FD.unflatten(0, (2, -1))[:, order_F].flatten(0, 1)
-        return ExpertWeights(gate_up_2FD, self.down_DF[:, order_F], self.gating)
+        gate_up_2FD, bias_2F = (
+            part if part is None else part.unflatten(0, (2, -1))[:, order_F].flatten(0, 1)
+            for part in (self.gate_up_2FD, self.gate_up_bias_2F)
+        )
+        assert gate_up_2FD is not None
+        return ExpertWeights(gate_up_2FD, self.down_DF[:, order_F], self.gating, bias_2F, self.down_bias_D)
 
     def activations(self, hidden_ND: Tensor) -> Tensor:
         """act(gate(x)) · up(x) of each neuron: (N, F)."""
-        gate_NF, up_NF = (hidden_ND.float() @ self.gate_up_2FD.t()).chunk(2, dim=-1)
+        gate_NF, up_NF = linear(hidden_ND.float(), self.gate_up_2FD, self.gate_up_bias_2F).chunk(2, dim=-1)
         return self.gating(gate_NF, up_NF)
 
     def outputs(self, hidden_ND: Tensor) -> Tensor:
         """The expert's output on each token: (N, D)."""
-        return self.activations(hidden_ND) @ self.down_DF.t()
+        return linear(self.activations(hidden_ND), self.down_DF, self.down_bias_D)
 
 
 def neuron_features(expert: ExpertWeights, hidden_ND: Tensor | None) -> Tensor:
@@ -87,7 +95,15 @@ def mean_of(experts: list[ExpertWeights], weights: list[float]) -> ExpertWeights
     """The weighted mean of experts whose neurons are in one order; weights are made to sum to one."""
     total = sum(weights)
     shares = [weight / total for weight in weights] if total > 0 else [1.0 / len(experts)] * len(experts)
-    pairs = list(zip(experts, shares, strict=True))
-    gate_up_2FD = torch.stack([share * expert.gate_up_2FD for expert, share in pairs]).sum(0)
-    down_DF = torch.stack([share * expert.down_DF for expert, share in pairs]).sum(0)
-    return ExpertWeights(gate_up_2FD, down_DF, experts[0].gating)
+
+    def mean(name: str) -> Tensor | None:
+        parts = [getattr(expert, name) for expert in experts]
+        if parts[0] is None:
+            return None
+        return torch.stack([share * part for share, part in zip(shares, parts, strict=True)]).sum(0)
+
+    gate_up_2FD, down_DF = mean("gate_up_2FD"), mean("down_DF")
+    assert gate_up_2FD is not None and down_DF is not None
+    return ExpertWeights(
+        gate_up_2FD, down_DF, experts[0].gating, mean("gate_up_bias_2F"), mean("down_bias_D")
+    )

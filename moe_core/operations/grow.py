@@ -46,8 +46,9 @@ from moe_core.spec.foresee import (
 from moe_core.spec.operations import AddExpertSpec, GrowSpec, ReleaseTwinsSpec
 from moe_core.spec.twins import TwinsSpec
 
-# What a split cuts; everything else of an expert is copied.
-WEIGHTS = frozenset({"experts.gate_up_E2FD", "experts.down_EDF"})
+# What a split cuts; everything else of an expert is copied. So is the bias of its output: both halves add it, with half
+# the weight each.
+WEIGHTS = frozenset({"experts.gate_up_E2FD", "experts.gate_up_bias_E2F", "experts.down_EDF"})
 
 
 @torch.no_grad()
@@ -167,7 +168,8 @@ def _split(model: Decoder, spec: ModelSpec) -> Decoder:
             # Copies stand in the order of what they copy, and so do those copied.
             to = [place for place, copied in enumerate(is_copy) if copied == part]
             own = slice(part * half, (part + 1) * half)
-            both_E2fD = old.experts.gate_up_E2FD.unflatten(1, (2, -1))[:, :, own]
-            new.experts.gate_up_E2FD[to] = both_E2fD.flatten(1, 2)
+            for name in ("gate_up_E2FD", "gate_up_bias_E2F"):
+                if (whole := getattr(old.experts, name)) is not None:
+                    getattr(new.experts, name)[to] = whole.unflatten(1, (2, -1))[:, :, own].flatten(1, 2)
             new.experts.down_EDF[to] = 2.0 * old.experts.down_EDF[:, :, own]
     return grown

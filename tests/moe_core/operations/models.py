@@ -10,7 +10,7 @@ from moe_core.model import Decoder
 from moe_core.model.init import random_decoder
 from moe_core.operations.prompts import Prompts
 from moe_core.spec import ModelSpec
-from tests.moe_core.tiny import STD, tiny_llama
+from tests.moe_core.tiny import STD, tiny_family, tiny_llama
 
 IDS = torch.arange(1, 25).view(2, 12)
 
@@ -22,6 +22,17 @@ def mixture_spec(**moe: Any) -> ModelSpec:
 
 def mixture(seed: int = 5, **moe: Any) -> Decoder:
     return random_decoder(mixture_spec(**moe), seed, STD)
+
+
+def gpt_oss() -> Decoder:
+    """A tiny gpt-oss: biases in experts and gates, all of them large enough to count."""
+    model = random_decoder(tiny_family("gpt_oss"), 3, STD)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if ".mlp." in name and "bias" in name:
+                tensor.normal_(0.0, 0.5, generator=generator)
+    return model
 
 
 def some_prompts(seed: int = 0, per_domain: int = 4, low: int = 1, high: int = 97) -> Prompts:

@@ -29,7 +29,7 @@ from moe_core.operations.measure import loss_by_domain
 from moe_core.operations.prompts import Prompts
 from moe_core.routers import route
 from moe_core.spec.operations import DistilSpec
-from tests.moe_core.operations.models import distance, mixture, mixture_spec, some_prompts
+from tests.moe_core.operations.models import distance, gpt_oss, mixture, mixture_spec, some_prompts
 
 
 def doubled_teacher() -> Decoder:
@@ -52,6 +52,15 @@ def test_experts_that_answer_alike_are_found_and_merged_without_loss() -> None:
     assert distance(teacher, student) < 1e-5
     assert report["parameters"][0] > report["parameters"][1]
     json.dumps(report)
+
+
+def test_a_teacher_whose_experts_have_biases_is_distilled() -> None:
+    teacher, prompts = gpt_oss(), some_prompts(per_domain=8)
+    spec = DistilSpec(num_experts=2, moe_intermediate_size=16, steps=2)
+    student, report = distil(teacher, spec, prompts)
+    assert student.spec.moe is not None and student.spec.moe.expert_bias
+    assert next(iter(student.moe_layers())).experts.gate_up_bias_E2F.shape == (2, 32)
+    assert all(math.isfinite(loss) for loss in report["loss_after"].values())
 
 
 def test_likeness_is_the_mean_cosine_of_outputs() -> None:

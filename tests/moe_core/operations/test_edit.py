@@ -19,9 +19,10 @@ from moe_core.operations import grow, merge_experts, preview_removal, release_tw
 from moe_core.operations.align import ExpertWeights, aligned, matching, mean_of
 from moe_core.operations.measure import listening, loads, loss_by_domain
 from moe_core.operations.parts import per_expert, tensors_of
+from moe_core.routers import Routing
 from moe_core.routers.assignment import assign
 from moe_core.spec.operations import GrowSpec, MergeExpertsSpec, ReleaseTwinsSpec, RemoveExpertSpec
-from tests.moe_core.operations.models import IDS, distance, mixture, some_prompts
+from tests.moe_core.operations.models import IDS, distance, gpt_oss, mixture, some_prompts
 
 
 @pytest.mark.parametrize("renormalised", [True, False])
@@ -267,6 +268,35 @@ def test_the_rows_of_a_sigmoid_gate_and_its_bias_go_with_their_expert() -> None:
             assert torch.equal(tensor, per_expert(old)[name][[0, 2, 3]])
 
 
+def test_a_shuffled_copy_with_biases_merges_without_loss() -> None:
+    """Biases of neurons go with their neurons, and the mean of two equal biases is that bias."""
+    model, prompts = gpt_oss(), some_prompts(per_domain=8)
+    with torch.no_grad():
+        for layer in model.moe_layers():
+            num_neurons = layer.experts.down_EDF.shape[-1]
+            order = torch.randperm(num_neurons, generator=torch.Generator().manual_seed(2))
+            ExpertWeights.of(layer, 0).ordered(order).put(layer, 1)
+            assert not torch.equal(layer.experts.gate_up_bias_E2F[0], layer.experts.gate_up_bias_E2F[1])
+    merged, _ = merge_experts(model, MergeExpertsSpec(first=0, second=1), prompts)
+    for old, new in zip(model.moe_layers(), merged.moe_layers(), strict=True):
+        assert {"experts.gate_up_bias_E2F", "experts.down_bias_ED", "router.bias"} < per_expert(new).keys()
+        x_ND = torch.randn(32, model.spec.hidden_size, generator=torch.Generator().manual_seed(1))
+        theirs = ExpertWeights.of(old, 0).outputs(x_ND)
+        assert torch.allclose(ExpertWeights.of(new, 0).outputs(x_ND), theirs, rtol=1e-4, atol=1e-5)
+        assert torch.equal(new.router.weight[1:], old.router.weight[2:])
+
+
+@torch.no_grad()
+def test_what_an_expert_with_biases_answers_is_what_the_layer_answers() -> None:
+    layer = next(iter(gpt_oss().moe_layers()))
+    x_ND = torch.randn(24, layer.experts.down_EDF.shape[1], generator=torch.Generator().manual_seed(1))
+    ids_N1, even_NE = torch.full((24, 1), 2), torch.zeros(24, layer.moe.num_experts)
+    routing = Routing(ids_N1, torch.ones(24, 1), even_NE, even_NE)
+    assert torch.allclose(
+        layer.experts(x_ND, routing), ExpertWeights.of(layer, 2).outputs(x_ND), rtol=1e-4, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("activation", ["gelu", "clamped"])
 def test_neurons_are_known_by_what_they_do_whatever_their_activation(activation: str) -> None:
     from moe_core.model.init import random_decoder
@@ -280,8 +310,6 @@ def test_neurons_are_known_by_what_they_do_whatever_their_activation(activation:
         model(IDS)
         layer = next(iter(model.moe_layers()))
         one = ExpertWeights.of(layer, 2).outputs(inputs[0])
-        from moe_core.routers import Routing
-
         ids_T1 = torch.full((24, 1), 2)
         probs_TE = torch.zeros(24, 4)
         assert torch.allclose(

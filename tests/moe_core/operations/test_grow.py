@@ -20,7 +20,7 @@ from moe_core.routers.softmax_topk import PLAIN
 from moe_core.routers.twins import hash_of, with_one_of_twins
 from moe_core.spec.operations import AddExpertSpec, GrowSpec, ReleaseTwinsSpec
 from moe_core.spec.twins import TwinsSpec
-from tests.moe_core.operations.models import IDS, distance, mixture, some_prompts
+from tests.moe_core.operations.models import IDS, distance, gpt_oss, mixture, some_prompts
 
 METHODS = ("twin", "double_k", "split")
 KINDS: dict[str, dict[str, Any]] = {
@@ -43,6 +43,13 @@ def test_the_function_is_kept(method: str, kind: str) -> None:
     model = mixture(**KINDS[kind])
     assert model.spec.moe is not None
     assert distance(model, grown(model, 2 * model.spec.moe.num_experts, method)) < 4e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_is_kept_where_experts_have_biases(method: str) -> None:
+    model = gpt_oss()
+    assert model.spec.moe is not None and model.spec.moe.expert_bias
+    assert distance(model, grown(model, 4 * model.spec.moe.num_experts, method)) < 4e-6
 
 
 @pytest.mark.parametrize("method", METHODS)
