@@ -93,6 +93,29 @@ CORE = Sentences(
         "attention_unpackable": (
             "the maps of latent attention and of gated heads cannot be packed; leave attention null"
         ),
+        "has_hash_twins": (
+            "expert {expert} has twins already, among which a hash chooses; "
+            "release them to the gate first (operation release_twins)"
+        ),
+        "hash_between_twins": (
+            "the model has twins between which a hash chooses; release them to the gate first (operation release_twins)"
+        ),
+        "least_used_unknown": (
+            "no expert is named; name one, or give prompts (a corpus), so that the least used one can be found"
+        ),
+        "loss_unmeasured": "max_loss_increase needs prompts to measure with (a corpus); give them or leave it out",
+        "usage_unmeasured": (
+            "how much each of the two experts is used is told by logs; name a corpus, or set weights to 'even'"
+        ),
+        "not_tuned": "gate '{gate}' cannot be tuned: {why}",
+        "tokens_of_the_batch": (
+            "whether an expert takes a token hangs on the other tokens of the batch, so what a job measures on its windows "
+            "says nothing about other batches; choose a gate whose tokens choose, such as quantile for even loads"
+        ),
+        "slots_read_ahead": (
+            "its slots mix every token of a window, later ones included, so that a language-model loss rewards reading "
+            "ahead; choose a gate that sends each token by itself, such as softmax_topk"
+        ),
         "too_many_experts": "{num_experts} experts are more than the {most} that a layer may have; make fewer",
         "top_k_doubled": (
             "method '{method}' doubles top_k with the experts, from {top_k} to {doubled}, and a token has at most {most} "

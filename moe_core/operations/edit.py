@@ -29,7 +29,7 @@ from moe_core.operations.parts import (
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec import ModelSpec, MoeSpec
-from moe_core.spec.foresee import PER_GROUP, groups_of, num_groups_of
+from moe_core.spec.demands import PER_GROUP, groups_of, num_groups_of
 from moe_core.spec.operations import MergeExpertsSpec, RemoveExpertSpec
 
 # Tokens that tell what neurons do; more change little.
@@ -88,9 +88,9 @@ def merge_experts(
     moe = changeable(model, per_group=spec.per_group, instead=PER_GROUP)
     first, second = (chosen_of(model, one, per_group=spec.per_group) for one in (spec.first, spec.second))
     pairs_L = [list(zip(*both, strict=True)) for both in zip(first, second, strict=True)]
-    for layer, pairs in zip(moe.moe_layers, pairs_L, strict=True):
+    for pairs in pairs_L:
         if pairs[0][0] == pairs[0][1]:
-            raise SpecError(f"expert {pairs[0][0]} of layer {layer} cannot be merged with itself; name two")
+            raise SpecError.of("merged_with_itself", expert=pairs[0][0])
     usage_L = _usage(model, spec, prompts, pairs_L, watch)
     keep_LE = _without(moe.num_experts, second)
     merged = with_experts(model, keep_LE, _fewer(model, keep_LE))
@@ -140,7 +140,7 @@ def _to_remove(
     if spec.expert is not None:
         return chosen_of(model, spec.expert, per_group=spec.per_group)
     if prompts is None:
-        raise SpecError("no expert is named; give prompts, so that the least used one can be found")
+        raise SpecError.of("least_used_unknown")
     load_LE = loads(model, prompts, watch)
     return [[min(group, key=lambda e: (int(load_E[e]), e)) for group in groups_of(moe)] for load_E in load_LE]
 
@@ -184,7 +184,7 @@ def _check_loss(report: dict[str, Any], at_most: float | None) -> None:
     if at_most is None:
         return
     if "loss_change" not in report:
-        raise SpecError("max_loss_increase needs prompts to measure with; give them or leave it out")
+        raise SpecError.of("loss_unmeasured")
     worst = max(report["loss_change"], key=report["loss_change"].__getitem__)
     if report["loss_change"][worst] > at_most:
         raise SpecError(

@@ -34,15 +34,16 @@ from moe_core.operations.parts import (
     with_experts,
 )
 from moe_core.spec import ModelSpec, MoeSpec
-from moe_core.spec.foresee import (
+from moe_core.spec.demands import (
     PER_GROUP,
     check_count,
     check_growth,
+    check_source,
     check_top_k,
     doublings,
-    gate_of_pairs,
     groups_of,
 )
+from moe_core.spec.foresee import gate_of_pairs
 from moe_core.spec.operations import AddExpertSpec, GrowSpec, ReleaseTwinsSpec
 from moe_core.spec.twins import TwinsSpec
 
@@ -89,12 +90,7 @@ def add_expert(model: Decoder, spec: AddExpertSpec) -> tuple[Decoder, dict[str, 
     moe = changeable(model, per_group=spec.per_group, instead=PER_GROUP)
     check_growth(moe, "twin")
     sources = chosen_of(model, spec.source, per_group=spec.per_group)[0]
-    for source in sources:
-        if moe.twins is not None and moe.twins.hold is None and moe.twins.has_twins(source):
-            raise SpecError(
-                f"expert {source} has twins already, among which a hash chooses; "
-                "release them to the gate first (operation release_twins)"
-            )
+    check_source(moe, sources)
     order = _each_followed_by(moe, [[source] for source in sources])
     new = [place for place, source in enumerate(order) if source in sources and source in order[:place]]
     changed = spec_with(model.spec, num_experts=len(order), twins=_with_twins(moe, order))

@@ -17,7 +17,7 @@ from moe_core.model.families import family_for
 from moe_core.model.families.config import OWN
 from moe_core.model.layers import MoeMlp
 from moe_core.spec import ModelSpec, MoeSpec
-from moe_core.spec.foresee import check_alone, groups_of
+from moe_core.spec.demands import check_alone, groups_of
 from moe_core.spec.operations import Chosen
 
 # The modules of an expert layer whose tensors may have one row (or block) for each expert.

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.grow import add_expert, release_twins
@@ -27,6 +26,7 @@ from moe_core.operations.measure import compare, hidden_of, listening, loads
 from moe_core.operations.parts import changeable
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
+from moe_core.spec.demands import check_clone
 from moe_core.spec.operations import AddExpertSpec, ReleaseTwinsSpec, SpecialiseCloneSpec
 
 
@@ -43,11 +43,7 @@ def specialise_clone(
     prompts, and for a model in which a hash chooses between other twins.
     """
     moe = changeable(model)
-    if moe.twins is not None and moe.twins.hold != 0.0:
-        raise SpecError(
-            "the model has twins between which a hash chooses; release them to the gate first "
-            "(operation release_twins)"
-        )
+    check_clone(moe)
     mine = prompts.take(prompts.of_domain(spec.domain))
     others = [row for row in range(len(prompts)) if prompts.codes[int(prompts.domain_N[row])] != spec.domain]
     born, _ = add_expert(model, AddExpertSpec(source=spec.source))

@@ -188,10 +188,7 @@ class ExpertChoice(LinearGate):
     """Every expert picks its tokens: ⌈capacity_factor · T · K / E⌉ of them."""
 
     sees_the_batch: ClassVar[bool] = True
-    not_tuned: ClassVar[str | None] = (
-        "whether an expert takes a token hangs on the other tokens of the batch, so what a job measures on its windows "
-        "says nothing about other batches; choose a gate whose tokens choose, such as quantile for even loads"
-    )
+    not_tuned: ClassVar[str | None] = CORE.say("tokens_of_the_batch")
     not_served: ClassVar[str | None] = "whether an expert takes a token hangs on later tokens"
     leaves_places_empty: ClassVar[bool] = True
     kind: Literal["expert_choice"] = "expert_choice"
@@ -232,10 +229,7 @@ class Soft(Gate):
     """Soft MoE: every slot of an expert is a mixture of tokens, every token a mixture of slots."""
 
     sees_the_batch: ClassVar[bool] = True
-    not_tuned: ClassVar[str | None] = (
-        "its slots mix every token of a window, later ones included, so that a language-model loss rewards reading ahead; "
-        "choose a gate that sends each token by itself, such as softmax_topk"
-    )
+    not_tuned: ClassVar[str | None] = CORE.say("slots_read_ahead")
     not_served: ClassVar[str | None] = "its slots mix later tokens into earlier ones"
     kind: Literal["soft"] = "soft"
     """The name of this gate."""

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from moe_core.errors import SpecError
 from moe_core.spec.base import Spec
-from moe_core.spec.operations import OperationSpec
+from moe_core.spec.operations import MergeExpertsSpec, OperationSpec, RemoveExpertSpec
 
 # They change weights by what they see, so they need logs; the others only measure on them.
 LEARNING = ("compose", "specialise_clone", "wake_expert", "distil")
@@ -34,3 +35,15 @@ class OperateSpec(Spec):
     def needs_logs(self) -> bool:
         """Whether nothing can be done without logs."""
         return self.operation.kind in LEARNING
+
+    def check_without_logs(self) -> None:
+        """Raise SpecError for what logs alone can tell; asked where there are none."""
+        operation = self.operation
+        if self.preview:
+            raise SpecError.of("preview_without_logs")
+        if isinstance(operation, RemoveExpertSpec) and operation.expert is None:
+            raise SpecError.of("least_used_unknown")
+        if isinstance(operation, MergeExpertsSpec) and operation.weights == "usage":
+            raise SpecError.of("usage_unmeasured")
+        if getattr(operation, "max_loss_increase", None) is not None:
+            raise SpecError.of("loss_unmeasured")

@@ -23,6 +23,7 @@ from moe_core.model.families import config_of
 from moe_core.operations import upcycle
 from moe_core.operations.parts import spec_with
 from moe_core.spec import LayoutSpec, TuneSpec
+from moe_core.spec.demands import check_tunable
 from moe_core.spec.gate import Hash
 from moe_core.spec.operations import UpcycleSpec
 from moe_core.spec.twins import TwinsSpec
@@ -129,9 +130,7 @@ def _mixture(spec: TuneSpec, inputs: Mapping[str, Path], tokenizer: Tokenizer) -
         )
     if model.spec.moe is None:
         raise SpecError.of("needs_a_layout")
-    gate = model.spec.moe.gate
-    if gate.not_tuned is not None:
-        raise SpecError(f"gate {gate.kind!r} cannot be tuned: {gate.not_tuned}")
+    check_tunable(model.spec.moe)
     spec.routing.check_fits(model.spec.moe.num_experts, model.spec.moe.moe_layers)
     spec.check_gates(model.spec.moe)
     if spec.temperature_schedule is not None:

@@ -99,6 +99,31 @@ WORDS: Mapping[str, str] = {
     "attention_unpackable": gettext_noop(
         "The maps of latent attention and of gated heads cannot be packed; leave attention in 16 bits."
     ),
+    "has_hash_twins": gettext_noop(
+        "Expert %(expert)s has twins already, among which a hash chooses; release the twins to the gate "
+        "first."
+    ),
+    "hash_between_twins": gettext_noop(
+        "The version has twins between which a hash chooses; release them to the gate first."
+    ),
+    "least_used_unknown": gettext_noop(
+        "No expert is named; name one, or choose logs so that the least used one can be found."
+    ),
+    "loss_unmeasured": gettext_noop(
+        "A bound on the rise of the loss needs logs to measure it; choose some, or leave the bound out."
+    ),
+    "usage_unmeasured": gettext_noop(
+        "Logs tell how much each of the two experts is used; choose some, or merge them half and half."
+    ),
+    "not_tuned": gettext_noop("The gate “%(gate)s” cannot be tuned: %(why)s"),
+    "tokens_of_the_batch": gettext_noop(
+        "Whether an expert takes a token hangs on the other tokens of the batch, so that figures of one "
+        "batch say nothing about others; choose a gate whose tokens choose, such as “quantile”."
+    ),
+    "slots_read_ahead": gettext_noop(
+        "Its slots mix every token of a window, later ones included, so that learning rewards reading ahead; "
+        "choose a gate that sends each token by itself, such as “softmax_topk”."
+    ),
     "too_many_experts": gettext_noop(
         "%(num_experts)s experts are more than the %(most)s that a layer may have; make fewer."
     ),

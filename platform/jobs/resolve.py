@@ -36,6 +36,7 @@ from jobs.specs import (
 from layouts.selectors import layout_get
 from moe_core.errors import SpecError
 from moe_core.spec import LayoutSpec, ModelSpec, RoutingSpec, TuneSpec
+from moe_core.spec.demands import check_tunable
 from registry.models import ModelVersion, UploadKind
 from registry.selectors import upload_get
 from routing.selectors import map_get, routing_spec
@@ -163,6 +164,8 @@ def _tune_spec(
     if base.moe is not None:
         with _noting(fields, "domain_map"):
             routing.check_fits(base.moe.num_experts, base.moe.moe_layers)
+        with _noting(fields, "layout" if layout else "model_version"):
+            check_tunable(base.moe)
         with _noting(fields, "tune"):
             tune.check_gates(base.moe)
     if tune.control:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.utils.translation import gettext as _
@@ -16,11 +16,11 @@ from jobs.coverage import codes_without_rows
 from jobs.resolved import Resolved, ready_version
 from jobs.specs import OperateRequest, default_threads, spec_parse
 from moe_core.errors import SpecError
-from moe_core.sentences import CORE
 from moe_core.spec import ModelSpec
 from moe_core.spec.foresee import foreseen
 from moe_core.spec.operate import OperateSpec
 from moe_core.spec.operations import ComposeSpec, OperationSpec, SpecialiseCloneSpec
+from registry.models import ModelVersion
 
 # They begin with a dense model; all others need experts that are there.
 FROM_DENSE = ("upcycle", "compose")
@@ -34,21 +34,9 @@ def resolve_operate(caller: Caller, request: OperateRequest) -> Resolved:
     others = [ready_version(caller, number) for number in request.others]
     spec = _operate_spec(request)
     operation = spec.operation
-    kind = operation.kind
-    if others and kind != "compose":
-        _refuse("others", _("Only “compose” takes more than one version."))
-    if isinstance(operation, ComposeSpec) and len(others) + 1 != len(operation.domains):
-        _refuse("operation.domains", _("Name one domain for each version, in their order."))
-    if version.is_dense and kind not in FROM_DENSE:
-        _refuse(
-            "model_version",
-            _("%(version)s is dense; it has no experts to change.") % {"version": str(version)},
-        )
-    if kind == "upcycle" and not version.is_dense:
-        _refuse("model_version", _("%(version)s has experts already.") % {"version": str(version)})
+    _check_others(version, others, operation)
+    _check_begins(version, operation.kind)
     _check_foreseen(version.spec, operation)
-    if spec.preview and request.corpus is None:
-        _refuse("corpus", told(CORE.say("preview_without_logs")))
     inputs: dict[str, Any] = {
         "model_version": {"id": version.pk, "label": str(version)},
         "others": [{"id": other.pk, "label": str(other)} for other in others],
@@ -64,6 +52,8 @@ def resolve_operate(caller: Caller, request: OperateRequest) -> Resolved:
         artifacts = {"train.jsonl": files["train"], "held_out.jsonl": files["held_out"]}
     elif spec.needs_logs:
         _refuse("corpus", _("This operation learns from logs; choose a corpus."))
+    else:
+        _check_without_logs(spec)
     return Resolved(
         name=version.model.name,
         spec=request.model_dump(mode="json"),
@@ -71,6 +61,45 @@ def resolve_operate(caller: Caller, request: OperateRequest) -> Resolved:
         artifacts=artifacts,
         base_version=version,
     )
+
+
+def _check_others(version: ModelVersion, others: Sequence[ModelVersion], operation: OperationSpec) -> None:
+    """Versions are composed when they have one shape, and each has its domain."""
+    if not isinstance(operation, ComposeSpec):
+        if others:
+            _refuse("others", _("Only “compose” takes more than one version."))
+        return
+    if len(others) + 1 != len(operation.domains):
+        _refuse("operation.domains", _("Name one domain for each version, in their order."))
+    for other in others:
+        if _shape_of(other) != _shape_of(version):
+            words = {"other": str(other), "version": str(version)}
+            sentence = _("%(other)s has another shape than %(version)s; compose versions of one shape.")
+            _refuse("others", sentence % words)
+
+
+def _shape_of(version: ModelVersion) -> dict[str, Any] | None:
+    """Everything but how a family spells its files; None for what is no decoder."""
+    try:
+        return ModelSpec.parse(version.spec).model_dump(exclude={"family"})
+    except SpecError:
+        return None
+
+
+def _check_begins(version: ModelVersion, kind: str) -> None:
+    """What an operation begins with: a dense model, or experts."""
+    if version.is_dense and kind not in FROM_DENSE:
+        reason = _("%(version)s is dense; it has no experts to change.") % {"version": str(version)}
+        _refuse("model_version", reason)
+    if kind == "upcycle" and not version.is_dense:
+        _refuse("model_version", _("%(version)s has experts already.") % {"version": str(version)})
+
+
+def _check_without_logs(spec: OperateSpec) -> None:
+    try:
+        spec.check_without_logs()
+    except SpecError as error:
+        _refuse("corpus", told(str(error)))
 
 
 def _check_foreseen(spec: Mapping[str, Any], operation: OperationSpec) -> None:

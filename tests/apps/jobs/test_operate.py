@@ -75,6 +75,14 @@ def test_logs_are_frozen_by_their_hashes(people, mixture, tmp_path) -> None:
         ({"kind": "dequantise"}, {}, "operation"),
         (GROW, {"options": {"prompt_tokens": 0}}, "prompt_tokens"),
         (GROW, {"surprise": 1}, "surprise"),
+        ({"kind": "remove"}, {}, "corpus"),
+        ({"kind": "remove", "expert": 1, "max_loss_increase": 0.5}, {}, "corpus"),
+        ({"kind": "merge", "first": 0, "second": 1}, {}, "corpus"),
+        (
+            {"kind": "merge", "first": 0, "second": 1, "weights": "even", "max_loss_increase": 1},
+            {},
+            "corpus",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(people, mixture, operation, more, field) -> None:
@@ -82,6 +90,27 @@ def test_what_does_not_fit_is_named(people, mixture, operation, more, field) -> 
         operate(people, mixture, operation, **more)
     assert field in refused.value.fields
     assert not Job.objects.exists()
+
+
+def test_what_needs_no_logs_is_done_without_them(people, mixture) -> None:
+    operate(people, mixture, {"kind": "remove", "expert": 1})
+    operate(people, mixture, {"kind": "merge", "first": 0, "second": 1, "weights": "even"})
+    assert Job.objects.count() == 2
+
+
+def test_only_versions_of_one_shape_are_composed(people, mixture, tmp_path) -> None:
+    request = tune_request(people, tmp_path)
+    dense, corpus = request["model_version"], request["corpus"]
+    spec = {"corpus": corpus, "operation": {"kind": "compose", "domains": ["copy", "support"]}}
+    for first, second in ((dense, mixture.pk), (mixture.pk, dense)):
+        asked = {**spec, "model_version": first, "others": [second]}
+        with pytest.raises(Invalid) as refused:
+            job_submit(caller=people.owner, kind="operate", spec=asked)
+        assert set(refused.value.fields) == {"others"}
+    for one in (dense, mixture.pk):
+        job_submit(
+            caller=people.owner, kind="operate", spec={**spec, "model_version": one, "others": [one]}
+        )
 
 
 def test_more_versions_are_for_composing_alone(people, mixture) -> None:
@@ -135,7 +164,7 @@ def test_a_complaint_stands_beside_its_field(people, mixture) -> None:
 
 @pytest.mark.parametrize("language", ["en", "zh-hans"])
 def test_the_page_shows_what_every_domain_lost(people, mixture, language) -> None:
-    job = operate(people, mixture, {"kind": "remove"})
+    job = operate(people, mixture, {"kind": "remove", "expert": 1})
     Job.objects.filter(pk=job.pk).update(
         state="succeeded", ended_at=job.created_at, result={"operation": REPORT}
     )

@@ -11,6 +11,8 @@ from common.outbox import deliver_due
 from jobs.models import Job, JobArtifact, JobEvent
 from jobs.services import job_clone, job_submit
 from layouts.services import layout_revise
+from moe_core.spec.foresee import foreseen
+from moe_core.spec.operations import QuantiseSpec
 from tests.apps.jobs.fixtures import IMPORT, tune_request
 from tests.apps.registry.fixtures import make_version, moe_spec
 
@@ -107,6 +109,24 @@ def test_parts_of_another_team_do_not_exist(people, tmp_path, part) -> None:
     mine, theirs = tune_request(people, tmp_path), tune_request(people, tmp_path, who="outsider")
     with pytest.raises(NotFound):
         job_submit(caller=people.owner, kind="tune", spec={**mine, part: theirs[part]})
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (moe_spec(num_experts=4, gate={"kind": "soft"}), "cannot be tuned"),
+        (moe_spec(num_experts=4, gate={"kind": "expert_choice"}), "cannot be tuned"),
+        (foreseen(moe_spec(num_experts=4), QuantiseSpec()), "packed in 4 bits"),
+    ],
+    ids=["soft", "expert_choice", "packed"],
+)
+def test_what_cannot_be_tuned_is_refused_at_once(people, tmp_path, spec, words) -> None:
+    mixture = make_version(people, tmp_path, spec=spec, name="Mixture")
+    request = {**tune_request(people, tmp_path), "model_version": mixture.pk, "layout": None}
+    with pytest.raises(Invalid) as refused:
+        job_submit(caller=people.owner, kind="tune", spec=request)
+    assert list(refused.value.fields) == ["model_version"]
+    assert words in refused.value.fields["model_version"]
 
 
 def test_a_viewer_may_not_submit(people) -> None:

@@ -1,0 +1,121 @@
+"""What operations ask of the experts of a model, by its specification alone: each refused with its sentence. No tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from moe_core.errors import SpecError
+from moe_core.sentences import CORE
+from moe_core.spec.gate import LinearGate, SigmoidGroups, SoftmaxTopk
+from moe_core.spec.model import MoeSpec
+from moe_core.spec.operations import Chosen
+
+# The way out where a gate has groups.
+PER_GROUP = "set per_group to do the same at one place of each group"
+# The most experts of a layer, and of one token, that a specification takes.
+MOST_EXPERTS, TOP_K_MOST = 1024, 64
+
+
+def doublings(old: int, new: int) -> int:
+    """How often `old` must be doubled to get `new`; raises SpecError where no number of times does."""
+    times = (new // old).bit_length() - 1 if new > old else 0
+    if times < 1 or old << times != new:
+        raise SpecError.of("not_doubled", num_experts=new, old=old, next=2 * old)
+    return times
+
+
+def check_count(num_experts: int) -> None:
+    """Raise SpecError where a layer would have more experts than any may."""
+    if num_experts > MOST_EXPERTS:
+        raise SpecError.of("too_many_experts", num_experts=num_experts, most=MOST_EXPERTS)
+
+
+def check_top_k(moe: MoeSpec, method: str, times: int) -> None:
+    """Raise SpecError where doubling so many times would give a token more experts than it may have."""
+    if method == "twin" or moe.top_k * 2**times <= TOP_K_MOST:
+        return
+    reach = moe.num_experts * 2 ** ((TOP_K_MOST // moe.top_k).bit_length() - 1)
+    values = {"method": method, "top_k": moe.top_k, "doubled": moe.top_k * 2**times}
+    raise placed("num_experts", CORE.say("top_k_doubled", **values, most=TOP_K_MOST, reach=reach))
+
+
+def num_groups_of(moe: MoeSpec) -> int:
+    """How many groups of equal size a gate chooses among before it chooses experts; 1 where it does not."""
+    return moe.gate.num_groups if isinstance(moe.gate, SigmoidGroups) else 1
+
+
+def groups_of(moe: MoeSpec) -> list[list[int]]:
+    """The numbers of the experts of each group."""
+    size = moe.num_experts // num_groups_of(moe)
+    return [list(range(start, start + size)) for start in range(0, moe.num_experts, size)]
+
+
+def check_alone(
+    moe: MoeSpec, *, per_group: bool = False, instead: str = "use a model whose gate has one group"
+) -> None:
+    """Raise SpecError where experts cannot be taken by themselves; `instead` is the way out where a gate has groups."""
+    if not isinstance(moe.gate, LinearGate):
+        raise SpecError.of("gate_ties_experts", gate=moe.gate.kind)
+    if num_groups_of(moe) > 1 and not per_group:
+        values = {"gate": moe.gate.kind, "groups": num_groups_of(moe)}
+        raise SpecError.of("groups_by_place" if instead == PER_GROUP else "groups_tie_experts", **values)
+
+
+def check_growth(moe: MoeSpec, method: str) -> None:
+    """Raise SpecError where copies of experts would not be chosen as the one was."""
+    if not isinstance(moe.gate, SoftmaxTopk | SigmoidGroups):
+        raise SpecError.of("growth_needs_softmax", gate=moe.gate.kind)
+    if moe.capacity is not None:
+        raise SpecError.of("growth_without_capacity")
+    if method != "twin" and moe.twins is not None:
+        raise placed("method", CORE.say("other_twins", method=method))
+    gate = moe.gate
+    if method == "twin" or not isinstance(gate, SigmoidGroups):
+        return
+    if gate.topk_group < gate.num_groups and gate.group_score == "two_best" and len(groups_of(moe)[0]) > 1:
+        raise placed("method", CORE.say("other_groups", method=method))
+
+
+def check_expert(moe: MoeSpec, field: str, expert: int, *, per_group: bool = False) -> None:
+    """Raise SpecError where there is no such expert, or no such place in a group."""
+    count = len(groups_of(moe)[0]) if per_group else moe.num_experts
+    if expert >= count:
+        code = "no_such_place" if per_group else "no_such_expert"
+        raise placed(field, CORE.say(code, expert=expert, num_experts=count))
+
+
+def placed(field: str, sentence: str) -> SpecError:
+    """The refusal of one field."""
+    refusal = SpecError(sentence)
+    refusal.faults = (((field,), sentence),)
+    return refusal
+
+
+def check_chosen(moe: MoeSpec, name: str, chosen: Chosen | None, *, per_group: bool) -> None:
+    """One expert of each layer, or one number for all, must be there."""
+    if isinstance(chosen, tuple) and len(chosen) != len(moe.moe_layers):
+        sentence = CORE.say("one_for_each_layer", experts=len(chosen), layers=len(moe.moe_layers))
+        raise placed(name, sentence)
+    for expert in (chosen,) if isinstance(chosen, int) else chosen or ():
+        check_expert(moe, name, expert, per_group=per_group)
+
+
+def check_source(moe: MoeSpec, sources: Iterable[int]) -> None:
+    """Raise SpecError where one more twin would make a hash deal tokens anew."""
+    for source in sources:
+        if moe.twins is not None and moe.twins.hold is None and moe.twins.has_twins(source):
+            raise placed("source", CORE.say("has_hash_twins", expert=source))
+
+
+def check_clone(moe: MoeSpec) -> None:
+    """Raise SpecError where a clone could not win tokens by its gate row, because a hash has a say between twins."""
+    if moe.twins is not None and moe.twins.hold != 0.0:
+        raise SpecError.of("hash_between_twins")
+
+
+def check_tunable(moe: MoeSpec) -> None:
+    """Raise SpecError for a mixture that a tuning run cannot teach."""
+    if moe.gate.not_tuned is not None:
+        raise SpecError.of("not_tuned", gate=moe.gate.kind, why=moe.gate.not_tuned)
+    if moe.quantisation is not None:
+        raise SpecError.of("packed_experts", bits=moe.quantisation.bits)
