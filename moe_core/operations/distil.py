@@ -27,7 +27,7 @@ from moe_core.model.layers import MoeMlp
 from moe_core.operations.align import ExpertWeights, aligned, mean_of
 from moe_core.operations.depth import influence, kept_layers, with_layers
 from moe_core.operations.edit import ALIGNMENT_TOKENS, router_inputs
-from moe_core.operations.learning import train
+from moe_core.operations.learning import check_next_tokens, mean_counted, train
 from moe_core.operations.measure import compare, loads, loss_by_domain, next_token_losses
 from moe_core.operations.parts import changeable, per_expert, rebuilt, spec_with
 from moe_core.operations.prompts import Prompts
@@ -52,8 +52,9 @@ def distil(
     """A student with fewer (and perhaps narrower) experts, and what it lost; the teacher is left as it was.
 
     Figures are those on `measured_on` (default: the prompts learnt from). Raises SpecError when the student would be
-    larger than the teacher, NonFiniteLoss when learning fails.
+    larger than the teacher and for prompts of one token, NonFiniteLoss when learning fails.
     """
+    check_next_tokens(prompts)
     keep = _kept(teacher, spec, prompts, watch)
     student, groups = merged_student(
         teacher if keep is None else with_layers(teacher, keep), spec, prompts, watch
@@ -204,7 +205,7 @@ def distillation_loss(
     return (
         spec.logit_weight * spec.temperature**2 * softened
         + spec.router_weight * torch.stack(routed).mean()
-        + spec.label_weight * losses_NS[counted_NS].mean()
+        + spec.label_weight * mean_counted(losses_NS, counted_NS)
     )
 
 

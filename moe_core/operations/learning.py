@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from moe_core.errors import NonFiniteLoss
+from moe_core.errors import NonFiniteLoss, SpecError
 from moe_core.model.decoder import Decoder
 from moe_core.operations.measure import next_token_losses
 from moe_core.operations.prompts import Prompts
@@ -44,7 +44,22 @@ def dealt(prompts: Prompts, size: int, generator: torch.Generator) -> Iterator[P
 def mean_loss(model: Decoder, batch: Prompts) -> Tensor:
     """Mean next-token loss of a batch, with its graph."""
     losses_NS, counted_NS = next_token_losses(torch.log_softmax(model(batch.ids_NS).float(), dim=-1), batch)
-    return losses_NS[counted_NS].mean()
+    return mean_counted(losses_NS, counted_NS)
+
+
+def mean_counted(losses_NS: Tensor, counted_NS: Tensor) -> Tensor:
+    """The mean of the losses that count; 0 for a batch of prompts of one token, which have no next one."""
+    counted = losses_NS[counted_NS]
+    return counted.mean() if counted.numel() else counted.sum()
+
+
+def check_next_tokens(prompts: Prompts) -> None:
+    """Raise SpecError where no token of any prompt has a next one that could be learnt."""
+    if len(prompts) and not bool(prompts.real_NS[:, 1:].any()):
+        raise SpecError(
+            f"each of the {len(prompts)} prompts has one token, and none has a next one to learn; "
+            "give prompts of at least two tokens"
+        )
 
 
 def train(

@@ -21,7 +21,7 @@ from torch.nn.functional import logsigmoid
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.grow import add_expert, release_twins
-from moe_core.operations.learning import dealt, learning_rate_at, mean_loss
+from moe_core.operations.learning import check_next_tokens, dealt, learning_rate_at, mean_loss
 from moe_core.operations.measure import compare, hidden_of, listening, loads
 from moe_core.operations.parts import changeable
 from moe_core.operations.prompts import Prompts
@@ -45,6 +45,7 @@ def specialise_clone(
     moe = changeable(model)
     check_clone(moe)
     mine = prompts.take(prompts.of_domain(spec.domain))
+    check_next_tokens(mine)
     others = [row for row in range(len(prompts)) if prompts.codes[int(prompts.domain_N[row])] != spec.domain]
     born, _ = add_expert(model, AddExpertSpec(source=spec.source))
     clone, _ = release_twins(born, ReleaseTwinsSpec())

@@ -26,7 +26,7 @@ from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.edit import router_inputs
-from moe_core.operations.learning import mean_loss
+from moe_core.operations.learning import check_next_tokens, mean_loss
 from moe_core.operations.measure import compare, listening, loads
 from moe_core.operations.parts import changeable, chosen_of, moe_part, rebuilt
 from moe_core.operations.picking import BIASES, leads, pick_scores, raise_bias
@@ -57,6 +57,7 @@ def wake_expert(
         raise SpecError.of("twins_are_never_idle")
     if moe.top_k == moe.num_experts:
         raise SpecError.of("none_is_idle", num_experts=moe.num_experts)
+    check_next_tokens(prompts)
     chosen = [experts[0] for experts in _chosen(model, spec, prompts, watch)]
     woken = rebuilt(model, model.spec)
     raised = _raise_biases(woken, chosen, spec, prompts, watch)

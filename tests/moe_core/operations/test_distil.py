@@ -13,7 +13,7 @@ from moe_core.errors import SpecError
 from moe_core.model import Decoder
 from moe_core.model.context import RoutingContext
 from moe_core.model.init import random_decoder
-from moe_core.operations import distil
+from moe_core.operations import distil, specialise_clone, wake_expert
 from moe_core.operations.align import ExpertWeights
 from moe_core.operations.distil import (
     distillation_loss,
@@ -28,7 +28,7 @@ from moe_core.operations.learning import mean_loss, train
 from moe_core.operations.measure import loss_by_domain
 from moe_core.operations.prompts import Prompts
 from moe_core.routers import route
-from moe_core.spec.operations import DistilSpec
+from moe_core.spec.operations import DistilSpec, SpecialiseCloneSpec, WakeExpertSpec
 from tests.moe_core.operations.models import distance, gpt_oss, mixture, mixture_spec, some_prompts
 
 
@@ -251,3 +251,21 @@ def test_the_student_beats_the_same_size_trained_from_scratch_at_equal_steps() -
         for code in ("law", "code"):
             assert ours[code] < theirs[code] - 0.1
             assert ours[code] < report["loss_merged"][code]
+
+
+@pytest.mark.parametrize(
+    "learnt",
+    [
+        lambda model, prompts: distil(model, DistilSpec(num_experts=2, steps=1), prompts),
+        lambda model, prompts: specialise_clone(model, SpecialiseCloneSpec(domain="law", steps=1), prompts),
+        lambda model, prompts: wake_expert(model, WakeExpertSpec(steps=1), prompts),
+    ],
+    ids=["distil", "specialise_clone", "wake_expert"],
+)
+def test_prompts_of_one_token_teach_nothing_and_are_refused_as_that(learnt: Any) -> None:
+    model = mixture()
+    with pytest.raises(SpecError, match="each of the 2 prompts has one token, and none has a next one"):
+        learnt(model, Prompts.of({"law": [[5], [6]]}))
+    # Beside longer ones they are carried along, alone in a batch too.
+    changed, _report = learnt(model, Prompts.of({"law": [[5, 6, 7], *([[6]] * 8)]}))
+    assert all(bool(torch.isfinite(weight).all()) for weight in changed.parameters())
