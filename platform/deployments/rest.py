@@ -12,12 +12,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.permissions import READ, READ_DEPLOY, Grants, TeamScoped
+from common.closed import Closed
 from deployments import services
 from deployments.engine_settings import settings_checked
 from deployments.models import Deployment
 from deployments.selectors import deployment_get, deployments_of, events_of, fit_of, revisions_of
 from deployments.serializers import (
-    Closed,
     DeploymentChange,
     DeploymentDetail,
     DeploymentEventOut,
@@ -127,7 +127,9 @@ class DeploymentViewSet(
     @action(detail=True, methods=["get"], pagination_class=None)
     def events(self, request: Request, pk: str) -> Response:
         """The timeline, newest first."""
-        return Response(DeploymentEventOut(events_of(deployment_get(self.caller.team, int(pk)), 200), many=True).data)
+        return Response(
+            DeploymentEventOut(events_of(deployment_get(self.caller.team, int(pk)), 200), many=True).data
+        )
 
 
 class FitViewSet(TeamScoped, viewsets.ViewSet):

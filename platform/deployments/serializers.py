@@ -9,21 +9,11 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field, inline_serializer
 from rest_framework import serializers
 
+from common.closed import Closed
 from deployments.models import MAX_REPLICAS, Deployment, DeploymentEvent, DeploymentRevision, Replica
 from deployments.selectors import is_silent, shown_replicas, standing_of
 from deployments.sentences import condition_sentence, event_sentence
 from deployments.states import Phase
-
-
-class Closed(serializers.Serializer):
-    """Refuses fields that it does not know, by name."""
-
-    def to_internal_value(self, data: Any) -> Any:
-        """Check the names before the values."""
-        unknown = sorted(set(data) - set(self.fields)) if isinstance(data, dict) else []
-        if unknown:
-            raise serializers.ValidationError(dict.fromkeys(unknown, "There is no such field."))
-        return super().to_internal_value(data)
 
 
 class DeploymentIn(Closed):

@@ -14,6 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.permissions import READ_WRITE, TeamScoped
+from common.closed import Closed, Words
 from common.errors import Invalid
 from jobs import services
 from jobs.choices import JobKind
@@ -24,7 +25,7 @@ from jobs.selectors import events_after, jobs_of
 MAX_EVENTS = 500
 
 
-class JobIn(serializers.Serializer):
+class JobIn(Closed):
     """What to do; the shape of `spec` follows from `kind` (docs: jobs.specs.ImportRequest, TuneRequest, OperateRequest).
 
     The `operation` of a job of kind `operate` is an OperationSpec, its `options` the other fields of OperateSpec; the
@@ -32,7 +33,7 @@ class JobIn(serializers.Serializer):
     """
 
     kind = serializers.ChoiceField(choices=JobKind.choices)
-    name = serializers.CharField(max_length=120, required=False, default="", allow_blank=True)
+    name = Words(max_length=120, required=False, default="", allow_blank=True)
     spec = serializers.JSONField()
 
 

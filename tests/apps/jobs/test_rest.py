@@ -117,3 +117,13 @@ def test_a_list_is_short_and_has_a_constant_number_of_queries(
         rows = api("get", "").json()["results"]
     assert len(rows) == 6
     assert "inputs" not in rows[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "field"), [({"surprise": 1}, "surprise"), ({"name": 5}, "name"), ({"name": True}, "name")]
+)
+def test_a_body_is_taken_as_it_is_or_not_at_all(api, more, field) -> None:
+    reply = api("post", "", data={"kind": "import", "spec": IMPORT, **more})
+    assert reply.status_code == 400
+    assert [error["field"] for error in reply.json()["errors"]] == [field]
+    assert not Job.objects.exists()
