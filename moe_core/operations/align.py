@@ -40,9 +40,13 @@ class ExpertWeights:
     def of(cls, layer: MoeMlp, expert: int) -> ExpertWeights:
         """A copy of one expert's weights."""
         experts = layer.experts
-        parts = (getattr(experts, name) for name in STORED)
-        gate_up_2FD, down_DF, *biases = (p if p is None else p[expert].detach().float() for p in parts)
-        return cls(gate_up_2FD, down_DF, experts.gating, *biases)
+        biases = (getattr(experts, name) for name in STORED[2:])
+        return cls(
+            experts.get_parameter(STORED[0])[expert].detach().float(),
+            experts.get_parameter(STORED[1])[expert].detach().float(),
+            experts.gating,
+            *(bias if bias is None else bias[expert].detach().float() for bias in biases),
+        )
 
     def put(self, layer: MoeMlp, expert: int) -> None:
         """Write the weights into a place of a layer, in its dtype."""
