@@ -28,7 +28,15 @@ from moe_core.model.decoder import Block, Decoder
 from moe_core.model.layers import DenseMlp, MoeMlp, Router
 from moe_core.operations.gate_fit import Labelled, accuracy, calibrated_temperature, divergence, fit_rows
 from moe_core.operations.measure import hidden_of, listening, loss_by_domain
-from moe_core.operations.parts import decoder_of, moe_part, per_expert, rebuilt, spec_with, tensors_of
+from moe_core.operations.parts import (
+    check_spec,
+    decoder_of,
+    moe_part,
+    per_expert,
+    rebuilt,
+    spec_with,
+    tensors_of,
+)
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers import GateCall
@@ -52,6 +60,7 @@ def compose(
 
     Raises SpecError when the models differ in shape, or a domain has too few prompts.
     """
+    check_spec(spec, ComposeSpec)
     _check(models, spec, prompts)
     composed = rebuilt(models[0], _composed_spec(models, spec))
     trunk = _join_trunks(composed, models, spec.trunk)
@@ -88,7 +97,7 @@ def _check(models: Sequence[Decoder], spec: ComposeSpec, prompts: Prompts) -> No
             raise SpecError(
                 f"domain {code!r} has {len(prompts.of_domain(code))} prompts; {LEAST_PROMPTS} are needed"
             )
-    prompts.check_fits(models[0].spec.vocab_size)
+    prompts.check_fits(models[0].spec)
     if prompts.ids_NS.numel() > MAX_TOKENS:
         raise SpecError(
             f"{prompts.ids_NS.numel()} tokens with padding are too many; give at most {MAX_TOKENS}"

@@ -29,7 +29,7 @@ from moe_core.operations.depth import influence, kept_layers, with_layers
 from moe_core.operations.edit import ALIGNMENT_TOKENS, router_inputs
 from moe_core.operations.learning import check_next_tokens, mean_counted, train
 from moe_core.operations.measure import compare, loads, loss_by_domain, next_token_losses
-from moe_core.operations.parts import changeable, per_expert, rebuilt, spec_with
+from moe_core.operations.parts import changeable, check_spec, per_expert, rebuilt, spec_with
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers import Routing
@@ -54,6 +54,7 @@ def distil(
     Figures are those on `measured_on` (default: the prompts learnt from). Raises SpecError when the student would be
     larger than the teacher and for prompts of one token, NonFiniteLoss when learning fails.
     """
+    check_spec(spec, DistilSpec)
     check_next_tokens(prompts)
     keep = _kept(teacher, spec, prompts, watch)
     student, groups = merged_student(
@@ -191,6 +192,7 @@ def distillation_loss(
 
     `keep` are the teacher's layers that the student has, in their order (None: all of them).
     """
+    batch.check_fits(teacher.spec)
     taught: dict[int, Routing] = {}
     learnt: dict[int, Routing] = {}
     with torch.no_grad():

@@ -20,6 +20,7 @@ from moe_core.operations.align import ExpertWeights, aligned, mean_of
 from moe_core.operations.measure import compare, hidden_of, listening, loads
 from moe_core.operations.parts import (
     changeable,
+    check_spec,
     chosen_of,
     moe_part,
     per_expert,
@@ -43,6 +44,7 @@ def preview_removal(
     model: Decoder, spec: RemoveExpertSpec, prompts: Prompts, watch: Watch = unwatched
 ) -> dict[str, Any]:
     """What removing would cost, measured on the model as it would be made; the given one is not touched."""
+    check_spec(spec, RemoveExpertSpec)
     experts = _to_remove(model, spec, prompts, watch)
     return {"experts": _told(experts), **compare(model, _removed(model, experts), prompts, watch=watch)}
 
@@ -67,6 +69,7 @@ def remove_expert(
     The rest take its share: outputs are those of the gate renormalised over them. Raises SpecError when no expert is
     named and there are no prompts, when too few would be left, or when a domain would lose more than is allowed.
     """
+    check_spec(spec, RemoveExpertSpec)
     experts = _to_remove(model, spec, prompts, watch)
     report: dict[str, Any] = {"kind": spec.kind, "experts": _told(experts), "keeps_function": False}
     removed = _removed(model, experts)
@@ -85,6 +88,7 @@ def merge_experts(
     Neurons are aligned; weights and gate rows are means by usage on the prompts, or half and half. Raises SpecError as
     removal does.
     """
+    check_spec(spec, MergeExpertsSpec)
     moe = changeable(model, per_group=spec.per_group, instead=PER_GROUP)
     first, second = (chosen_of(model, one, per_group=spec.per_group) for one in (spec.first, spec.second))
     pairs_L = [list(zip(*both, strict=True)) for both in zip(first, second, strict=True)]

@@ -27,6 +27,7 @@ from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
 from moe_core.operations.parts import (
     changeable,
+    check_spec,
     chosen_of,
     moe_part,
     rebuilt,
@@ -58,6 +59,7 @@ def grow(model: Decoder, spec: GrowSpec) -> tuple[Decoder, dict[str, Any]]:
 
     Raises SpecError when the number is not the old one times a power of two, or the method does not fit.
     """
+    check_spec(spec, GrowSpec)
     moe = changeable(model, per_group=True)
     times = doublings(moe.num_experts, spec.num_experts)
     check_growth(moe, spec.method)
@@ -87,6 +89,7 @@ def add_expert(model: Decoder, spec: AddExpertSpec) -> tuple[Decoder, dict[str, 
 
     With `spec.per_group` one more in each group of each layer: the last of its group.
     """
+    check_spec(spec, AddExpertSpec)
     moe = changeable(model, per_group=spec.per_group, instead=PER_GROUP)
     check_growth(moe, "twin")
     sources = chosen_of(model, spec.source, per_group=spec.per_group)[0]
@@ -111,6 +114,7 @@ def release_twins(model: Decoder, spec: ReleaseTwinsSpec) -> tuple[Decoder, dict
     What it says stays as long as twins are equal; twins that have grown apart may answer otherwise. Raises SpecError for
     a model without twins.
     """
+    check_spec(spec, ReleaseTwinsSpec)
     moe = moe_part(model)
     if moe.twins is None:
         raise SpecError.of("no_twins")

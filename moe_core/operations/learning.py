@@ -43,6 +43,7 @@ def dealt(prompts: Prompts, size: int, generator: torch.Generator) -> Iterator[P
 
 def mean_loss(model: Decoder, batch: Prompts) -> Tensor:
     """Mean next-token loss of a batch, with its graph."""
+    batch.check_fits(model.spec)
     losses_NS, counted_NS = next_token_losses(torch.log_softmax(model(batch.ids_NS).float(), dim=-1), batch)
     return mean_counted(losses_NS, counted_NS)
 

@@ -31,9 +31,9 @@ HEAD_TOKENS = 256
 def hidden_of(model: Decoder, batch: Prompts, context: RoutingContext | None = None) -> Tensor:
     """(T, D) hidden states after the final norm, padding included: all that routing needs, without any logits.
 
-    Raises SpecError when a token is outside the model's vocabulary.
+    Raises SpecError when a token is outside the model's vocabulary, or a prompt longer than its positions.
     """
-    batch.check_fits(model.spec.vocab_size)
+    batch.check_fits(model.spec)
     num_prompts, length = batch.ids_NS.shape
     positions_T = torch.arange(length).repeat(num_prompts)
     return model.hidden(batch.ids_NS.reshape(-1), positions_T, DenseCausal(num_prompts, length), context)

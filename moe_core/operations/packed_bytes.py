@@ -7,11 +7,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from moe_core.errors import SpecError
 from moe_core.operations.parts import tensors_of
 
 SIXTEEN_BITS = 2
 # Scales and biases are small; anything else that is a float is an expert weight that was left out.
 SMALL = re.compile(r"_scales\Z|_bias_(E2F|EF|ED)\Z")
+
+
+def check_finite(what: str, weight: Tensor) -> None:
+    """Raise SpecError for weights that are NaN or infinite: no code stands for them."""
+    bad = int((~weight.isfinite()).sum())
+    if bad:
+        raise SpecError(
+            f"{what} has {bad} weights that are not finite, and cannot be packed; start from a sound copy of the model"
+        )
 
 
 def lost_and_total(exact: Tensor, kept: Tensor) -> tuple[float, float]:

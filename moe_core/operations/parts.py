@@ -17,6 +17,7 @@ from moe_core.model.families import family_for
 from moe_core.model.families.config import OWN
 from moe_core.model.layers import MoeMlp
 from moe_core.spec import ModelSpec, MoeSpec
+from moe_core.spec.base import Spec
 from moe_core.spec.demands import check_alone, groups_of
 from moe_core.spec.operations import Chosen
 
@@ -32,6 +33,15 @@ def decoder_of(model: nn.Module) -> Decoder:
             "for encoder–decoders"
         )
     return model
+
+
+def check_spec(spec: object, wanted: type[Spec]) -> None:
+    """Raise SpecError for what is not the specification that an operation takes, plain data among it."""
+    if not isinstance(spec, wanted):
+        raise SpecError(
+            f"the operation takes a {wanted.__name__}, not a {type(spec).__name__}; "
+            f"make one of plain data with {wanted.__name__}.parse"
+        )
 
 
 def moe_part(model: Decoder, *, packed: bool = True) -> MoeSpec:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from moe_core.errors import SpecError
+from moe_core.spec import ModelSpec
 
 # Few enough that a batch takes seconds and its activations little memory; more make no product quicker.
 BATCH_TOKENS = 512
@@ -31,8 +33,10 @@ class Prompts:
 
     @classmethod
     def of(cls, by_domain: Mapping[str, Sequence[Sequence[int]]]) -> Prompts:
-        """Prompts from lists of token ids; raises SpecError for a domain or a prompt that is empty."""
+        """Prompts from lists of token ids; raises SpecError for a domain or a prompt that is empty, and for text."""
         for code, prompts in by_domain.items():
+            for prompt in prompts:
+                _check_ids(code, prompt)
             if not prompts or not all(prompts):
                 raise SpecError(
                     f"domain {code!r} needs prompts of at least one token each; it has {len(prompts)}"
@@ -62,13 +66,19 @@ class Prompts:
             raise SpecError(f"domain {code!r} has no prompts; there are: {', '.join(self.codes)}")
         return torch.nonzero(self.domain_N == self.codes.index(code)).flatten().tolist()
 
-    def check_fits(self, vocab_size: int) -> None:
-        """Raise SpecError when a token is outside a vocabulary."""
+    def check_fits(self, spec: ModelSpec) -> None:
+        """Raise SpecError when a token is outside a model's vocabulary, or a prompt longer than its positions reach."""
         lowest, worst = int(self.ids_NS.min()), int(self.ids_NS.max())
-        if worst >= vocab_size or lowest < 0:
+        if worst >= spec.vocab_size or lowest < 0:
             worst = lowest if lowest < 0 else worst
             raise SpecError(
-                f"token {worst} is outside the vocabulary of {vocab_size}; tokenize with this model's own"
+                f"token {worst} is outside the vocabulary of {spec.vocab_size}; tokenize with this model's own"
+            )
+        longest = int(self.real_NS.sum(-1).max())
+        if longest > spec.max_position_embeddings:
+            raise SpecError(
+                f"a prompt has {longest} tokens, and the model has {spec.max_position_embeddings} positions; "
+                f"cut prompts to {spec.max_position_embeddings} tokens"
             )
 
     def batches(self) -> Iterator[Prompts]:
@@ -88,3 +98,11 @@ class Prompts:
     def real_T(self) -> Tensor:
         """(T,) bool: no padding."""
         return self.real_NS.flatten()
+
+
+def _check_ids(code: str, prompt: object) -> None:
+    ids = prompt if isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes) else (None,)
+    if not all(isinstance(one, Integral) and not isinstance(one, bool) for one in ids):
+        raise SpecError(
+            f"a prompt of domain {code!r} is not a list of token ids: {repr(prompt)[:40]}; tokenize it first"
+        )

@@ -25,7 +25,7 @@ from moe_core.model.packed_linear import PackedLinear
 from moe_core.model.seq2seq import EncoderDecoder
 from moe_core.operations import packed_bytes
 from moe_core.operations.measure import compare
-from moe_core.operations.parts import moe_part, rebuilt, spec_with, tensors_of
+from moe_core.operations.parts import check_spec, moe_part, rebuilt, spec_with, tensors_of
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.quantise_seq2seq import dequantise_seq2seq, quantise_seq2seq
 from moe_core.operations.watch import Watch, unwatched
@@ -54,8 +54,9 @@ def quantise(
 ) -> tuple[Decoder | EncoderDecoder, dict[str, Any]]:
     """The model with packed experts; with prompts (decoders only) also KL and loss per domain.
 
-    Raises SpecError for a model that is packed already.
+    Raises SpecError for a model that is packed already, and for weights that are not finite.
     """
+    check_spec(spec, QuantiseSpec)
     if isinstance(model, EncoderDecoder):
         if prompts is not None:
             raise SpecError("prompts are measured on decoders; quantise an encoder–decoder without them")
@@ -67,6 +68,7 @@ def quantise(
         assert isinstance(old.experts, GroupedExperts) and isinstance(new.experts, PackedExperts)
         weights = {"gate_up": old.experts.gate_up_E2FD, "down": old.experts.down_EDF}
         for name, weight in weights.items():
+            packed_bytes.check_finite(f"{name} of the experts of layer {old.layer}", weight)
             new.experts.pack(name, weight)
         per_matrix = {name: relative_error(weights[name], new.experts, name) for name in MATRICES}
         errors.append({"layer": old.layer, **per_matrix})
@@ -105,11 +107,13 @@ def _pack_maps(model: Decoder, packed: Decoder) -> dict[str, Any]:
         error: dict[str, float] = {"layer": new.attention.layer}
         for name in ("qkv_proj", "o_proj"):
             weight = old.attention.get_submodule(name).get_parameter("weight")
+            packed_bytes.check_finite(f"{name} of layer {new.attention.layer}", weight)
             error[name] = _pack_map(new.attention.get_submodule(name), weight)
         layers.append(error)
     if layers:
         report["attention_error"] = layers
     if isinstance(packed.lm_head, PackedLinear):
+        packed_bytes.check_finite("the output map", model.head_weight_VD)
         report["head_error"] = _pack_map(packed.lm_head, model.head_weight_VD)
     return report
 
@@ -138,6 +142,7 @@ def dequantise(
 
     What packing lost does not come back. Raises SpecError for a model whose experts are not packed.
     """
+    check_spec(spec, DequantiseSpec)
     packed_before = (
         model.spec.quantisation if isinstance(model, EncoderDecoder) else moe_part(model).quantisation
     )

@@ -15,7 +15,7 @@ from moe_core.experts import MixedExperts, PackedMlps
 from moe_core.experts.packed_mlps import MAPS
 from moe_core.model.seq2seq import EncoderDecoder
 from moe_core.model.seq2seq.layers import SparseMlp
-from moe_core.operations.packed_bytes import bytes_report, lost_and_total
+from moe_core.operations.packed_bytes import bytes_report, check_finite, lost_and_total
 from moe_core.operations.parts import tensors_of
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec.operations import QuantiseSpec
@@ -35,6 +35,9 @@ def quantise_seq2seq(
     layers = list(zip(model.moe_layers(), packed.moe_layers(), strict=True))
     for old, new in layers:
         assert isinstance(old.experts, MixedExperts) and isinstance(new.experts, PackedMlps)
+        for expert in range(old.experts.num_experts):
+            for name, weight in _floats_of(old.experts, new.experts, expert).items():
+                check_finite(f"{name} of expert {expert} of layer {old.layer}", weight)
         errors.append({"layer": old.layer, **_pack(old.experts, new.experts)})
         watch("pack", len(errors), len(layers))
     weights = sum(new.experts.num_experts * _num_weights(new) for _, new in layers)

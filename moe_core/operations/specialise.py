@@ -23,7 +23,7 @@ from moe_core.model.layers import MoeMlp
 from moe_core.operations.grow import add_expert, release_twins
 from moe_core.operations.learning import check_next_tokens, dealt, learning_rate_at, mean_loss
 from moe_core.operations.measure import compare, hidden_of, listening, loads
-from moe_core.operations.parts import changeable
+from moe_core.operations.parts import changeable, check_spec
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec.demands import check_clone
@@ -42,6 +42,7 @@ def specialise_clone(
     Loss is told per domain on `measured_on` (default: the prompts learnt from). Raises SpecError for a domain without
     prompts, and for a model in which a hash chooses between other twins.
     """
+    check_spec(spec, SpecialiseCloneSpec)
     moe = changeable(model)
     check_clone(moe)
     mine = prompts.take(prompts.of_domain(spec.domain))

@@ -35,7 +35,7 @@ from torch import Tensor
 from moe_core.experts import MixedExperts
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.layers import DenseMlp, MoeMlp
-from moe_core.operations.parts import decoder_of, rebuilt
+from moe_core.operations.parts import check_spec, decoder_of, rebuilt
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers.start import Words, start_gate
 from moe_core.spec import LayoutSpec, ModelSpec, MoeSpec
@@ -161,6 +161,7 @@ def upcycle(
     models. `counts_V` (V,) says how often each vocabulary entry occurs, for hash gates that balance by frequency; without
     it entries are taken to be listed from frequent to rare. Raises SpecError for a layout that does not fit.
     """
+    check_spec(spec, UpcycleSpec)
     dense = decoder_of(dense)
     layout = cut_layout(dense.spec, spec.layout, spec.granularity)
     plan = plan_upcycle(dense.spec, layout, spec.granularity)

@@ -28,7 +28,7 @@ from moe_core.model.layers import MoeMlp
 from moe_core.operations.edit import router_inputs
 from moe_core.operations.learning import check_next_tokens, mean_loss
 from moe_core.operations.measure import compare, listening, loads
-from moe_core.operations.parts import changeable, chosen_of, moe_part, rebuilt
+from moe_core.operations.parts import changeable, check_spec, chosen_of, moe_part, rebuilt
 from moe_core.operations.picking import BIASES, leads, pick_scores, raise_bias
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.specialise import learn_rows
@@ -52,6 +52,7 @@ def wake_expert(
     The report has its share of the load by layer before and after, over the fair share, on `measured_on` (default: the
     prompts learnt from). Raises SpecError where every expert is always chosen, and for twins, which share their tokens.
     """
+    check_spec(spec, WakeExpertSpec)
     moe = changeable(model)
     if moe.twins is not None:
         raise SpecError.of("twins_are_never_idle")

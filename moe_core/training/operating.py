@@ -54,7 +54,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "merge": ("load", "inputs", "align", "measure"),
     "compose": ("fit", "measure"),
     "specialise_clone": ("learn", "measure"),
-    "wake_expert": ("load", "learn", "measure"),
+    "wake_expert": ("load", "inputs", "learn", "measure"),
     "distil": ("inputs", "load", "align", "learn", "measure"),
 }
 
@@ -94,7 +94,9 @@ def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
     progress.stage("read")
     models = [load(path, training_dtype(spec.dtype)) for path in _model_dirs(io)]
     tokenizer = Tokenizer(io.inputs[MODEL])
-    train, held_out = (_prompts(io, name, tokenizer, spec, progress) for name in (TRAIN, HELD_OUT))
+    reach = [model.spec.max_position_embeddings for model in models if isinstance(model, Decoder)]
+    longest = min([spec.prompt_tokens, *reach])
+    train, held_out = (_prompts(io, name, tokenizer, spec, longest, progress) for name in (TRAIN, HELD_OUT))
     progress.raise_if_asked()
     progress.stage("operate")
     progress.say("operation_begins", operation=spec.operation.kind, count=len(models))
@@ -108,7 +110,7 @@ def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
     watch = Watcher(progress, "measure", ("measure",))
     report = _measured(report, models[0], changed, held_out, watch)
     progress.raise_if_asked()
-    # The preview of a removal only hides an expert: there is no other model to look at.
+    # The preview of a removal keeps no model to look at.
     if held_out is not None and changed is not models[0]:
         report = {**report, "routing": _routing(models[0], changed, held_out)}
     report = finite_or_null(report)
@@ -186,7 +188,7 @@ def _model_dirs(io: JobIO) -> Iterator[Path]:
 
 
 def _prompts(
-    io: JobIO, name: str, tokenizer: Tokenizer, spec: OperateSpec, progress: Progress
+    io: JobIO, name: str, tokenizer: Tokenizer, spec: OperateSpec, longest: int, progress: Progress
 ) -> Prompts | None:
     """The first prompts of each domain in a file of logs; None without logs of any domain."""
     if name not in io.inputs:
@@ -195,7 +197,7 @@ def _prompts(
     for talk in read_conversations(io.inputs[name]):
         kept = by_domain.setdefault(talk.domain, []) if talk.domain else []
         if talk.domain and len(kept) < spec.prompts_per_domain:
-            ids = tokenizer.chat_tokens(talk.messages, default_system=False).ids[: spec.prompt_tokens]
+            ids = tokenizer.chat_tokens(talk.messages, default_system=False).ids[:longest]
             if len(ids) > 1:
                 kept.append(ids)
     by_domain = {code: prompts for code, prompts in by_domain.items() if prompts}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,15 @@ def test_each_operation_leaves_a_model_that_loads_and_a_report_by_domain(
     assert torch.isfinite(model(torch.arange(12)[None])).all()
     assert (io.out_dir / "tokenizer.json").read_bytes() == (mixture / "tokenizer.json").read_bytes()
     assert [event["stage"] for event in io.of("stage")] == ["read", "operate", "measure", "save"]
+
+
+def test_prompts_of_a_job_are_cut_to_the_models_positions(world: Path, mixture: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(mixture, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 10}))
+    io = io_on(short, world, tmp_path)
+    assert set(done(io, {"kind": "remove"}, prompt_tokens=24)["operation"]["loss_after"]) == set(DOMAINS)
 
 
 def test_growth_keeps_the_function_and_the_report_says_so(world: Path, mixture: Path, tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""What an operation cannot take is refused by name, with a way out, before anything is computed with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from moe_core.errors import SpecError
+from moe_core.operations import (
+    add_expert,
+    compose,
+    dequantise,
+    distil,
+    grow,
+    merge_experts,
+    preview_removal,
+    quantise,
+    release_twins,
+    remove_expert,
+    specialise_clone,
+    upcycle,
+    wake_expert,
+)
+from moe_core.operations.prompts import Prompts
+from moe_core.spec.operations import (
+    DistilSpec,
+    QuantiseSpec,
+    RemoveExpertSpec,
+    SpecialiseCloneSpec,
+    WakeExpertSpec,
+)
+from tests.moe_core.operations.models import mixture, some_prompts
+
+
+@pytest.mark.parametrize(
+    "prompt", ["abc", ["a", "b"], [1.5, 2.0], [True, False], torch.tensor([1, 2, 3]), b"abc", 5]
+)
+def test_prompts_that_are_not_token_ids_are_refused(prompt: Any) -> None:
+    with pytest.raises(SpecError, match="domain 'law' .*not a list of token ids.*tokenize it first"):
+        Prompts.of({"law": [prompt]})
+
+
+LONG = Prompts.of({"law": [[5] * 300], "code": [[6] * 20]})
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda: remove_expert(mixture(), RemoveExpertSpec(), LONG),
+        lambda: preview_removal(mixture(), RemoveExpertSpec(expert=1), LONG),
+        lambda: wake_expert(mixture(), WakeExpertSpec(expert=1, steps=1), LONG),
+        lambda: specialise_clone(mixture(), SpecialiseCloneSpec(domain="law", steps=1), LONG),
+        lambda: distil(mixture(), DistilSpec(num_experts=2, steps=1), LONG),
+    ],
+)
+def test_prompts_longer_than_the_models_positions_are_refused(act: Callable[[], Any]) -> None:
+    with pytest.raises(SpecError, match="300 tokens, and the model has 128 positions; cut prompts to 128"):
+        act()
+
+
+def test_padding_is_no_part_of_a_prompts_length() -> None:
+    prompts = some_prompts()
+    ids_NS = torch.nn.functional.pad(prompts.ids_NS, (0, 200))
+    real_NS = torch.nn.functional.pad(prompts.real_NS, (0, 200))
+    padded = Prompts(prompts.codes, ids_NS, real_NS, prompts.domain_N)
+    padded.check_fits(mixture().spec)
+
+
+TAKING: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda plain: grow(mixture(), plain), "GrowSpec"),
+    (lambda plain: add_expert(mixture(), plain), "AddExpertSpec"),
+    (lambda plain: release_twins(mixture(), plain), "ReleaseTwinsSpec"),
+    (lambda plain: remove_expert(mixture(), plain), "RemoveExpertSpec"),
+    (lambda plain: preview_removal(mixture(), plain, some_prompts()), "RemoveExpertSpec"),
+    (lambda plain: merge_experts(mixture(), plain), "MergeExpertsSpec"),
+    (lambda plain: quantise(mixture(), plain), "QuantiseSpec"),
+    (lambda plain: dequantise(mixture(), plain), "DequantiseSpec"),
+    (lambda plain: distil(mixture(), plain, some_prompts()), "DistilSpec"),
+    (lambda plain: compose([mixture()], plain, some_prompts()), "ComposeSpec"),
+    (lambda plain: upcycle(mixture(), plain), "UpcycleSpec"),
+    (lambda plain: specialise_clone(mixture(), plain, some_prompts()), "SpecialiseCloneSpec"),
+    (lambda plain: wake_expert(mixture(), plain, some_prompts()), "WakeExpertSpec"),
+]
+
+
+@pytest.mark.parametrize(("act", "wanted"), TAKING)
+def test_plain_data_is_not_taken_for_a_specification(act: Callable[[Any], Any], wanted: str) -> None:
+    with pytest.raises(SpecError, match=f"takes a {wanted}, not a dict; .* with {wanted}.parse"):
+        act({"kind": "grow", "num_experts": 8})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("layers.2.mlp.experts.down_EDF", "down of the experts of layer 2"),
+        ("layers.1.attention.o_proj.weight", "o_proj of layer 1"),
+        ("embed_tokens.weight", "the output map"),
+    ],
+)
+def test_weights_that_are_not_finite_are_not_packed(name: str, told: str, value: float) -> None:
+    model = mixture()
+    with torch.no_grad():
+        dict(model.named_parameters())[name].view(-1)[7] = value
+    spec = QuantiseSpec.parse({"attention": {"bits": 8}, "head": {"bits": 8}})
+    with pytest.raises(SpecError, match=f"{told} has 1 weights that are not finite"):
+        quantise(model, spec)
