@@ -135,6 +135,9 @@ CORE = Sentences(
             "none comes or goes alone; set per_group to do the same at one place of each group"
         ),
         "no_such_place": "expert {expert} is outside the {num_experts} experts of a group",
+        "floor_without_shares": (
+            "gate '{gate}' chooses by a table, so that a floor means nothing to it; set prior_mode to mask or none"
+        ),
         "no_twins": "the model has no twins to release; grow it with method 'twin' first",
         "unsplit": "moe_intermediate_size ({width}) must be divisible by {parts} to split the experts",
         "student_larger": "a student may not be larger than its teacher: {asked} is more than {own}",

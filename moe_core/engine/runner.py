@@ -71,6 +71,7 @@ class ModelRunner:
                 top_k=moe.top_k,
                 moe_layers=moe.moe_layers,
                 twins=moe.twins,
+                gate=moe.gate.kind,
             ).to(self.device)
         # Experts that come and go are seen to between a layer's router and its experts.
         is_whole = residency is None

@@ -58,17 +58,20 @@ class DomainPrior:
         top_k: int,
         moe_layers: Sequence[int] | None = None,
         twins: TwinsSpec | None = None,
+        gate: str | None = None,
     ) -> DomainPrior:
         """The prior that a routing policy asks for, layer by layer: a push towards mapped experts, a mask of all others,
         or a floor under the mapped ones.
 
         `moe_layers` are the numbers of the expert layers (default: 0, 1, …), by which a policy names exceptions.
         Raises SpecError for an expert or a layer that does not exist, and for a mask that leaves a token fewer than top_k
-        experts, of `twins` one.
+        experts, of `twins` one; and for a floor under a `gate` (its kind) that chooses by no share.
         """
         mine_NE = torch.tensor(routing.label_matrix(num_experts), dtype=torch.float32).view(-1, num_experts)
         layers = range(num_moe_layers) if moe_layers is None else moe_layers
         routing.check_fits(num_experts, layers)
+        if gate is not None:
+            routing.check_gate(gate, layers)
         general_E = torch.zeros(num_experts, dtype=torch.bool)
         general_E[list(routing.general_experts)] = True
         priors = [routing.prior_in(layer) for layer in layers]

@@ -5,6 +5,8 @@ T tokens, D model width, E experts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,11 +14,16 @@ from moe_core.errors import SpecError
 from moe_core.routers.call import Floor, GateCall, GateWeights
 
 NEG_INF = float("-inf")
+# From logits (T, E) to what a gate has for shares.
+SharesOf = Callable[[Tensor], Tensor]
+# A shift so far beyond the largest logit leaves any score function nothing on the other side.
+LARGEST_SHIFT = 100.0
+HALVINGS = 32
 
 
-def linear_logits(weights: GateWeights, call: GateCall) -> Tensor:
-    """(T, E) float32 logits of a linear gate, after temperature and prior."""
-    return adjusted(raw_logits(weights, call), call)
+def linear_logits(weights: GateWeights, call: GateCall, shares_of: SharesOf | None = None) -> Tensor:
+    """(T, E) float32 logits of a linear gate, after temperature and prior; a floor is one of `shares_of`."""
+    return adjusted(raw_logits(weights, call), call, shares_of)
 
 
 def raw_logits(weights: GateWeights, call: GateCall) -> Tensor:
@@ -29,16 +36,45 @@ def raw_logits(weights: GateWeights, call: GateCall) -> Tensor:
     )
 
 
-def adjusted(raw_TE: Tensor, call: GateCall) -> Tensor:
+def adjusted(raw_TE: Tensor, call: GateCall, shares_of: SharesOf | None = None) -> Tensor:
     """Raw logits divided by the temperature, then moved by the domain prior: bias or mask first, then the floor."""
     logits_TE = raw_TE if call.temperature in (0.0, 1.0) else raw_TE / call.temperature
     if call.bias_TE is not None:
         logits_TE = logits_TE + call.bias_TE
-    return logits_TE if call.floor is None else with_floor(logits_TE, call.floor)
+    if call.floor is None:
+        return logits_TE
+    if shares_of is None:
+        return logits_TE + floor_shift(logits_TE, call.floor)
+    return logits_TE + searched_shift(logits_TE, call.floor, shares_of)
 
 
-def with_floor(logits_TE: Tensor, floor: Floor) -> Tensor:
-    """Raise the logits of a token's own experts, all by the same amount, until they have the floor's share together.
+@torch.no_grad()
+def searched_shift(logits_TE: Tensor, floor: Floor, shares_of: SharesOf) -> Tensor:
+    """(T, E): as much up for a token's own experts as down for the others, so that the former have the floor's share.
+
+    For gates whose shares are no softmax: found by halving, and a constant to gradients. The same tokens as in
+    `floor_shift` stay as they are.
+    """
+    mine_TE, finite_TE = floor.mine_TE, logits_TE.isfinite()
+    signs_TE = mine_TE.float() - (~mine_TE).float()
+    two_sided_T = (mine_TE & finite_TE).any(-1) & (~mine_TE & finite_TE).any(-1)
+
+    def lacks(shift_T: Tensor) -> Tensor:
+        shares_TE = shares_of(logits_TE + shift_T[:, None] * signs_TE)
+        return shares_TE.masked_fill(~mine_TE, 0.0).sum(-1) < floor.share_T
+
+    low_T = logits_TE.new_zeros(logits_TE.shape[0])
+    moved_T = two_sided_T & lacks(low_T)
+    high_T = LARGEST_SHIFT + logits_TE.masked_fill(~finite_TE, 0.0).abs().amax(-1)
+    for _ in range(HALVINGS):
+        middle_T = (low_T + high_T) / 2
+        lacks_T = lacks(middle_T)
+        low_T, high_T = torch.where(lacks_T, middle_T, low_T), torch.where(lacks_T, high_T, middle_T)
+    return torch.where(moved_T, high_T, 0.0)[:, None] * signs_TE
+
+
+def floor_shift(logits_TE: Tensor, floor: Floor) -> Tensor:
+    """(T, E): what raises a token's own experts, all by the same amount, to the floor's share of the softmax together.
 
     Tokens that have it already, and those whose domain has all experts or none, stay bit for bit as they are.
     """
@@ -50,7 +86,7 @@ def with_floor(logits_TE: Tensor, floor: Floor) -> Tensor:
     missing_T = torch.logit(floor.share_T) - log_odds_T
     # Infinite where one side has no expert: nothing can be moved there.
     missing_T = torch.where(missing_T.isfinite() & (missing_T > 0.0), missing_T, 0.0)
-    return logits_TE + missing_T[:, None] * mine_TE
+    return missing_T[:, None] * mine_TE
 
 
 def check_shapes(hidden_TD: Tensor, weight_ED: Tensor, top_k: int) -> None:

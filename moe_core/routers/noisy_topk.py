@@ -6,11 +6,13 @@ Source: Shazeer et al. 2017, "Outrageously Large Neural Networks", arXiv 1701.06
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from moe_core.routers.call import GateCall, GateWeights
-from moe_core.routers.logits import NEG_INF, linear_logits
+from moe_core.routers.logits import NEG_INF, floor_shift, linear_logits
 from moe_core.routers.losses import squared_variation
 from moe_core.routers.routing import Routing
 from moe_core.routers.softmax_topk import softmax_choice
@@ -23,13 +25,17 @@ def noisy_topk(gate: NoisyTopk, weights: GateWeights, call: GateCall) -> Routing
     While training `losses["load"]` is the squared variation of the smooth load: the sum over tokens of the probability
     that an expert would be among the k best if its noise alone were drawn again.
     """
-    clean_TE = linear_logits(weights, call)
     if not (call.training and call.rng is not None):
-        return softmax_choice(clean_TE, call, renormalised=call.norm_topk_prob)
+        return softmax_choice(linear_logits(weights, call), call, renormalised=call.norm_topk_prob)
+    clean_TE = linear_logits(weights, replace(call, floor=None))
     raw_TE = torch.nn.functional.linear(call.hidden_TD.float(), weights["noise_weight"].float())
     spread_TE = torch.nn.functional.softplus(raw_TE) + gate.noise_floor
     drawn_TE = torch.randn(clean_TE.shape, generator=call.rng, device=clean_TE.device)
     noisy_TE = clean_TE + drawn_TE * spread_TE
+    if call.floor is not None:
+        # Of what chooses: noise would take away from a floor under it.
+        shift_TE = floor_shift(noisy_TE, call.floor)
+        clean_TE, noisy_TE = clean_TE + shift_TE, noisy_TE + shift_TE
     routing = softmax_choice(noisy_TE, call, renormalised=call.norm_topk_prob)
     chances_TE = chance_of_choice(clean_TE, noisy_TE, spread_TE, call.top_k)
     # A NaN stays in its own token, and out of the load of the others.

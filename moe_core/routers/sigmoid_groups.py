@@ -12,7 +12,7 @@ from torch import Tensor
 from moe_core.routers.call import GateCall, GateWeights
 from moe_core.routers.choosing import best, biased
 from moe_core.routers.fused import fused_topk
-from moe_core.routers.logits import NEG_INF, linear_logits
+from moe_core.routers.logits import NEG_INF, SharesOf, linear_logits
 from moe_core.routers.routing import Routing
 from moe_core.spec.gate import SigmoidGroups
 
@@ -40,7 +40,7 @@ def sigmoid_groups(gate: SigmoidGroups, weights: GateWeights, call: GateCall) ->
     )
     if at_once is not None:
         return at_once
-    logits_TE = linear_logits(weights, call)
+    logits_TE = linear_logits(weights, call, shares_of(gate))
     scores_TE = expert_scores(gate, logits_TE)
     ids_TK = call.forced_TK
     if ids_TK is None:
@@ -49,8 +49,17 @@ def sigmoid_groups(gate: SigmoidGroups, weights: GateWeights, call: GateCall) ->
     weights_TK = scores_TE.gather(-1, ids_TK)
     if call.norm_topk_prob:
         weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + TINY)
-    shares_TE = scores_TE / (scores_TE.sum(-1, keepdim=True) + TINY)
+    shares_TE = _shares(scores_TE)
     return Routing(ids_TK, weights_TK * gate.routed_scaling_factor, logits_TE, shares_TE)
+
+
+def shares_of(gate: SigmoidGroups) -> SharesOf | None:
+    """What a floor is solved in; None for a softmax."""
+    return None if gate.scores == "softmax" else lambda logits_TE: _shares(expert_scores(gate, logits_TE))
+
+
+def _shares(scores_TE: Tensor) -> Tensor:
+    return scores_TE / (scores_TE.sum(-1, keepdim=True) + TINY)
 
 
 def expert_scores(gate: SigmoidGroups, logits_TE: Tensor) -> Tensor:

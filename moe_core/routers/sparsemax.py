@@ -23,7 +23,7 @@ def sparsemax_gate(gate: Sparsemax, weights: GateWeights, call: GateCall) -> Rou
     the cap cuts off; without it the weights are the shares among all experts. The balancing bias moves who is among the
     k best. A temperature of 0 leaves one expert.
     """
-    logits_TE = linear_logits(weights, call)
+    logits_TE = linear_logits(weights, call, sparsemax)
     if call.temperature == 0.0:
         # The limit: a gap of one to the second best leaves the best alone.
         best_T1 = logits_TE.argmax(-1, keepdim=True)

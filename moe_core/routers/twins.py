@@ -16,8 +16,9 @@ from torch import Tensor
 
 from moe_core.routers.call import GateCall, GateWeights
 from moe_core.routers.choosing import biased
-from moe_core.routers.logits import NEG_INF, adjusted, raw_logits
-from moe_core.routers.sigmoid_groups import expert_scores
+from moe_core.routers.logits import NEG_INF, SharesOf, adjusted, raw_logits
+from moe_core.routers.sigmoid_groups import expert_scores, shares_of
+from moe_core.routers.sparsemax import sparsemax
 from moe_core.spec.gate import Base, Gate, SigmoidGroups, Sparsemax
 from moe_core.spec.twins import TwinsSpec
 
@@ -38,11 +39,17 @@ def with_one_of_twins(twins: TwinsSpec, gate: Gate, weights: GateWeights, call: 
     if twins.hold is None or "weight" not in weights:
         score_TE = picked_TE.float()
     else:
-        logits_TE = adjusted(raw_logits(weights, call) + twins.hold * picked_TE, call)
+        logits_TE = adjusted(raw_logits(weights, call) + twins.hold * picked_TE, call, _shares_of(gate))
         score_TE = _choosing_scores(gate, logits_TE, call, picked_TE, root_E)
     given_TE = torch.zeros_like(score_TE) if call.bias_TE is None else call.bias_TE.float()
     score_TE = score_TE.masked_fill(given_TE == NEG_INF, NEG_INF)
     return replace(call, bias_TE=given_TE.masked_fill(~_best_of_twins(score_TE, picked_TE, root_E), NEG_INF))
+
+
+def _shares_of(gate: Gate) -> SharesOf | None:
+    if isinstance(gate, SigmoidGroups):
+        return shares_of(gate)
+    return sparsemax if isinstance(gate, Sparsemax) else None
 
 
 def _choosing_scores(

@@ -45,7 +45,7 @@ class LayerPrior(Spec):
     strength: PriorStrength = 1.0
     """Of "bias": what is added to the logits of the domain's experts."""
     floor: FloorShare = 0.5
-    """Of "floor": the share of the softmax that they have at least, together."""
+    """Of "floor": the share of the gate's probability that they have at least, together."""
 
 
 class RoutingSpec(Spec):
@@ -139,6 +139,11 @@ class RoutingSpec(Spec):
             raise SpecError.of(
                 "general_expert_outside", expert=max(self.general_experts), num_experts=num_experts
             )
+
+    def check_gate(self, gate: str, moe_layers: Sequence[int]) -> None:
+        """Raise SpecError for a floor under a gate, by its kind, that chooses by no share."""
+        if gate == "hash" and any(self.prior_in(layer).mode == "floor" for layer in moe_layers):
+            raise SpecError.of("floor_without_shares", gate=gate)
 
     def label_matrix(self, num_experts: int) -> tuple[tuple[float, ...], ...]:
         """(num_domains, num_experts): 1.0 where the expert is mapped to the domain, else 0.0."""

@@ -147,6 +147,10 @@ WORDS: Mapping[str, str] = {
     "no_such_place": gettext_noop(
         "There is no expert %(expert)s; a group has %(num_experts)s, counted from 0."
     ),
+    "floor_without_shares": gettext_noop(
+        "The gate “%(gate)s” chooses by a table: no share can be kept for a domain. "
+        "Let the domain map mask other experts, or do nothing."
+    ),
     "no_twins": gettext_noop("The version has no twins to release; grow it by twins first."),
     "unsplit": gettext_noop("An expert of width %(width)s cannot be cut into %(parts)s equal parts."),
     "student_larger": gettext_noop(

@@ -47,6 +47,7 @@ def _check_fits(spec: RoutingSpec, version: ModelVersion) -> None:
         )
     try:
         spec.check_fits(version.num_experts, version.moe_layers)
+        spec.check_gate(version.gate, version.moe_layers)
     except SpecError as error:
         raise Invalid(told(str(error)), fields={"domain_map": told(str(error))}) from error
 

@@ -111,6 +111,12 @@ class ModelVersion(models.Model):
         return tuple(moe["moe_layers"]) if moe else ()
 
     @property
+    def gate(self) -> str:
+        """The kind of its gate; empty for none."""
+        moe: dict[str, Any] | None = self.spec.get("moe")
+        return str(moe.get("gate", {}).get("kind", "softmax_topk")) if moe else ""
+
+    @property
     def is_dense(self) -> bool:
         """Whether an expert layout can be laid over it."""
         return self.spec.get("moe") is None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from common.errors import Conflict, Invalid
 from deployments import services
-from deployments.domains import codes_of
+from deployments.domains import check_kept, codes_of
 from deployments.forms import AS_SERVED
 from deployments.models import Deployment
 from jobs.models import Job
@@ -144,3 +145,13 @@ def test_a_job_names_what_is_gone_without_a_link(people, domain_map):
     parents = {one["title"]: one for one in lineage_of(job)["parents"]}
     assert parents["Domains r1"]["url"] == f"/domains/{domain_map.pk}/"
     assert (parents["Eight r2"]["url"], parents["Eight r2"]["note"]) == ("", "deleted since")
+
+
+def test_a_floor_is_refused_where_the_gate_chooses_by_a_table() -> None:
+    domain = {"code": "law", "name_en": "Law", "name_zh": "法律", "experts": [1]}
+    moe = {"moe_layers": [0], "num_experts": 4, "gate": {"kind": "hash"}}
+    for mode, refused in (("floor", True), ("mask", False)):
+        asked = {"domains": [domain], "prior_mode": mode}
+        with pytest.raises(Invalid, match="chooses by a table") if refused else nullcontext():
+            check_kept(asked, ModelVersion(spec={"moe": moe}))
+        check_kept(asked, ModelVersion(spec={"moe": {**moe, "gate": {"kind": "softmax_topk"}}}))

@@ -138,11 +138,7 @@ def test_a_push_and_a_floor_move_every_gate(gate: Gate) -> None:
     first, second = routings(model, prior=floor, domain_T=domain_T)
     assert pushed > free
     assert first.probs_TE[:, 1].mean() > free
-    if gate.kind not in ("sigmoid_groups", "sparsemax"):
-        # Where shares are a softmax the floor is exact; elsewhere it moves the same logits by as much.
-        assert first.probs_TE[:, 1].min().item() >= 0.9 - 1e-5
-    share_T = torch.softmax(first.logits_TE, -1)[:, 1]
-    assert share_T.min().item() >= 0.9 - 1e-5
+    assert first.probs_TE[:, 1].min().item() >= 0.9 - 1e-5
     assert float(torch.softmax(second.logits_TE, -1)[:, 1].min()) < 0.5
 
 
