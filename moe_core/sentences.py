@@ -116,6 +116,9 @@ CORE = Sentences(
             "its slots mix every token of a window, later ones included, so that a language-model loss rewards reading "
             "ahead; choose a gate that sends each token by itself, such as softmax_topk"
         ),
+        "kind_missing": "{field} is missing, which tells what this is; give it a value",
+        "kind_unknown": "there is no {field} called '{tag}'; there are: {known}",
+        "not_a_list": "this must be a list",
         "too_many_experts": "{num_experts} experts are more than the {most} that a layer may have; make fewer",
         "top_k_doubled": (
             "method '{method}' doubles top_k with the experts, from {top_k} to {doubled}, and a token has at most {most} "

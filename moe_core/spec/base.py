@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, TypeAda
 from pydantic_core import CoreSchema
 
 from moe_core.errors import SpecError
+from moe_core.sentences import CORE
 
 S = TypeVar("S", bound="Spec")
 T = TypeVar("T")
@@ -120,12 +121,26 @@ def _found(error: ValidationError) -> Iterator[tuple[Place, str, Any]]:
             for place, sentence in cause.faults:
                 yield (*item["loc"], *place), sentence, None
         else:
-            yield item["loc"], item["msg"].removeprefix("Value error, "), item
+            yield item["loc"], _said(item), item
+
+
+def _said(item: Any) -> str:
+    """What pydantic says, without its own words for unions and lists."""
+    values = item.get("ctx", {})
+    match item["type"]:
+        case "union_tag_not_found":
+            return CORE.say("kind_missing", field=values["discriminator"])
+        case "union_tag_invalid":
+            field, known = values["discriminator"], values["expected_tags"]
+            return CORE.say("kind_unknown", field=field, tag=values["tag"], known=known)
+        case "tuple_type" | "list_type":
+            return CORE.say("not_a_list")
+    return str(item["msg"].removeprefix("Value error, "))
 
 
 def _sentence(cls: type[BaseModel] | None, item: Any) -> str:
     # What a rule of ours says stands alone; pydantic's own words need the field that they speak of, and its value.
-    message, place = item["msg"].removeprefix("Value error, "), ".".join(map(str, item["loc"]))
+    message, place = _said(item), ".".join(map(str, item["loc"]))
     if item["type"] == "value_error" and not place:
         return str(message)
     where = (
@@ -135,7 +150,7 @@ def _sentence(cls: type[BaseModel] | None, item: Any) -> str:
         return f"{where}: {message}; give it a value"
     if item["type"] == "extra_forbidden":
         return f"{where}: {message}; {_nearest(cls, item['loc'])}"
-    if item["type"] == "value_error":
+    if item["type"] in ("value_error", "union_tag_not_found", "union_tag_invalid"):
         return f"{where}: {message}"
     return f"{where}: {message.replace('None', 'null')}, and is {_json(item['input'])}"
 

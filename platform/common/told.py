@@ -124,6 +124,9 @@ WORDS: Mapping[str, str] = {
         "Its slots mix every token of a window, later ones included, so that learning rewards reading ahead; "
         "choose a gate that sends each token by itself, such as “softmax_topk”."
     ),
+    "kind_missing": gettext_noop("%(field)s is missing, which tells what this is; give it a value."),
+    "kind_unknown": gettext_noop("There is no %(field)s called “%(tag)s”; there are: %(known)s."),
+    "not_a_list": gettext_noop("This must be a list."),
     "too_many_experts": gettext_noop(
         "%(num_experts)s experts are more than the %(most)s that a layer may have; make fewer."
     ),

@@ -126,3 +126,19 @@ def test_whatever_was_packed_is_given_back(people, tmp_path, model) -> None:
         "/api/v1/jobs/", {"kind": "operate", "spec": spec}, content_type="application/json"
     )
     assert reply.status_code == 202, reply.json()
+
+
+@pytest.mark.parametrize(
+    ("operation", "field", "words"),
+    [
+        ({}, "operation", "'kind' is missing"),
+        ({"kind": "shrink"}, "operation", "“shrink”"),
+        ({**DOMAINS, "domains": "copy"}, "operation.compose.domains", "a list"),
+    ],
+)
+def test_what_is_no_operation_is_said_in_plain_words(people, tmp_path, operation, field, words) -> None:
+    version = make_version(people, tmp_path)
+    spec = {"model_version": version.pk, "operation": operation}
+    with pytest.raises(Invalid) as refused:
+        job_submit(caller=people.owner, kind="operate", spec=spec)
+    assert list(refused.value.fields) == [field] and words in refused.value.fields[field]
