@@ -110,8 +110,9 @@ def router_z(logits_TE: Tensor) -> float:
 def margins(scores_TE: Tensor, top_k: int) -> Tensor:
     """How far the k-th best score of each token is above the (k+1)-th: (T,) float64.
 
-    A margin near 0 is a choice that rounding may turn over; it is +inf where nothing else could be chosen (k = E, or all
-    others are masked with -inf). Raises SpecError for k outside 1 to E.
+    Scores are those that choose (`moe_core.routers.scores`). A margin near 0 is a choice that rounding may turn over; it
+    is +inf where nothing else could be chosen (k = E, or all others are masked with -inf). Raises SpecError for k outside
+    1 to E.
     """
     num_experts = scores_TE.shape[1]
     if not 1 <= top_k <= num_experts:

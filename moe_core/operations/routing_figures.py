@@ -22,6 +22,7 @@ from moe_core.operations import metrics
 from moe_core.operations.measure import hidden_of
 from moe_core.operations.prompts import Prompts
 from moe_core.routers import Routing
+from moe_core.routers.scores import choosing_scores
 from moe_core.spec import MoeSpec
 
 # Layer → (T, K) int64: the choices of the real tokens of a run, in its order.
@@ -42,7 +43,7 @@ class LayerNotes:
     dropped: list[Tensor] = field(default_factory=list)
     squared_z: float = 0.0
 
-    def add(self, routing: Routing, real_T: Tensor, token_T: Tensor, domain_T: Tensor, top_k: int) -> None:
+    def add(self, routing: Routing, real_T: Tensor, token_T: Tensor, domain_T: Tensor, moe: MoeSpec) -> None:
         """Note one batch."""
         logits_TE = routing.logits_TE[real_T].detach().cpu()
         self.ids.append(routing.expert_ids_TK[real_T].detach().cpu())
@@ -50,7 +51,8 @@ class LayerNotes:
         self.domains.append(domain_T[real_T].cpu())
         chosen = self.ids[-1][self.ids[-1] >= 0]
         self.loads.append(torch.bincount(chosen, minlength=self.num_experts))
-        self.margins.append(metrics.margins(logits_TE, min(top_k, self.num_experts)))
+        scores_TE = choosing_scores(moe.gate, routing)[real_T].detach().cpu()
+        self.margins.append(metrics.margins(scores_TE, moe.top_k))
         self.squared_z += metrics.router_z(logits_TE) * logits_TE.shape[0]
         if routing.overflow is not None:
             wanted_TK = routing.overflow.wanted_TK[real_T] >= 0
@@ -118,7 +120,7 @@ class RoutingFigures:
         """
         if routing.mix is None and routing.expert_ids_TK.shape[0] == real_T.shape[0]:
             notes = self.layers.setdefault(layer, LayerNotes(self.moe.num_experts))
-            notes.add(routing, real_T, token_T, domain_T, self.moe.top_k)
+            notes.add(routing, real_T, token_T, domain_T, self.moe)
 
     def choices(self) -> Choices:
         """What every real token chose in each layer, to compare a later run with."""

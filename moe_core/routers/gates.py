@@ -67,6 +67,8 @@ def decide(moe: MoeSpec, weights: GateWeights, call: GateCall) -> Routing:
     routing = GATES[moe.gate.kind](moe.gate, weights, call)
     if moe.twins is not None:
         routing = _without_masked(routing, call)
+    if call.selection_bias_E is not None:
+        routing = replace(routing, selection_bias_E=call.selection_bias_E.detach())
     return routing if moe.capacity is None else within_capacity(routing, moe.capacity, weights, call)
 
 

@@ -102,6 +102,8 @@ class Routing:
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     # What the gate found out on the way, without gradients.
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    # (E,): what was added to the scores that chose, stored with the gate and given in the call together; None for nothing.
+    selection_bias_E: Tensor | None = None
 
     @property
     def chosen_TK(self) -> Tensor:

@@ -45,7 +45,7 @@ def sigmoid_groups(gate: SigmoidGroups, weights: GateWeights, call: GateCall) ->
     ids_TK = call.forced_TK
     if ids_TK is None:
         choice_TE = biased(scores_TE, logits_TE, call.selection_bias_E)
-        ids_TK = best(_inside_best_groups(gate, choice_TE), call.top_k)
+        ids_TK = best(inside_best_groups(gate, choice_TE), call.top_k)
     weights_TK = scores_TE.gather(-1, ids_TK)
     if call.norm_topk_prob:
         weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + TINY)
@@ -71,7 +71,7 @@ def expert_scores(gate: SigmoidGroups, logits_TE: Tensor) -> Tensor:
     return torch.sigmoid(logits_TE)
 
 
-def _inside_best_groups(gate: SigmoidGroups, choice_TE: Tensor) -> Tensor:
+def inside_best_groups(gate: SigmoidGroups, choice_TE: Tensor) -> Tensor:
     """The scores that pick, with experts outside the best groups far below the others."""
     if gate.num_groups == 1 or gate.topk_group == gate.num_groups:
         return choice_TE

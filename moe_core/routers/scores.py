@@ -1,0 +1,34 @@
+"""The scores that choose experts, for who wants to know how near a choice was.
+
+T tokens, E experts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_core.routers.choosing import biased
+from moe_core.routers.logits import NEG_INF
+from moe_core.routers.routing import Routing
+from moe_core.routers.sigmoid_groups import OUTSIDE, expert_scores, inside_best_groups
+from moe_core.spec.gate import Base, Gate, Hash, SigmoidGroups, Sparsemax
+
+
+@torch.no_grad()
+def choosing_scores(gate: Gate, routing: Routing) -> Tensor:
+    """(T, E): what a served token's experts are the k best of; -inf for experts that it could not choose.
+
+    Score function and selection bias are in it, and experts outside the best groups are out of reach. Gate `hash` chooses
+    by its table, so that all others are.
+    """
+    logits_TE, bias_E = routing.logits_TE, routing.selection_bias_E
+    if isinstance(gate, Hash):
+        return torch.full_like(logits_TE, NEG_INF)
+    if isinstance(gate, SigmoidGroups):
+        scores_TE = biased(expert_scores(gate, logits_TE), logits_TE, bias_E)
+        inside_TE = inside_best_groups(gate, scores_TE)
+        return inside_TE.masked_fill(inside_TE < scores_TE - OUTSIDE / 2, NEG_INF)
+    if bias_E is None:
+        return logits_TE
+    return biased(logits_TE if isinstance(gate, Sparsemax | Base) else routing.probs_TE, logits_TE, bias_E)
