@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -96,6 +96,20 @@ class SlidingSpec(Spec):
     num_attention_heads: Annotated[int, Field(ge=1, le=1024)]
     rope_theta: Annotated[float, Field(ge=1.0, le=1e9)]
     partial_rotary_factor: RotaryShare = 1.0
+
+
+class Kept(NamedTuple):
+    """The shape of a token's keys and values in a cache; latent attention's values are the first of its key's."""
+
+    num_heads: int
+    key_dim: int
+    value_dim: int
+    shares_keys: bool = False
+
+    @property
+    def num_values(self) -> int:
+        """How many numbers are stored."""
+        return self.num_heads * (self.key_dim + (0 if self.shares_keys else self.value_dim))
 
 
 class AttentionSpec(Spec):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from moe_core.sentences import CORE
-from moe_core.spec.attention import AttentionSpec, RopeSpec
+from moe_core.spec.attention import AttentionSpec, Kept, RopeSpec
 from moe_core.spec.base import LayerIndex, Spec
 from moe_core.spec.capacity import CapacitySpec
 from moe_core.spec.clamps import Clamps, clamps_complaint
@@ -36,20 +36,6 @@ Family = Literal[
 # What stands between gate and up in a feed-forward. "clamped" is gpt-oss's (up + 1) · gate · sigmoid(alpha · gate).
 Activation = Literal["silu", "gelu", "clamped"]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 20)]
-
-
-class Kept(NamedTuple):
-    """The shape of a token's keys and values in a cache; latent attention's values are the first of its key's."""
-
-    num_heads: int
-    key_dim: int
-    value_dim: int
-    shares_keys: bool = False
-
-    @property
-    def num_values(self) -> int:
-        """How many numbers are stored."""
-        return self.num_heads * (self.key_dim + (0 if self.shares_keys else self.value_dim))
 
 
 class MoeSpec(Spec):

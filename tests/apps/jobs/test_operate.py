@@ -92,27 +92,6 @@ def test_what_does_not_fit_is_named(people, mixture, operation, more, field) -> 
     assert not Job.objects.exists()
 
 
-def test_what_needs_no_logs_is_done_without_them(people, mixture) -> None:
-    operate(people, mixture, {"kind": "remove", "expert": 1})
-    operate(people, mixture, {"kind": "merge", "first": 0, "second": 1, "weights": "even"})
-    assert Job.objects.count() == 2
-
-
-def test_only_versions_of_one_shape_are_composed(people, mixture, tmp_path) -> None:
-    request = tune_request(people, tmp_path)
-    dense, corpus = request["model_version"], request["corpus"]
-    spec = {"corpus": corpus, "operation": {"kind": "compose", "domains": ["copy", "support"]}}
-    for first, second in ((dense, mixture.pk), (mixture.pk, dense)):
-        asked = {**spec, "model_version": first, "others": [second]}
-        with pytest.raises(Invalid) as refused:
-            job_submit(caller=people.owner, kind="operate", spec=asked)
-        assert set(refused.value.fields) == {"others"}
-    for one in (dense, mixture.pk):
-        job_submit(
-            caller=people.owner, kind="operate", spec={**spec, "model_version": one, "others": [one]}
-        )
-
-
 def test_more_versions_are_for_composing_alone(people, mixture) -> None:
     with pytest.raises(Invalid) as refused:
         operate(people, mixture, GROW, others=[mixture.pk])

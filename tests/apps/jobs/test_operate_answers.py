@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from common.errors import Invalid
 from jobs.models import Job
+from jobs.services import job_submit
 from moe_core.spec import ModelSpec
 from moe_core.spec.foresee import foreseen
 from moe_core.spec.operations import OPERATION, GrowSpec
@@ -126,6 +128,30 @@ def test_whatever_was_packed_is_given_back(people, tmp_path, model) -> None:
         "/api/v1/jobs/", {"kind": "operate", "spec": spec}, content_type="application/json"
     )
     assert reply.status_code == 202, reply.json()
+
+
+def test_what_needs_no_logs_is_done_without_them(people, tmp_path) -> None:
+    mixture = make_version(people, tmp_path, spec=moe_spec())
+    for operation in (
+        {"kind": "remove", "expert": 1},
+        {"kind": "merge", "first": 0, "second": 1, "weights": "even"},
+    ):
+        asked = {"model_version": mixture.pk, "operation": operation}
+        job_submit(caller=people.owner, kind="operate", spec=asked)
+    assert Job.objects.count() == 2
+
+
+def test_only_versions_of_one_shape_are_composed(people, tmp_path) -> None:
+    mixture = make_version(people, tmp_path, spec=moe_spec(), name="Mixture").pk
+    dense, corpus = make_version(people, tmp_path).pk, make_corpus(people).pk
+    spec = {"corpus": corpus, "operation": DOMAINS}
+    for first, second in ((dense, mixture), (mixture, dense)):
+        asked = {**spec, "model_version": first, "others": [second]}
+        with pytest.raises(Invalid) as refused:
+            job_submit(caller=people.owner, kind="operate", spec=asked)
+        assert set(refused.value.fields) == {"others"}
+    for one in (dense, mixture):
+        job_submit(caller=people.owner, kind="operate", spec={**spec, "model_version": one, "others": [one]})
 
 
 @pytest.mark.parametrize(
