@@ -45,6 +45,7 @@ from moe_core.spec.demands import (
     groups_of,
 )
 from moe_core.spec.foresee import gate_of_pairs
+from moe_core.spec.gate import SigmoidGroups
 from moe_core.spec.operations import AddExpertSpec, GrowSpec, ReleaseTwinsSpec
 from moe_core.spec.twins import TwinsSpec
 
@@ -144,11 +145,21 @@ def _doubled(model: Decoder, method: str) -> Decoder:
         changes["twins"] = _with_twins(moe, order)
     else:
         changes |= {"top_k": 2 * moe.top_k, "gate": gate_of_pairs(moe)}
-    if method != "split":
-        return with_experts(model, [order] * len(moe.moe_layers), spec_with(model.spec, **changes))
-    return _split(
-        model, spec_with(model.spec, **changes, moe_intermediate_size=moe.moe_intermediate_size // 2)
-    )
+    if method == "split":
+        width = moe.moe_intermediate_size // 2
+        grown = _split(model, spec_with(model.spec, **changes, moe_intermediate_size=width))
+    else:
+        grown = with_experts(model, [order] * len(moe.moe_layers), spec_with(model.spec, **changes))
+    if method != "twin" and _biases_weigh_on_shares(moe):
+        for layer in grown.moe_layers():
+            layer.router.tensors["selection_bias"].mul_(0.5)
+    return grown
+
+
+def _biases_weigh_on_shares(moe: MoeSpec) -> bool:
+    """Whether a balancing bias is added to shares of all experts, which halve where experts double."""
+    of_shares = moe.gate.scores == "softmax" if isinstance(moe.gate, SigmoidGroups) else True
+    return of_shares and moe.gate.selection_bias
 
 
 def _with_twins(moe: MoeSpec, order: tuple[int, ...]) -> dict[str, Any]:

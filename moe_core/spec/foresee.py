@@ -107,6 +107,11 @@ def cut_layout(dense: ModelSpec, layout: LayoutSpec, granularity: int) -> Layout
     """The layout with the width that slices have; raises SpecError when the feed-forward cannot be cut so."""
     if granularity == 1:
         return layout
+    if layout.gate.kind == "hash":
+        raise SpecError(
+            f"gate 'hash' deals words to single experts, and of granularity {granularity} only all slices of a copy "
+            "together are a feed-forward; choose granularity 1, or another gate"
+        )
     if dense.intermediate_size % granularity:
         raise SpecError.of(
             "granularity_divides",

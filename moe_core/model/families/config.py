@@ -65,11 +65,18 @@ def family_for(spec: ModelSpec, *, first: str | None = None) -> str:
     """The family to save a mixture in: `first` where that can say it, else one of transformers, else Turnout's own.
 
     Without a `first`, families that transformers lacks come before Turnout's own: the model may have been of one.
+    Raises FormatError where none can.
     """
     theirs = [family.name for family in FAMILIES.values() if family.in_transformers]
     others = [name for name in FAMILIES if name not in theirs and name != OWN]
     names = [*theirs, *others, OWN] if first is None else [first, *theirs, OWN]
-    return next(name for name in names if _says(name, spec))
+    for name in names:
+        if _says(name, spec):
+            return name
+    raise FormatError(
+        f"no family's config.json can say all of this model of family {spec.family!r}; leave out what counts for nothing, "
+        "such as bounds of an activation that has none"
+    )
 
 
 def _says(name: str, spec: ModelSpec) -> bool:

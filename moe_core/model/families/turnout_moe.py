@@ -99,6 +99,10 @@ class TurnoutMoeConfig(DecoderConfig):
         )
 
 
+# What a config.json that does not say it means.
+FREE_EXPERT_COST: float = MoeSpec.model_fields["free_expert_cost"].default
+
+
 def _keys(spec: ModelSpec) -> dict[str, Any]:
     moe = spec.moe
     assert moe is not None
@@ -155,6 +159,7 @@ def _gate_keys(moe: MoeSpec) -> dict[str, Any]:
             keys[name] = packing.model_dump()
     if moe.expert_kinds is not None:
         keys["expert_kinds"] = [kind.model_dump() for kind in moe.expert_kinds]
+    if moe.expert_kinds is not None or moe.free_expert_cost != FREE_EXPERT_COST:
         keys["free_expert_cost"] = moe.free_expert_cost
     return keys
 

@@ -229,3 +229,25 @@ def test_what_cannot_be_kept_is_refused() -> None:
         TwinsSpec(roots=(1, 1))
     with pytest.raises(SpecError, match="name 2 experts; num_experts is 4"):
         spec_with(model.spec, twins={"roots": (0, 0)})
+
+
+@pytest.mark.parametrize("method", ["double_k", "split", "twin"])
+@pytest.mark.parametrize(
+    "gate",
+    [
+        {"kind": "softmax_topk", "selection_bias": True},
+        {"kind": "sigmoid_groups", "scores": "softmax"},
+        {"kind": "sigmoid_groups", "scores": "softmax", "num_groups": 2, "group_score": "best"},
+        {"kind": "sigmoid_groups"},
+    ],
+    ids=["softmax", "softmax scores", "softmax scores in groups", "sigmoid"],
+)
+@pytest.mark.parametrize("std", [0.02, 0.3])
+def test_a_bias_that_picks_experts_weighs_as_much_after_growth(gate, method: str, std: float) -> None:
+    model = mixture(gate=gate)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for layer in model.moe_layers():
+            layer.router.tensors["selection_bias"].normal_(0.0, std, generator=generator)
+    grown, report = grow(model, GrowSpec(num_experts=16, method=method))
+    assert report["keeps_function"] and distance(model, grown) < 4e-6

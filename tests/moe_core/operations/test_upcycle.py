@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import moe_core
 from moe_core.errors import SpecError
 from moe_core.model import Decoder
 from moe_core.model.init import random_decoder
+from moe_core.operations import grow
 from moe_core.operations.upcycle import keeps_function, plan_upcycle
 from moe_core.operations.upcycle import upcycle as upcycle_with
 from moe_core.spec import LayoutSpec
-from moe_core.spec.operations import UpcycleSpec
+from moe_core.spec.operations import GrowSpec, UpcycleSpec
 from tests.moe_core.tiny import STD, tiny_llama, tiny_mixtral
 
 IDS = torch.arange(1, 25).view(2, 12)
@@ -227,3 +230,17 @@ def test_slices_under_another_gate_are_what_it_says(dense: Decoder, case: str) -
 @pytest.mark.parametrize("case", ["switch", "base", "deepseek, free"])
 def test_a_gate_that_treats_all_alike_keeps_the_function(dense: Decoder, case: str) -> None:
     assert distance(dense, upcycle(dense, layout(GATES[case]), 3, router_std=0.0)) < 2e-6
+
+
+def test_a_cost_of_free_experts_is_kept_where_no_expert_is_free(dense: Decoder, tmp_path: Path) -> None:
+    layout = {"moe_layers": [0], "num_experts": 4, "free_expert_cost": 0.5}
+    model, _ = upcycle_with(dense, UpcycleSpec.parse({"layout": layout}))
+    moe_core.save(model, tmp_path / "m")
+    assert moe_core.load(tmp_path / "m").spec == model.spec
+    assert grow(model, GrowSpec(num_experts=8))[0].spec.moe.num_experts == 8
+
+
+def test_slices_are_not_dealt_by_a_table(dense: Decoder) -> None:
+    layout = {"moe_layers": [0], "num_experts": 4, "top_k": 2, "gate": {"kind": "hash"}}
+    with pytest.raises(SpecError, match="choose granularity 1, or another gate"):
+        upcycle_with(dense, UpcycleSpec.parse({"layout": layout, "granularity": 2}))
