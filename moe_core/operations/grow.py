@@ -45,7 +45,7 @@ from moe_core.spec.demands import (
     groups_of,
 )
 from moe_core.spec.foresee import gate_of_pairs
-from moe_core.spec.gate import SigmoidGroups
+from moe_core.spec.gate import SigmoidGroups, SoftmaxTopk
 from moe_core.spec.operations import AddExpertSpec, GrowSpec, ReleaseTwinsSpec
 from moe_core.spec.twins import TwinsSpec
 
@@ -158,8 +158,10 @@ def _doubled(model: Decoder, method: str) -> Decoder:
 
 def _biases_weigh_on_shares(moe: MoeSpec) -> bool:
     """Whether a balancing bias is added to shares of all experts, which halve where experts double."""
-    of_shares = moe.gate.scores == "softmax" if isinstance(moe.gate, SigmoidGroups) else True
-    return of_shares and moe.gate.selection_bias
+    gate = moe.gate
+    if isinstance(gate, SigmoidGroups):
+        return gate.scores == "softmax" and gate.selection_bias
+    return isinstance(gate, SoftmaxTopk) and gate.selection_bias
 
 
 def _with_twins(moe: MoeSpec, order: tuple[int, ...]) -> dict[str, Any]:

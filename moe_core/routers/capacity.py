@@ -18,11 +18,13 @@ from torch import Tensor
 from moe_core.routers.call import GateCall, GateWeights
 from moe_core.routers.logits import NEG_INF
 from moe_core.routers.routing import NO_EXPERT, Overflow, Routing
+from moe_core.routers.scores import choosing_scores
 from moe_core.spec.capacity import CapacitySpec
+from moe_core.spec.gate import Gate, Hash
 
 
 def within_capacity(
-    routing: Routing, capacity: CapacitySpec, weights: GateWeights, call: GateCall
+    routing: Routing, capacity: CapacitySpec, weights: GateWeights, call: GateCall, gate: Gate
 ) -> Routing:
     """The decision with no expert beyond its capacity; padding takes no place and gets no expert.
 
@@ -43,9 +45,10 @@ def within_capacity(
     door = _Door(ids_TK.masked_fill(over_TK, NO_EXPERT), queue_R, limit)
     weights_TK = routing.weights_TK
     if capacity.overflow in ("next_best", "learned"):
-        scores_TE = _rescored(routing, weights, call) if capacity.overflow == "learned" else routing.logits_TE
+        learns = capacity.overflow == "learned"
+        scores_TE = _rescored(routing, weights, call) if learns else _order(gate, routing)
         door.reroute(over_TK, scores_TE.detach())
-        if capacity.overflow == "learned":
+        if learns:
             weights_TK = _straight_through(weights_TK, scores_TE, door.ids_TK, over_TK)
     rerouted_TK = over_TK & (door.ids_TK >= 0)
     dropped_TK = over_TK & ~rerouted_TK
@@ -121,6 +124,11 @@ class _Door:
         enters_R = _place_in_line(best_R, num_experts) < room_E[best_R]
         self.ids_TK[waiting_R[enters_R], place] = best_R[enters_R]
         return waiting_R[~enters_R]
+
+
+def _order(gate: Gate, routing: Routing) -> Tensor:
+    """What the gate orders experts by, out of which groups it did not choose stay; a table orders none but its own."""
+    return routing.logits_TE if isinstance(gate, Hash) else choosing_scores(gate, routing)
 
 
 def _rescored(routing: Routing, weights: GateWeights, call: GateCall) -> Tensor:

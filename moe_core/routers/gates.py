@@ -69,7 +69,7 @@ def decide(moe: MoeSpec, weights: GateWeights, call: GateCall) -> Routing:
         routing = _without_masked(routing, call)
     if call.selection_bias_E is not None:
         routing = replace(routing, selection_bias_E=call.selection_bias_E.detach())
-    return routing if moe.capacity is None else within_capacity(routing, moe.capacity, weights, call)
+    return routing if moe.capacity is None else within_capacity(routing, moe.capacity, weights, call, moe.gate)
 
 
 def _without_masked(routing: Routing, call: GateCall) -> Routing:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moe_core.routers import GateCall, Routing, decide
 from moe_core.routers.losses import balance_loss
-from moe_core.spec import CapacitySpec
+from moe_core.spec import CapacitySpec, MoeSpec
 from moe_core.spec.gate import SoftmaxTopk
 from tests.moe_core.routers.gate_cases import moe_of, tensors_of
 
@@ -183,3 +183,39 @@ def test_a_very_large_batch_is_limited_too(policy: str) -> None:
     assert int(load.max()) <= 5000
     if policy in ("next_best", "learned"):
         assert load.sum() > 39_000
+
+
+def test_the_next_best_is_the_one_that_the_gate_would_have_chosen_next() -> None:
+    moe = MoeSpec.parse(
+        {
+            "moe_layers": (0,), "num_experts": 3, "top_k": 1, "moe_intermediate_size": 8,
+            "gate": {"kind": "softmax_topk", "selection_bias": True},
+            "capacity": {"train_factor": None, "eval_factor": 1.0, "overflow": "next_best"},
+        }
+    )  # fmt: skip
+    weights = {
+        "weight": torch.tensor([[3.0, 0], [2, 0], [1.9, 0]]),
+        "selection_bias": torch.tensor([0.0, -5, 0]),
+    }
+    routing = decide(moe, weights, GateCall(torch.tensor([[1.0, 0], [1, 0]]), 1, num_experts=3))
+    assert routing.expert_ids_TK.tolist() == [[0], [2]]
+
+
+def test_what_overflows_stays_in_the_groups_that_its_token_chose() -> None:
+    moe = MoeSpec.parse(
+        {
+            "moe_layers": (0,), "num_experts": 8, "top_k": 2, "moe_intermediate_size": 8,
+            "gate": {"kind": "sigmoid_groups", "num_groups": 2, "topk_group": 1, "selection_bias": False},
+            "capacity": {"train_factor": None, "eval_factor": 1.0, "overflow": "next_best"},
+        }
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(2)
+    hidden_TD = torch.randn(64, 16, generator=generator)
+    weights = {"weight": torch.randn(8, 16, generator=generator)}
+    call = GateCall(hidden_TD, 2, num_experts=8)
+    free = decide(moe.model_copy(update={"capacity": None}), weights, call)
+    routing = decide(moe, weights, call)
+    assert routing.overflow is not None and int(routing.overflow.rerouted_TK.sum()) > 0
+    own_T = free.expert_ids_TK[:, 0] // 4
+    filled_TK = routing.expert_ids_TK >= 0
+    assert (routing.expert_ids_TK // 4 == own_T[:, None])[filled_TK].all()
