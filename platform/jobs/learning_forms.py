@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.utils.translation import gettext_lazy as _
 
 from common.spec_fields import Ask
-from jobs.chosen import ChosenField
-from jobs.operation_form import SEED, OperateForm
+from jobs.operation_form import SEED, OfOneExpertForm, OperateForm
 from moe_core.spec.operations import DistilSpec, SpecialiseCloneSpec, WakeExpertSpec
 from registry.models import ModelVersion
 from registry.operated import OPERATIONS
@@ -34,7 +31,7 @@ class SpecialiseForm(OperateForm):
     }  # fmt: skip
 
 
-class WakeForm(OperateForm):
+class WakeForm(OfOneExpertForm):
     """Train an expert that hardly anything reaches."""
 
     kind, title, schema = "wake_expert", OPERATIONS["wake_expert"], WakeExpertSpec
@@ -54,15 +51,6 @@ class WakeForm(OperateForm):
         ),
         "seed": SEED,
     }
-    expert = ChosenField(
-        label=_("Expert"), required=False,
-        help_text=_("One number, or one for each layer. Left empty: the one with the least load, by layer."),
-    )  # fmt: skip
-
-    def operation(self) -> dict[str, Any]:
-        """Without a number the least used one is woken."""
-        expert = self.cleaned_data["expert"]
-        return {**super().operation(), **({} if expert is None else {"expert": expert})}
 
 
 class DistilForm(OperateForm):

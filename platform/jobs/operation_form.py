@@ -13,6 +13,7 @@ from django.utils.translation import gettext_lazy as _
 from accounts.models import Team
 from common.spec_fields import Ask, Part
 from corpora.selectors import corpora_of
+from jobs.chosen import ChosenField
 from jobs.forms import MAX_CHOICES, version_words
 from jobs.specs import default_threads
 from jobs.tune_fields import PRECISION
@@ -147,3 +148,17 @@ class OperateForm(forms.Form):
         operation = {name: value for name, value in spec["operation"].items() if name != "kind"}
         named = {name: spec[name] for name in ("model_version", "corpus") if spec.get(name) is not None}
         return {**operation, **spec.get("options", {}), **named}
+
+
+class OfOneExpertForm(OperateForm):
+    """An operation on one expert of each layer: the one with the least load where none is named."""
+
+    expert = ChosenField(
+        label=_("Expert"), required=False,
+        help_text=_("One number, or one for each layer. Left empty: the one with the least load, by layer."),
+    )  # fmt: skip
+
+    def operation(self) -> dict[str, Any]:
+        """Without a number it is left to the operation."""
+        expert = self.cleaned_data["expert"]
+        return {**super().operation(), **({} if expert is None else {"expert": expert})}

@@ -15,7 +15,7 @@ from common.spec_fields import Ask
 from jobs.chosen import ChosenField
 from jobs.forms import MAX_CHOICES
 from jobs.learning_forms import DistilForm, SpecialiseForm, WakeForm
-from jobs.operation_form import LOSS, PER_GROUP, SEED, OperateForm
+from jobs.operation_form import LOSS, PER_GROUP, SEED, OfOneExpertForm, OperateForm
 from layouts.selectors import layouts_of
 from moe_core.spec.operations import (
     AddExpertSpec,
@@ -91,7 +91,7 @@ class AddForm(OperateForm):
     more = {"per_group": PER_GROUP}
 
 
-class RemoveForm(OperateForm):
+class RemoveForm(OfOneExpertForm):
     """Remove one expert."""
 
     kind, title, schema = "remove", OPERATIONS["remove"], RemoveExpertSpec
@@ -99,15 +99,6 @@ class RemoveForm(OperateForm):
     words = _("One expert less in each layer. What every domain loses is measured before it is done.")
     asks = {"max_loss_increase": LOSS}
     more = {"per_group": PER_GROUP}
-    expert = ChosenField(
-        label=_("Expert"), required=False,
-        help_text=_("One number, or one for each layer. Left empty: the one with the least load, by layer."),
-    )  # fmt: skip
-
-    def operation(self) -> dict[str, Any]:
-        """Without a number the least used one goes."""
-        expert = self.cleaned_data["expert"]
-        return {**super().operation(), **({} if expert is None else {"expert": expert})}
 
 
 class MergeForm(OperateForm):
