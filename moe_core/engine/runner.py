@@ -60,7 +60,7 @@ class ModelRunner:
         self.counts: RoutingCounts | None = None
         self.residency = residency
         if moe is not None:
-            labels_NE = label_table(routing, moe.num_experts)
+            labels_NE = label_table(routing, moe)
             self.counts = RoutingCounts(moe, labels_NE, max_batch_tokens, self.device)
         self.prior: DomainPrior | None = None
         if moe is not None and routing.domains and routing.has_prior:

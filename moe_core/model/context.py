@@ -82,16 +82,17 @@ class RoutingContext:
             moe.top_k,
             moe.norm_topk_prob,
             moe.temperature_at(self.step),
-            self._noisy(self.bias_for(moe_index), x_TD, moe.num_experts),
+            self.bias_for(moe_index),
             self.floor_for(moe_index),
-            self.selection_bias_for(moe_index),
-            self.forced_TK,
-            self.token_ids_T,
-            self.sequence_T,
-            self.real_T,
-            self.training,
-            self.rng,
-            moe.num_experts,
+            selection_bias_E=self.selection_bias_for(moe_index),
+            forced_TK=self.forced_TK,
+            token_ids_T=self.token_ids_T,
+            sequence_T=self.sequence_T,
+            real_T=self.real_T,
+            training=self.training,
+            rng=self.rng,
+            num_experts=moe.num_experts,
+            noise_TE=self._noise(x_TD, moe.num_experts),
         )
 
     def rule(self, moe: MoeSpec) -> MoeSpec:
@@ -105,11 +106,10 @@ class RoutingContext:
             update["twins"] = moe.twins.model_copy(update={"hold": self.twin_hold})
         return moe.model_copy(update=update) if update else moe
 
-    def _noisy(self, bias_TE: Tensor | None, x_TD: Tensor, num_experts: int) -> Tensor | None:
+    def _noise(self, x_TD: Tensor, num_experts: int) -> Tensor | None:
         if not (self.training and self.noise and self.rng is not None):
-            return bias_TE
-        drawn_TE = torch.randn(x_TD.shape[0], num_experts, generator=self.rng, device=x_TD.device)
-        return self.noise * drawn_TE if bias_TE is None else bias_TE + self.noise * drawn_TE
+            return None
+        return self.noise * torch.randn(x_TD.shape[0], num_experts, generator=self.rng, device=x_TD.device)
 
     def bias_for(self, moe_index: int) -> Tensor | None:
         """The prior's bias for one expert layer, or None when there is nothing to add."""

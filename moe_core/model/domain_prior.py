@@ -63,13 +63,15 @@ class DomainPrior:
         """The prior that a routing policy asks for, layer by layer: a push towards mapped experts, a mask of all others,
         or a floor under the mapped ones.
 
-        `moe_layers` are the numbers of the expert layers (default: 0, 1, …), by which a policy names exceptions.
+        `moe_layers` are the numbers of the expert layers (default: 0, 1, …), by which a policy names exceptions. Of `twins`
+        a mapped expert stands for those that the map does not name (`RoutingSpec.with_twins`).
         Raises SpecError for an expert or a layer that does not exist, and for a mask that leaves a token fewer than top_k
         experts, of `twins` one; and for a floor under a `gate` (its kind) that chooses by no share.
         """
-        mine_NE = torch.tensor(routing.label_matrix(num_experts), dtype=torch.float32).view(-1, num_experts)
         layers = range(num_moe_layers) if moe_layers is None else moe_layers
         routing.check_fits(num_experts, layers)
+        routing = routing.with_twins(twins)
+        mine_NE = torch.tensor(routing.label_matrix(num_experts), dtype=torch.float32).view(-1, num_experts)
         if gate is not None:
             routing.check_gate(gate, layers)
         general_E = torch.zeros(num_experts, dtype=torch.bool)

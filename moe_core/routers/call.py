@@ -53,6 +53,8 @@ class GateCall:
     rng: torch.Generator | None = None
     # Experts of the layer, for a gate without a map to tell them by.
     num_experts: int | None = None
+    # (T, E) float32 added to the logits beside the prior: what a tuning job explores with.
+    noise_TE: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0.0:

@@ -20,10 +20,10 @@ def fused_topk(
 ) -> Routing | None:
     """The decision by `moe_core.kernels.triton.topk`, whose `options` are passed on; None where it cannot be had.
 
-    It cannot on a CPU, where gradients are recorded, where ids are forced, with a floor of the domain prior, at a
+    It cannot on a CPU, where gradients are recorded, where ids are forced, with a floor of the domain prior or noise, at a
     temperature of 0, and for sizes that the kernel has not.
     """
-    plain = call.forced_TK is None and call.floor is None and call.temperature > 0.0
+    plain = call.forced_TK is None and call.floor is None and call.noise_TE is None and call.temperature > 0.0
     if not (call.hidden_TD.is_cuda and plain and has_triton()) or torch.is_grad_enabled():
         return None
     from moe_core.kernels.triton.topk import takes, topk

@@ -37,15 +37,20 @@ def raw_logits(weights: GateWeights, call: GateCall) -> Tensor:
 
 
 def adjusted(raw_TE: Tensor, call: GateCall, shares_of: SharesOf | None = None) -> Tensor:
-    """Raw logits divided by the temperature, then moved by the domain prior: bias or mask first, then the floor."""
+    """Raw logits divided by the temperature, then moved by bias or mask and noise, at last by a floor."""
     logits_TE = raw_TE if call.temperature in (0.0, 1.0) else raw_TE / call.temperature
     if call.bias_TE is not None:
         logits_TE = logits_TE + call.bias_TE
-    if call.floor is None:
-        return logits_TE
+    if call.noise_TE is not None:
+        logits_TE = logits_TE + call.noise_TE
+    return logits_TE if call.floor is None else logits_TE + shift_for(logits_TE, call.floor, shares_of)
+
+
+def shift_for(logits_TE: Tensor, floor: Floor, shares_of: SharesOf | None) -> Tensor:
+    """(T, E): what is added to logits for a floor, one of the softmax or of `shares_of`."""
     if shares_of is None:
-        return logits_TE + floor_shift(logits_TE, call.floor)
-    return logits_TE + searched_shift(logits_TE, call.floor, shares_of)
+        return floor_shift(logits_TE, floor)
+    return searched_shift(logits_TE, floor, shares_of)
 
 
 @torch.no_grad()

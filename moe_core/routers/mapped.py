@@ -3,7 +3,8 @@
 A token of a domain reaches its own experts in a layer when at least one of its top-k experts there is mapped to that
 domain. The share is taken over the tokens of a domain and averaged over the expert layers. Tokens of no domain have no
 experts of their own and do not count. With one mapped expert the share of a domain's assignments could never pass 1/k;
-this share goes from 0 to 1 whatever k is.
+this share goes from 0 to 1 whatever k is. A map that names one of a set of twins names with it those that it gives to nobody
+(`RoutingSpec.with_twins`).
 
 Shapes: T tokens, K top_k, E experts, N domains.
 """
@@ -13,12 +14,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_core.spec import RoutingSpec
+from moe_core.spec import MoeSpec, RoutingSpec
 
 
-def label_table(routing: RoutingSpec, num_experts: int) -> Tensor:
-    """(N, E) float32: 1 where the expert is mapped to the domain."""
-    return torch.tensor(routing.label_matrix(num_experts), dtype=torch.float32).view(-1, num_experts)
+def label_table(routing: RoutingSpec, moe: MoeSpec) -> Tensor:
+    """(N, E) float32: 1 where the expert of a mixture is mapped to the domain, or a twin that the map does not name.
+
+    Raises SpecError for an expert that the mixture does not have.
+    """
+    routing.check_fits(moe.num_experts)
+    labels = routing.with_twins(moe.twins).label_matrix(moe.num_experts)
+    return torch.tensor(labels, dtype=torch.float32).view(-1, moe.num_experts)
 
 
 def mapped_hits(expert_ids_TK: Tensor, labels_NE: Tensor, domain_T: Tensor) -> Tensor:

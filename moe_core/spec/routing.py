@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from moe_core.errors import SpecError
 from moe_core.sentences import CORE
 from moe_core.spec.base import Code, ExpertIndex, Fault, LayerIndex, Spec, Weight, refuse
+from moe_core.spec.twins import TwinsSpec
 
 # JSON's objects have strings for keys.
 LayerKey = Annotated[LayerIndex, Field(strict=False)]
@@ -144,6 +145,25 @@ class RoutingSpec(Spec):
         """Raise SpecError for a floor under a gate, by its kind, that chooses by no share."""
         if gate == "hash" and any(self.prior_in(layer).mode == "floor" for layer in moe_layers):
             raise SpecError.of("floor_without_shares", gate=gate)
+
+    def with_twins(self, twins: TwinsSpec | None) -> RoutingSpec:
+        """The same map, in which every expert stands for its twins too, but for those that the map names itself.
+
+        So a map from before a growth holds for the copies, and one that tells twins apart is taken at its word.
+        """
+        if twins is None:
+            return self
+        named = {*self.general_experts, *(expert for domain in self.domains for expert in domain.experts)}
+        unnamed = [(expert, root) for expert, root in enumerate(twins.roots) if expert not in named]
+
+        def whole(experts: tuple[int, ...]) -> tuple[int, ...]:
+            roots = {twins.roots[expert] for expert in experts}
+            return (*experts, *(expert for expert, root in unnamed if root in roots))
+
+        domains = tuple(
+            domain.model_copy(update={"experts": whole(domain.experts)}) for domain in self.domains
+        )
+        return self.model_copy(update={"domains": domains, "general_experts": whole(self.general_experts)})
 
     def label_matrix(self, num_experts: int) -> tuple[tuple[float, ...], ...]:
         """(num_domains, num_experts): 1.0 where the expert is mapped to the domain, else 0.0."""

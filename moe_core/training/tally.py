@@ -64,7 +64,7 @@ class Tally:
     def of(cls, spec: ModelSpec, routing: RoutingSpec, device: torch.device | str = "cpu") -> Tally:
         """An empty tally for a mixture and a routing policy."""
         assert spec.moe is not None
-        labels_NE = label_table(routing, spec.moe.num_experts).to(device)
+        labels_NE = label_table(routing, spec.moe).to(device)
         tally = cls.empty(spec.moe.moe_layers, routing.codes, labels_NE)
         tally.cost_E = costs_of(spec)
         return tally

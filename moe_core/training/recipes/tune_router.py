@@ -54,7 +54,7 @@ class TuneRouter:
         self.peak_learning_rate = spec.route_learning_rate
         moe = cut.model.spec.moe
         assert moe is not None
-        self.labels_NE = label_table(routing, moe.num_experts).to(cut.device)
+        self.labels_NE = label_table(routing, moe).to(cut.device)
         costs_E = costs_of(cut.model.spec)
         self.cost_E = None if costs_E is None else costs_E.to(cut.device)
         # Share of assignments of each expert, remembered over some steps: one batch alone is too small to judge by.
