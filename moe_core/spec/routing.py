@@ -46,7 +46,9 @@ class LayerPrior(Spec):
     strength: PriorStrength = 1.0
     """Of "bias": what is added to the logits of the domain's experts."""
     floor: FloorShare = 0.5
-    """Of "floor": the share of the gate's probability that they have at least, together."""
+    """Of "floor": the share of the gate's probability that they have at least, together. It is one of shares, not of
+    choices: a gate's balancing bias and its limit on groups still have their say in which experts are chosen, and a strong
+    bias can choose none of them. Where they must be chosen, use "mask"."""
 
 
 class RoutingSpec(Spec):

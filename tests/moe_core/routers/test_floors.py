@@ -10,6 +10,7 @@ from moe_core.errors import SpecError
 from moe_core.model import DomainPrior
 from moe_core.routers.call import Floor
 from moe_core.spec import RoutingSpec
+from moe_core.spec.routing import LayerPrior
 from tests.moe_core.routers.every_gate import KINDS, WIDTH, asked, mixture, tensors_of
 
 NUM_TOKENS, NUM_EXPERTS = 60, 8
@@ -54,3 +55,18 @@ def test_a_gate_that_chooses_by_a_table_refuses_a_floor() -> None:
     routing = RoutingSpec.parse({"domains": [domain], "prior_mode": "floor", "prior_floor": 0.9})
     with pytest.raises(SpecError, match="gate 'hash' chooses by a table"):
         DomainPrior.from_routing(routing, num_moe_layers=2, num_experts=4, top_k=2, gate="hash")
+
+
+def test_a_balancing_bias_may_choose_none_of_the_experts_that_have_the_floor() -> None:
+    moe = mixture("softmax_topk", NUM_EXPERTS, 2)
+    assert moe is not None
+    x_TD = torch.randn(NUM_TOKENS, WIDTH, generator=torch.Generator().manual_seed(3))
+    asks = Floor(torch.full((NUM_TOKENS,), 0.9), MINE_TE)
+    for bias, is_chosen in ((0.0, True), (-0.5, True), (-1.5, False)):
+        bias_E = torch.zeros(NUM_EXPERTS)
+        bias_E[1] = bias
+        found = asked(moe, tensors_of(moe, WIDTH), x_TD, False, floor=asks, selection_bias_E=bias_E)
+        assert float(found.probs_TE[:, 1].min()) >= 0.9 - 1e-5
+        assert (found.expert_ids_TK == 1).any(-1).tolist() == [is_chosen] * NUM_TOKENS
+    words = LayerPrior.model_json_schema()["properties"]["floor"]["description"]
+    assert "a strong bias can choose none of them" in " ".join(words.split())
