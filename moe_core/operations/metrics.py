@@ -102,9 +102,13 @@ def drop_rate(kept_TK: Tensor) -> float:
     return float((~kept_TK).double().mean()) if kept_TK.numel() else 0.0
 
 
-def router_z(logits_TE: Tensor) -> float:
-    """Mean squared logsumexp of the logits; (ln E)² for zero logits. Source: Zoph et al. 2022, "ST-MoE"."""
-    return float(torch.logsumexp(logits_TE.double(), -1).square().mean()) if logits_TE.shape[0] else 0.0
+def router_z(logits_TE: Tensor, levels_TS: Tensor | None = None) -> float:
+    """Mean squared logsumexp of the logits; (ln E)² for zero logits. Source: Zoph et al. 2022, "ST-MoE".
+
+    Of a gate that takes several softmaxes of a token (hierarchical), the mean over these: `levels_TS` are their logsumexps.
+    """
+    found_TS = torch.logsumexp(logits_TE.double(), -1) if levels_TS is None else levels_TS.double()
+    return float(found_TS.square().mean()) if found_TS.shape[0] else 0.0
 
 
 def margins(scores_TE: Tensor, top_k: int) -> Tensor:

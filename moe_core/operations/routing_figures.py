@@ -53,7 +53,8 @@ class LayerNotes:
         self.loads.append(torch.bincount(chosen, minlength=self.num_experts))
         scores_TE = choosing_scores(moe.gate, routing)[real_T].detach().cpu()
         self.margins.append(metrics.margins(scores_TE, moe.top_k))
-        self.squared_z += metrics.router_z(logits_TE) * logits_TE.shape[0]
+        levels_TS = None if routing.levels_TS is None else routing.levels_TS[real_T].detach().cpu()
+        self.squared_z += metrics.router_z(logits_TE, levels_TS) * logits_TE.shape[0]
         if routing.overflow is not None:
             wanted_TK = routing.overflow.wanted_TK[real_T] >= 0
             self.dropped.append(routing.overflow.dropped_TK[real_T][wanted_TK].cpu())

@@ -10,6 +10,8 @@ Source: a mixture of mixtures as in Jordan & Jacobs 1994, "Hierarchical Mixtures
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -28,18 +30,12 @@ def hierarchical(gate: Hierarchical, weights: GateWeights, call: GateCall) -> Ro
     """
     x_TD = call.hidden_TD.float()
     check_shapes(x_TD, weights["weight"], call.top_k)
-    joint_TE = joint_logits(
-        linear(x_TD, weights["domain_weight"].float()),
-        linear(x_TD, weights["group_weight"].float()),
-        linear(x_TD, weights["weight"].float()),
-    )
-    routing = softmax_choice(adjusted(joint_TE, call), call, renormalised=call.norm_topk_prob)
+    levels = [linear(x_TD, weights[name].float()) for name in ("domain_weight", "group_weight", "weight")]
+    routing = softmax_choice(adjusted(joint_logits(*levels), call), call, renormalised=call.norm_topk_prob)
     shares_TG = routing.probs_TE.detach().unflatten(-1, (gate.num_groups, -1)).sum(-1)
     shares_TN = shares_TG.unflatten(-1, (gate.num_domains, -1)).sum(-1)
     statistics = {"group_share_G": shares_TG.mean(0), "domain_share_N": shares_TN.mean(0)}
-    return Routing(
-        routing.expert_ids_TK, routing.weights_TK, routing.logits_TE, routing.probs_TE, statistics=statistics
-    )
+    return replace(routing, statistics=statistics, levels_TS=normalisers(gate, *levels))
 
 
 def joint_logits(domain_TN: Tensor, group_TG: Tensor, expert_TE: Tensor) -> Tensor:
@@ -50,3 +46,17 @@ def joint_logits(domain_TN: Tensor, group_TG: Tensor, expert_TE: Tensor) -> Tens
     log_group_TG1 = (log_domain_TN1 + log_group_TNg).flatten(-2)[..., None]
     log_expert_TGe = torch.log_softmax(expert_TE.unflatten(-1, (num_groups, -1)), -1)
     return (log_group_TG1 + log_expert_TGe).flatten(-2)
+
+
+def normalisers(gate: Hierarchical, domain_TN: Tensor, group_TG: Tensor, expert_TE: Tensor) -> Tensor:
+    """(T, S): the logsumexp of each softmax of the tree. One of a single branch decides nothing and is left out.
+
+    Those of the joint logits would say nothing: the product of shares sums to one whatever the maps give.
+    """
+    siblings = [
+        domain_TN[:, None],
+        group_TG.unflatten(-1, (gate.num_domains, -1)),
+        expert_TE.unflatten(-1, (gate.num_groups, -1)),
+    ]
+    deciding = [part for part in siblings if part.shape[-1] > 1] or siblings[-1:]
+    return torch.cat([part.logsumexp(-1) for part in deciding], dim=-1)

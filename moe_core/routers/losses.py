@@ -11,23 +11,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_core.routers.logits import NEG_INF
 from moe_core.routers.routing import Routing, load_of
+from moe_core.routers.scores import log_scores
+from moe_core.routers.sparsemax import sparsest
+from moe_core.spec.gate import Gate, Sparsemax
 
 
-def label_loss(routing: Routing, labels_NE: Tensor, domain_T: Tensor, real_T: Tensor) -> Tensor:
-    """-log of the probability that the router gives to the experts of the token's domain; mean over such tokens.
+def label_loss(
+    routing: Routing, labels_NE: Tensor, domain_T: Tensor, real_T: Tensor, gate: Gate | None = None
+) -> Tensor:
+    """-log of the share that the gate gives to the experts of the token's domain; mean over such tokens.
 
-    A token that sees none of them (a logit of -inf: a twin is hidden from it) is not asked for what it cannot give.
+    Shares are the gate's own (None: a softmax of the logits). Those of sparsemax can be exactly zero; in the place of the
+    logarithm stands its own loss, which too is zero where these experts have everything and has a gradient everywhere else.
+    A token that can reach none of them (a twin is hidden from it, a table has other experts) is not asked for what it
+    cannot give.
+    Source: Martins & Astudillo 2016, section 3; Blondel et al. 2020, "Learning with Fenchel-Young Losses": with Ω the
+    regulariser of the gate's projection, max over shares p of <p, logits> - Ω(p), less the same over p of the domain's own
+    experts alone; for a softmax that is -log of their probability.
     """
     if not labels_NE.shape[0]:
         return routing.probs_TE.new_zeros(())
-    seen_TE = labels_NE.bool()[domain_T.clamp(min=0)] & (routing.logits_TE != float("-inf"))
+    scores_TE = routing.logits_TE if gate is None else log_scores(gate, routing)
+    seen_TE = labels_NE.bool()[domain_T.clamp(min=0)] & (scores_TE != NEG_INF)
     counted_T = real_T & (domain_T >= 0) & seen_TE.any(-1)
     if not counted_T.any():
         return routing.probs_TE.new_zeros(())
-    logits_TE = torch.log_softmax(routing.logits_TE[counted_T], dim=-1)
-    mine_TE = labels_NE.bool()[domain_T[counted_T]]
-    return -torch.logsumexp(logits_TE.masked_fill(~mine_TE, float("-inf")), dim=-1).mean()
+    scores_RE = scores_TE[counted_T]
+    if not isinstance(gate, Sparsemax):
+        scores_RE = torch.log_softmax(scores_RE, dim=-1)
+    own_RE = scores_RE.masked_fill(~seen_TE[counted_T], NEG_INF)
+    if isinstance(gate, Sparsemax):
+        return (sparsest(scores_RE) - sparsest(own_RE)).mean()
+    return -torch.logsumexp(own_RE, dim=-1).mean()
 
 
 def balance_loss(
@@ -105,7 +122,10 @@ def squared_variation(values_E: Tensor) -> Tensor:
 
 
 def z_loss(routing: Routing, real_T: Tensor) -> Tensor:
-    """Mean squared logsumexp of the logits: keeps them small. Source: Zoph et al. 2022, "ST-MoE"."""
+    """Mean squared logsumexp of the logits: keeps them small. Source: Zoph et al. 2022, "ST-MoE".
+
+    Of a gate that takes several softmaxes of a token (hierarchical), the mean over these.
+    """
     if not real_T.any():
         return routing.logits_TE.new_zeros(())
-    return torch.logsumexp(routing.logits_TE[real_T], dim=-1).square().mean()
+    return routing.normalisers_TS[real_T].square().mean()

@@ -104,6 +104,13 @@ class Routing:
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     # (E,): what was added to the scores that chose, stored with the gate and given in the call together; None for nothing.
     selection_bias_E: Tensor | None = None
+    # (T, S): the logsumexp of each softmax that a gate takes of a token; None for one, of the logits.
+    levels_TS: Tensor | None = None
+
+    @property
+    def normalisers_TS(self) -> Tensor:
+        """(T, S) float32: the logsumexp of every softmax that the gate takes of a token; what a z loss keeps small."""
+        return self.logits_TE.logsumexp(-1, keepdim=True) if self.levels_TS is None else self.levels_TS
 
     @property
     def chosen_TK(self) -> Tensor:
@@ -125,6 +132,7 @@ class Routing:
             mix=None,
             overflow=None if self.overflow is None else replace(self.overflow, passed_T=None),
             losses={name: loss.detach() for name, loss in self.losses.items()},
+            levels_TS=None if self.levels_TS is None else self.levels_TS.detach(),
         )
 
 

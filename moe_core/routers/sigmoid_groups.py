@@ -20,6 +20,8 @@ from moe_core.spec.gate import SigmoidGroups
 TINY = 1e-20
 # More than any two scores and biases differ: an expert outside the chosen groups comes after all inside.
 OUTSIDE = 1e4
+# Where log(softplus(x)) is x in float32.
+DEEP = -20.0
 
 
 def sigmoid_groups(gate: SigmoidGroups, weights: GateWeights, call: GateCall) -> Routing:
@@ -69,6 +71,21 @@ def expert_scores(gate: SigmoidGroups, logits_TE: Tensor) -> Tensor:
     if gate.scores == "sqrtsoftplus":
         return torch.nn.functional.softplus(logits_TE).sqrt()
     return torch.sigmoid(logits_TE)
+
+
+def log_expert_scores(gate: SigmoidGroups, logits_TE: Tensor) -> Tensor:
+    """(T, E): the logarithm of `expert_scores`, of a softmax up to what all experts have in common; finite for any logit.
+
+    Its gradient is finite too, where the score itself has underflowed and where the logit is -inf.
+    """
+    if gate.scores == "sigmoid":
+        return torch.nn.functional.logsigmoid(logits_TE)
+    if gate.scores == "softmax":
+        return logits_TE
+    # softplus is its exponential so far down, to the last bit.
+    low_TE = logits_TE < DEEP
+    middle_TE = torch.nn.functional.softplus(logits_TE.masked_fill(low_TE, DEEP)).log()
+    return torch.where(low_TE, logits_TE, middle_TE) / 2
 
 
 def inside_best_groups(gate: SigmoidGroups, choice_TE: Tensor) -> Tensor:

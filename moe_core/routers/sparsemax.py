@@ -58,3 +58,12 @@ def sparsemax(logits_TE: Tensor) -> Tensor:
     total_T1 = torch.where(support_TE, z_TE, 0.0).sum(-1, keepdim=True)
     threshold_T1 = (total_T1 - 1.0) / support_TE.sum(-1, keepdim=True)
     return torch.where(support_TE | z_TE.isnan(), (z_TE - threshold_T1).clamp(min=0.0), 0.0)
+
+
+def sparsest(logits_TE: Tensor) -> Tensor:
+    """(T,): max over shares p of <p, logits> - |p|² / 2, reached by sparsemax, which is its gradient.
+
+    Rows may hold -inf, but not only -inf. For sparsemax it is what the logsumexp is for a softmax.
+    """
+    shares_TE = sparsemax(logits_TE.detach())
+    return (shares_TE * logits_TE.masked_fill(shares_TE == 0.0, 0.0)).sum(-1) - shares_TE.square().sum(-1) / 2

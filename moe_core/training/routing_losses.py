@@ -21,6 +21,7 @@ from moe_core.routers.losses import (
     z_loss,
 )
 from moe_core.spec import TuneSpec
+from moe_core.spec.gate import Gate
 from moe_core.spec.train import BalanceForm
 from moe_core.training.forward import Pass
 
@@ -31,15 +32,17 @@ def routing_loss(
     labels_NE: Tensor,
     share_LE: Tensor,
     cost_E: Tensor | None,
+    gate: Gate,
 ) -> Tensor:
     """Label, balance, importance and z losses and those of the gates themselves, each the mean over expert layers.
 
     `share_LE` (each row sums to one) are the shares of assignments that the "global" and "running" balance losses go by.
+    Labels ask for the shares of `gate`.
     """
     policy, total = spec.routing, passed.losses_P.new_zeros(())
     for at, routing in enumerate(passed.routings.values()):
         if policy.label_weight and policy.domains:
-            labels = label_loss(routing, labels_NE, passed.domain_T, passed.real_T)
+            labels = label_loss(routing, labels_NE, passed.domain_T, passed.real_T, gate)
             total = total + policy.label_weight * labels
         if policy.balance_weight:
             total = total + policy.balance_weight * _balance(

@@ -54,6 +54,7 @@ class TuneRouter:
         self.peak_learning_rate = spec.route_learning_rate
         moe = cut.model.spec.moe
         assert moe is not None
+        self.gate = moe.gate
         self.labels_NE = label_table(routing, moe).to(cut.device)
         costs_E = costs_of(cut.model.spec)
         self.cost_E = None if costs_E is None else costs_E.to(cut.device)
@@ -187,7 +188,7 @@ class TuneRouter:
             share_LE = meeting.share(lane, passed) if is_global else self._load_LE
         mine = int(passed.real_T.sum()) / whole.num_tokens
         language = passed.losses_P.sum() / whole.num_targets
-        routing = routing_loss(passed, self.spec, self.labels_NE, share_LE, self.cost_E)
+        routing = routing_loss(passed, self.spec, self.labels_NE, share_LE, self.cost_E, self.gate)
         objective = self.spec.lm_weight * language + mine * routing
         leaves = [*self.gates.values(), *self.others.values()]
         gradients = torch.autograd.grad(objective, leaves, allow_unused=True, materialize_grads=True)

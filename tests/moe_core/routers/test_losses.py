@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_core.routers import Routing, load_of, route
+from moe_core.routers import GateCall, Routing, decide, load_of, route
 from moe_core.routers.loss_free import moved_bias, remembered
 from moe_core.routers.losses import (
     balance_loss,
@@ -20,6 +20,10 @@ from moe_core.routers.losses import (
     share_of_load,
     z_loss,
 )
+from moe_core.routers.sparsemax import sparsemax
+from moe_core.spec.gate import Hierarchical, SigmoidGroups, Sparsemax
+from tests.moe_core.routers.every_gate import KINDS, WIDTH, asked, mixture, tensors_of
+from tests.moe_core.routers.gate_cases import ask, moe_of
 
 
 def routed(logits: list[list[float]], top_k: int = 1):
@@ -50,6 +54,56 @@ def test_the_label_loss_asks_no_token_for_an_expert_that_is_hidden_from_it() -> 
     assert torch.isfinite(weight_ED.grad).all() and weight_ED.grad.abs().max() > 0
     none = label_loss(routing, torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([0, 0]), both_T)
     assert float(none) == 0.0
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sparsemax"])
+@pytest.mark.parametrize("training", [False, True], ids=["serving", "training"])
+def test_the_label_loss_is_of_the_gates_own_shares(kind: str, training: bool) -> None:
+    moe = mixture(kind, 8, 2)
+    assert moe is not None
+    tensors, x_TD = tensors_of(moe, WIDTH), torch.randn(30, WIDTH, generator=torch.Generator().manual_seed(4))
+    routing = asked(moe, tensors, x_TD, training)
+    labels_NE = torch.zeros(2, 8)
+    labels_NE[0, [1, 2]] = labels_NE[1, 5] = 1.0
+    domain_T, real_T = torch.arange(30) % 3 - 1, torch.arange(30) % 7 != 0
+    shares_T = (routing.probs_TE * labels_NE[domain_T]).sum(-1)
+    # Where a table has none of them nothing is asked.
+    counted_T = real_T & (domain_T >= 0) & (shares_T > 0.0)
+    found = label_loss(routing, labels_NE, domain_T, real_T, moe.gate)
+    torch.testing.assert_close(found, -shares_T[counted_T].log().mean())
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(found, routing.logits_TE))
+
+
+@pytest.mark.parametrize("scores", ["sigmoid", "sqrtsoftplus", "softmax"])
+def test_a_score_that_has_underflowed_still_learns_its_label(scores: str) -> None:
+    gate = SigmoidGroups.model_validate({"scores": scores, "selection_bias": False})
+    logits_TE = torch.tensor([[-300.0, -200.0, 3.0, 0.0]], requires_grad=True)
+    routing = ask(gate, logits_TE, 2, bias_TE=torch.tensor([[0.0, 0.0, 0.0, -math.inf]]))
+    one_T = torch.ones(1, dtype=torch.bool)
+    found = label_loss(routing, torch.tensor([[1.0, 0.0, 0.0, 1.0]]), torch.tensor([0]), one_T, gate)
+    (grad_TE,) = torch.autograd.grad(found, logits_TE)
+    assert found.isfinite()
+    assert grad_TE.isfinite().all()
+    assert float(grad_TE[0, 0]) <= -0.49
+
+
+def test_sparsemax_learns_a_label_by_its_own_loss() -> None:
+    logits_TE = torch.tensor([[0.0, 0.2, 5.0], [0.1, 0.0, -0.3], [9.0, 0.0, 0.0]], dtype=torch.float64)
+    labels_NE, zeros_T = torch.tensor([[1.0, 1.0, 0.0]]), torch.zeros(3, dtype=torch.long)
+
+    def loss(logits: Tensor) -> Tensor:
+        routing = Routing(zeros_T[:, None], logits[:, :1], logits, sparsemax(logits))
+        return label_loss(routing, labels_NE, zeros_T, torch.ones(3, dtype=torch.bool), Sparsemax())
+
+    logits_TE.requires_grad_()
+    assert torch.autograd.gradcheck(loss, logits_TE)
+    (grad_TE,) = torch.autograd.grad(loss(logits_TE), logits_TE)
+    # All shares are elsewhere: it is drawn to its own; the last one has all that it could have.
+    torch.testing.assert_close(grad_TE[0], torch.tensor([-0.4, -0.6, 1.0], dtype=torch.float64) / 3)
+    assert not grad_TE[2].any()
+    # The paper's loss, with the nearest shares of the domain's own: 5 - 1/2 less the conjugate of (0, 0.2).
+    first = loss(logits_TE[:1].detach().expand(3, 3))
+    assert float(first) == pytest.approx(4.5 - (0.6 * 0.2 - (0.4**2 + 0.6**2) / 2))
 
 
 def test_the_label_loss_heeds_neither_padding_nor_tokens_of_no_domain() -> None:
@@ -199,3 +253,26 @@ def test_bias_steps_even_out_a_static_skew() -> None:
     assert before > 0.4
     assert max_vio(load(32768)) < 0.1
     assert remembered(torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), 0.75).tolist() == [[0.25, -0.25]]
+
+
+def test_the_z_loss_of_a_tree_is_that_of_its_softmaxes_and_keeps_every_map_small() -> None:
+    moe = moe_of(Hierarchical(num_domains=2, groups_per_domain=2), 8, 2)
+    tensors, x_TD = tensors_of(moe, WIDTH), torch.randn(5, WIDTH)
+    found = z_loss(decide(moe, tensors, GateCall(x_TD, 2)), torch.tensor([True] * 4 + [False]))
+    squares = []
+    for x_D in x_TD[:4]:
+        for name, size in (("domain_weight", 2), ("group_weight", 2), ("weight", 2)):
+            for siblings in (tensors[name] @ x_D).split(size):
+                squares.append(siblings.exp().sum().log().square())
+    assert len(squares) == 4 * (1 + 2 + 4)
+    torch.testing.assert_close(found, torch.stack(squares).mean())
+    grads = torch.autograd.grad(
+        found, [tensors[name] for name in ("domain_weight", "group_weight", "weight")]
+    )
+    assert all(bool(grad.abs().sum() > 0) for grad in grads)
+    # A tree of one branch is the flat gate.
+    flat = moe_of(Hierarchical(), 8, 2)
+    tensors = tensors_of(flat, WIDTH)
+    routed_flat, every_T = decide(flat, tensors, GateCall(x_TD, 2)), torch.ones(5, dtype=torch.bool)
+    wanted = (x_TD @ tensors["weight"].t()).logsumexp(-1).square().mean()
+    torch.testing.assert_close(z_loss(routed_flat, every_T), wanted)

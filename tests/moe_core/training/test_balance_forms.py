@@ -68,7 +68,7 @@ def test_a_form_is_the_loss_of_that_name(world: Path, form: str) -> None:
     _, tuner = learner(world, 1, balance_form=form)
     passed = forward(tuner.cut, tuner.cache, list(range(6)))
     share_LE = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]])
-    found = routing_loss(passed, tuner.spec, tuner.labels_NE, share_LE, None)
+    found = routing_loss(passed, tuner.spec, tuner.labels_NE, share_LE, None, tuner.gate)
     slow: dict[str, Callable[[Routing, Tensor], Tensor]] = {
         "running": lambda routing, share_E: balance_loss(routing, passed.real_T, share_E),
         "global": lambda routing, share_E: balance_loss(routing, passed.real_T, share_E),
@@ -84,7 +84,7 @@ def test_a_form_is_the_loss_of_that_name(world: Path, form: str) -> None:
 def test_importance_counts_by_its_weight(world: Path) -> None:
     _, tuner = learner(world, 1, balance_weight=0.0, importance_weight=0.7)
     passed = forward(tuner.cut, tuner.cache, list(range(6)))
-    found = routing_loss(passed, tuner.spec, tuner.labels_NE, torch.full((2, 4), 0.25), None)
+    found = routing_loss(passed, tuner.spec, tuner.labels_NE, torch.full((2, 4), 0.25), None, tuner.gate)
     each = [importance_loss(routing, passed.real_T) for routing in passed.routings.values()]
     torch.testing.assert_close(found, 0.7 * torch.stack(each).mean())
 
