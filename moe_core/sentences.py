@@ -50,6 +50,10 @@ CORE = Sentences(
         "one_expert_a_token": "gate '{gate}' sends a token to one expert; top_k is {top_k}",
         "two_experts_a_token": "gate '{gate}' sends a token to two experts; top_k is {top_k}",
         "even_by_itself": "gate '{gate}' fills its experts evenly by itself; capacity must be null",
+        "thresholds_are_kept": (
+            "gate '{gate}' stores the thresholds that it finds as its selection_bias; leave selection_bias at true, or "
+            "choose gate 'softmax_topk'"
+        ),
         "kinds_counted": "expert_kinds names {kinds} experts; num_experts is {num_experts}",
         "kinds_without_feed_forward": "expert_kinds must hold at least one swiglu or mlp expert",
         "kinds_have_widths": "expert_kinds has the widths; leave moe_intermediate_size out",
@@ -61,6 +65,11 @@ CORE = Sentences(
             "granularity sets the experts' width; leave the widths and the shared expert out"
         ),
         "only_exploring": "gate_noise, capacity and twin_hold are for gates that explore; leave explore at true",
+        "hold_without_steps": (
+            "twin_hold ({hold}) falls to 0 from the first step of the routers to the last, and route_steps is {steps}; give "
+            "route_steps of 2 or more, or leave twin_hold out and release twins by hand"
+        ),
+        "layer_key": 'a key of prior_layers is the number of a layer, as "0" or "17", from 0 to 511, not {key}',
         "no_bias_to_move": (
             "balance_bias_rate ({rate}) moves the bias that picks experts, and gate '{gate}' has none; "
             "set selection_bias in the layout's gate, or balance_bias_rate to 0"

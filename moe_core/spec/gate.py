@@ -8,9 +8,9 @@ to one, `temperature` divides the logits. E experts, K top_k.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from moe_core.sentences import CORE
 from moe_core.spec.base import Fault, Spec, refuse
@@ -179,9 +179,15 @@ class Quantile(LinearGate):
     kind: Literal["quantile"] = "quantile"
     """The name of this gate."""
     selection_bias: bool = True
-    """The thresholds found, stored and served; this gate has them always."""
+    """The thresholds found, stored and served; this gate has them always, and false is refused."""
     num_iterations: Annotated[int, Field(ge=1, le=1000)] = 10
     """How often the thresholds are moved for one batch."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.selection_bias:
+            refuse([(("selection_bias",), CORE.say("thresholds_are_kept", gate=self.kind))])
+        return self
 
 
 class ExpertChoice(LinearGate):

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from moe_core.errors import SpecError
 from moe_core.sentences import CORE
 from moe_core.spec.base import Code, ExpertIndex, Fault, LayerIndex, Spec, Weight, refuse
 from moe_core.spec.twins import TwinsSpec
 
-# JSON's objects have strings for keys.
-LayerKey = Annotated[LayerIndex, Field(strict=False)]
+# JSON's objects have strings for keys; one spelling for each number of a LayerIndex, so that no two rules fall together.
+LAYER_KEY = r"^(0|[1-9][0-9]?|[1-4][0-9]{2}|50[0-9]|51[01])$"
+
+
+def _layer_number(key: Any) -> Any:
+    if not isinstance(key, str):
+        return key
+    if not re.fullmatch(LAYER_KEY, key):
+        raise ValueError(CORE.say("layer_key", key=repr(key)))
+    return int(key)
+
+
+LayerKey = Annotated[LayerIndex, BeforeValidator(_layer_number)]
 ExpertSet = Annotated[tuple[ExpertIndex, ...], Field(max_length=1024)]
 PriorMode = Literal["none", "bias", "mask", "floor"]
 PriorStrength = Annotated[float, Field(ge=0.0, le=50.0)]
@@ -51,6 +63,12 @@ class LayerPrior(Spec):
     bias can choose none of them. Where they must be chosen, use "mask"."""
 
 
+PriorLayers = Annotated[
+    dict[LayerKey, LayerPrior],
+    Field(max_length=512, json_schema_extra={"propertyNames": {"pattern": LAYER_KEY}}),
+]
+
+
 class RoutingSpec(Spec):
     """The map from domains to experts, and the weights of the losses that teach it to the router."""
 
@@ -70,7 +88,7 @@ class RoutingSpec(Spec):
     """Of "bias", as in LayerPrior."""
     prior_floor: FloorShare = 0.5
     """Of "floor", as in LayerPrior."""
-    prior_layers: Annotated[dict[LayerKey, LayerPrior], Field(max_length=512)] = {}
+    prior_layers: PriorLayers = {}
     """Layers that do otherwise, by their number in the model."""
 
     @model_validator(mode="before")

@@ -11,8 +11,7 @@ from moe_core.spec.base import ExpertIndex, Spec
 from moe_core.spec.routing import (
     DomainSpec,
     FloorShare,
-    LayerKey,
-    LayerPrior,
+    PriorLayers,
     PriorMode,
     PriorStrength,
     RoutingSpec,
@@ -49,7 +48,7 @@ class ServeSpec(Spec):
     prior_mode: PriorMode = "bias"
     prior_strength: PriorStrength = 1.0
     prior_floor: FloorShare = 0.5
-    prior_layers: Annotated[dict[LayerKey, LayerPrior], Field(max_length=512)] = {}
+    prior_layers: PriorLayers = {}
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     # "auto" is the GPU where there is one.
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -72,7 +72,8 @@ class TuneSpec(Spec):
     """In the place of the model's temperature, from its own step on; saved with the model at the step that was reached."""
     twin_hold: Hold | None = None
     """Of a model with twins: so much is added to the logit of the twin that a hash picks at the first step, falling evenly
-    to 0 at the last; the gate alone chooses then, and in the model that is saved. Null: as the model says."""
+    to 0 at the last; the gate alone chooses then, and in the model that is saved; it needs two `route_steps`.
+    Null: as the model says."""
     lm_weight: Weight = 1.0
     """Weight of the loss on the text itself while gates learn."""
     held_out_windows: Annotated[int, Field(ge=1, le=10_000)] = 24
@@ -100,6 +101,9 @@ class TuneSpec(Spec):
     def _check(self) -> Self:
         if not self.explore and (self.gate_noise or self.capacity is not None or self.twin_hold is not None):
             refuse([(("explore",), CORE.say("only_exploring"))])
+        if self.twin_hold and self.route_steps < 2:
+            said = CORE.say("hold_without_steps", hold=f"{self.twin_hold:g}", steps=self.route_steps)
+            refuse([(("twin_hold",), said)])
         return self
 
     @property

@@ -50,6 +50,10 @@ WORDS: Mapping[str, str] = {
     "even_by_itself": gettext_noop(
         "The gate “%(gate)s” fills its experts evenly by itself; leave their room without a limit."
     ),
+    "thresholds_are_kept": gettext_noop(
+        "The gate “%(gate)s” stores the thresholds that it finds in the bias that picks experts; leave that bias on, or "
+        "choose “softmax_topk”."
+    ),
     "kinds_counted": gettext_noop("The kinds name %(kinds)s experts, but the layer has %(num_experts)s."),
     "kinds_without_feed_forward": gettext_noop(
         "At least one expert must have a feed-forward (SwiGLU or MLP)."
@@ -69,6 +73,11 @@ WORDS: Mapping[str, str] = {
     "only_exploring": gettext_noop(
         "Noise, a room for experts and a hold on twins are for gates that explore; let them explore, or leave these out."
     ),
+    "hold_without_steps": gettext_noop(
+        "A hold on twins (%(hold)s) falls to 0 from the router's first step to its last, and there are %(steps)s; give it 2 "
+        "or more, or leave the hold out and release twins by hand."
+    ),
+    "layer_key": gettext_noop("A layer is named by its number, from 0 to 511, not by %(key)s."),
     "no_bias_to_move": gettext_noop(
         "A rate of %(rate)s moves the bias that picks experts, and the gate “%(gate)s” has none; give it one in the layout, "
         "or set the rate to 0."

@@ -35,6 +35,8 @@ class GateWords:
     asks: dict[str, Ask] = field(default_factory=dict)
     # Deep fields, behind a disclosure.
     more: dict[str, Ask] = field(default_factory=lambda: dict(BIASES))
+    # What has one value with this gate and is not asked.
+    fixed: dict[str, Any] = field(default_factory=dict)
 
 
 GATES: dict[str, GateWords] = {
@@ -128,6 +130,9 @@ GATES: dict[str, GateWords] = {
         ),
         "dual of the assignment problem (Bertsekas)",
         {"num_iterations": Ask(_("Rounds of evening"))},
+        {"logit_bias": BIASES["logit_bias"]},
+        # Where the thresholds are kept.
+        fixed={"selection_bias": True},
     ),
     "expert_choice": GateWords(
         _("Experts choose"),
@@ -192,6 +197,6 @@ GATES: dict[str, GateWords] = {
     ),
 }
 PARTS: dict[str, Part] = {
-    kind: Part(SCHEMAS[kind], {**words.asks, **words.more}, prefix=f"gate-{kind}-", fixed={"kind": kind})
+    kind: Part(SCHEMAS[kind], {**words.asks, **words.more}, prefix=f"gate-{kind}-", fixed={"kind": kind, **words.fixed})
     for kind, words in GATES.items()
 }

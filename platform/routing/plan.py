@@ -14,7 +14,7 @@ from moe_core.errors import SpecError
 from moe_core.sentences import CORE
 from moe_core.spec import RoutingSpec
 from moe_core.spec.base import Fault, Spec, Weight, refuse
-from moe_core.spec.routing import FloorShare, LayerKey, LayerPrior, PriorMode, PriorStrength
+from moe_core.spec.routing import FloorShare, PriorLayers, PriorMode, PriorStrength
 from routing.models import CODE, NUM_COLOURS
 
 MAX_DOMAINS = 64
@@ -50,7 +50,7 @@ class PolicyPlan(Spec):
     prior_strength: PriorStrength = 1.0
     prior_floor: FloorShare = 0.5
     # Layers of the model that do otherwise, by their number.
-    prior_layers: Annotated[dict[LayerKey, LayerPrior], Field(max_length=512)] = {}
+    prior_layers: PriorLayers = {}
 
 
 class MapPlan(Spec):

@@ -74,7 +74,7 @@ def test_a_layout_goes_through_the_form_unchanged(base, spec):
 @pytest.mark.parametrize("kind", sorted(SCHEMAS))
 def test_every_gate_can_be_chosen_with_all_of_its_fields(base, kind):
     words = GATES[kind]
-    assert {*words.asks, *words.more} == set(SCHEMAS[kind].model_fields) - {"kind"}
+    assert {*words.asks, *words.more, *words.fixed} == set(SCHEMAS[kind].model_fields) - {"kind"}
     assert words.sentence and words.title
     css = Path(finders.find("layouts/layouts.css")).read_text()
     assert f'option[value="{kind}"]:checked) [data-gate="{kind}"]' in css

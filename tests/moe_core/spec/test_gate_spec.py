@@ -18,6 +18,7 @@ from moe_core.spec.gate import (
     GshardTop2,
     Hash,
     Hierarchical,
+    Quantile,
     SigmoidGroups,
     Soft,
     SoftmaxTopk,
@@ -145,3 +146,12 @@ def test_a_constant_schedule_does_not_move() -> None:
     with pytest.raises(SpecError, match="constant"):
         TemperatureSpec.parse({"kind": "constant", "start": 2.0, "end": 1.0})
     assert TemperatureSpec(kind="constant", start=2.0, end=2.0).at(7) == 2.0
+
+
+def test_thresholds_that_would_be_found_and_forgotten_are_refused() -> None:
+    with pytest.raises(
+        SpecError, match="leave selection_bias at true, or choose gate 'softmax_topk'"
+    ) as found:
+        LayoutSpec.parse({"moe_layers": [0], "gate": {"kind": "quantile", "selection_bias": False}})
+    assert found.value.faults[0][0][-1] == "selection_bias"
+    assert Quantile().selection_bias

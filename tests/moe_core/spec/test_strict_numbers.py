@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,21 @@ def mixtral() -> dict[str, Any]:
 def test_paths_and_lists_come_as_json_has_them() -> None:
     served = ServeSpec.parse({"model_dir": "/models/m", "socket_path": "/run/m.sock"})
     assert served.model_dir == Path("/models/m")
+
+
+@pytest.mark.parametrize("key", ["01", " 1", "1 ", "+1", "1_0", "１", "-1", "512", "one", ""])
+def test_a_layer_has_one_spelling_as_a_key(key: str) -> None:
+    with pytest.raises(SpecError, match="a key of prior_layers is the number of a layer") as found:
+        RoutingSpec.parse({"prior_layers": {"1": {"mode": "mask"}, key: {"mode": "none"}}})
+    assert found.value.faults[0][0][:2] == ("prior_layers", key)
+    pattern = RoutingSpec.model_json_schema()["properties"]["prior_layers"]["propertyNames"]["pattern"]
+    assert not re.search(pattern, key)
+
+
+def test_every_layer_can_be_a_key() -> None:
+    pattern = RoutingSpec.model_json_schema()["properties"]["prior_layers"]["propertyNames"]["pattern"]
+    every = {str(layer): {"mode": "none"} for layer in range(512)}
+    assert all(re.search(pattern, key) for key in every)
+    assert list(RoutingSpec.parse({"prior_layers": every}).prior_layers) == list(range(512))
+    back = RoutingSpec.model_validate_json(RoutingSpec.parse({"prior_layers": {511: {}}}).model_dump_json())
+    assert list(back.prior_layers) == [511]

@@ -227,6 +227,16 @@ def test_numbers_out_of_bounds_are_refused_by_name(field: dict[str, Any]) -> Non
         TuneSpec.model_validate(tune_spec(**field))
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_hold_on_twins_needs_steps_to_fall_in(steps: int) -> None:
+    with pytest.raises(SpecError, match=rf"twin_hold \(1.5\) falls .* route_steps is {steps}; give") as found:
+        TuneSpec.parse(tune_spec(twin_hold=1.5, route_steps=steps))
+    assert found.value.faults[0][0] == ("twin_hold",)
+    assert TuneSpec.parse(tune_spec(twin_hold=0.0, route_steps=steps)).twin_hold_at(0) == 0.0
+    two = TuneSpec.parse(tune_spec(twin_hold=1.5, route_steps=2))
+    assert [two.twin_hold_at(step) for step in (0, 1)] == [1.5, 0.0]
+
+
 def test_a_learnt_overflow_needs_its_tensors(io: RecordingIO) -> None:
     with pytest.raises(SpecError, match="set it in the layout, or choose drop"):
         run_job("tune", quick(capacity={"train_factor": 1.0, "overflow": "learned"}), io)
