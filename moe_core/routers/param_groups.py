@@ -1,8 +1,9 @@
 """Gates learn apart from the rest: a learning rate of their own, and a clip of their own before everybody's.
 
 A gate's burst of gradient (one expert takes over) would otherwise shrink the step of the whole model, and the other way
-round. Operations that teach whole models (distil) do so by these functions. Tuning jobs, which move gates alone, do the same
-by other means: `moe_core.training.optimiser` clips each gate by its own norm (`route_clip_norm`), and
+round. What teaches whole models (distil, encoder–decoders) does so by these functions. Operations that teach one expert and
+its gate row (specialise_clone, wake_expert) move them as one group, at one rate and clipped by one norm. Tuning jobs, which
+move gates alone, do by other means: `moe_core.training.optimiser` clips each gate by its own norm (`route_clip_norm`), and
 `route_learning_rate` is the gates' rate.
 """
 
