@@ -24,21 +24,31 @@ class RopeSpec(Spec):
     """
 
     kind: Literal["plain", "yarn", "llama3"] = "plain"
-    # Pairs (2i, 2i+1) as DeepSeek stores them, instead of (i, i + d/2).
+    """How positions beyond the original ones are reached: not at all, by YaRN, or as in Llama 3.1."""
     interleaved: bool = False
+    """Pairs (2i, 2i+1) as DeepSeek stores them, instead of (i, i + d/2)."""
     partial_rotary_factor: RotaryShare = 1.0
+    """The share of each head that turns with the position; the rest passes as it is."""
     factor: Annotated[float, Field(ge=1.0, le=1e4)] = 1.0
+    """How many times longer than the original the context is."""
     original_max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
+    """Positions that the model was first trained on; needed unless the kind is "plain"."""
     beta_fast: Positive = 32.0
+    """Of "yarn": pairs that turn more often than this in the original context are kept."""
     beta_slow: Positive = 1.0
-    # Of "llama3": pairs that turn fewer than `low` times in the original context are stretched, more than `high` kept.
+    """Of "yarn": pairs that turn less often than this are stretched by the whole factor; between the two it fades."""
     low_freq_factor: Positive = 1.0
+    """Of "llama3": pairs that turn fewer than so many times in the original context are stretched by the whole factor."""
     high_freq_factor: Positive = 4.0
+    """Of "llama3": pairs that turn more than so many times are kept."""
     truncate: bool = True
-    # On cos and sin; None derives it from the factor and the two below.
+    """Of "yarn": round the bounds of the fading to whole pairs."""
     attention_factor: Positive | None = None
+    """On cos and sin; null derives it from the factor and the two below."""
     mscale: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+    """Of "yarn": how strongly the factor scales cos and sin, over what `mscale_all_dim` gives (DeepSeek); null: as YaRN."""
     mscale_all_dim: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+    """Of "yarn": the same for the whole head; latent attention has it squared on the scale of its softmax."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -79,12 +89,16 @@ class MlaSpec(Spec):
     Source: DeepSeek-AI 2024, "DeepSeek-V2", arXiv 2405.04434, section 2.1.
     """
 
-    # None: queries are projected straight from the hidden state.
     q_lora_rank: Rank | None = None
+    """Width of the queries' latent; null: queries are projected straight from the hidden state."""
     kv_lora_rank: Rank
+    """Width of the latent that keys and values of all heads come out of."""
     qk_nope_head_dim: HeadDim
+    """Numbers of a query and key head that do not turn with the position."""
     qk_rope_head_dim: HeadDim
+    """Numbers of a query and key head that do; the key has them once for all heads."""
     v_head_dim: HeadDim
+    """Numbers of a value head."""
 
 
 class SlidingSpec(Spec):
@@ -94,8 +108,11 @@ class SlidingSpec(Spec):
     """
 
     num_attention_heads: Annotated[int, Field(ge=1, le=1024)]
+    """Query heads of these layers."""
     rope_theta: Annotated[float, Field(ge=1.0, le=1e9)]
+    """The base of their rotary positions."""
     partial_rotary_factor: RotaryShare = 1.0
+    """The share of each of their heads that turns with the position."""
 
 
 class Kept(NamedTuple):
@@ -115,21 +132,26 @@ class Kept(NamedTuple):
 class AttentionSpec(Spec):
     """What differs between families besides the number of heads."""
 
-    # "head" normalises each head by itself, "projection" all heads of queries (and of keys) together.
     qk_norm: Literal["none", "head", "projection"] = "none"
+    """Each head of queries and keys is normalised by itself ("head"), or all of queries and all of keys ("projection")."""
     qkv_bias: bool = False
+    """Biases on the maps to queries, keys and values."""
     o_bias: bool = False
+    """A bias on the map from heads back to the hidden state."""
     clip_qkv: Positive | None = None
-    # One learned score a head that takes part in the softmax and carries no value.
+    """Queries, keys and values are cut off at plus and minus this; null: not at all."""
     sinks: bool = False
-    # The layers of `sliding_layers` see this many tokens, their own included.
+    """One learned score a head that takes part in the softmax and carries no value."""
     sliding_window: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
+    """The layers of `sliding_layers` see this many tokens, their own included."""
     sliding_layers: Annotated[tuple[LayerIndex, ...], Field(max_length=512)] = ()
-    # None: those layers have the heads and positions of all others.
+    """Numbers of the layers that see a window, ascending."""
     sliding: SlidingSpec | None = None
-    # Each head's output is weighed by the sigmoid of a map of the hidden state (Step-3.5).
+    """What those layers have of their own; null: the heads and positions of all others."""
     head_gate: bool = False
+    """Each head's output is weighed by the sigmoid of a map of the hidden state (Step-3.5)."""
     mla: MlaSpec | None = None
+    """Latent attention in the place of plain heads; null for none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -34,49 +34,67 @@ class ServeSpec(Spec):
     """One engine: which model directory, which socket, how much of the machine."""
 
     model_dir: Path
-    # sha256 of every file of the model directory; empty for a directory that nobody vouches for.
+    """The folder of the model."""
     files: Annotated[dict[FileName, Sha256], Field(max_length=10_000)] = {}
+    """sha256 of every file of the model directory; empty for a directory that nobody vouches for."""
     socket_path: Path
-    # Where packed weights are kept from one start to the next and shared by engines of one model; None: nowhere.
+    """The unix socket to listen on."""
     panel_dir: Path | None = None
-    # Whether they stay mapped there; else they are copied when the engine is ready, and read faster.
+    """Where packed weights are kept from one start to the next and shared by engines of one model; null: nowhere."""
     shares_panels: bool = False
+    """Whether they stay mapped there; else they are copied when the engine is ready, and read faster."""
     version: Annotated[str, Field(max_length=200)] = ""
+    """What answers say they come from."""
     epoch: Annotated[int, Field(ge=0)] = 0
+    """Which start of the replica this is; requests meant for another one are refused."""
     domains: Annotated[tuple[DomainSpec, ...], Field(max_length=256)] = ()
+    """Domains that requests may name, and their experts."""
     general_experts: Annotated[tuple[ExpertIndex, ...], Field(max_length=1024)] = ()
+    """Experts of no domain, which a mask leaves to every request."""
     prior_mode: PriorMode = "bias"
+    """What a request's domain does in every layer that `prior_layers` does not name."""
     prior_strength: PriorStrength = 1.0
+    """Of "bias", as in LayerPrior."""
     prior_floor: FloorShare = 0.5
+    """Of "floor", as in LayerPrior."""
     prior_layers: PriorLayers = {}
+    """Layers that do otherwise, by their number in the model."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    # "auto" is the GPU where there is one.
+    """How numbers are held."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it computes; "auto" is the GPU where there is one."""
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
-    # Tokens of one step; a prompt advances by no more than max_chunk_tokens while others are answering.
+    """Threads of the CPU."""
     max_batch_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 512
+    """Tokens of one step."""
     max_chunk_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 128
+    """Tokens of a step that a prompt advances by at most while others are answering."""
     max_sequences: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Requests that are answered at the same time."""
     max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 256
+    """Requests that may wait; further ones are turned away."""
     max_wait_s: Annotated[float, Field(gt=0.0, le=3600.0)] = 30.0
+    """Seconds after which a waiting request is turned away."""
     kv_tokens: Annotated[int, Field(ge=16, le=1 << 28)] = 16_384
-    # Waiting requests whose domain shares experts with the running ones go first, but nobody is overtaken once it has
-    # been overtaken so many steps ago; 0: the fair order alone.
+    """Tokens that the cache of keys and values holds."""
     expert_affinity_steps: Annotated[int, Field(ge=0, le=100_000)] = 0
-    # How many experts, over all layers, are held in memory; the others are read from disk when they are used. None: all.
+    """Waiting requests whose domain shares experts with the running ones go first, but nobody is overtaken once it has
+    been overtaken so many steps ago; 0: the fair order alone."""
     resident_experts: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
-    # How often each expert was used before, layer by layer in the model's order: the likeliest are read first. Empty: by
-    # the domain map alone.
+    """How many experts, over all layers, are held in memory; the others are read from disk when they are used. Null: all."""
     expert_uses: Annotated[tuple[ExpertUses, ...], Field(max_length=512)] = ()
-    # Tokens of a greedy answer that are guessed from what it holds already and checked in one step; 0: none.
+    """How often each expert was used before, layer by layer in the model's order: the likeliest are read first. Empty: by
+    the domain map alone."""
     ngram_tokens: Annotated[int, Field(ge=0, le=16)] = 0
-    # The same numbers whatever shares the batch: each chunk is computed by itself, prompts in equal pieces. Slower.
+    """Tokens of a greedy answer that are guessed from what it holds already and checked in one step; 0: none."""
     batch_invariant: bool = False
+    """The same numbers whatever shares the batch: each chunk is computed by itself, prompts in equal pieces. Slower."""
     drain_s: Annotated[float, Field(ge=0.0, le=3600.0)] = 20.0
-    # Answered once before the engine says that it is ready.
+    """Seconds that running answers are given to end in when the engine is told to stop."""
     golden_prompt: Annotated[str, Field(min_length=1, max_length=2000)] = "The trains run on time because"
-    # A file whose contents every request must bring as a bearer token; None where the socket's mode is guard enough.
+    """Answered once before the engine says that it is ready."""
     secret_file: Path | None = None
+    """A file whose contents every request must bring as a bearer token; null where the socket's mode is guard enough."""
 
     @field_validator("socket_path")
     @classmethod

@@ -14,12 +14,12 @@ Hold = Annotated[float, Field(ge=0.0, le=1e4)]
 class TwinsSpec(Spec):
     """Experts with the same root are twins; every token sees exactly one of each set of twins."""
 
-    # For each expert the lowest number among its twins; its own for an expert without any.
     roots: Annotated[tuple[ExpertIndex, ...], Field(min_length=1, max_length=1024)]
-    # None: a hash of the token's hidden state picks the twin. Otherwise the twin is seen that the gate scores highest
-    # (prior, noise and selection bias included), and the one that the hash picks has so much added to its logit: 0 leaves
-    # the choice to the gate.
+    """For each expert the lowest number among its twins; its own for an expert without any."""
     hold: Hold | None = None
+    """Null: a hash of the token's hidden state picks the twin. Otherwise the twin is seen that the gate scores highest
+    (prior, noise and selection bias included), and the one that the hash picks has so much added to its logit: 0 leaves the
+    choice to the gate."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
