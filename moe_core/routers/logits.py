@@ -62,14 +62,13 @@ def searched_shift(logits_TE: Tensor, floor: Floor, shares_of: SharesOf) -> Tens
     """
     mine_TE, finite_TE = floor.mine_TE, logits_TE.isfinite()
     signs_TE = mine_TE.float() - (~mine_TE).float()
-    two_sided_T = (mine_TE & finite_TE).any(-1) & (~mine_TE & finite_TE).any(-1)
 
     def lacks(shift_T: Tensor) -> Tensor:
         shares_TE = shares_of(logits_TE + shift_T[:, None] * signs_TE)
         return shares_TE.masked_fill(~mine_TE, 0.0).sum(-1) < floor.share_T
 
     low_T = logits_TE.new_zeros(logits_TE.shape[0])
-    moved_T = two_sided_T & lacks(low_T)
+    moved_T = _two_sided(logits_TE, floor) & lacks(low_T)
     high_T = LARGEST_SHIFT + logits_TE.masked_fill(~finite_TE, 0.0).abs().amax(-1)
     for _ in range(HALVINGS):
         middle_T = (low_T + high_T) / 2
@@ -83,15 +82,19 @@ def floor_shift(logits_TE: Tensor, floor: Floor) -> Tensor:
 
     Tokens that have it already, and those whose domain has all experts or none, stay bit for bit as they are.
     """
-    mine_TE = floor.mine_TE
-    log_odds_T = (
-        logits_TE.masked_fill(~mine_TE, NEG_INF).logsumexp(-1)
-        - logits_TE.masked_fill(mine_TE, NEG_INF).logsumexp(-1)
-    )  # fmt: skip
-    missing_T = torch.logit(floor.share_T) - log_odds_T
-    # Infinite where one side has no expert: nothing can be moved there.
-    missing_T = torch.where(missing_T.isfinite() & (missing_T > 0.0), missing_T, 0.0)
+    mine_TE, movable_T = floor.mine_TE, _two_sided(logits_TE, floor)
+    # Taken out before the logsumexp: one of nothing but -inf has a gradient of NaN behind any mask.
+    own_TE = logits_TE.masked_fill(movable_T[:, None] & ~mine_TE, NEG_INF)
+    other_TE = logits_TE.masked_fill(movable_T[:, None] & mine_TE, NEG_INF)
+    missing_T = torch.logit(floor.share_T) - (own_TE.logsumexp(-1) - other_TE.logsumexp(-1))
+    missing_T = torch.where(movable_T & (missing_T > 0.0), missing_T, 0.0)
     return missing_T[:, None] * mine_TE
+
+
+def _two_sided(logits_TE: Tensor, floor: Floor) -> Tensor:
+    """(T,) bool: tokens that a floor can move, with experts of their own and others; none that is NaN."""
+    finite_TE = logits_TE.detach().isfinite()
+    return (floor.mine_TE & finite_TE).any(-1) & (~floor.mine_TE & finite_TE).any(-1)
 
 
 def check_shapes(hidden_TD: Tensor, weight_ED: Tensor, top_k: int) -> None:

@@ -69,7 +69,10 @@ def expert_scores(gate: SigmoidGroups, logits_TE: Tensor) -> Tensor:
     if gate.scores == "softmax":
         return torch.softmax(logits_TE, dim=-1)
     if gate.scores == "sqrtsoftplus":
-        return torch.nn.functional.softplus(logits_TE).sqrt()
+        # The root of a softplus that has underflowed has an infinite slope; down there it is an exponential.
+        low_TE = logits_TE < DEEP
+        middle_TE = torch.nn.functional.softplus(logits_TE.masked_fill(low_TE, DEEP)).sqrt()
+        return torch.where(low_TE, (logits_TE.clamp(max=DEEP) / 2).exp(), middle_TE)
     return torch.sigmoid(logits_TE)
 
 

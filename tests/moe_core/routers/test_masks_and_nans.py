@@ -9,7 +9,9 @@ from torch import Tensor
 from moe_core.model import DomainPrior, RoutingContext
 from moe_core.model.init import random_decoder
 from moe_core.routers.call import Floor
+from moe_core.routers.sigmoid_groups import expert_scores
 from moe_core.spec import LayoutSpec
+from moe_core.spec.gate import SigmoidGroups
 from tests.moe_core.routers.every_gate import KINDS, WIDTH, asked, gate_of, mixture, tensors_of, weighed
 from tests.moe_core.tiny import STD, tiny_llama
 
@@ -62,6 +64,41 @@ def test_a_floor_leaves_every_gradient_finite(kind: str, training: bool, of_all:
     learning = [x_TD, *(tensor for tensor in tensors.values() if tensor.requires_grad)]
     for gradient in torch.autograd.grad(objective, learning, allow_unused=True, materialize_grads=True):
         assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [False, True], ids=["serving", "training"])
+@pytest.mark.parametrize("side", ["own", "others", "some of both"])
+def test_a_floor_beside_a_mask_leaves_every_gradient_finite(kind: str, training: bool, side: str) -> None:
+    """As twins that are hidden make it: where all of a side is masked there is nothing to move."""
+    moe = mixture(kind, NUM_EXPERTS, 2)
+    assert moe is not None
+    tensors = tensors_of(moe, WIDTH)
+    x_TD = torch.randn(NUM_TOKENS, WIDTH, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    mine_TE = torch.zeros(NUM_TOKENS, NUM_EXPERTS, dtype=torch.bool)
+    mine_TE[:, :2] = True
+    bias_TE = torch.zeros(NUM_TOKENS, NUM_EXPERTS)
+    bias_TE[:, {"own": [0, 1], "others": [2, 3], "some of both": [1, 2]}[side]] = NEG_INF
+    floor = Floor(torch.full((NUM_TOKENS,), 0.7), mine_TE)
+    routing = asked(moe, tensors, x_TD, training, floor=floor, bias_TE=bias_TE)
+    objective = sum((value.square()).sum() for value in weighed(routing))
+    learning = [x_TD, *(tensor for tensor in tensors.values() if tensor.requires_grad)]
+    for gradient in torch.autograd.grad(objective, learning, allow_unused=True, materialize_grads=True):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("scores", ["sigmoid", "softmax", "sqrtsoftplus"])
+def test_every_score_function_has_finite_gradients_under_a_mask_and_far_down(scores: str) -> None:
+    gate = SigmoidGroups.model_validate({"scores": scores})
+    logits_TE = torch.tensor([[NEG_INF, -300.0, -150.0, -104.0, -20.5, -19.5, -3.0, 2.0, 40.0]])
+    found_TE = expert_scores(gate, logits_TE.requires_grad_())
+    (gradient_TE,) = torch.autograd.grad((found_TE * torch.arange(1.0, 10.0)).sum(), logits_TE)
+    assert gradient_TE.isfinite().all()
+    exact_TE = expert_scores(gate, logits_TE.detach().double())
+    torch.testing.assert_close(found_TE.double(), exact_TE, rtol=1e-6, atol=1e-37)
+    if scores == "sqrtsoftplus":
+        plain_TE = torch.nn.functional.softplus(logits_TE.detach().double()).sqrt()
+        torch.testing.assert_close(exact_TE, plain_TE, rtol=1e-8, atol=0.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
