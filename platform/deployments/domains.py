@@ -16,24 +16,26 @@ from registry.models import ModelVersion
 from routing.models import DomainMap
 from routing.selectors import routing_spec
 
-# Operations after which expert 3 is still expert 3.
-KEEPS_NUMBERS = frozenset({"add", "dequantise", "quantise", "specialise_clone"})
-
 
 def frozen_domains(domain_map: DomainMap | None, version: ModelVersion) -> dict[str, Any]:
     """Return the map as this revision will use it for ever; {} for none."""
     if domain_map is None:
         return {}
-    spec = routing_spec(domain_map)
-    _check_fits(spec, version)
-    data = spec.model_dump(mode="json")
+    domains = copy_of(domain_map)
+    check_fits(domains, version)
+    return domains
+
+
+def copy_of(domain_map: DomainMap) -> dict[str, Any]:
+    """Return the map by its own numbers, whatever it is served with."""
+    data = routing_spec(domain_map).model_dump(mode="json")
     colours = {domain.code: domain.colour for domain in domain_map.domains.all()}
     data["domains"] = [{**domain, "colour": colours.get(domain["code"], 0)} for domain in data["domains"]]
     return {**data, "map": domain_map.pk, "map_revision": domain_map.revision, "map_name": domain_map.name}
 
 
-def check_kept(domains: dict[str, Any], version: ModelVersion) -> None:
-    """Raise Invalid when a version cannot be served with an earlier frozen copy."""
+def check_fits(domains: dict[str, Any], version: ModelVersion) -> None:
+    """Raise Invalid when a version cannot be served with a frozen copy."""
     if domains:
         _check_fits(routing_of(domains), version)
 
@@ -69,7 +71,10 @@ def codes_of(deployment: Deployment) -> tuple[str, ...]:
 
 def map_words(domains: dict[str, Any]) -> str:
     """Name the map that a frozen copy was taken from, with its revision; empty for none."""
-    return f"{domains['map_name']} r{domains['map_revision']}" if "map_name" in domains else ""
+    if "map_name" not in domains:
+        return ""
+    name = f"{domains['map_name']} r{domains['map_revision']}"
+    return _("%(map)s, translated") % {"map": name} if domains.get("translated_to") else name
 
 
 def shown_domains(deployment: Deployment) -> list[dict[str, Any]]:
@@ -84,14 +89,3 @@ def shown_domains(deployment: Deployment) -> list[dict[str, Any]]:
         }
         for domain in deployment.domains.get("domains", ())
     ]
-
-
-def map_of_lineage(version: ModelVersion) -> int | None:
-    """Return the map that a version was tuned for, or its nearest ancestor whose experts it still has by their numbers."""
-    one: ModelVersion | None = version
-    while one is not None:
-        if "map_id" in one.lineage:
-            return int(one.lineage["map_id"])
-        operation = ((one.lineage.get("operate") or {}).get("operation") or {}).get("kind")
-        one = one.parent if operation in KEEPS_NUMBERS else None
-    return None

@@ -14,9 +14,9 @@ from deployments.domains import map_words
 from deployments.engine_settings import EngineSettings
 from deployments.models import MAX_REPLICAS, Deployment
 from deployments.services import KEEP, checked_name
+from deployments.translation import EXPERTS_GONE, Proposal, proposal_for
 from registry.models import ModelVersion, VersionState
 from registry.selectors import versions_of
-from routing.models import DomainMap
 from routing.selectors import maps_of
 
 DTYPES = [("bfloat16", "bf16"), ("float32", "fp32")]
@@ -32,6 +32,7 @@ SETTINGS = (
     "ngram_tokens", "batch_invariant",
 )  # fmt: skip
 AS_SERVED = "as-served"
+TRANSLATED = "translated"
 MAY_BE_NONE = frozenset({"resident_experts"})
 
 
@@ -75,6 +76,10 @@ class EngineForm(forms.Form):
         required=False,
         help_text=_("An answer never depends on the requests beside it; slower."),
     )
+    # Shown once it is needed.
+    confirm_domains = forms.BooleanField(
+        label=_("Serve it without these experts"), required=False, widget=forms.HiddenInput
+    )
 
     def __init__(self, *args: Any, team: Team, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -88,7 +93,9 @@ class EngineForm(forms.Form):
         return {name: value for name, value in said.items() if name in MAY_BE_NONE or value not in (None, "")}
 
     def show_error(self, error: DomainError) -> None:
-        """Put a refusal beside the field that it speaks of."""
+        """Put a refusal beside the field that it speaks of, and ask for what would lift it."""
+        if error.code == EXPERTS_GONE:
+            self.fields["confirm_domains"].widget = forms.CheckboxInput()
         for name, message in (error.fields or {"": error.message}).items():
             self.add_error(
                 name if name in self.fields else None, message if name in self.fields else error.message
@@ -103,19 +110,44 @@ class DeployForm(EngineForm):
         max_length=60,
         help_text=_("What clients send as “model”: lower-case letters, digits, - _ ."),
     )
-    domain_map = forms.ModelChoiceField(
-        DomainMap.objects.none(),
+    domain_map = forms.ChoiceField(
         label=_("Domain map"),
         required=False,
-        empty_label=_("none: requests name no domain"),
         help_text=_("Requests may name its domains, and the router leans towards their experts."),
     )
     replicas = forms.IntegerField(label=_("Replicas"), min_value=0, max_value=MAX_REPLICAS, initial=1)
-    field_order = ["name", "version", "domain_map", "replicas"]
+    field_order = ["name", "version", "domain_map", "confirm_domains", "replicas"]
 
     def __init__(self, *args: Any, team: Team, **options: Any) -> None:
         super().__init__(*args, team=team, **options)
-        self.fields["domain_map"].queryset = maps_of(team)  # type: ignore[attr-defined]
+        self.proposal = self._proposal()
+        names = {one.pk: str(one) for one in maps_of(team)}
+        proposed = self.proposal and self.proposal.is_translated and names.get(self.proposal.map_id)
+        translated = [(TRANSLATED, _("%(map)s, by this version's numbers") % {"map": proposed})]
+        self.fields["domain_map"].choices = [  # type: ignore[attr-defined]
+            ("", _("none: requests name no domain")),
+            *(translated if proposed else []),
+            *((str(pk), name) for pk, name in names.items()),
+        ]
+
+    def _proposal(self) -> Proposal | None:
+        """The map that suits the version, as far as one is chosen."""
+        chosen = str(self["version"].value() or "")
+        version = self.fields["version"].queryset.filter(pk=chosen).first() if chosen.isdigit() else None  # type: ignore[attr-defined]
+        return proposal_for(version) if version and not version.is_dense else None
+
+    def propose_map(self) -> None:
+        """Start from the map that suits the version; from none where some of its experts are gone."""
+        found = self.proposal
+        if found and not found.is_short:
+            self.initial["domain_map"] = TRANSLATED if found.is_translated else found.map_id
+
+    def chosen_map(self) -> dict[str, Any]:
+        """What the service is asked for: a map's number and whether it is translated, or None."""
+        chosen = self.cleaned_data["domain_map"]
+        if chosen == TRANSLATED and self.proposal:
+            return {"domain_map_id": self.proposal.map_id, "translate_domains": True}
+        return {"domain_map_id": int(chosen) if chosen else None}
 
     def clean_name(self) -> str:
         """Judge the name with the other fields, by the rule of the service."""
@@ -136,7 +168,7 @@ class UpdateForm(EngineForm):
         required=False,
         help_text=_("Requests may name its domains, and the router leans towards their experts."),
     )
-    field_order = ["version", "domain_map", "note"]
+    field_order = ["version", "domain_map", "confirm_domains", "note"]
 
     def __init__(self, *args: Any, team: Team, domains: dict[str, Any], **options: Any) -> None:
         super().__init__(*args, team=team, **options)

@@ -57,7 +57,7 @@ class DeploymentViewSet(
         wanted = _read(DeploymentIn, request)
         made = services.deployment_create(
             caller=self.caller, name=wanted["name"], version_id=wanted["version"], replicas=wanted["replicas"],
-            domain_map_id=wanted.get("domain_map"), settings=wanted["settings"], note=wanted["note"],
+            domain_map_id=wanted.get("domain_map"), settings=wanted["settings"], note=wanted["note"], **_domains(wanted),
         )  # fmt: skip
         return _accepted(made)
 
@@ -72,7 +72,7 @@ class DeploymentViewSet(
             deployment = services.deployment_update(
                 caller=self.caller, deployment_id=int(pk), version_id=wanted.get("version"),
                 domain_map_id=wanted.get("domain_map", services.KEEP), settings=wanted.get("settings"),
-                note=wanted["note"], expected_generation=expected,
+                note=wanted["note"], expected_generation=expected, **_domains(wanted),
             )  # fmt: skip
             expected = None
         if "replicas" in wanted:
@@ -149,6 +149,10 @@ def _read(kind: type[Closed], request: Request) -> dict[str, Any]:
     wanted = kind(data=request.data)
     wanted.is_valid(raise_exception=True)
     return dict(wanted.validated_data)
+
+
+def _domains(wanted: dict[str, Any]) -> dict[str, bool]:
+    return {name: wanted[name] for name in ("translate_domains", "confirm_domains")}
 
 
 def _accepted(deployment: Deployment) -> Response:

@@ -23,16 +23,33 @@ class DeploymentIn(Closed):
     version = serializers.IntegerField(min_value=1)
     replicas = serializers.IntegerField(min_value=0, max_value=MAX_REPLICAS, default=1)
     domain_map = serializers.IntegerField(min_value=1, required=False, allow_null=True)
+    translate_domains = serializers.BooleanField(
+        default=False,
+        help_text="The map's numbers are those of the version that was tuned with it; find its experts in this one.",
+    )
+    confirm_domains = serializers.BooleanField(
+        default=False, help_text="Serve without mapped experts that the version has no more (`experts_gone`)."
+    )
     settings = serializers.JSONField(required=False, default=dict)
     note = serializers.CharField(max_length=200, required=False, default="", allow_blank=True)
 
 
 class DeploymentChange(Closed):
-    """What should be different; what is left out stays. A new version, map or settings make a revision."""
+    """What should be different; what is left out stays. A new version, map or settings make a revision.
+
+    Domains that stay follow their experts to the numbers that these have in the new version.
+    """
 
     version = serializers.IntegerField(min_value=1, required=False)
     replicas = serializers.IntegerField(min_value=0, max_value=MAX_REPLICAS, required=False)
     domain_map = serializers.IntegerField(min_value=1, required=False, allow_null=True)
+    translate_domains = serializers.BooleanField(
+        default=False,
+        help_text="The map's numbers are those of the version that was tuned with it; find its experts in this one.",
+    )
+    confirm_domains = serializers.BooleanField(
+        default=False, help_text="Serve without mapped experts that the version has no more (`experts_gone`)."
+    )
     settings = serializers.JSONField(required=False)
     note = serializers.CharField(max_length=200, required=False, default="", allow_blank=True)
     expected_generation = serializers.IntegerField(min_value=1, required=False)

@@ -15,7 +15,7 @@ from accounts.caller import Caller
 from common.errors import Conflict, Invalid
 from common.loops import wake
 from deployments.announce import announce
-from deployments.domains import check_kept, frozen_domains
+from deployments.domains import frozen_domains
 from deployments.engine_settings import settings_checked
 from deployments.models import (
     MAX_REPLICAS,
@@ -27,6 +27,7 @@ from deployments.models import (
 )
 from deployments.selectors import deployment_get, revision_get
 from deployments.states import ReplicaState, Wanted
+from deployments.translation import kept_domains, translated_domains
 from registry.models import ModelVersion, VersionState
 from registry.selectors import version_get
 from routing.models import DomainMap
@@ -43,13 +44,20 @@ def deployment_create(
     version_id: int,
     replicas: int = 1,
     domain_map_id: int | None = None,
+    translate_domains: bool = False,
+    confirm_domains: bool = False,
     settings: dict[str, Any] | None = None,
     note: str = "",
 ) -> Deployment:
-    """Make a deployment; its engines are started by the reconciler."""
+    """Make a deployment; its engines are started by the reconciler.
+
+    `translate_domains` takes the map's numbers for those of the ancestor that was tuned with it; `confirm_domains` leaves
+    out experts of it that are no more.
+    """
     caller.must_be(Role.EDITOR)
     version = servable_version(caller, version_id)
     domain_map = map_get(caller.team, domain_map_id) if domain_map_id else None
+    domains = _frozen(domain_map, version, translate=translate_domains, confirmed=confirm_domains)
     try:
         with transaction.atomic():
             deployment = Deployment.objects.create(
@@ -59,7 +67,7 @@ def deployment_create(
                 desired_version=version,
                 desired_replicas=checked_replicas(replicas),
                 domain_map=domain_map,
-                domains=frozen_domains(domain_map, version),
+                domains=domains,
                 settings=settings_checked(settings or {}, version.spec),
             )
     except IntegrityError as error:
@@ -79,16 +87,28 @@ def deployment_update(
     deployment_id: int,
     version_id: int | None = None,
     domain_map_id: int | object | None = KEEP,
+    translate_domains: bool = False,
+    confirm_domains: bool = False,
     settings: dict[str, Any] | None = None,
     note: str = "",
     expected_generation: int | None = None,
 ) -> Deployment:
-    """Want another version, other domains or other settings: a new revision, served once it is ready."""
+    """Want another version, other domains or other settings: a new revision, served once it is ready.
+
+    Domains that are kept follow their experts to the version's numbers; for `translate_domains` and `confirm_domains` see
+    `deployment_create`.
+    """
     caller.must_be(Role.EDITOR)
     deployment = _locked(caller, deployment_id, expected_generation)
     version = servable_version(caller, version_id) if version_id else deployment.desired_version
+    if domain_map_id is KEEP:
+        served = deployment.domains, deployment.desired_version
+        deployment.domains = kept_domains(*served, version, confirmed=confirm_domains)
+    else:
+        chosen = map_get(caller.team, domain_map_id) if isinstance(domain_map_id, int) else None
+        deployment.domain_map = chosen
+        deployment.domains = _frozen(chosen, version, translate=translate_domains, confirmed=confirm_domains)
     deployment.desired_version = version
-    _want_domains(caller, deployment, domain_map_id)
     wanted = deployment.settings if settings is None else settings
     deployment.settings = settings_checked(wanted, version.spec)
     _next_revision(deployment, caller, note=note)
@@ -208,13 +228,13 @@ def _locked(caller: Caller, deployment_id: int, expected_generation: int | None)
     return deployment
 
 
-def _want_domains(caller: Caller, deployment: Deployment, wanted: int | object | None) -> None:
-    """Freeze another map, none, or keep the domains as they are served, whatever became of their map."""
-    if wanted is KEEP:
-        check_kept(deployment.domains, deployment.desired_version)
-        return
-    deployment.domain_map = map_get(caller.team, wanted) if isinstance(wanted, int) else None
-    deployment.domains = frozen_domains(deployment.domain_map, deployment.desired_version)
+def _frozen(
+    domain_map: DomainMap | None, version: ModelVersion, *, translate: bool, confirmed: bool
+) -> dict[str, Any]:
+    """Freeze a map as it is, or by the numbers of a version that was made of the one it was tuned for."""
+    if domain_map is not None and translate:
+        return translated_domains(domain_map, version, confirmed=confirmed)
+    return frozen_domains(domain_map, version)
 
 
 def _next_revision(

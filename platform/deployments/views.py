@@ -17,7 +17,7 @@ from accounts.access import Role, role_required
 from accounts.caller import Caller
 from common.errors import DomainError, NotFound
 from deployments import services
-from deployments.domains import map_of_lineage, shown_domains
+from deployments.domains import map_words, shown_domains
 from deployments.forms import DeployForm, ScaleForm, UpdateForm
 from deployments.models import Deployment
 from deployments.selectors import (
@@ -93,8 +93,9 @@ def detail_context(deployment: Deployment, caller: Caller, form: UpdateForm | No
             {"lamp": event_lamp(one), "sentence": event_sentence(one), "event": one}
             for one in events_of(deployment)
         ],
-        "revisions": list(revisions_of(deployment)[:50]),
+        "revisions": [{"one": one, "map": map_words(one.domains)} for one in revisions_of(deployment)[:50]],
         "domains": shown_domains(deployment),
+        "map_words": map_words(deployment.domains),
         "is_observed": deployment.observed_generation == deployment.generation,
         "fit": fit_of(deployment.desired_version.spec, deployment.settings),
         "can_write": can_write,
@@ -142,14 +143,14 @@ def deployment_new(request: HttpRequest) -> HttpResponse:
     versions = versions_of(caller.team)
     chosen = request.GET.get("version", "")
     initial = {"version": chosen if chosen.isdigit() else versions.values_list("pk", flat=True).first()}
-    initial |= _map_of_lineage(caller, initial["version"])
     form = DeployForm(request.POST or None, team=caller.team, initial=initial)
+    form.propose_map()
     if request.method == "POST" and form.is_valid():
         data = form.cleaned_data
         try:
             made = services.deployment_create(
                 caller=caller, name=data["name"], version_id=data["version"].pk, replicas=data["replicas"],
-                domain_map_id=data["domain_map"].pk if data["domain_map"] else None, settings=form.settings(),
+                settings=form.settings(), confirm_domains=data["confirm_domains"], **form.chosen_map(),
             )  # fmt: skip
         except DomainError as error:
             form.show_error(error)
@@ -160,12 +161,6 @@ def deployment_new(request: HttpRequest) -> HttpResponse:
         "proposed_for": form["version"].value(),
     }  # fmt: skip
     return render(request, "deployments/new.html", context, status=422 if form.errors else 200)
-
-
-def _map_of_lineage(caller: Caller, version_id: Any) -> dict[str, Any]:
-    """A version that was tuned for a domain map is most likely served with it."""
-    version = versions_of(caller.team).filter(pk=version_id or 0).first()
-    return {"domain_map": map_of_lineage(version)} if version and not version.is_dense else {}
 
 
 @role_required(Role.EDITOR)
@@ -188,7 +183,8 @@ def fit(request: HttpRequest) -> HttpResponse:
 def _proposed_map(caller: Caller, form: DeployForm, version: ModelVersion) -> str:
     """The choice of a map as it suits a version: the one that it was tuned for, none if it is dense, else as it was."""
     kept = {} if version.is_dense else {"domain_map": form["domain_map"].value()}
-    proposed = DeployForm(team=caller.team, initial=kept | _map_of_lineage(caller, version.pk))
+    proposed = DeployForm(team=caller.team, initial={**kept, "version": version.pk})
+    proposed.propose_map()
     return proposed["domain_map"].as_widget(attrs={"hx-swap-oob": "true"})
 
 
@@ -220,6 +216,7 @@ def deployment_update(request: HttpRequest, pk: int) -> HttpResponse:
             services.deployment_update(
                 caller=caller, deployment_id=pk, version_id=data["version"].pk, domain_map_id=form.chosen_map(),
                 settings={**deployment.settings, **form.settings()}, note=data["note"],
+                confirm_domains=data["confirm_domains"],
             )  # fmt: skip
         except DomainError as error:
             form.show_error(error)

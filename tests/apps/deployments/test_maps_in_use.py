@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import Conflict, Invalid
 from deployments import services
-from deployments.domains import check_kept, codes_of
+from deployments.domains import check_fits, codes_of
 from deployments.forms import AS_SERVED
 from deployments.models import Deployment
 from jobs.models import Job
@@ -153,5 +153,5 @@ def test_a_floor_is_refused_where_the_gate_chooses_by_a_table() -> None:
     for mode, refused in (("floor", True), ("mask", False)):
         asked = {"domains": [domain], "prior_mode": mode}
         with pytest.raises(Invalid, match="chooses by a table") if refused else nullcontext():
-            check_kept(asked, ModelVersion(spec={"moe": moe}))
-        check_kept(asked, ModelVersion(spec={"moe": {**moe, "gate": {"kind": "softmax_topk"}}}))
+            check_fits(asked, ModelVersion(spec={"moe": moe}))
+        check_fits(asked, ModelVersion(spec={"moe": {**moe, "gate": {"kind": "softmax_topk"}}}))

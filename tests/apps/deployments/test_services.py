@@ -10,7 +10,6 @@ from django.db import DatabaseError, IntegrityError, transaction
 from accounts.models import AuditEvent
 from common.errors import Conflict, Forbidden, Invalid, NotFound
 from deployments import services
-from deployments.domains import map_of_lineage
 from deployments.engine_settings import need_of
 from deployments.models import Deployment, DeploymentEvent, DeploymentRevision, Node, Replica
 from deployments.reconcile import reconcile, reconcile_all
@@ -279,14 +278,3 @@ def test_the_live_row_is_whole_or_empty(people, version):
 
 def fresh(people: Any, deployment: Deployment) -> Deployment:
     return deployment_get(people.owner.team, deployment.pk)
-
-
-def test_the_map_of_a_tuning_goes_with_its_descendants_while_experts_keep_their_numbers(people, version, tmp_path):
-    def child(parent, name, **lineage):
-        return make_version(people, tmp_path, name=name, spec=moe_spec(), parent=parent, lineage=lineage)
-
-    tuned = child(version, "tuned", map_id=7)
-    added = child(tuned, "added", operate={"operation": {"kind": "add", "source": 0}})
-    packed = child(added, "packed", operate={"operation": {"kind": "quantise"}})
-    removed = child(packed, "removed", operate={"operation": {"kind": "remove", "expert": 1}})
-    assert [map_of_lineage(one) for one in (tuned, added, packed, removed, version)] == [7, 7, 7, None, None]
