@@ -70,8 +70,8 @@ class ComposeSpec(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if len(set(self.domains)) != len(self.domains):
-            raise ValueError(f"domains must be without repeats: {', '.join(self.domains)}")
+        if repeated := sorted({code for code in self.domains if self.domains.count(code) > 1}):
+            refuse([(("domains",), CORE.say("domains_repeated", codes=", ".join(repeated)))])
         return self
 
 

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.utils.translation import gettext as _
-from pydantic import ValidationError
 
 from common import figures
-from common.told import told, told_faults
+from common.told import told_faults
 from jobs.operation_form import OperateForm
 from moe_core.errors import SpecError
 from moe_core.spec import ModelSpec, cost_of
-from moe_core.spec.base import faults_of
 from moe_core.spec.foresee import foreseen
 from moe_core.spec.operations import OPERATION
 from registry.describe import CONTEXT_TOKENS
@@ -56,8 +54,6 @@ def foreseen_of(form: OperateForm) -> Foreseen | None:
     except KeyError:
         # A field that the operation needs is not valid yet; its own complaint is told when the form is sent.
         return None
-    except ValidationError as error:
-        return Foreseen([], " ".join(told(sentence) for _place, sentence in faults_of(error)))
     except SpecError as error:
         return Foreseen([], figures.sentences(*told_faults(error).values()))
 

@@ -195,7 +195,7 @@ def _tune_options(request: TuneRequest, layout: LayoutSpec | None, routing: Rout
         raise Invalid(reason, fields={f"tune.{name}": reason for name in named})
     options = {"num_threads": default_threads(), **request.tune}
     parts = {"layout": layout.model_dump() if layout else None, "routing": routing.model_dump()}
-    return spec_parse(TuneSpec, {**options, **parts}, prefix="tune.")
+    return spec_parse(TuneSpec, {**options, **parts}, prefix="tune")
 
 
 def source_path(inputs: dict[str, Any]) -> Path:

@@ -6,17 +6,17 @@ import os
 from typing import Annotated, Any, Literal, TypeVar
 
 from django.utils.translation import gettext as _
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from common.errors import Invalid
-from common.told import told
-from moe_core.sentences import CORE
-from moe_core.spec.base import Spec, faults_of
+from common.told import told_faults
+from moe_core.errors import SpecError
+from moe_core.spec.base import Spec
 
 RowId = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Name = Annotated[str, Field(min_length=1, max_length=120)]
 MAX_DEFAULT_THREADS = 4
-T = TypeVar("T", bound=BaseModel)
+S = TypeVar("S", bound=Spec)
 
 
 class BuiltinSource(Spec):
@@ -77,15 +77,10 @@ class OperateRequest(Spec):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-def spec_parse(schema: type[T], data: Any, *, prefix: str = "") -> T:
+def spec_parse(schema: type[S], data: Any, *, prefix: str = "") -> S:
     """Validate plain data, or raise Invalid with a message for each field."""
     try:
-        return schema.model_validate(data)
-    except ValidationError as error:
-        fields = {
-            prefix + ".".join(map(str, place)) or "spec": told(sentence)
-            if CORE.understand(sentence)
-            else sentence
-            for place, sentence in faults_of(error)
-        }
-        raise Invalid(_("The job's specification has fields that are not valid."), fields=fields) from error
+        return schema.parse(data)
+    except SpecError as error:
+        sentence = _("The job's specification has fields that are not valid.")
+        raise Invalid(sentence, fields=told_faults(error, prefix)) from error

@@ -11,6 +11,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from common.spec_fields import BOUNDS, WHOLE, Ask, facts_of, spec_field
+from common.told import told
 from moe_core.errors import SpecError
 from moe_core.spec.base import Spec
 from moe_core.spec.expert_kinds import ConstantExpert, IdentityExpert, MlpExpert, SwigluExpert, ZeroExpert
@@ -103,7 +104,7 @@ def _beside(error: SpecError, row: Row, schema: type[Spec]) -> Iterator[tuple[st
             known = ", ".join(facts_of(schema, "activation")["enum"])
             yield column, _("This kind takes %(known)s.") % {"known": known}
         else:
-            yield column, sentence
+            yield column, told(sentence)
 
 
 def bound_rows(form: forms.BaseForm, count: int) -> list[dict[str, BoundField]]:

@@ -47,7 +47,7 @@ def test_what_json_has_is_taken() -> None:
         ({"num_experts": 8}, "'kind' is missing"),
         ({"kind": "compose", "domains": "law"}, 'compose.domains: this must be a list, and is "law"'),
         ([], r"the specification: .*, and is \[\]"),
-        ({"kind": "grow"}, r"grow\.num_experts: Field required; give it a value"),
+        ({"kind": "grow"}, r"grow\.num_experts: this is missing; give it a value"),
     ],
 )
 def test_an_operation_that_is_none_is_refused_as_every_specification(data: Any, complaint: str) -> None:
@@ -58,7 +58,7 @@ def test_an_operation_that_is_none_is_refused_as_every_specification(data: Any, 
 def test_an_unknown_name_is_told_its_neighbour() -> None:
     with pytest.raises(SpecError, match=r"num_expert: .*; did you mean num_experts\?"):
         LayoutSpec.parse({"moe_layers": [0], "num_expert": 4})
-    with pytest.raises(FormatError, match=r"sliding_window: Input should be null, and is 4096"):
+    with pytest.raises(FormatError, match=r"sliding_window: this must be null, and is 4096"):
         spec_of({**mixtral(), "sliding_window": 4096})
 
 

@@ -144,5 +144,5 @@ def test_sequences_of_unlike_experts_are_judged_by_work() -> None:
 
 
 def test_an_unknown_form_is_refused_by_name() -> None:
-    with pytest.raises(SpecError, match="balance_form: Input should be 'running'"):
+    with pytest.raises(SpecError, match="balance_form: this must be one of these: 'running'"):
         TuneSpec.parse(spec_with(balance_form="sometimes"))
