@@ -12,6 +12,7 @@ from django.utils.translation import gettext_lazy
 
 from common import figures, gains
 from common.verdict import Verdict
+from registry.operated_facts import operated_facts
 
 OPERATIONS: dict[str, Promise] = {
     "grow": gettext_lazy("Grow"),
@@ -60,7 +61,9 @@ class Operated:
 def operated_report(report: Mapping[str, Any]) -> Operated | None:
     """What a report says; None where it is not the report of an operation."""
     return (
-        Operated(list(_facts(report)), list(_domains(report))) if report.get("kind") in OPERATIONS else None
+        Operated(list(operated_facts(report)), list(_domains(report)))
+        if report.get("kind") in OPERATIONS
+        else None
     )
 
 
@@ -100,71 +103,3 @@ def _domains(report: Mapping[str, Any]) -> Iterator[DomainChange]:
 def _table(report: Mapping[str, Any], name: str) -> dict[str, float]:
     value = report.get(name)
     return value if isinstance(value, dict) else {}
-
-
-def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The figures that some operations have, each with its unit."""
-    if "keeps_function" in report:
-        kept = _("yes, to rounding") if report["keeps_function"] else _("no")
-        yield _("Says the same at that moment"), kept
-    if report.get("expert") is not None and not isinstance(report["expert"], list):
-        yield _("New expert"), str(report["expert"])
-    if report.get("experts"):
-        yield _("Removed, by layer"), ", ".join(str(expert) for expert in report["experts"])
-    if report.get("woken"):
-        yield _("Woken, by layer"), ", ".join(str(expert) for expert in report["woken"])
-        before, now = (
-            figures.number(sum(shares) / len(shares), 2)
-            for shares in (report["share_before"], report["share_after"])
-        )
-        yield (
-            _("Its load over the fair share"),
-            _("%(now)s (%(before)s before)") % {"now": now, "before": before},
-        )
-    if report.get("kind") == "release_twins":
-        before, now = (_chosen_by(hold) for hold in report["hold"])
-        yield _("Experts that are twins"), figures.number(report["twins"])
-        yield (
-            _("Who chooses between twins"),
-            _("%(now)s (%(before)s before)") % {"now": now, "before": before},
-        )
-    if report.get("kind") == "dequantise":
-        before, now = (_size(count) for count in report["expert_bytes"])
-        yield _("Experts' bytes"), _("%(now)s (%(before)s before)") % {"now": now, "before": before}
-    yield from _gates_of(report)
-    if "bits_per_weight" in report:
-        words = {"now": _size(report["expert_bytes"]), "before": _size(report["expert_bytes_16_bit"])}
-        yield _("Bits a weight, as stored"), figures.number(report["bits_per_weight"], 2)
-        yield _("Experts' bytes"), _("%(now)s of %(before)s at 16 bits") % words
-        yield _("Saved"), figures.percent(report["saved"], 1)
-    if report.get("same_best_token"):
-        same = report["same_best_token"].values()
-        yield _("Same best next token"), figures.percent(sum(same) / len(same), 1)
-
-
-def _gates_of(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """How well the gates of a composed model find the domains of prompts that they were not fitted on."""
-    layers = [layer for layer in report.get("layers", []) if isinstance(layer, dict)]
-    for name, title in (
-        ("token_accuracy", _("Held-out tokens at their domain's experts")),
-        ("new_token_accuracy", _("The same of tokens that no fitted prompt has")),
-    ):
-        told = [layer[name] for layer in layers if layer.get(name) is not None]
-        if told:
-            yield title, figures.percent(sum(told) / len(told), 1)
-    if report.get("temperature_acts") is False:
-        yield (
-            _("Calibrated temperature"),
-            _("changes no output: one expert takes each token, with full weight"),
-        )
-
-
-def _chosen_by(hold: float | None) -> str:
-    """Who chooses between twins at this hold."""
-    if hold is None:
-        return _("a hash")
-    return _("the gate") if hold == 0 else _("the gate, held by %(hold)s") % {"hold": figures.plain(hold)}
-
-
-def _size(num_bytes: float) -> str:
-    return figures.joined(figures.bytes_parts(num_bytes))

@@ -50,7 +50,10 @@ def test_a_layout(people: Any, tmp_path: Any) -> None:
     spec = {"moe_layers": [0], "num_experts": 2000, "gate": {"kind": "softmax_topk", "foo": 1}}
     body = {"name": "Eight", "base_version": version.pk, "spec": spec}
     errors = asked(people, "/api/v1/layouts/", body, "zh-hans")
-    assert errors == {"spec.num_experts": "此项不得大于 1024。", "spec.gate.softmax_topk.foo": "没有这个字段。"}
+    assert errors == {
+        "spec.num_experts": "此项不得大于 1024。",
+        "spec.gate.softmax_topk.foo": "没有这个字段。",
+    }
 
 
 def test_an_unknown_kind_and_a_job_without_a_body(people: Any, tmp_path: Any) -> None:

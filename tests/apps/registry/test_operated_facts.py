@@ -1,0 +1,82 @@
+"""What the pages tell of an operation is read from reports as operations write them, in both languages."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from django.utils.translation import override
+
+from moe_core import operations
+from moe_core.spec.operations import OPERATION, GrowSpec
+from registry.operated import operated_report
+from registry.operated_facts import KINDS, operated_facts
+from tests.moe_core.operations.models import mixture, some_prompts
+from tests.moe_core.operations.test_groups import grouped
+
+NAMES = {"add": "add_expert", "remove": "remove_expert", "merge": "merge_experts"}
+WITHOUT_LOGS = ("grow", "add", "release_twins", "dequantise")
+ASKED: tuple[dict[str, Any], ...] = (
+    {"kind": "grow", "num_experts": 8, "method": "split"},
+    {"kind": "add", "source": 2},
+    {"kind": "remove"},
+    {"kind": "merge", "first": 0, "second": 1},
+    {"kind": "specialise_clone", "domain": "law", "steps": 1},
+    {"kind": "wake_expert", "steps": 1},
+    {"kind": "release_twins"},
+    {"kind": "quantise"},
+    {"kind": "dequantise"},
+    {"kind": "distil", "num_experts": 2, "steps": 1},
+    {"kind": "compose", "domains": ["law", "code"]},
+)
+
+
+def report_of(plain: dict[str, Any], model: Any = None) -> dict[str, Any]:
+    """What the operation itself reports."""
+    operation, model = OPERATION.parse(plain), model or mixture()
+    kind = plain["kind"]
+    if kind == "compose":
+        return operations.compose([mixture(1), mixture(2)], operation, some_prompts(per_domain=8))[1]
+    if kind == "release_twins":
+        model = operations.grow(model, GrowSpec(num_experts=8))[0]
+    if kind == "dequantise":
+        model = operations.quantise(model, OPERATION.parse({"kind": "quantise"}))[0]
+    act = getattr(operations, NAMES.get(kind, kind))
+    return act(model, operation, *(() if kind in WITHOUT_LOGS else (some_prompts(),)))[1]
+
+
+def facts_of(report: dict[str, Any], language: str = "en") -> dict[str, str]:
+    with override(language):
+        return dict(operated_facts(report))
+
+
+def test_every_kind_that_needs_experts_is_told() -> None:
+    assert {one["kind"] for one in ASKED} == set(KINDS)
+
+
+@pytest.mark.parametrize("plain", ASKED, ids=lambda one: one["kind"])
+def test_reports_are_told_in_both_languages(plain: dict[str, Any]) -> None:
+    report = report_of(plain)
+    assert operated_report(report) is not None
+    english, chinese = facts_of(report), facts_of(report, "zh-hans")
+    assert len(english) == len(chinese) >= 1 and all(english.values()) and all(chinese.values())
+    plainly = {title for title in chinese if not re.search("[\u4e00-\u9fff]", title)}
+    assert plainly <= {"top-k"}
+
+
+def test_what_they_say() -> None:
+    assert facts_of(report_of(ASKED[0]))["top-k"] == "4 (2 before)"
+    assert list(facts_of(report_of(ASKED[1])).items())[1:] == [("New expert", "4"), ("Twin of expert", "2")]
+    assert facts_of(report_of(ASKED[3]))["Merged, by layer"] == "1 → 0 in all layers"
+    per_group = {"kind": "add", "source": 1, "per_group": True}
+    assert facts_of(report_of(per_group, grouped()))["New expert"] == "4 + 9"
+
+
+def test_a_bias_that_was_raised_is_told_beside_the_load_that_it_held_off() -> None:
+    woken = {"kind": "wake_expert", "woken": [3, 1], "share_before": [0.0, 0.5], "share_after": [1.0, 0.5]}
+    facts = facts_of({**woken, "bias_raised": [0.25, 1.75]})
+    assert list(facts) == ["Woken, by layer", "Its load over the fair share", "Its bias was raised by"]
+    assert facts["Its bias was raised by"] == "1.00, at most 1.75"
+    assert facts_of({**woken, "bias_raised": [0.25, 1.75]}, "zh-hans")["其偏置上调"] == "1.00，最多 1.75"
+    assert "Its bias was raised by" not in facts_of({**woken, "bias_raised": []})
