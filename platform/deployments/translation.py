@@ -9,8 +9,8 @@ from django.utils.translation import gettext as _
 
 from common.errors import Invalid
 from deployments.domains import check_fits, copy_of
-from deployments.numbering import Route, route, step_from_parent
 from registry.models import ModelVersion
+from registry.numbering import Route, route, tuned_ancestor
 from routing.models import DomainMap
 
 # The refusal that a confirmation lifts.
@@ -107,16 +107,6 @@ def proposal_for(version: ModelVersion) -> Proposal | None:
         return Proposal(pk, is_translated=False)
     lost = any(way.follow(experts).lost for experts in _experts_of(domain_map).values())
     return Proposal(pk, is_translated=True, is_short=lost)
-
-
-def tuned_ancestor(version: ModelVersion, map_id: int | None = None) -> ModelVersion | None:
-    """Return the version itself or the nearest ancestor that was tuned with a map; with `map_id`, with that one."""
-    one: ModelVersion | None = version
-    while one is not None:
-        if one.lineage.get("map_id") is not None and map_id in (None, one.lineage["map_id"]):
-            return one
-        one = one.parent if step_from_parent(one) is not None else None
-    return None
 
 
 def _is_as_tuned(domain_map: DomainMap, tuned: ModelVersion) -> bool:

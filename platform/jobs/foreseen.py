@@ -39,21 +39,19 @@ class Foreseen:
 
 
 def foreseen_of(form: OperateForm) -> Foreseen | None:
-    """What the form's operation makes of its version; None while the form does not say enough."""
+    """What the form's operation makes of its version; no lines while the form does not say enough, None without versions."""
     if not form.versions:
         return None
     sent = form if form.is_bound else _as_it_stands(form)
     sent.is_valid()
     version = sent.by_number.get(sent.cleaned_data.get("model_version", 0))
-    if version is None:
-        return None
+    # A field's own complaint is told beside it when the form is sent.
+    if version is None or sent.lacks_own:
+        return Foreseen([])
     try:
         operation = OPERATION.validate_python(sent.operation())
         before = ModelSpec.parse(version.spec)
         return Foreseen(_lines(before, foreseen(before, operation)))
-    except KeyError:
-        # A field that the operation needs is not valid yet; its own complaint is told when the form is sent.
-        return None
     except SpecError as error:
         return Foreseen([], figures.sentences(*told_faults(error).values()))
 
@@ -76,10 +74,12 @@ def _lines(before: ModelSpec, after: ModelSpec) -> list[Line]:
     ):
         rows.append((name, label, getattr(old, name, None), getattr(new, name), _whole))
     was, will = cost_of(before), cost_of(after)
+    is_packed = any(part is not None and part.quantisation is not None for part in (old, new))
+    size = _("Size, bf16 where not packed") if is_packed else _("Size at bf16")
     rows += [
         ("total", _("Parameters"), was.total, will.total, figures.compact_parts),
         ("active", _("Active per token"), was.active_per_token, will.active_per_token, figures.compact_parts),
-        ("bytes", _("Size at bf16"), was.bytes["bf16"], will.bytes["bf16"], figures.bytes_parts),
+        ("bytes", size, was.bytes["bf16"], will.bytes["bf16"], figures.bytes_parts),
         ("flops", _("Compute per token"), was.flops_per_token(CONTEXT_TOKENS), will.flops_per_token(CONTEXT_TOKENS),
          figures.flops_parts),
     ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.utils.translation import gettext_lazy as _
 
 from common.spec_fields import Ask
@@ -29,6 +31,10 @@ class SpecialiseForm(OperateForm):
         ),
         "seed": SEED,
     }  # fmt: skip
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.name_codes("domain")
 
 
 class WakeForm(OfOneExpertForm):
@@ -60,7 +66,7 @@ class DistilForm(OperateForm):
     words = _("Experts that answer alike are merged, then the small mixture learns from the large one.")
     asks = {
         "num_experts": Ask(_("Experts a layer, then")),
-        "top_k": Ask("top_k", _("Left empty: as now.")),
+        "top_k": Ask("top-k", _("Left empty: as now.")),
         "moe_intermediate_size": Ask(_("Neurons of each expert, then"), _("Left empty: as many as now.")),
         "num_hidden_layers": Ask(
             _("Layers, then"), _("Those that change least are left out. Left empty: as many as now.")

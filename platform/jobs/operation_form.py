@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 from django import forms
 from django.forms import BoundField
 from django.utils.functional import Promise
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from accounts.models import Team
+from common.figures import sentences
 from common.spec_fields import Ask, Part
 from corpora.selectors import corpora_of
 from jobs.chosen import ChosenField
@@ -34,6 +36,7 @@ OPTIONS = Part(
         "num_threads": Ask(_("Threads")),
     },
 )
+MAX_CODES = 12
 SEED = Ask(_("Seed"))
 LOSS = Ask(_("Refuse when a domain's loss rises by more"), _("In nats a token. Empty: whatever it costs."))
 PER_GROUP = Ask(
@@ -98,7 +101,11 @@ class OperateForm(forms.Form):
         if chosen is not None:
             self.fields["model_version"].initial = chosen.pk
             self.suit(chosen)
-        logs = [(corpus.pk, corpus.name) for corpus in corpora_of(team).exclude(train=None)[:MAX_CHOICES]]
+        corpora = list(corpora_of(team).exclude(train=None)[:MAX_CHOICES])
+        logs = [(corpus.pk, corpus.name) for corpus in corpora]
+        # Of all logs, newest first: which ones are chosen may change on the page.
+        codes = (code for one in corpora for code in sorted(one.counts.get("by_domain") or {}) if code)
+        self.codes = list(dict.fromkeys(codes))
         self.fields["corpus"].required = self.kind in LEARNING
         # The newest logs, for a change that is not measured may have broken anything.
         self.fields["corpus"].initial = logs[0][0] if logs else None
@@ -112,6 +119,18 @@ class OperateForm(forms.Form):
 
     def suit(self, version: ModelVersion) -> None:
         """Set what hangs on the version: numbers that no specification can have as a default."""
+
+    def name_codes(self, name: str) -> None:
+        """Say under a field which domains the logs have."""
+        if self.codes:
+            field, more = self.fields[name], "" if len(self.codes) <= MAX_CODES else " …"
+            words = {"codes": ", ".join(self.codes[:MAX_CODES]) + more}
+            field.help_text = sentences(str(field.help_text), gettext("The logs have: %(codes)s.") % words)
+
+    @property
+    def lacks_own(self) -> bool:
+        """Whether one of its own fields is empty or wrong, as far as it was sent."""
+        return any(name in self.errors for name in self.fields if name not in self.COMMON)
 
     @property
     def own_fields(self) -> list[BoundField]:

@@ -47,8 +47,8 @@ class GrowForm(OperateForm):
             _("How"),
             words={
                 "twin": _("twins: each token sees one of two"),
-                "double_k": _("both twins, top_k doubles"),
-                "split": _("each expert cut in two, top_k doubles"),
+                "double_k": _("both twins, top-k doubles"),
+                "split": _("each expert cut in two, top-k doubles"),
             },
         ),
     }
@@ -191,7 +191,7 @@ class ComposeForm(OperateForm):
     )
     lacking = _("It needs versions of one shape; import or build some.")
     asks = {
-        "top_k": Ask("top_k", _("Left empty: 1 for dense versions, their own for mixtures.")),
+        "top_k": Ask("top-k", _("Left empty: 1 for dense versions, their own for mixtures.")),
         "gate": Ask(
             _("Gates are fitted by"),
             words={"ridge": _("ridge regression"), "logistic": _("logistic regression"), "mean": _("mean hidden states")},
@@ -208,7 +208,7 @@ class ComposeForm(OperateForm):
     domains = forms.CharField(
         label=_("Domain of each, in their order"),
         max_length=4200,
-        help_text=_("Codes with commas between them."),
+        help_text=_("Codes with commas between them, of the version above first."),
     )
     moe_layers = forms.CharField(
         label=_("Layers with experts"), max_length=4000, required=False,
@@ -218,6 +218,7 @@ class ComposeForm(OperateForm):
     def __init__(self, *args: Any, team: Team, **more: Any) -> None:
         super().__init__(*args, team=team, **more)
         self.fields["others"].choices = self.versions  # type: ignore[attr-defined]
+        self.name_codes("domains")
 
     @classmethod
     def fits(cls, version: ModelVersion) -> bool:
@@ -258,7 +259,7 @@ class UpcycleForm(OperateForm):
     words = _("A dense version becomes a mixture that says the same, ready to be tuned.")
     lacking = _("It begins with a dense version; import one.")
     asks = {
-        "granularity": Ask(_("Slices of each copy"), _("Fine-grained experts: num_experts and top-k count slices.")),
+        "granularity": Ask(_("Slices of each copy"), _("Fine-grained experts: experts per layer and top-k count slices.")),
         "noise": Ask(_("Noise on the copied experts"), _("Standard deviation, relative to each matrix's own.")),
     }  # fmt: skip
     more = {
@@ -271,6 +272,8 @@ class UpcycleForm(OperateForm):
         super().__init__(*args, team=team, **more)
         self.layouts = {layout.pk: layout for layout in layouts_of(team)[:MAX_CHOICES]}
         self.fields["layout"].choices = [(pk, str(layout)) for pk, layout in self.layouts.items()]  # type: ignore[attr-defined]
+        # What a browser shows chosen, so that the page can foretell it at once.
+        self.fields["layout"].initial = next(iter(self.layouts), None)
 
     @classmethod
     def fits(cls, version: ModelVersion) -> bool:

@@ -111,3 +111,13 @@ def step_from_parent(version: ModelVersion) -> Numbering | None:
     except SpecError:
         # Written by another release, which knew something else.
         return None
+
+
+def tuned_ancestor(version: ModelVersion, map_id: int | None = None) -> ModelVersion | None:
+    """Return the version itself or the nearest ancestor that was tuned with a map; with `map_id`, with that one."""
+    one: ModelVersion | None = version
+    while one is not None:
+        if one.lineage.get("map_id") is not None and map_id in (None, one.lineage["map_id"]):
+            return one
+        one = one.parent if step_from_parent(one) is not None else None
+    return None

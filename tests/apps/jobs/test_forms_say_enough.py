@@ -1,0 +1,80 @@
+"""Forms of jobs tell at once what they can, and ask for what is missing without a complaint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from layouts.models import Layout
+from routing.services import map_create
+from tests.apps.jobs.fixtures import make_corpus
+from tests.apps.registry.fixtures import make_version, moe_spec
+
+pytestmark = pytest.mark.django_db
+MAP = {
+    "num_experts": 8,
+    "general_experts": [7],
+    "domains": [{"code": "copy", "name_en": "Copy", "name_zh": "文案", "experts": [0, 1]}],
+}
+
+
+def page(people: Any, url: str) -> str:
+    return people.client("owner").get(url).content.decode()
+
+
+def test_a_clone_asks_for_its_domain_and_names_those_of_the_logs(people: Any, tmp_path: Any) -> None:
+    make_version(people, tmp_path, spec=moe_spec(num_experts=8))
+    corpus = make_corpus(people)
+    shown = page(people, "/jobs/operate/?operation=specialise_clone")
+    assert "Fill in what is empty above" in shown and "missing; give it a value" not in shown
+    codes = ", ".join(code for code in sorted(corpus.counts["by_domain"]) if code)
+    assert codes and f"The logs have: {codes}." in shown
+    filled = {"domain": "copy", "source": 0, "steps": 1}
+    version = page(people, "/jobs/operate/").split('<option value="')[1].split('"')[0]
+    answer = people.client("owner").post(
+        "/jobs/operate/foreseen/?operation=specialise_clone", {**filled, "model_version": version}
+    )
+    assert 'data-foreseen="num_experts"' in answer.content.decode()
+
+
+def test_laying_experts_is_foretold_as_the_page_opens(people: Any, tmp_path: Any) -> None:
+    version = make_version(people, tmp_path)
+    spec = {"moe_layers": [1, 3], "num_experts": 8, "top_k": 2}
+    Layout.objects.create(team=people.owner.team, name="Eight", base_version=version, spec=spec)
+    assert 'data-foreseen="num_experts"' in page(people, "/jobs/operate/?operation=upcycle")
+
+
+def test_the_size_of_what_is_packed_is_called_so(people: Any, tmp_path: Any) -> None:
+    make_version(people, tmp_path, spec=moe_spec(num_experts=8))
+    assert "Size, bf16 where not packed" in page(people, "/jobs/operate/?operation=quantise")
+    assert "Size at bf16" in page(people, "/jobs/operate/?operation=grow")
+
+
+def test_the_tuning_form_says_at_once_that_a_map_does_not_fit(people: Any, tmp_path: Any) -> None:
+    domain_map = map_create(caller=people.owner, name="Domains", plan=MAP)
+    lineage = {"kind": "tune", "map_id": domain_map.pk, "map_revision": 1}
+    tuned = make_version(people, tmp_path, name="tuned", spec=moe_spec(num_experts=8), lineage=lineage)
+    small = make_version(people, tmp_path, name="small", spec=moe_spec(num_experts=4))
+    operation = {"kind": "merge", "first": 0, "second": 5}
+    made = {"operate": {"operation": operation}}
+    spec = moe_spec(num_experts=8)
+    grown = {"operate": {"operation": {"kind": "grow", "num_experts": 16}}}
+    twins = make_version(
+        people, tmp_path, name="twins", spec=moe_spec(num_experts=16), parent=tuned, lineage=grown
+    )
+    same = {"operate": {"operation": {"kind": "wake_expert"}}}
+    awake = make_version(people, tmp_path, name="awake", spec=spec, parent=tuned, lineage=same)
+    merged = make_version(
+        people, tmp_path, name="merged", spec=moe_spec(num_experts=7), parent=tuned, lineage=made
+    )
+    chosen = {"domain_map": domain_map.pk, "corpus": make_corpus(people).pk}
+
+    def said(version: Any) -> str:
+        asked = {**chosen, "model_version": version.pk}
+        return people.client("owner").get("/jobs/tune/coverage/", asked).content.decode()
+
+    assert "outside the layout&#x27;s 4 experts" in said(small)
+    assert "outside the layout&#x27;s 7 experts" in said(merged)
+    assert "numbers them otherwise or has copies" in said(twins)
+    assert "numbers them" not in said(awake) and "numbers them" not in said(tuned)
