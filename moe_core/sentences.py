@@ -185,7 +185,14 @@ CORE = Sentences(
         "too_few_left": ("{num_experts} experts cannot lose one when top_k is {top_k}; lower top_k first"),
         "merged_with_itself": "expert {expert} cannot be merged with itself; name two",
         "layers_are_kept": "mixtures keep their expert layers; leave moe_layers out",
-        "not_composable": "mixtures are composed with gate 'softmax_topk' and without twins",
+        "gate_not_composable": (
+            "gate '{gate}' does not score every expert for each token alone, so that no row of a domain can be added to it; "
+            "compose mixtures with a gate that does, such as softmax_topk or sigmoid_groups, or dense models"
+        ),
+        "twins_not_composable": (
+            "a hash has a say between twins, and would deal those of a composed model otherwise; release the twins to the "
+            "gate first (operation release_twins)"
+        ),
         "preview_without_logs": "a preview measures on held-out logs; name a corpus",
         "expert_repeated": "{owner}: an expert is named twice in {experts}",
         "layers_unordered": "moe_layers must be ascending and without repeats",

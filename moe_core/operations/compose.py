@@ -7,17 +7,17 @@ forward pass over all prompts each layer is fitted just before it runs, so the l
 Of every four prompts of a domain two are fitted on, one sets the temperature, and one is held out to be reported on. A
 word that comes in the fitted prompts is not held out by that: accuracy is told of tokens that none of them has, too.
 
-The temperature sets how sure the gate is. It is calibrated on the gate that is made, the models' own rows and temperature
-in it, and what is told of a layer is of that gate. It changes outputs where more than one expert is weighed, or a weight is
-not made to be one; with one expert of full weight only what a domain prior's bias or floor weighs against.
+How sure the gate is (its temperature) is calibrated on the gate that is made, the models' own rows, temperature and
+balancing biases in it (`moe_core.operations.compose_gates`), and what is told of a layer is of that gate. It changes outputs
+where more than one expert is weighed, or a weight is not made to be one; with one expert of full weight only what a domain
+prior's bias or floor weighs against.
 
-Shapes: N tokens, D model width, C domains (models), E experts of one model, T tokens with padding.
+Shapes: N prompts or tokens, S tokens of a prompt, D model width, E experts, T tokens with padding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,22 +26,21 @@ from torch import Tensor
 from moe_core.errors import SpecError
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.layers import DenseMlp, MoeMlp, Router
-from moe_core.operations.gate_fit import Labelled, accuracy, calibrated_temperature, divergence, fit_rows
+from moe_core.operations.compose_gates import Samples, fit_gate
+from moe_core.operations.gate_fit import Labelled
 from moe_core.operations.measure import hidden_of, listening, loss_by_domain
 from moe_core.operations.parts import (
     check_spec,
     decoder_of,
+    foretold,
     moe_part,
     per_expert,
     rebuilt,
-    spec_with,
     tensors_of,
 )
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
-from moe_core.routers import GateCall
-from moe_core.routers.logits import linear_logits
-from moe_core.spec import LayoutSpec, ModelSpec, MoeSpec
+from moe_core.spec import MoeSpec
 from moe_core.spec.operations import ComposeSpec
 
 EXPERT_TENSORS = frozenset({"experts.gate_up_E2FD", "experts.down_EDF"})
@@ -58,15 +57,16 @@ def compose(
 ) -> tuple[Decoder, dict[str, Any]]:
     """One mixture of all models, which are left as they were; held-out routing accuracy is told for every layer.
 
-    Raises SpecError when the models differ in shape, or a domain has too few prompts.
+    Raises SpecError when the models differ in shape, their gate has no row to add a domain's to, or a domain has too few
+    prompts.
     """
     check_spec(spec, ComposeSpec)
     _check(models, spec, prompts)
-    composed = rebuilt(models[0], _composed_spec(models, spec))
+    composed = rebuilt(models[0], foretold(models[0], spec))
     trunk = _join_trunks(composed, models, spec.trunk)
     for layer in composed.moe_layers():
         _fill_experts(layer, models)
-    layers = _fit_gates(composed, spec, prompts, watch)
+    layers = _fit_gates(composed, models, spec, prompts, watch)
     return composed, {
         "kind": spec.kind,
         "domains": list(spec.domains),
@@ -102,20 +102,6 @@ def _check(models: Sequence[Decoder], spec: ComposeSpec, prompts: Prompts) -> No
         raise SpecError(
             f"{prompts.ids_NS.numel()} tokens with padding are too many; give at most {MAX_TOKENS}"
         )
-
-
-def _composed_spec(models: Sequence[Decoder], spec: ComposeSpec) -> ModelSpec:
-    base = models[0].spec
-    if base.moe is None:
-        layers = spec.moe_layers or tuple(range(base.num_hidden_layers))
-        layout = {"moe_layers": layers, "num_experts": len(models), "top_k": spec.top_k or 1}
-        return LayoutSpec.parse(layout).applied_to(base)
-    moe = moe_part(models[0], packed=False)
-    if spec.moe_layers is not None or moe.twins is not None or moe.gate.kind != "softmax_topk":
-        raise SpecError(
-            "mixtures keep their expert layers, and are composed with gate 'softmax_topk' and without twins"
-        )
-    return spec_with(base, num_experts=len(models) * moe.num_experts, top_k=spec.top_k or moe.top_k)
 
 
 def _join_trunks(composed: Decoder, models: Sequence[Decoder], trunk: str) -> list[float]:
@@ -158,7 +144,9 @@ def _fill_experts(layer: MoeMlp, models: Sequence[Decoder]) -> None:
             tensor[place * count : (place + 1) * count] = own[name]
 
 
-def _fit_gates(composed: Decoder, spec: ComposeSpec, prompts: Prompts, watch: Watch) -> list[dict[str, Any]]:
+def _fit_gates(
+    composed: Decoder, models: Sequence[Decoder], spec: ComposeSpec, prompts: Prompts, watch: Watch
+) -> list[dict[str, Any]]:
     """Fit every gate in one forward pass, lowest layer first."""
     order = [place for code in spec.domains for place in prompts.of_domain(code)]
     used = prompts.take(order)
@@ -171,10 +159,11 @@ def _fit_gates(composed: Decoder, spec: ComposeSpec, prompts: Prompts, watch: Wa
 
     def fit(layer: MoeMlp, x_TD: Tensor) -> None:
         x_NSD = x_TD.view(*used.ids_NS.shape, -1)
-        fitted, tuned, held_out = (
-            _labelled(x_NSD, used, domain_N, turn_N, turns) for turns in (*FITTED, HELD_OUT)
-        )
-        told.append({"layer": layer.layer, **_fit_layer(layer, spec, fitted, tuned, held_out, new_M)})
+        parts = (_labelled(x_NSD, used, domain_N, turn_N, turns) for turns in (*FITTED, HELD_OUT))
+        routers = _routers(models, layer.layer)
+        if not routers:
+            layer.router.weight.zero_()
+        told.append({"layer": layer.layer, **fit_gate(layer, spec, routers, Samples(*parts, new_M))})
         watch("fit", len(told), len(moe_part(composed).moe_layers))
 
     with listening(composed, fit):
@@ -182,10 +171,18 @@ def _fit_gates(composed: Decoder, spec: ComposeSpec, prompts: Prompts, watch: Wa
     return told
 
 
+def _routers(models: Sequence[Decoder], layer: int) -> list[Router]:
+    """The routers of a layer of mixtures; none where the models are dense there."""
+    blocks = [model.layers[layer] for model in models]
+    return [
+        block.mlp.router for block in blocks if isinstance(block, Block) and isinstance(block.mlp, MoeMlp)
+    ]
+
+
 def _temperature_acts(moe: MoeSpec, num_models: int) -> bool:
     """Whether the calibrated temperature changes what the model says without any prior."""
     # Experts of one model are told apart by their own rows: there the new ones weigh against them.
-    return moe.top_k > 1 or not moe.norm_topk_prob or moe.num_experts > num_models
+    return moe.top_k > 1 or not moe.weights_sum_to_one or moe.num_experts > num_models
 
 
 def _chosen_NS(prompts: Prompts, turn_N: Tensor, turns: tuple[int, ...]) -> Tensor:
@@ -209,46 +206,3 @@ def _labelled(
     row_NS = torch.arange(len(prompts))[:, None].expand_as(chosen_NS)
     prompt_N = row_NS[chosen_NS]
     return Labelled(x_NSD[chosen_NS], domain_N[prompt_N], prompt_N)
-
-
-def _beside(router: Router, seen: Labelled, num_domains: int) -> Labelled:
-    """The tokens with what the models' own rows give each domain, which the gate that is made has beside the new rows."""
-    call = GateCall(seen.x_ND, router.moe.top_k, temperature=router.moe.temperature_at())
-    own_NE = linear_logits(router.tensors, call).double()
-    return replace(seen, own_NC=own_NE.unflatten(-1, (num_domains, -1)).logsumexp(-1))
-
-
-def _fit_layer(
-    layer: MoeMlp,
-    spec: ComposeSpec,
-    fitted: Labelled,
-    tuned: Labelled,
-    held_out: Labelled,
-    new_M: Tensor,
-) -> dict[str, Any]:
-    num_domains = len(spec.domains)
-    rows_CD = fit_rows(fitted, num_domains, spec.gate, spec.ridge)
-    each = layer.moe.num_experts // num_domains
-    if each == 1:
-        layer.router.weight.zero_()
-    tuned, held_out = (_beside(layer.router, seen, num_domains) for seen in (tuned, held_out))
-    temperature = calibrated_temperature(rows_CD, tuned)
-    sharp_CD = rows_CD / temperature
-    # The gate divides by the models' own temperature.
-    domain_ED = (sharp_CD * layer.moe.temperature_at()).float().repeat_interleave(each, dim=0)
-    layer.router.weight.add_(domain_ED)
-    tokens, prompts = accuracy(sharp_CD, held_out)
-    new = held_out.at(new_M)
-    return {
-        "token_accuracy": tokens,
-        "prompt_accuracy": prompts,
-        # None where every held-out token is one that was fitted on.
-        "new_token_accuracy": accuracy(sharp_CD, new)[0] if bool(new_M.any()) else None,
-        "new_tokens": int(new_M.sum()),
-        "chance": 1.0 / num_domains,
-        "temperature": temperature,
-        "kl_before": divergence(rows_CD, held_out),
-        "kl": divergence(sharp_CD, held_out),
-        "fitted_tokens": fitted.x_ND.shape[0],
-        "held_out_tokens": held_out.x_ND.shape[0],
-    }

@@ -4,7 +4,7 @@ Tokens count so that every domain has the same weight. The second moment M of th
 the identity, whitens them: a direction in which all tokens are large says no more than any other. Rows have no
 constant term, because the router has none.
 
-Shapes: N tokens, D model width, C domains.
+Shapes: N tokens, D model width, C domains, E experts.
 Source: Hoerl and Kennard 1970 (ridge); Guo et al. 2017, "On Calibration of Modern Neural Networks" (temperature); what is
 mended is the gate of mean hidden states, taken before the norm and over padding, that merging tools use.
 """
@@ -12,6 +12,7 @@ mended is the gate of mean hidden states, taken before the norm and over padding
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +21,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
-SHARPEST, SEARCH_STEPS = 12.0, 60
+SHARPEST, SEARCH_STEPS, PRECISION = 12.0, 60, 1e-6
+# Where a cost may have several valleys: so many places are tried, and what costs so few nats more is as good.
+PLACES, BISECTIONS, SLACK = 49, 8, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +33,14 @@ class Labelled:
     x_ND: Tensor
     domain_N: Tensor
     prompt_N: Tensor
-    # (N, C) float64: the log share that each domain's experts have by themselves, without its row; None where it is even.
-    own_NC: Tensor | None = None
 
     def at(self, chosen_N: Tensor) -> Labelled:
         """Some of the tokens: (N,) bool."""
-        own_NC = None if self.own_NC is None else self.own_NC[chosen_N]
-        return Labelled(self.x_ND[chosen_N], self.domain_N[chosen_N], self.prompt_N[chosen_N], own_NC)
+        return Labelled(self.x_ND[chosen_N], self.domain_N[chosen_N], self.prompt_N[chosen_N])
+
+    def mean(self, figure_N: Tensor, num_domains: int) -> float:
+        """The mean of a figure of each token, every domain alike."""
+        return float((self.weights_N(num_domains) * figure_N.double()).sum())
 
     def weights_N(self, num_domains: int) -> Tensor:
         """(N,) float64 that sum to one, the same sum for each domain that has tokens."""
@@ -54,14 +58,18 @@ def fit_rows(
     sums_CD = (label_NC * weight_N[:, None]).T @ x_ND
     if kind == "mean":
         return normalize(sums_CD, dim=-1)
-    moment_DD = (x_ND * weight_N[:, None]).T @ x_ND
-    shrunk_DD = moment_DD + ridge * moment_DD.diagonal().mean() * torch.eye(moment_DD.shape[0]).double()
+    shrunk_DD = _shrunk_moment(x_ND, weight_N, ridge)
     if kind == "ridge":
         target_NC = label_NC - 1.0 / num_domains
         cross_CD = (target_NC * weight_N[:, None]).T @ x_ND
         return torch.linalg.solve(shrunk_DD, cross_CD.T).T
     whiten_DD = _inverse_root(shrunk_DD)
     return _logistic(x_ND @ whiten_DD, seen.domain_N, weight_N, num_domains, ridge) @ whiten_DD
+
+
+def _shrunk_moment(x_ND: Tensor, weight_N: Tensor, ridge: float) -> Tensor:
+    moment_DD = (x_ND * weight_N[:, None]).T @ x_ND
+    return moment_DD + ridge * moment_DD.diagonal().mean() * torch.eye(moment_DD.shape[0]).double()
 
 
 def _inverse_root(symmetric_DD: Tensor) -> Tensor:
@@ -86,43 +94,79 @@ def _logistic(x_ND: Tensor, domain_N: Tensor, weight_N: Tensor, num_domains: int
     return rows_CD.detach()
 
 
-def domain_logits(rows_CD: Tensor, seen: Labelled) -> Tensor:
-    """(N, C) float64: the log share of each domain in the gate, up to what all of them have in common."""
-    logits_NC = seen.x_ND.double() @ rows_CD.T
-    return logits_NC if seen.own_NC is None else logits_NC + seen.own_NC
+def grounded(rows_CD: Tensor, seen: Labelled, ridge: float) -> Tensor:
+    """(C, D) float64: the same rows less one of all, so that tokens get about nothing from the row of their own domain.
+
+    A softmax does not see it. Scores of single experts do: they stay those of their model, and others' are pushed down.
+    """
+    num_domains = rows_CD.shape[0]
+    x_ND, weight_N = seen.x_ND.double(), seen.weights_N(num_domains)
+    shrunk_DD = _shrunk_moment(x_ND, weight_N, ridge)
+    own_N = (x_ND * rows_CD[seen.domain_N]).sum(-1)
+    return rows_CD - torch.linalg.solve(shrunk_DD, (weight_N * own_N) @ x_ND)
 
 
-def divergence(rows_CD: Tensor, seen: Labelled) -> float:
-    """KL in nats from the tokens' domains to the gate's probabilities, every domain alike."""
-    losses_N = cross_entropy(domain_logits(rows_CD, seen), seen.domain_N, reduction="none")
-    return float((seen.weights_N(rows_CD.shape[0]) * losses_N).sum())
+def divergence(logits_NC: Tensor, seen: Labelled) -> float:
+    """KL in nats from the tokens' domains to the softmax of (N, C) float64 logits, every domain alike."""
+    losses_N = cross_entropy(logits_NC, seen.domain_N, reduction="none")
+    return seen.mean(losses_N, logits_NC.shape[1])
 
 
-def calibrated_temperature(rows_CD: Tensor, seen: Labelled) -> float:
-    """The temperature at which the gate's probabilities are nearest to the domains (least KL)."""
-    # In the inverse temperature the KL is convex, whatever the models say themselves, so in its logarithm it has one valley.
-    low, high = -SHARPEST, SHARPEST
+def calibrated_temperature(cost: Callable[[float], float]) -> float:
+    """The temperature with the least cost, which is told of its inverse.
+
+    A KL from domains to a softmax is convex in the inverse temperature, and so has one valley in its logarithm.
+    """
+    return math.exp(-_lowest(lambda log_sharpness: cost(math.exp(log_sharpness)), -SHARPEST, SHARPEST))
+
+
+def cautious_temperature(cost: Callable[[float], float], slack: float = SLACK) -> float:
+    """The highest temperature whose cost is at most `slack` above the least, where there may be several valleys.
+
+    Choices of k experts make a cost of steps: once every token finds its experts, sharper gates are neither better nor
+    told apart by the few tokens that are asked.
+    """
 
     def at(log_sharpness: float) -> float:
-        return divergence(rows_CD * math.exp(log_sharpness), seen)
+        return cost(math.exp(log_sharpness))
 
+    step = 2.0 * SHARPEST / (PLACES - 1)
+    costs = {place: at(place * step - SHARPEST) for place in range(PLACES)}
+    best = min(costs, key=costs.__getitem__) * step - SHARPEST
+    best = _lowest(at, best - step, best + step)
+    bound = min(at(best), *costs.values()) + slack
+    first = next((place for place in costs if costs[place] <= bound), None)
+    # Between the last place that is too dear and the first that is not.
+    high = best if first is None else min(best, first * step - SHARPEST)
+    low = high - step
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if at(middle) <= bound else (middle, high)
+    return math.exp(-high)
+
+
+def _lowest(at: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function with one valley between two places is lowest, by golden sections."""
     for _ in range(SEARCH_STEPS):
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         if at(left) <= at(right):
             high = right
         else:
             low = left
-    return math.exp(-(low + high) / 2.0)
+        if high - low < PRECISION:
+            break
+    return (low + high) / 2.0
 
 
-def accuracy(rows_CD: Tensor, seen: Labelled) -> tuple[float, float]:
-    """Share of tokens, and of whole prompts, of which their own domain has the largest share; mean over domains."""
-    log_probs_NC = torch.log_softmax(domain_logits(rows_CD, seen), dim=-1)
-    right_N = (log_probs_NC.argmax(-1) == seen.domain_N).double()
-    tokens = float((seen.weights_N(rows_CD.shape[0]) * right_N).sum())
+def accuracy(share_NC: Tensor, seen: Labelled) -> tuple[float, float]:
+    """Share of tokens, and of whole prompts, that give most to their own domain; mean over domains.
+
+    `share_NC` (N, C) is what each token gives to each domain.
+    """
+    num_domains = share_NC.shape[1]
+    tokens = seen.mean(share_NC.argmax(-1) == seen.domain_N, num_domains)
     prompts, place_N = torch.unique(seen.prompt_N, return_inverse=True)
-    summed_PC = torch.zeros(len(prompts), rows_CD.shape[0]).double().index_add_(0, place_N, log_probs_NC)
+    summed_PC = torch.zeros(len(prompts), num_domains).double().index_add_(0, place_N, share_NC.double())
     domain_P = torch.zeros(len(prompts), dtype=torch.long).scatter_(0, place_N, seen.domain_N)
     whole = Labelled(summed_PC, domain_P, prompts)
-    right_P = (summed_PC.argmax(-1) == domain_P).double()
-    return tokens, float((whole.weights_N(rows_CD.shape[0]) * right_P).sum())
+    return tokens, whole.mean(summed_PC.argmax(-1) == domain_P, num_domains)

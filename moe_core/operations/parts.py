@@ -19,7 +19,8 @@ from moe_core.model.layers import MoeMlp
 from moe_core.spec import ModelSpec, MoeSpec
 from moe_core.spec.base import Spec
 from moe_core.spec.demands import check_alone, groups_of
-from moe_core.spec.operations import Chosen
+from moe_core.spec.foresee import foreseen
+from moe_core.spec.operations import Chosen, OperationSpec
 
 # The modules of an expert layer whose tensors may have one row (or block) for each expert.
 PER_EXPERT = ("router.", "experts.")
@@ -67,6 +68,17 @@ def changeable(
     moe = moe_part(model, packed=False)
     check_alone(moe, per_group=per_group, instead=instead)
     return moe
+
+
+def foretold(model: Decoder, operation: OperationSpec) -> ModelSpec:
+    """What `foreseen` says that an operation makes, in the model's own family where that can say so, else another.
+
+    Raises SpecError for whatever `foreseen` refuses: what is refused by the specification alone is so in one place.
+    """
+    told = foreseen(decoder_of(model).spec, operation)
+    if told.family != OWN:
+        return told
+    return told.model_copy(update={"family": family_for(told, first=model.spec.family)})
 
 
 def spec_with(spec: ModelSpec, **changes: Any) -> ModelSpec:

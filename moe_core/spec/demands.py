@@ -113,6 +113,14 @@ def check_clone(moe: MoeSpec) -> None:
         raise SpecError.of("hash_between_twins")
 
 
+def check_composable(moe: MoeSpec) -> None:
+    """Raise SpecError for mixtures to whose gates no row of a domain can be added, or whose twins a hash deals."""
+    if not isinstance(moe.gate, LinearGate) or moe.gate.sees_the_batch:
+        raise SpecError.of("gate_not_composable", gate=moe.gate.kind)
+    if moe.twins is not None and moe.twins.hold != 0.0:
+        raise SpecError.of("twins_not_composable")
+
+
 def check_tunable(moe: MoeSpec) -> None:
     """Raise SpecError for a mixture that a tuning run cannot teach."""
     if moe.gate.not_tuned is not None:

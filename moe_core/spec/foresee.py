@@ -11,6 +11,7 @@ from moe_core.spec.demands import (
     check_alone,
     check_chosen,
     check_clone,
+    check_composable,
     check_count,
     check_expert,
     check_growth,
@@ -290,9 +291,16 @@ def _composed(spec: ModelSpec, operation: ComposeSpec) -> ModelSpec:
         raise SpecError.of("experts_differ")
     if operation.moe_layers is not None:
         raise placed("moe_layers", CORE.say("layers_are_kept"))
-    if moe.twins is not None or moe.gate.kind != "softmax_topk":
-        raise SpecError.of("not_composable")
+    check_composable(moe)
     num_experts, top_k = count * moe.num_experts, operation.top_k or moe.top_k
     if top_k > num_experts:
         raise placed("top_k", CORE.say("top_k_over_experts", top_k=top_k, num_experts=num_experts))
-    return _with(spec, num_experts=num_experts, top_k=top_k)
+    changes: dict[str, Any] = {"num_experts": num_experts, "top_k": top_k, "gate": moe.gate.model_dump()}
+    # Groups stay of one size, and each of them is of one model: as many are chosen as the models choose.
+    if isinstance(moe.gate, SigmoidGroups) and moe.gate.num_groups > 1:
+        changes["gate"]["num_groups"] = count * moe.gate.num_groups
+    if moe.twins is not None:
+        own = range(0, num_experts, moe.num_experts)
+        roots = tuple(first + root for first in own for root in moe.twins.roots)
+        changes["twins"] = {"roots": roots, "hold": moe.twins.hold}
+    return _with(spec, **changes)

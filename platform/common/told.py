@@ -204,7 +204,14 @@ WORDS: Mapping[str, str] = {
     ),
     "merged_with_itself": gettext_noop("Expert %(expert)s cannot be merged with itself; name two."),
     "layers_are_kept": gettext_noop("Mixtures keep their layers with experts; leave the layers out."),
-    "not_composable": gettext_noop("Mixtures are composed with the gate “softmax_topk” and without twins."),
+    "gate_not_composable": gettext_noop(
+        "The gate “%(gate)s” does not score every expert for each token alone, so that no row of a domain can be added "
+        "to it. Compose versions with a gate that does, such as “softmax_topk” or “sigmoid_groups”, or dense ones."
+    ),
+    "twins_not_composable": gettext_noop(
+        "A hash has a say between twins, and would deal those of a composed version otherwise. Release the twins to the "
+        "gate first."
+    ),
     "preview_without_logs": gettext_noop("A preview measures on logs; choose some."),
     "expert_repeated": gettext_noop("%(owner)s: an expert is named twice in %(experts)s."),
     "layers_unordered": gettext_noop("The layers must ascend and none may stand twice."),

@@ -107,6 +107,7 @@ def _composed(report: Report) -> Facts:
     for name, title in (
         ("token_accuracy", _("Held-out tokens at their domain's experts")),
         ("new_token_accuracy", _("The same of tokens that no fitted prompt has")),
+        ("own_choices", _("Experts that a version alone would choose, still chosen")),
     ):
         told = [layer[name] for layer in layers if layer.get(name) is not None]
         if told:

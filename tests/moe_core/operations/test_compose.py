@@ -19,6 +19,7 @@ from moe_core.operations.gate_fit import (
     Labelled,
     accuracy,
     calibrated_temperature,
+    cautious_temperature,
     divergence,
     fit_rows,
 )
@@ -152,7 +153,11 @@ def test_what_is_told_of_a_layer_is_of_the_gate_that_was_made(
         share_NC = chosen[told["layer"]].probs_TE[held_out_T].double().unflatten(-1, (2, -1)).sum(-1)
         own_N = share_NC.gather(-1, domain_N[:, None])[:, 0]
         assert told["kl"] == pytest.approx(float(-(weight_N * own_N.log()).sum()), rel=1e-4)
-        right_N = (share_NC.argmax(-1) == domain_N).double()
+        # An expert that is not among the chosen has no weight, whatever its share.
+        routing, weight_TE = chosen[told["layer"]], torch.zeros_like(chosen[told["layer"]].probs_TE)
+        weight_TE.scatter_(1, routing.expert_ids_TK, routing.weights_TK)
+        given_NC = weight_TE[held_out_T].unflatten(-1, (2, -1)).sum(-1)
+        right_N = (given_NC.argmax(-1) == domain_N).double()
         assert told["token_accuracy"] == pytest.approx(float((weight_N * right_N).sum()), abs=1e-6)
 
 
@@ -287,10 +292,15 @@ def labelled(num_tokens: int, sharpness: float, seed: int) -> tuple[Labelled, to
 @pytest.mark.parametrize("sharpness", [0.2, 1.0, 5.0])
 def test_the_temperature_that_labels_were_drawn_with_is_found(sharpness: float) -> None:
     seen, rows_CD = labelled(20_000, sharpness, 1)
-    found = calibrated_temperature(rows_CD, seen)
-    assert found == pytest.approx(1.0 / sharpness, rel=0.08)
-    at_best = divergence(rows_CD / found, seen)
-    assert at_best <= min(divergence(rows_CD / t, seen) for t in (found * 0.9, found * 1.1))
+    logits_NC = seen.x_ND @ rows_CD.T
+
+    def cost(sharpness: float) -> float:
+        return divergence(sharpness * logits_NC, seen)
+
+    for found in (calibrated_temperature(cost), cautious_temperature(cost, slack=0.0)):
+        assert found == pytest.approx(1.0 / sharpness, rel=0.08)
+        at_best = divergence(logits_NC / found, seen)
+        assert at_best <= min(divergence(logits_NC / t, seen) for t in (found * 0.9, found * 1.1))
 
 
 def test_a_large_direction_that_says_nothing_does_not_lead_a_whitened_gate_astray() -> None:
@@ -301,7 +311,10 @@ def test_a_large_direction_that_says_nothing_does_not_lead_a_whitened_gate_astra
     x_ND[:, 0] = 3.0 * side_N + 60.0 * torch.randn(400, generator=generator)
     x_ND[:, 1] += 2.0 * side_N
     seen = Labelled(x_ND, domain_N, torch.arange(400))
-    right = {kind: accuracy(fit_rows(seen, 2, kind, 1e-3), seen)[0] for kind in ("ridge", "logistic", "mean")}
+    right = {
+        kind: accuracy(x_ND.double() @ fit_rows(seen, 2, kind, 1e-3).T, seen)[0]
+        for kind in ("ridge", "logistic", "mean")
+    }
     assert right["ridge"] > 0.95
     assert right["logistic"] > 0.95
     assert right["mean"] < 0.8
