@@ -183,6 +183,19 @@ CORE = Sentences(
             "{experts} experts are named for {layers} expert layers; name one for each, or one for all"
         ),
         "too_few_left": ("{num_experts} experts cannot lose one when top_k is {top_k}; lower top_k first"),
+        "groups_too_small": "groups of {size} experts cannot lose one each: {why}",
+        "group_empty": "no group may be empty",
+        "too_few_seen": (
+            "without expert {expert} a token would see {seen} experts, one of each set of twins, and top_k is {top_k}; "
+            "name one that has a twin, or lower top_k first"
+        ),
+        "twins_in_every_layer": (
+            "twins are the same in every layer and stay so; name one expert for all layers"
+        ),
+        "hash_deals_anew": (
+            "a hash deals tokens among the twins of expert {expert}, and would deal them anew without it; "
+            "release the twins to the gate first (operation release_twins)"
+        ),
         "merged_with_itself": "expert {expert} cannot be merged with itself; name two",
         "layers_are_kept": "mixtures keep their expert layers; leave moe_layers out",
         "gate_not_composable": (

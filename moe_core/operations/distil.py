@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from moe_core.errors import SpecError
 from moe_core.model.context import RoutingContext
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
@@ -29,12 +28,10 @@ from moe_core.operations.depth import influence, kept_layers, with_layers
 from moe_core.operations.edit import ALIGNMENT_TOKENS, router_inputs
 from moe_core.operations.learning import check_next_tokens, mean_counted, train
 from moe_core.operations.measure import compare, loads, loss_by_domain, next_token_losses
-from moe_core.operations.parts import changeable, check_spec, per_expert, rebuilt, spec_with
+from moe_core.operations.parts import check_spec, foretold, moe_part, per_expert, rebuilt
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers import Routing
-from moe_core.spec import MoeSpec
-from moe_core.spec.foresee import kept_counts
 from moe_core.spec.operations import DistilSpec
 
 # For each expert layer the groups of the teacher's experts that the student's experts stand for.
@@ -56,6 +53,8 @@ def distil(
     """
     check_spec(spec, DistilSpec)
     check_next_tokens(prompts)
+    # What cannot be is told before anything is computed.
+    foretold(teacher, spec)
     keep = _kept(teacher, spec, prompts, watch)
     student, groups = merged_student(
         teacher if keep is None else with_layers(teacher, keep), spec, prompts, watch
@@ -90,9 +89,6 @@ def _kept(teacher: Decoder, spec: DistilSpec, prompts: Prompts, watch: Watch) ->
     """The teacher's layers that the student has; None for all."""
     if spec.num_hidden_layers is None:
         return None
-    # What cannot be is told before anything is computed.
-    changeable(teacher)
-    kept_counts(teacher.spec, spec.num_hidden_layers)
     return kept_layers(teacher.spec, influence(teacher, prompts, watch), spec.num_hidden_layers)
 
 
@@ -101,12 +97,9 @@ def merged_student(
     teacher: Decoder, spec: DistilSpec, prompts: Prompts, watch: Watch = unwatched
 ) -> tuple[Decoder, Groups]:
     """The student before it learns: groups of the teacher's experts, each merged into one."""
-    moe = changeable(teacher)
-    width = spec.moe_intermediate_size or moe.moe_intermediate_size
-    _check_smaller(moe, spec, width)
-    top_k = spec.top_k or min(moe.top_k, spec.num_experts)
-    changes = {"num_experts": spec.num_experts, "top_k": top_k, "moe_intermediate_size": width}
-    student = rebuilt(teacher, spec_with(teacher.spec, **changes, twins=None))
+    # Its layers are chosen already.
+    student = rebuilt(teacher, foretold(teacher, spec.model_copy(update={"num_hidden_layers": None})))
+    width = moe_part(student).moe_intermediate_size
     hidden_L = router_inputs(teacher, prompts, ALIGNMENT_TOKENS, watch)
     load_LE = loads(teacher, prompts, watch)
     groups: Groups = []
@@ -117,14 +110,6 @@ def merged_student(
             _merge_group(new, place, old, members, load_E, hidden_ND, width)
         watch("align", len(groups), len(load_LE))
     return student, groups
-
-
-def _check_smaller(moe: MoeSpec, spec: DistilSpec, width: int) -> None:
-    if spec.num_experts > moe.num_experts or width > moe.moe_intermediate_size:
-        raise SpecError(
-            f"a student of {spec.num_experts} experts of width {width} is larger than its teacher of "
-            f"{moe.num_experts} of width {moe.moe_intermediate_size}; make it smaller, or grow the teacher instead"
-        )
 
 
 def likeness(layer: MoeMlp, hidden_ND: Tensor) -> Tensor:

@@ -19,9 +19,8 @@ from moe_core.model.layers import MoeMlp
 from moe_core.operations.align import ExpertWeights, aligned, mean_of
 from moe_core.operations.measure import compare, hidden_of, listening, loads
 from moe_core.operations.parts import (
-    changeable,
     check_spec,
-    chosen_of,
+    foretold,
     moe_part,
     per_expert,
     spec_with,
@@ -29,8 +28,8 @@ from moe_core.operations.parts import (
 )
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
-from moe_core.spec import ModelSpec, MoeSpec
-from moe_core.spec.demands import PER_GROUP, groups_of, num_groups_of
+from moe_core.spec.demands import groups_of, spread
+from moe_core.spec.fewer import fewer, places_to_go, without
 from moe_core.spec.operations import MergeExpertsSpec, RemoveExpertSpec
 
 # Tokens that tell what neurons do; more change little.
@@ -51,8 +50,10 @@ def preview_removal(
 
 def _removed(model: Decoder, experts: list[list[int]]) -> Decoder:
     """The model made: a hidden expert would still count for the capacity of the others, and for the tokens they choose."""
-    keep_LE = _without(moe_part(model).num_experts, experts)
-    return with_experts(model, keep_LE, _fewer(model, keep_LE))
+    moe = moe_part(model)
+    return with_experts(
+        model, without(moe.num_experts, experts), spec_with(model.spec, **fewer(moe, experts, "expert"))
+    )
 
 
 def _told(experts_LG: list[list[int]]) -> list[Any]:
@@ -89,15 +90,13 @@ def merge_experts(
     removal does.
     """
     check_spec(spec, MergeExpertsSpec)
-    moe = changeable(model, per_group=spec.per_group, instead=PER_GROUP)
-    first, second = (chosen_of(model, one, per_group=spec.per_group) for one in (spec.first, spec.second))
+    told = foretold(model, spec)
+    moe = moe_part(model)
+    first, second = (spread(moe, one, per_group=spec.per_group) for one in (spec.first, spec.second))
     pairs_L = [list(zip(*both, strict=True)) for both in zip(first, second, strict=True)]
-    for pairs in pairs_L:
-        if pairs[0][0] == pairs[0][1]:
-            raise SpecError.of("merged_with_itself", expert=pairs[0][0])
     usage_L = _usage(model, spec, prompts, pairs_L, watch)
-    keep_LE = _without(moe.num_experts, second)
-    merged = with_experts(model, keep_LE, _fewer(model, keep_LE))
+    keep_LE = without(moe.num_experts, second)
+    merged = with_experts(model, keep_LE, told)
     hidden_L = router_inputs(model, prompts, ALIGNMENT_TOKENS, watch) if prompts is not None else {}
     for row, (old, new) in enumerate(zip(model.moe_layers(), merged.moe_layers(), strict=True)):
         for pair, shares in zip(pairs_L[row], usage_L[row], strict=True):
@@ -139,49 +138,22 @@ def router_inputs(
 def _to_remove(
     model: Decoder, spec: RemoveExpertSpec, prompts: Prompts | None, watch: Watch = unwatched
 ) -> list[list[int]]:
-    moe = changeable(model, per_group=spec.per_group, instead=PER_GROUP)
-    _check_enough_left(moe)
+    foretold(model, spec)
+    moe = moe_part(model)
     if spec.expert is not None:
-        return chosen_of(model, spec.expert, per_group=spec.per_group)
+        return spread(moe, spec.expert, per_group=spec.per_group)
     if prompts is None:
         raise SpecError.of("least_used_unknown")
     load_LE = loads(model, prompts, watch)
-    return [[min(group, key=lambda e: (int(load_E[e]), e)) for group in groups_of(moe)] for load_E in load_LE]
-
-
-def _check_enough_left(moe: MoeSpec) -> None:
-    if num_groups_of(moe) > 1:
-        gate, left = moe.gate, moe.num_experts - num_groups_of(moe)
-        complaint = gate.complaint(left, moe.top_k) if left else "no group may be empty"
-        if complaint:
-            raise SpecError(f"groups of {len(groups_of(moe)[0])} experts cannot lose one each: {complaint}")
-        return
-    seen = len(set(moe.twins.roots)) if moe.twins else moe.num_experts
-    if moe.num_experts - 1 < moe.top_k or (moe.twins is None and seen - 1 < moe.top_k):
-        raise SpecError.of("too_few_left", num_experts=moe.num_experts, top_k=moe.top_k)
-
-
-def _without(num_experts: int, gone_LG: list[list[int]]) -> list[list[int]]:
-    """What is left of each layer's experts."""
-    return [[e for e in range(num_experts) if e not in gone] for gone in gone_LG]
-
-
-def _fewer(model: Decoder, keep_LE: list[list[int]]) -> ModelSpec:
-    moe = moe_part(model)
-    changes: dict[str, Any] = {"num_experts": len(keep_LE[0])}
-    if moe.twins is not None:
-        kept = {moe.twins.taking(tuple(keep)) for keep in keep_LE}
-        gone = {e for keep in keep_LE for e in range(moe.num_experts) if e not in keep}
-        crowded = [e for e in gone if moe.twins.roots.count(moe.twins.roots[e]) > 2]
-        if len(kept) > 1:
-            raise SpecError("twins are the same in every layer and stay so; name one expert for all layers")
-        if crowded and moe.twins.hold is None:
-            raise SpecError(
-                f"a hash deals tokens among the twins of expert {crowded[0]}, and would deal them anew without it; "
-                "release the twins to the gate first (operation release_twins)"
-            )
-        changes["twins"] = {"roots": kept.pop(), "hold": moe.twins.hold}
-    return spec_with(model.spec, **changes)
+    if moe.twins is None:
+        return [
+            [min(group, key=lambda e: (int(load_E[e]), e)) for group in groups_of(moe)] for load_E in load_LE
+        ]
+    # Twins are the same in every layer, and so is what goes: what all layers together use least of what may.
+    per_place = load_LE.sum(0).view(-1, len(groups_of(moe)[0])).sum(0)
+    places = places_to_go(moe, per_group=spec.per_group)
+    least = min(places, key=lambda place: (int(per_place[place]), place))
+    return spread(moe, least, per_group=spec.per_group)
 
 
 def _check_loss(report: dict[str, Any], at_most: float | None) -> None:

@@ -23,27 +23,17 @@ from typing import Any
 
 import torch
 
-from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
 from moe_core.operations.parts import (
-    changeable,
     check_spec,
-    chosen_of,
+    foretold,
     moe_part,
     rebuilt,
     spec_with,
     with_experts,
 )
 from moe_core.spec import ModelSpec, MoeSpec
-from moe_core.spec.demands import (
-    PER_GROUP,
-    check_count,
-    check_growth,
-    check_source,
-    check_top_k,
-    doublings,
-    groups_of,
-)
+from moe_core.spec.demands import check_count, doublings, groups_of, spread
 from moe_core.spec.foresee import gate_of_pairs
 from moe_core.spec.gate import SigmoidGroups, SoftmaxTopk
 from moe_core.spec.operations import AddExpertSpec, GrowSpec, ReleaseTwinsSpec
@@ -61,17 +51,9 @@ def grow(model: Decoder, spec: GrowSpec) -> tuple[Decoder, dict[str, Any]]:
     Raises SpecError when the number is not the old one times a power of two, or the method does not fit.
     """
     check_spec(spec, GrowSpec)
-    moe = changeable(model, per_group=True)
-    times = doublings(moe.num_experts, spec.num_experts)
-    check_growth(moe, spec.method)
-    check_top_k(moe, spec.method, times)
-    if spec.method == "split" and moe.moe_intermediate_size % 2**times:
-        raise SpecError(
-            f"moe_intermediate_size ({moe.moe_intermediate_size}) must be divisible by {2**times} to split "
-            f"{moe.num_experts} experts into {spec.num_experts}"
-        )
-    grown = model
-    for _ in range(times):
+    foretold(model, spec)
+    moe, grown = moe_part(model), model
+    for _ in range(doublings(moe.num_experts, spec.num_experts)):
         grown = _doubled(grown, spec.method)
     now = moe_part(grown)
     return grown, {
@@ -91,14 +73,12 @@ def add_expert(model: Decoder, spec: AddExpertSpec) -> tuple[Decoder, dict[str, 
     With `spec.per_group` one more in each group of each layer: the last of its group.
     """
     check_spec(spec, AddExpertSpec)
-    moe = changeable(model, per_group=spec.per_group, instead=PER_GROUP)
-    check_growth(moe, "twin")
-    sources = chosen_of(model, spec.source, per_group=spec.per_group)[0]
-    check_source(moe, sources)
+    told = foretold(model, spec)
+    moe = moe_part(model)
+    sources = spread(moe, spec.source, per_group=spec.per_group)[0]
     order = _each_followed_by(moe, [[source] for source in sources])
     new = [place for place, source in enumerate(order) if source in sources and source in order[:place]]
-    changed = spec_with(model.spec, num_experts=len(order), twins=_with_twins(moe, order))
-    added = with_experts(model, [order] * len(moe.moe_layers), changed)
+    added = with_experts(model, [order] * len(moe.moe_layers), told)
     return added, {
         "kind": spec.kind,
         "expert": new if spec.per_group else new[0],
@@ -116,11 +96,9 @@ def release_twins(model: Decoder, spec: ReleaseTwinsSpec) -> tuple[Decoder, dict
     a model without twins.
     """
     check_spec(spec, ReleaseTwinsSpec)
+    released = rebuilt(model, foretold(model, spec))
     moe = moe_part(model)
-    if moe.twins is None:
-        raise SpecError.of("no_twins")
-    twins = moe.twins.model_copy(update={"hold": spec.hold})
-    released = rebuilt(model, spec_with(model.spec, twins=twins.model_dump()))
+    assert moe.twins is not None
     return released, {
         "kind": spec.kind,
         "hold": [moe.twins.hold, spec.hold],

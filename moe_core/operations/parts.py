@@ -18,9 +18,8 @@ from moe_core.model.families.config import OWN
 from moe_core.model.layers import MoeMlp
 from moe_core.spec import ModelSpec, MoeSpec
 from moe_core.spec.base import Spec
-from moe_core.spec.demands import check_alone, groups_of
 from moe_core.spec.foresee import foreseen
-from moe_core.spec.operations import Chosen, OperationSpec
+from moe_core.spec.operations import OperationSpec
 
 # The modules of an expert layer whose tensors may have one row (or block) for each expert.
 PER_EXPERT = ("router.", "experts.")
@@ -45,28 +44,11 @@ def check_spec(spec: object, wanted: type[Spec]) -> None:
         )
 
 
-def moe_part(model: Decoder, *, packed: bool = True) -> MoeSpec:
-    """The expert part of a mixture; SpecError for a dense model, and for packed experts where `packed` is False."""
+def moe_part(model: Decoder) -> MoeSpec:
+    """The expert part of a mixture; SpecError for a dense model."""
     moe = decoder_of(model).spec.moe
     if moe is None:
         raise SpecError.of("dense_has_no_experts", family=model.spec.family)
-    if moe.expert_kinds is not None and not packed:
-        raise SpecError.of("experts_differ")
-    if moe.quantisation is not None and not packed:
-        raise SpecError.of("packed_experts", bits=moe.quantisation.bits)
-    return moe
-
-
-def changeable(
-    model: Decoder, *, per_group: bool = False, instead: str = "use a model whose gate has one group"
-) -> MoeSpec:
-    """The expert part of a mixture whose experts can be taken away, added and reordered.
-
-    Raises SpecError for a dense model, packed experts, a gate that is not one row for each expert, and, unless what is
-    done is done in every group alike (`per_group`), a gate with groups; `instead` is the way out that it names.
-    """
-    moe = moe_part(model, packed=False)
-    check_alone(moe, per_group=per_group, instead=instead)
     return moe
 
 
@@ -76,7 +58,7 @@ def foretold(model: Decoder, operation: OperationSpec) -> ModelSpec:
     Raises SpecError for whatever `foreseen` refuses: what is refused by the specification alone is so in one place.
     """
     told = foreseen(decoder_of(model).spec, operation)
-    if told.family != OWN:
+    if model.spec.moe is None:
         return told
     return told.model_copy(update={"family": family_for(told, first=model.spec.family)})
 
@@ -139,21 +121,3 @@ def per_expert(layer: MoeMlp) -> dict[str, Tensor]:
         for name, tensor in tensors_of(layer).items()
         if name.startswith(PER_EXPERT) and tensor.ndim and tensor.shape[0] == layer.moe.num_experts
     }
-
-
-def chosen_of(model: Decoder, chosen: Chosen, *, per_group: bool = False) -> list[list[int]]:
-    """The expert of each expert layer, or with `per_group` those at one place of each group of the layer.
-
-    Raises SpecError when a number or the count does not fit.
-    """
-    moe = moe_part(model)
-    num_layers, groups = len(moe.moe_layers), groups_of(moe) if per_group else [list(range(moe.num_experts))]
-    each = [chosen] * num_layers if isinstance(chosen, int) else list(chosen)
-    if len(each) != num_layers:
-        raise SpecError.of("one_for_each_layer", experts=len(each), layers=num_layers)
-    for expert in each:
-        if not 0 <= expert < len(groups[0]):
-            raise SpecError.of(
-                "no_such_place" if per_group else "no_such_expert", expert=expert, num_experts=len(groups[0])
-            )
-    return [[group[expert] for group in groups] for expert in each]

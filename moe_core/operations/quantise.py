@@ -25,11 +25,10 @@ from moe_core.model.packed_linear import PackedLinear
 from moe_core.model.seq2seq import EncoderDecoder
 from moe_core.operations import packed_bytes
 from moe_core.operations.measure import compare
-from moe_core.operations.parts import check_spec, moe_part, rebuilt, spec_with, tensors_of
+from moe_core.operations.parts import check_spec, foretold, moe_part, rebuilt, tensors_of
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.quantise_seq2seq import dequantise_seq2seq, quantise_seq2seq
 from moe_core.operations.watch import Watch, unwatched
-from moe_core.spec import ModelSpec
 from moe_core.spec.operations import DequantiseSpec, QuantiseSpec
 
 
@@ -61,8 +60,8 @@ def quantise(
         if prompts is not None:
             raise SpecError("prompts are measured on decoders; quantise an encoder–decoder without them")
         return quantise_seq2seq(model, spec, watch)
-    moe = moe_part(model, packed=False)
-    packed = rebuilt(model, _packed_spec(model.spec, spec))
+    packed = rebuilt(model, foretold(model, spec))
+    moe = moe_part(model)
     errors: list[dict[str, float]] = []
     for old, new in zip(model.moe_layers(), packed.moe_layers(), strict=True):
         assert isinstance(old.experts, GroupedExperts) and isinstance(new.experts, PackedExperts)
@@ -83,16 +82,6 @@ def quantise(
     if prompts is not None:
         report |= compare(model, packed, prompts, watch=watch)
     return packed, report
-
-
-def _packed_spec(before: ModelSpec, spec: QuantiseSpec) -> ModelSpec:
-    packings = {
-        "quantisation": spec.quantisation,
-        "attention_quantisation": spec.attention,
-        "head_quantisation": spec.head,
-    }
-    untied = before if spec.head is None else before.model_copy(update={"tie_word_embeddings": False})
-    return spec_with(untied, **{name: p and p.model_dump() for name, p in packings.items()})
 
 
 def _pack_maps(model: Decoder, packed: Decoder) -> dict[str, Any]:
@@ -148,7 +137,7 @@ def dequantise(
     )
     if packed_before is None:
         raise SpecError.of("not_packed")
-    wide = dequantise_seq2seq(model) if isinstance(model, EncoderDecoder) else _floats(model)
+    wide = dequantise_seq2seq(model) if isinstance(model, EncoderDecoder) else _floats(model, spec)
     return wide, {
         "kind": spec.kind,
         "keeps_function": True,
@@ -157,9 +146,8 @@ def dequantise(
     }
 
 
-def _floats(model: Decoder) -> Decoder:
-    floats = dict.fromkeys(("quantisation", "attention_quantisation", "head_quantisation"))
-    wide = rebuilt(model, spec_with(model.spec, **floats))
+def _floats(model: Decoder, spec: DequantiseSpec) -> Decoder:
+    wide = rebuilt(model, foretold(model, spec))
     wide.spec = wide.spec.model_copy(update={"family": family_for(wide.spec)})
     for old, new in zip(model.moe_layers(), wide.moe_layers(), strict=True):
         assert isinstance(old.experts, PackedExperts)

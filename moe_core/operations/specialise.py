@@ -23,10 +23,9 @@ from moe_core.model.layers import MoeMlp
 from moe_core.operations.grow import add_expert, release_twins
 from moe_core.operations.learning import check_next_tokens, dealt, learning_rate_at, mean_loss
 from moe_core.operations.measure import compare, hidden_of, listening, loads
-from moe_core.operations.parts import changeable, check_spec
+from moe_core.operations.parts import check_spec, foretold, moe_part
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
-from moe_core.spec.demands import check_clone
 from moe_core.spec.operations import AddExpertSpec, ReleaseTwinsSpec, SpecialiseCloneSpec
 
 
@@ -43,8 +42,8 @@ def specialise_clone(
     prompts, and for a model in which a hash chooses between other twins.
     """
     check_spec(spec, SpecialiseCloneSpec)
-    moe = changeable(model)
-    check_clone(moe)
+    foretold(model, spec)
+    moe = moe_part(model)
     mine = prompts.take(prompts.of_domain(spec.domain))
     check_next_tokens(mine)
     others = [row for row in range(len(prompts)) if prompts.codes[int(prompts.domain_N[row])] != spec.domain]

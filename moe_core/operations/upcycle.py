@@ -35,7 +35,7 @@ from torch import Tensor
 from moe_core.experts import MixedExperts
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.layers import DenseMlp, MoeMlp
-from moe_core.operations.parts import check_spec, decoder_of, rebuilt
+from moe_core.operations.parts import check_spec, decoder_of, foretold, rebuilt
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers.start import Words, start_gate
 from moe_core.spec import LayoutSpec, ModelSpec, MoeSpec
@@ -165,7 +165,7 @@ def upcycle(
     dense = decoder_of(dense)
     layout = cut_layout(dense.spec, spec.layout, spec.granularity)
     plan = plan_upcycle(dense.spec, layout, spec.granularity)
-    model = rebuilt(dense, layout.applied_to(dense.spec))
+    model = rebuilt(dense, foretold(dense, spec))
     generator = torch.Generator().manual_seed(spec.seed)
     words = Words(dense.embed_tokens.weight, counts_V)
     for done, moe in enumerate(model.moe_layers(), start=1):

@@ -22,18 +22,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.edit import router_inputs
 from moe_core.operations.learning import check_next_tokens, mean_loss
 from moe_core.operations.measure import compare, listening, loads
-from moe_core.operations.parts import changeable, check_spec, chosen_of, moe_part, rebuilt
+from moe_core.operations.parts import check_spec, foretold, moe_part, rebuilt
 from moe_core.operations.picking import BIASES, leads, pick_scores, raise_bias
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.specialise import learn_rows
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec import MoeSpec
+from moe_core.spec.demands import spread
 from moe_core.spec.operations import WakeExpertSpec
 
 # Tokens that tell how far a bias has to rise.
@@ -53,11 +53,8 @@ def wake_expert(
     prompts learnt from). Raises SpecError where every expert is always chosen, and for twins, which share their tokens.
     """
     check_spec(spec, WakeExpertSpec)
-    moe = changeable(model)
-    if moe.twins is not None:
-        raise SpecError.of("twins_are_never_idle")
-    if moe.top_k == moe.num_experts:
-        raise SpecError.of("none_is_idle", num_experts=moe.num_experts)
+    foretold(model, spec)
+    moe = moe_part(model)
     check_next_tokens(prompts)
     chosen = [experts[0] for experts in _chosen(model, spec, prompts, watch)]
     woken = rebuilt(model, model.spec)
@@ -89,7 +86,7 @@ def wake_expert(
 
 def _chosen(model: Decoder, spec: WakeExpertSpec, prompts: Prompts, watch: Watch) -> list[list[int]]:
     if spec.expert is not None:
-        return chosen_of(model, spec.expert)
+        return spread(moe_part(model), spec.expert)
     return [[int(load_E.argmin())] for load_E in loads(model, prompts, watch)]
 
 

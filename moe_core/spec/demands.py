@@ -85,9 +85,9 @@ def check_expert(moe: MoeSpec, field: str, expert: int, *, per_group: bool = Fal
 
 
 def placed(field: str, sentence: str) -> SpecError:
-    """The refusal of one field."""
+    """The refusal of one field; of the whole where none is named."""
     refusal = SpecError(sentence)
-    refusal.faults = (((field,), sentence),)
+    refusal.faults = (((field,) if field else (), sentence),)
     return refusal
 
 
@@ -98,6 +98,13 @@ def check_chosen(moe: MoeSpec, name: str, chosen: Chosen | None, *, per_group: b
         raise placed(name, sentence)
     for expert in (chosen,) if isinstance(chosen, int) else chosen or ():
         check_expert(moe, name, expert, per_group=per_group)
+
+
+def spread(moe: MoeSpec, chosen: Chosen, *, per_group: bool = False) -> list[list[int]]:
+    """The expert of each expert layer, or with `per_group` those at one place of each of its groups."""
+    groups = groups_of(moe) if per_group else [list(range(moe.num_experts))]
+    each = (chosen,) * len(moe.moe_layers) if isinstance(chosen, int) else chosen
+    return [[group[expert] for group in groups] for expert in each]
 
 
 def check_source(moe: MoeSpec, sources: Iterable[int]) -> None:

@@ -19,9 +19,9 @@ from moe_core.spec.demands import (
     check_top_k,
     doublings,
     groups_of,
-    num_groups_of,
     placed,
 )
+from moe_core.spec.fewer import left_by
 from moe_core.spec.gate import SigmoidGroups
 from moe_core.spec.layout import LayoutSpec
 from moe_core.spec.model import ModelSpec, MoeSpec
@@ -32,11 +32,9 @@ from moe_core.spec.operations import (
     DistilSpec,
     EditSpec,
     GrowSpec,
-    MergeExpertsSpec,
     OperationSpec,
     QuantiseSpec,
     ReleaseTwinsSpec,
-    RemoveExpertSpec,
     SpecialiseCloneSpec,
     UpcycleSpec,
     WakeExpertSpec,
@@ -101,7 +99,7 @@ def _foreseen(spec: ModelSpec, operation: OperationSpec) -> ModelSpec:
         return _distilled(spec, moe, operation)
     if isinstance(operation, AddExpertSpec | SpecialiseCloneSpec):
         return _with_twin(spec, moe, operation)
-    return _with_one_fewer(spec, moe, operation)
+    return _with(spec, **left_by(moe, operation))
 
 
 def cut_layout(dense: ModelSpec, layout: LayoutSpec, granularity: int) -> LayoutSpec:
@@ -250,32 +248,6 @@ def _shallower(spec: ModelSpec, num_layers: int | None) -> ModelSpec:
     for name in ("expert_clamps", "dense_clamps"):
         plain[name] = plain[name][:num_layers]
     return ModelSpec.parse({**plain, "num_hidden_layers": num_layers, "family": FAMILY})
-
-
-def _with_one_fewer(
-    spec: ModelSpec, moe: MoeSpec, operation: RemoveExpertSpec | MergeExpertsSpec
-) -> ModelSpec:
-    names = ("expert",) if isinstance(operation, RemoveExpertSpec) else ("first", "second")
-    for name in names:
-        check_chosen(moe, name, getattr(operation, name), per_group=operation.per_group)
-    gone = num_groups_of(moe)
-    if moe.num_experts - gone < moe.top_k:
-        raise SpecError.of("too_few_left", num_experts=moe.num_experts, top_k=moe.top_k)
-    if isinstance(operation, MergeExpertsSpec):
-        _check_two(moe, operation)
-    # Which twins are left hangs on the weights' load too; they have no cost.
-    return _with(spec, num_experts=moe.num_experts - gone, twins=None)
-
-
-def _check_two(moe: MoeSpec, operation: MergeExpertsSpec) -> None:
-    """In no layer may an expert be merged with itself."""
-    first, second = (
-        (chosen,) * len(moe.moe_layers) if isinstance(chosen, int) else chosen
-        for chosen in (operation.first, operation.second)
-    )
-    for one, other in zip(first, second, strict=True):
-        if one == other:
-            raise placed("second", CORE.say("merged_with_itself", expert=one))
 
 
 def _composed(spec: ModelSpec, operation: ComposeSpec) -> ModelSpec:

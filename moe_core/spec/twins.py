@@ -38,15 +38,19 @@ class TwinsSpec(Spec):
             return f"twins name {len(self.roots)} experts; num_experts is {num_experts}"
         if top_k > len(set(self.roots)):
             return f"top_k ({top_k}) must not exceed the {len(set(self.roots))} experts that a token sees"
-        size = num_experts // num_groups
-        groups = [self.roots[start : start + size] for start in range(0, num_experts, size)]
-        seen = sum(sorted(len(set(group)) for group in groups)[:topk_group])
+        seen = self.seen(num_groups, topk_group)
         if num_groups > 1 and top_k > seen:
             return (
                 f"top_k ({top_k}) must not exceed the {seen} experts that a token sees in {topk_group} groups, "
                 "for it sees one of each set of twins"
             )
         return None
+
+    def seen(self, num_groups: int = 1, topk_group: int = 1) -> int:
+        """How many experts a token sees at least, one of each set of twins, in as many of the groups as are chosen."""
+        size = len(self.roots) // num_groups
+        groups = [self.roots[start : start + size] for start in range(0, len(self.roots), size)]
+        return sum(sorted(len(set(group)) for group in groups)[:topk_group])
 
     def taking(self, sources: tuple[int, ...]) -> tuple[int, ...]:
         """The roots when expert j of a new layer is a copy of `sources[j]`."""

@@ -202,6 +202,19 @@ WORDS: Mapping[str, str] = {
     "too_few_left": gettext_noop(
         "%(num_experts)s experts cannot lose one while each token goes to %(top_k)s of them."
     ),
+    "groups_too_small": gettext_noop("Groups of %(size)s experts cannot lose one each: %(why)s"),
+    "group_empty": gettext_noop("No group may be empty."),
+    "too_few_seen": gettext_noop(
+        "Without expert %(expert)s a token would see %(seen)s experts, one of each set of twins, and it goes to %(top_k)s. "
+        "Name one that has a twin."
+    ),
+    "twins_in_every_layer": gettext_noop(
+        "Twins are the same in every layer and stay so; name one expert for all layers."
+    ),
+    "hash_deals_anew": gettext_noop(
+        "A hash deals tokens among the twins of expert %(expert)s, and would deal them anew without it; release the twins "
+        "to the gate first."
+    ),
     "merged_with_itself": gettext_noop("Expert %(expert)s cannot be merged with itself; name two."),
     "layers_are_kept": gettext_noop("Mixtures keep their layers with experts; leave the layers out."),
     "gate_not_composable": gettext_noop(

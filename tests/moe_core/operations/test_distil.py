@@ -212,7 +212,7 @@ def test_gates_have_a_rate_and_a_clip_of_their_own(own: dict[str, float]) -> Non
 
 
 def test_a_student_larger_than_its_teacher_is_refused() -> None:
-    with pytest.raises(SpecError, match="larger than its teacher of 4 of width 32"):
+    with pytest.raises(SpecError, match="may not be larger than its teacher: 5 is more than 4"):
         distil(mixture(), DistilSpec(num_experts=5), some_prompts())
 
 

@@ -157,6 +157,17 @@ def test_removing_a_twin_leaves_the_function_where_twins_are_still_equal() -> No
     )
 
 
+def test_of_twins_the_one_that_all_layers_use_least_goes_from_all_of_them_if_it_may() -> None:
+    """Three twins share the tokens of one, so that one of them is used least; dealt by a hash none of them may go."""
+    prompts = some_prompts(per_domain=16)
+    for hold, may in ((0.0, range(6)), (None, (3, 4, 5))):
+        model = mixture(num_experts=6, twins={"roots": (0, 0, 0, 3, 4, 5), "hold": hold})
+        used_E = loads(model, prompts).sum(0).tolist()
+        report = remove_expert(model, RemoveExpertSpec(), prompts)[1]
+        assert report["experts"] == [min((used_E[e], e) for e in may)[1]] * 2
+        assert min((used_E[e], e) for e in range(6))[1] in (0, 1, 2)
+
+
 def shuffled_twin(model: Decoder, source: int, target: int) -> None:
     """Make `target` compute what `source` computes, with its neurons in another order."""
     with torch.no_grad():

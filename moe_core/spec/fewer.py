@@ -1,0 +1,101 @@
+"""One expert of each layer goes, or one of each group: what is left, told and refused by the specification. No tensors.
+
+Shapes: L expert layers, G groups of a gate (one where it has none), E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from moe_core.errors import SpecError
+from moe_core.sentences import CORE
+from moe_core.spec.demands import check_chosen, groups_of, num_groups_of, placed, spread
+from moe_core.spec.gate import SigmoidGroups
+from moe_core.spec.model import MoeSpec
+from moe_core.spec.operations import MergeExpertsSpec, RemoveExpertSpec
+from moe_core.spec.twins import TwinsSpec
+
+# The numbers of the experts that go: of each layer, of each group.
+Gone = Sequence[Sequence[int]]
+
+
+def left_by(moe: MoeSpec, operation: RemoveExpertSpec | MergeExpertsSpec) -> dict[str, Any]:
+    """What changes of the experts when one goes; of twins that are not named, those that the first that may leaves.
+
+    Raises SpecError for whatever forbids it.
+    """
+    names = ("expert",) if isinstance(operation, RemoveExpertSpec) else ("first", "second")
+    for name in names:
+        check_chosen(moe, name, getattr(operation, name), per_group=operation.per_group)
+    if isinstance(operation, MergeExpertsSpec):
+        _check_two(moe, operation)
+    chosen = getattr(operation, names[-1])
+    if chosen is None:
+        chosen = places_to_go(moe, per_group=operation.per_group)[0]
+    return fewer(moe, spread(moe, chosen, per_group=operation.per_group), names[-1])
+
+
+def places_to_go(moe: MoeSpec, *, per_group: bool) -> list[int]:
+    """The experts, or places of a group, that may go from every layer; SpecError where none may."""
+    places, refusals = range(len(groups_of(moe)[0]) if per_group else moe.num_experts), []
+    allowed = []
+    for place in places:
+        try:
+            fewer(moe, spread(moe, place, per_group=per_group))
+            allowed.append(place)
+        except SpecError as error:
+            refusals.append(error)
+    if not allowed:
+        raise refusals[0]
+    return allowed
+
+
+def fewer(moe: MoeSpec, gone_LG: Gone, field: str = "") -> dict[str, Any]:
+    """What changes of the experts when these go: their number, and who is whose twin.
+
+    Raises SpecError, of `field` where the experts are to blame, when too few are left or twins forbid it.
+    """
+    left = moe.num_experts - len(gone_LG[0])
+    if num_groups_of(moe) > 1:
+        why = moe.gate.complaint(left, moe.top_k) if left else CORE.say("group_empty")
+        if why:
+            raise SpecError.of("groups_too_small", size=len(groups_of(moe)[0]), why=why)
+    elif left < moe.top_k:
+        raise SpecError.of("too_few_left", num_experts=moe.num_experts, top_k=moe.top_k)
+    twins = None if moe.twins is None else _fewer_twins(moe, moe.twins, gone_LG, field)
+    return {"num_experts": left, "twins": twins}
+
+
+def without(num_experts: int, gone_LG: Gone) -> list[list[int]]:
+    """What is left of each layer's experts."""
+    return [[e for e in range(num_experts) if e not in gone] for gone in gone_LG]
+
+
+def _fewer_twins(moe: MoeSpec, twins: TwinsSpec, gone_LG: Gone, field: str) -> dict[str, Any]:
+    kept = {twins.taking(tuple(keep)) for keep in without(moe.num_experts, gone_LG)}
+    if len(kept) > 1:
+        raise placed(field, CORE.say("twins_in_every_layer"))
+    gone = sorted({expert for gone_G in gone_LG for expert in gone_G})
+    crowded = [e for e in gone if twins.roots.count(twins.roots[e]) > 2]
+    if crowded and twins.hold is None:
+        raise placed(field, CORE.say("hash_deals_anew", expert=crowded[0]))
+    roots = kept.pop()
+    gate = moe.gate
+    groups = (gate.num_groups, gate.topk_group) if isinstance(gate, SigmoidGroups) else (1, 1)
+    seen = TwinsSpec(roots=roots).seen(*groups)
+    if seen < moe.top_k:
+        named = ", ".join(map(str, gone))
+        raise placed(field, CORE.say("too_few_seen", expert=named, seen=seen, top_k=moe.top_k))
+    return {"roots": roots, "hold": twins.hold}
+
+
+def _check_two(moe: MoeSpec, operation: MergeExpertsSpec) -> None:
+    """In no layer may an expert be merged with itself."""
+    first, second = (
+        (chosen,) * len(moe.moe_layers) if isinstance(chosen, int) else chosen
+        for chosen in (operation.first, operation.second)
+    )
+    for one, other in zip(first, second, strict=True):
+        if one == other:
+            raise placed("second", CORE.say("merged_with_itself", expert=one))
