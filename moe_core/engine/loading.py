@@ -64,13 +64,12 @@ def _mapped_engine(spec: ServeSpec, codec: Tokenizer, panels: PanelCache) -> Eng
     try:
         with on_shelf(reader):
             model, isa = mapped_model(spec, reader)
-            engine = Engine(spec, model, end_tokens=codec.eos_ids)
         reader.verify()
     except PanelFileError as error:
         panels.discard(error)
         return None
-    logger.info("decode kernels: %s, threads: %d, panels mapped", isa, spec.num_threads)
-    return engine
+    logger.info("decode kernels: %s, threads: %d, panels from their file", isa, spec.num_threads)
+    return Engine(spec, model, end_tokens=codec.eos_ids)
 
 
 def _loaded_engine(spec: ServeSpec, codec: Tokenizer, panels: PanelCache | None) -> Engine:

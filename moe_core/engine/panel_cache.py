@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -28,13 +30,14 @@ UNUSED_DAYS = 14
 LARGEST_SHARE = 0.25
 # A temporary file that nobody has written to for so long was left by a process that died.
 STALE_S = 3600.0
+LEAST_PRIORITY = 19
 
 
 class PanelCache:
     """The panel file of one engine: a reader when it is there, else a writer that makes it."""
 
-    def __init__(self, path: Path, key: str, *, shared: bool) -> None:
-        self._path, self._key, self._shared = path, key, shared
+    def __init__(self, path: Path, key: str, *, shared: bool, num_threads: int = 1) -> None:
+        self._path, self._key, self._shared, self._num_threads = path, key, shared, num_threads
         self.reader: PanelReader | None = None
         self.writer: PanelWriter | None = None
         self._open()
@@ -51,11 +54,14 @@ class PanelCache:
         assert spec.panel_dir is not None
         facts = {"files": spec.files, "dtype": spec.dtype, "isa": native.isa, "code": code_digest()}
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        return cls(spec.panel_dir / f"{key[:32]}{SUFFIX}", key, shared=spec.shares_panels)
+        path = spec.panel_dir / f"{key[:32]}{SUFFIX}"
+        return cls(path, key, shared=spec.shares_panels, num_threads=spec.num_threads)
 
     def _open(self) -> None:
         try:
-            self.reader = PanelReader(self._path, self._key)
+            self.reader = PanelReader(
+                self._path, self._key, shared=self._shared, num_threads=self._num_threads
+            )
             self._path.touch()
         except FileNotFoundError:
             self._begin()
@@ -85,21 +91,32 @@ class PanelCache:
             self.writer.give_up()
         self.writer = None
 
-    def finish_later(self, move: Callable[[], None]) -> None:
-        """On a thread beside the first requests: put what was written into its place and sweep what nobody uses, then
-        `move` panels out of the file unless they are to be shared."""
-        threading.Thread(target=self._finish, args=(move,), name="panel-file", daemon=True).start()
-
-    def _finish(self, move: Callable[[], None]) -> None:
+    def close(self) -> None:
+        """The process ends: a file that is not whole yet goes with it."""
         if self.writer is not None:
-            if self.writer.finish():
-                logger.info("the panels lie in %s", self._path.name)
-            sweep(self._path.parent, keep=self._path)
+            self.writer.remove_temporary()
+
+    def finish_later(self, move: Callable[[], None]) -> None:
+        """After a start without a file, on a thread beside the first requests: put what was written into its place, sweep
+        what nobody uses, then `move` panels out of the file unless they are to be shared."""
+        if self.writer is not None:
+            held = (self.writer, move)
+            threading.Thread(target=self._finish, args=held, name="panel-file", daemon=True).start()
+
+    def _finish(self, writer: PanelWriter, move: Callable[[], None]) -> None:
+        _step_back()
+        if writer.finish():
+            logger.info("the panels lie in %s", self._path.name)
+        sweep(self._path.parent, keep=self._path)
         if not self._shared:
             move()
-            for file in (self.reader, self.writer):
-                if file is not None:
-                    file.let_go()
+            writer.let_go()
+
+
+def _step_back() -> None:
+    """Let this thread run where the threads that answer leave a processor idle."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
 
 
 def sweep(folder: Path, *, keep: Path) -> None:

@@ -48,8 +48,12 @@ def main(arguments: list[str]) -> int:
     panels = PanelCache.of(spec)
     from moe_core.engine.loading import build_engine
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(serve(spec, partial(build_engine, panels=panels)))
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(serve(spec, partial(build_engine, panels=panels)))
+    finally:
+        if panels is not None:
+            panels.close()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

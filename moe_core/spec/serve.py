@@ -42,7 +42,7 @@ class ServeSpec(Spec):
     panel_dir: Path | None = None
     """Where packed weights are kept from one start to the next and shared by engines of one model; null: nowhere."""
     shares_panels: bool = False
-    """Whether they stay mapped there; else they are copied when the engine is ready, and read faster."""
+    """Whether they are mapped there; else they are read into memory of the engine's own, from where products are faster."""
     version: Annotated[str, Field(max_length=200)] = ""
     """What answers say they come from."""
     epoch: Annotated[int, Field(ge=0)] = 0

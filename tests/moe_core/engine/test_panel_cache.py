@@ -78,26 +78,84 @@ def answer(engine: Engine) -> list[int]:
     return run.tokens[greedy.id] + run.tokens[drawn.id]
 
 
+def stacks_of(engine: Engine) -> list[Panels]:
+    held = [m.panels for m in engine.runner.model.modules() if hasattr(m, "panels")]
+    return [p for one in held for p in ([one] if isinstance(one, Panels) else [one.gate_up, one.down])]
+
+
+def regions_of(file: Path) -> list[tuple[int, int]]:
+    """Where a file is mapped in this process."""
+    found = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(f"/{file.name}"):
+            begin, _, end = line.split()[0].partition("-")
+            found.append((int(begin, 16), int(end, 16)))
+    return found
+
+
 @pytest.mark.parametrize("shared", [False, True])
-def test_panels_move_into_memory_of_their_own_unless_they_are_shared(
+def test_panels_lie_in_memory_of_the_engines_own_unless_they_are_shared(
     model_dir: Path, tmp_path: Path, shared: bool
 ) -> None:
-    spec = spec_of(model_dir, tmp_path, shares_panels=shared)
+    spec = spec_of(model_dir, tmp_path, shares_panels=shared, num_threads=2)
+    wanted = answer(start(spec)[0])
+    # Of the second start alone: the first one's pages may be mapped still.
+    (file,) = tmp_path.glob(f"*{SUFFIX}")
+    copy = file.with_name(f"copy{SUFFIX}")
+    copy.write_bytes(file.read_bytes())
+    copy.rename(file)
+    before = regions_of(file)
+    engine, cache = start(spec)
+    assert cache.reader is not None
+    mapped = [one for one in regions_of(file) if one not in before]
+    # Before the first answer, and for good: no thread copies anything while requests are answered.
+    assert stacks_of(engine)
+    for one in stacks_of(engine):
+        assert any(begin <= one.struct.memory < end for begin, end in mapped) == shared
+    assert answer(engine) == wanted
+
+
+def test_panels_of_the_first_start_move_into_memory_of_its_own(model_dir: Path, tmp_path: Path) -> None:
+    engine, cache = start(spec_of(model_dir, tmp_path))
+    wanted = answer(engine)
+    assert cache.writer is not None
+    files = [(panel_file.address_of(memory), len(memory)) for memory in cache.writer._mapped]
+    deadline = time.monotonic() + 20
+    while any(base <= p.struct.memory < base + size for p in stacks_of(engine) for base, size in files):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert answer(engine) == wanted
+
+
+def test_a_file_that_ends_while_it_is_read_is_packed_anew(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(model_dir, tmp_path)
+    wanted = answer(start(spec)[0])
+    read = os.preadv
+
+    def ends(file: int, pieces: list[memoryview], start: int) -> int:
+        is_panels = os.readlink(f"/proc/self/fd/{file}").endswith(SUFFIX)
+        return 0 if is_panels else read(file, pieces, start)
+
+    monkeypatch.setattr(panel_file.os, "preadv", ends)
+    engine, cache = start(spec)
+    assert cache.reader is None
+    assert answer(engine) == wanted
+
+
+def test_files_of_several_pieces_are_read_whole(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panel_file, "PIECE_BYTES", 5000)
+    spec = spec_of(model_dir, tmp_path, num_threads=3)
     wanted = answer(start(spec)[0])
     engine, cache = start(spec)
     assert cache.reader is not None
-    held = [m.panels for m in engine.runner.model.modules() if hasattr(m, "panels")]
-    stacks = [
-        panels for one in held for panels in ([one] if isinstance(one, Panels) else [one.gate_up, one.down])
-    ]
-    assert stacks
-    base, size = cache.reader._address, len(cache.reader._memory)
-    deadline = time.monotonic() + 20
-    while not shared and any(base <= one.struct.memory < base + size for one in stacks):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert all((base <= one.struct.memory < base + size) == shared for one in stacks)
     assert answer(engine) == wanted
+    (file,) = tmp_path.glob(f"*{SUFFIX}")
+    damage(file, 12_000)
+    assert start(spec)[1].reader is None
 
 
 def test_a_start_from_panels_reads_no_weights_and_says_the_same(model_dir: Path, tmp_path: Path) -> None:
@@ -207,6 +265,19 @@ def test_a_full_disk_leaves_the_engine_running_and_no_file(
     while list(tmp_path.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_ends_early_leaves_no_file_that_is_not_whole(tmp_path: Path) -> None:
+    model_dir = tmp_path / "tiny"
+    write_model_dir(model_dir, tiny_model())
+    spec = spec_of(model_dir, tmp_path / "panels")
+    cache = PanelCache.of(spec)
+    assert cache is not None and cache.writer is not None
+    assert cache.writer.place("panels", 100)
+    assert list((tmp_path / "panels").iterdir())
+    cache.close()
+    assert not list((tmp_path / "panels").iterdir())
+    assert not cache.writer.finish()
 
 
 def test_it_sweeps_what_nobody_used_for_long_and_what_a_dead_process_left(tmp_path: Path) -> None:
