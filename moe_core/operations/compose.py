@@ -159,11 +159,15 @@ def _fit_gates(
 
     def fit(layer: MoeMlp, x_TD: Tensor) -> None:
         x_NSD = x_TD.view(*used.ids_NS.shape, -1)
-        parts = (_labelled(x_NSD, used, domain_N, turn_N, turns) for turns in (*FITTED, HELD_OUT))
+        fitted, tuned, held_out = (
+            _labelled(x_NSD, used, domain_N, turn_N, turns) for turns in (*FITTED, HELD_OUT)
+        )
         routers = _routers(models, layer.layer)
         if not routers:
             layer.router.weight.zero_()
-        told.append({"layer": layer.layer, **fit_gate(layer, spec, routers, Samples(*parts, new_M))})
+        told.append(
+            {"layer": layer.layer, **fit_gate(layer, spec, routers, Samples(fitted, tuned, held_out, new_M))}
+        )
         watch("fit", len(told), len(moe_part(composed).moe_layers))
 
     with listening(composed, fit):
