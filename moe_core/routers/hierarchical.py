@@ -28,14 +28,20 @@ def hierarchical(gate: Hierarchical, weights: GateWeights, call: GateCall) -> Ro
 
     The domain prior and the temperature act on the logarithm of the product, as they do on the logits of a flat gate.
     """
-    x_TD = call.hidden_TD.float()
-    check_shapes(x_TD, weights["weight"], call.top_k)
-    levels = [linear(x_TD, weights[name].float()) for name in ("domain_weight", "group_weight", "weight")]
+    levels = level_logits(weights, call)
     routing = softmax_choice(adjusted(joint_logits(*levels), call), call, renormalised=call.norm_topk_prob)
     shares_TG = routing.probs_TE.detach().unflatten(-1, (gate.num_groups, -1)).sum(-1)
     shares_TN = shares_TG.unflatten(-1, (gate.num_domains, -1)).sum(-1)
     statistics = {"group_share_G": shares_TG.mean(0), "domain_share_N": shares_TN.mean(0)}
     return replace(routing, statistics=statistics, levels_TS=normalisers(gate, *levels))
+
+
+def level_logits(weights: GateWeights, call: GateCall) -> tuple[Tensor, Tensor, Tensor]:
+    """(T, N), (T, G) and (T, E) float32: what the maps of the three levels say."""
+    x_TD = call.hidden_TD.float()
+    check_shapes(x_TD, weights["weight"], call.top_k)
+    domain_TN, group_TG = (linear(x_TD, weights[name].float()) for name in ("domain_weight", "group_weight"))
+    return domain_TN, group_TG, linear(x_TD, weights["weight"].float())
 
 
 def joint_logits(domain_TN: Tensor, group_TG: Tensor, expert_TE: Tensor) -> Tensor:

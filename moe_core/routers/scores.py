@@ -19,7 +19,8 @@ from moe_core.spec.gate import Base, Gate, Hash, SigmoidGroups, Sparsemax
 def choosing_scores(gate: Gate, routing: Routing) -> Tensor:
     """(T, E): what a served token's experts are the k best of; -inf for experts that it could not choose.
 
-    Score function and selection bias are in it, and experts outside the best groups are out of reach. Gate `hash` chooses
+    Score function and selection bias are in it, and experts outside the best groups are out of reach, or where these hold
+    too few come after all inside. Gate `hash` chooses
     by its table, so that all others are.
     """
     logits_TE, bias_E = routing.logits_TE, routing.selection_bias_E
@@ -28,7 +29,10 @@ def choosing_scores(gate: Gate, routing: Routing) -> Tensor:
     if isinstance(gate, SigmoidGroups):
         scores_TE = biased(expert_scores(gate, logits_TE), logits_TE, bias_E)
         inside_TE = inside_best_groups(gate, scores_TE)
-        return inside_TE.masked_fill(inside_TE < scores_TE - OUTSIDE / 2, NEG_INF)
+        outside_TE = inside_TE < scores_TE - OUTSIDE / 2
+        # Too few left in the chosen groups for all places: the best of the others fill up.
+        num_inside_T1 = (~outside_TE & (scores_TE > NEG_INF)).sum(-1, keepdim=True)
+        return inside_TE.masked_fill(outside_TE & (num_inside_T1 >= routing.expert_ids_TK.shape[1]), NEG_INF)
     if bias_E is None:
         return logits_TE
     return biased(logits_TE if isinstance(gate, Sparsemax | Base) else routing.probs_TE, logits_TE, bias_E)

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from moe_core.routers.call import Floor, GateCall, GateWeights
 from moe_core.routers.choosing import biased
+from moe_core.routers.hierarchical import joint_logits, level_logits
 from moe_core.routers.logits import NEG_INF, SharesOf, adjusted, raw_logits, shift_for
 from moe_core.routers.sigmoid_groups import expert_scores, shares_of
 from moe_core.routers.sparsemax import sparsemax
-from moe_core.spec.gate import Base, Gate, SigmoidGroups, Sparsemax
+from moe_core.spec.gate import Base, Gate, Hierarchical, SigmoidGroups, Sparsemax
 from moe_core.spec.twins import TwinsSpec
 
 # Sign bits of so many coordinates make a token's hash.
@@ -62,7 +63,9 @@ def _held_logits(
     These are the domain's own wherever it has one among twins: how far a floor lifts them does not hang on twins that
     would be hidden then.
     """
-    raw_TE, unfloored = raw_logits(weights, call), replace(call, floor=None)
+    by_levels = isinstance(gate, Hierarchical)
+    raw_TE = joint_logits(*level_logits(weights, call)) if by_levels else raw_logits(weights, call)
+    unfloored = replace(call, floor=None)
     held_TE = adjusted(raw_TE + hold * picked_TE, unfloored)
     if call.floor is None:
         return held_TE

@@ -12,7 +12,7 @@ from moe_core.spec.base import LayerIndex, Spec
 from moe_core.spec.capacity import CapacitySpec
 from moe_core.spec.clamps import Clamps, clamps_complaint
 from moe_core.spec.expert_kinds import ExpertKinds, Width, balance_costs, complaint_of, widest
-from moe_core.spec.gate import GateSpec, SigmoidGroups, SoftmaxTopk, check_gate
+from moe_core.spec.gate import GateSpec, SigmoidGroups, Soft, SoftmaxTopk, check_gate
 from moe_core.spec.gate_tensors import GateTensor, gate_tensors
 from moe_core.spec.likeness import fits_mixtral
 from moe_core.spec.quantisation import ExpertQuantSpec
@@ -107,6 +107,11 @@ class MoeSpec(Spec):
         if self.twins is None:
             return
         gate = self.gate
+        if isinstance(gate, Soft):
+            raise ValueError(
+                "gate 'soft' mixes every token into the slots of every expert, and none sees one of two twins; leave twins "
+                "out, or choose a gate that sends tokens to experts"
+            )
         groups = (gate.num_groups, gate.topk_group) if isinstance(gate, SigmoidGroups) else (1, 1)
         complaint = self.twins.complaint(self.num_experts, self.top_k, *groups)
         if complaint:

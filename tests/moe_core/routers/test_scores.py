@@ -28,6 +28,20 @@ def test_their_k_best_are_the_choice(kind: str) -> None:
     assert torch.equal(torch.where(found.chosen_TK, ids_TK, -1), found.expert_ids_TK)
 
 
+def test_where_a_mask_leaves_the_best_groups_too_few_the_others_fill_up_and_are_in_reach() -> None:
+    gate = SigmoidGroups(num_groups=4, topk_group=1)
+    moe = moe_of(gate, 8, 2)
+    tensors = {n: t.detach() for n, t in tensors_of(moe, WIDTH).items()}
+    bias_TE = torch.zeros(40, 8)
+    bias_TE[:20, ::2] = float("-inf")
+    x_TD = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(3))
+    found = asked(moe, tensors, x_TD, False, bias_TE=bias_TE)
+    assert found.chosen_TK.all()
+    scores_TE = choosing_scores(gate, found)
+    assert torch.equal(best(scores_TE, 2), found.expert_ids_TK)
+    assert ((scores_TE > float("-inf")).sum(-1) == torch.tensor([4] * 20 + [2] * 20)).all()
+
+
 def test_a_margin_is_of_the_score_with_its_bias_inside_the_groups() -> None:
     gate = SigmoidGroups(num_groups=2, topk_group=1, group_score="best")
     logits = torch.tensor([[2.0, 0.0, -1.0, 1.9, 1.0, 0.5]])

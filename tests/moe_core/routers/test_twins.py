@@ -15,8 +15,10 @@ from moe_core.model.context import DomainPrior, RoutingContext
 from moe_core.operations import grow, release_twins, remove_expert
 from moe_core.routers import NO_EXPERT, GateCall, Routing, decide
 from moe_core.spec import RoutingSpec
+from moe_core.spec.gate import Hierarchical, Soft
 from moe_core.spec.operations import GrowSpec, ReleaseTwinsSpec, RemoveExpertSpec
 from tests.moe_core.operations.models import IDS, mixture
+from tests.moe_core.routers.gate_cases import moe_of, tensors_of
 
 SOFTMAX: dict[str, Any] = {"kind": "softmax_topk", "logit_bias": True, "selection_bias": True}
 SIGMOID: dict[str, Any] = {"kind": "sigmoid_groups", "logit_bias": True}
@@ -160,3 +162,20 @@ def test_a_token_takes_its_experts_from_no_more_groups_than_it_may() -> None:
         remove_expert(fewer, RemoveExpertSpec(expert=1, per_group=True))
     # Whichever twin stays, a pair of them is one expert to a token.
     assert remove_expert(fewer, RemoveExpertSpec(expert=0, per_group=True))[0].spec.moe is not None
+
+
+def test_a_hierarchy_chooses_between_twins_by_all_of_its_levels() -> None:
+    moe = moe_of(Hierarchical(num_domains=2), 8, 2, twins={"roots": (0, 1, 2, 3, 0, 1, 2, 3), "hold": 0.0})
+    tensors = {name: tensor.detach() for name, tensor in tensors_of(moe, 12).items()}
+    x_TD = torch.randn(50, 12, generator=torch.Generator().manual_seed(2))
+    # Experts say the same of both twins: the domain alone decides.
+    tensors["weight"][4:] = tensors["weight"][:4]
+    favoured_T = (x_TD @ tensors["domain_weight"].t()).argmax(-1)
+    ids_TK = decide(moe, tensors, GateCall(x_TD, 2)).expert_ids_TK
+    assert torch.equal(ids_TK // 4, favoured_T[:, None].expand(-1, 2))
+    assert 0 < int(favoured_T.sum()) < 50
+
+
+def test_slots_have_no_twins() -> None:
+    with pytest.raises(SpecError, match="none sees one of two twins; leave twins out, or choose a gate"):
+        moe_of(Soft(), 4, 1, twins={"roots": (0, 1, 0, 1)})
