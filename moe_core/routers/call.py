@@ -41,7 +41,7 @@ class GateCall:
     floor: Floor | None = None
     # (E,) added to the scores that pick, never to weights.
     selection_bias_E: Tensor | None = None
-    # (T, K) ids that replace the choice.
+    # (T, K) ids that replace the choice; masks and hidden twins leave them their weights.
     forced_TK: Tensor | None = None
     # (T,) int64: the vocabulary entry of each token (hash gates), and the sequence that it belongs to.
     token_ids_T: Tensor | None = None

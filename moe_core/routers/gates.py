@@ -55,14 +55,17 @@ GATES: dict[str, GateFunction] = {
 def decide(moe: MoeSpec, weights: GateWeights, call: GateCall) -> Routing:
     """Where the tokens of one call go, by the gate of a mixture and its tensors.
 
-    The balancing bias that is stored with the gate adds to that of the call. Of twins each token sees one.
+    The balancing bias that is stored with the gate adds to that of the call. Of twins each token sees one. Where ids are
+    forced, neither masks nor twins have a say.
     Raises SpecError for shapes that do not fit and for what a gate needs and was not given.
     """
     stored_E = weights.get("selection_bias")
     if stored_E is not None:
         given_E = call.selection_bias_E
         call = replace(call, selection_bias_E=stored_E if given_E is None else stored_E + given_E)
-    if moe.twins is not None:
+    if call.forced_TK is not None:
+        call = _unmasked(call)
+    elif moe.twins is not None:
         call = with_one_of_twins(moe.twins, moe.gate, weights, call)
     routing = GATES[moe.gate.kind](moe.gate, weights, call)
     if moe.twins is not None:
@@ -70,6 +73,13 @@ def decide(moe: MoeSpec, weights: GateWeights, call: GateCall) -> Routing:
     if call.selection_bias_E is not None:
         routing = replace(routing, selection_bias_E=call.selection_bias_E.detach())
     return routing if moe.capacity is None else within_capacity(routing, moe.capacity, weights, call, moe.gate)
+
+
+def _unmasked(call: GateCall) -> GateCall:
+    """The call without its masks: what is forced against one would have no weight, and all of it together no number."""
+    if call.bias_TE is None:
+        return call
+    return replace(call, bias_TE=call.bias_TE.masked_fill(call.bias_TE == NEG_INF, 0.0))
 
 
 def _without_masked(routing: Routing, call: GateCall) -> Routing:

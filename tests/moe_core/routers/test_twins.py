@@ -179,3 +179,22 @@ def test_a_hierarchy_chooses_between_twins_by_all_of_its_levels() -> None:
 def test_slots_have_no_twins() -> None:
     with pytest.raises(SpecError, match="none sees one of two twins; leave twins out, or choose a gate"):
         moe_of(Soft(), 4, 1, twins={"roots": (0, 1, 0, 1)})
+
+
+@GATES
+def test_forced_experts_have_their_weights_whatever_is_hidden_or_masked(gate: dict[str, Any]) -> None:
+    model = grow(mixture(gate=gate), GrowSpec(num_experts=8))[0]
+    mask_1LE = torch.zeros(1, 2, 8)
+    mask_1LE[..., [0, 4]] = float("-inf")
+    forced_TK = torch.tensor([[0, 4]]).expand(IDS.numel(), 2)
+    found: list[Routing] = []
+    context = RoutingContext(
+        forced_TK=forced_TK, domain_T=LAWS, prior=DomainPrior(mask_1LE, 2),
+        observe=lambda _, routing: found.append(routing),
+    )  # fmt: skip
+    with torch.no_grad():
+        assert model(IDS, context).isfinite().all()
+    for routing in found:
+        assert torch.equal(routing.expert_ids_TK, forced_TK)
+        # Equal twins have equal halves.
+        torch.testing.assert_close(routing.weights_TK, torch.full((IDS.numel(), 2), 0.5))
