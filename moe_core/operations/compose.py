@@ -162,12 +162,11 @@ def _fit_gates(
         fitted, tuned, held_out = (
             _labelled(x_NSD, used, domain_N, turn_N, turns) for turns in (*FITTED, HELD_OUT)
         )
+        samples = Samples(fitted, tuned, held_out, new_M)
         routers = _routers(models, layer.layer)
         if not routers:
             layer.router.weight.zero_()
-        told.append(
-            {"layer": layer.layer, **fit_gate(layer, spec, routers, Samples(fitted, tuned, held_out, new_M))}
-        )
+        told.append({"layer": layer.layer, **fit_gate(layer, spec, routers, samples)})
         watch("fit", len(told), len(moe_part(composed).moe_layers))
 
     with listening(composed, fit):

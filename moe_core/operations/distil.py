@@ -3,8 +3,9 @@
 Layers that change little may be left out first (`num_hidden_layers`, see `moe_core.operations.depth`). Experts that answer
 alike are merged: outputs of all experts on the router's true inputs are compared, the most alike groups are joined until
 `num_experts` are left, and within a group neurons are aligned with those of its most used expert before they are averaged
-by usage. Then the student learns the teacher's next tokens (softened), the teacher's choice among groups of experts in the
-layers that it has, and the text itself.
+by usage. Where weights are not made to sum to one, the scale of the gate makes up for experts that a token has no more, so
+that doubled experts fold back. Then the student learns the teacher's next tokens (softened), the teacher's choice among
+groups of experts in the layers that it has, and the text itself.
 
 Shapes: L expert layers, E experts, M groups (the student's experts), N tokens, D model width, F expert width, V vocabulary.
 Source: Li et al. 2024, "Merge, Then Compress" (groups, alignment); Hinton et al. 2015, "Distilling the Knowledge in a
@@ -32,6 +33,7 @@ from moe_core.operations.parts import check_spec, foretold, moe_part, per_expert
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers import Routing
+from moe_core.spec.foresee import biases_weigh_on_shares
 from moe_core.spec.operations import DistilSpec
 
 # For each expert layer the groups of the teacher's experts that the student's experts stand for.
@@ -108,6 +110,8 @@ def merged_student(
         groups.append(grouped(likeness(old, hidden_ND), spec.num_experts))
         for place, members in enumerate(groups[-1]):
             _merge_group(new, place, old, members, load_E, hidden_ND, width)
+        if biases_weigh_on_shares(old.moe):
+            new.router.tensors["selection_bias"].mul_(old.moe.num_experts / new.moe.num_experts)
         watch("align", len(groups), len(load_LE))
     return student, groups
 

@@ -34,8 +34,7 @@ from moe_core.operations.parts import (
 )
 from moe_core.spec import ModelSpec, MoeSpec
 from moe_core.spec.demands import check_count, doublings, groups_of, spread
-from moe_core.spec.foresee import gate_of_pairs
-from moe_core.spec.gate import SigmoidGroups, SoftmaxTopk
+from moe_core.spec.foresee import biases_weigh_on_shares, gate_of_pairs
 from moe_core.spec.operations import AddExpertSpec, GrowSpec, ReleaseTwinsSpec
 from moe_core.spec.twins import TwinsSpec
 
@@ -128,18 +127,10 @@ def _doubled(model: Decoder, method: str) -> Decoder:
         grown = _split(model, spec_with(model.spec, **changes, moe_intermediate_size=width))
     else:
         grown = with_experts(model, [order] * len(moe.moe_layers), spec_with(model.spec, **changes))
-    if method != "twin" and _biases_weigh_on_shares(moe):
+    if method != "twin" and biases_weigh_on_shares(moe):
         for layer in grown.moe_layers():
             layer.router.tensors["selection_bias"].mul_(0.5)
     return grown
-
-
-def _biases_weigh_on_shares(moe: MoeSpec) -> bool:
-    """Whether a balancing bias is added to shares of all experts, which halve where experts double."""
-    gate = moe.gate
-    if isinstance(gate, SigmoidGroups):
-        return gate.scores == "softmax" and gate.selection_bias
-    return isinstance(gate, SoftmaxTopk) and gate.selection_bias
 
 
 def _with_twins(moe: MoeSpec, order: tuple[int, ...]) -> dict[str, Any]:

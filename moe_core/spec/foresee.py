@@ -22,7 +22,7 @@ from moe_core.spec.demands import (
     placed,
 )
 from moe_core.spec.fewer import left_by
-from moe_core.spec.gate import SigmoidGroups
+from moe_core.spec.gate import Base, LinearGate, SigmoidGroups, Sparsemax
 from moe_core.spec.layout import LayoutSpec
 from moe_core.spec.model import ModelSpec, MoeSpec
 from moe_core.spec.operations import (
@@ -189,11 +189,24 @@ def _grown(spec: ModelSpec, moe: MoeSpec, operation: GrowSpec) -> ModelSpec:
 
 def gate_of_pairs(moe: MoeSpec, times: int = 1) -> dict[str, Any]:
     """The gate that gives each of two copies half of the weight, so many times."""
+    return gate_for(moe, moe.top_k * 2**times)
+
+
+def gate_for(moe: MoeSpec, top_k: int) -> dict[str, Any]:
+    """The gate whose weights sum to as much with another number of experts a token."""
     gate = moe.gate.model_dump()
-    # Shares of all experts halve by themselves, and so do weights that are made to sum to one; scores of their own do not.
+    # Shares of all experts do by themselves, and so do weights that are made to sum to one; scores of their own do not.
     if isinstance(moe.gate, SigmoidGroups) and moe.gate.scores != "softmax" and not moe.norm_topk_prob:
-        gate["routed_scaling_factor"] /= 2**times
+        gate["routed_scaling_factor"] *= moe.top_k / top_k
     return gate
+
+
+def biases_weigh_on_shares(moe: MoeSpec) -> bool:
+    """Whether a balancing bias is added to shares of all experts, which get smaller the more experts there are."""
+    gate = moe.gate
+    if not isinstance(gate, LinearGate) or not gate.selection_bias or isinstance(gate, Sparsemax | Base):
+        return False
+    return not isinstance(gate, SigmoidGroups) or gate.scores == "softmax"
 
 
 def _distilled(spec: ModelSpec, moe: MoeSpec, operation: DistilSpec) -> ModelSpec:
@@ -205,7 +218,12 @@ def _distilled(spec: ModelSpec, moe: MoeSpec, operation: DistilSpec) -> ModelSpe
         if asked > own:
             raise placed(field, CORE.say("student_larger", asked=asked, own=own))
     top_k = operation.top_k or min(moe.top_k, operation.num_experts)
-    changes = {"num_experts": operation.num_experts, "top_k": top_k, "moe_intermediate_size": width}
+    changes: dict[str, Any] = {
+        "num_experts": operation.num_experts,
+        "top_k": top_k,
+        "moe_intermediate_size": width,
+    }
+    changes["gate"] = gate_for(moe, top_k)
     return _with(_shallower(spec, operation.num_hidden_layers), **changes, twins=None)
 
 

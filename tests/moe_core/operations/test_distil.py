@@ -13,7 +13,7 @@ from moe_core.errors import SpecError
 from moe_core.model import Decoder
 from moe_core.model.context import RoutingContext
 from moe_core.model.init import random_decoder
-from moe_core.operations import distil, specialise_clone, wake_expert
+from moe_core.operations import distil, grow, specialise_clone, wake_expert
 from moe_core.operations.align import ExpertWeights
 from moe_core.operations.distil import (
     distillation_loss,
@@ -28,7 +28,7 @@ from moe_core.operations.learning import mean_loss, train
 from moe_core.operations.measure import loss_by_domain
 from moe_core.operations.prompts import Prompts
 from moe_core.routers import route
-from moe_core.spec.operations import DistilSpec, SpecialiseCloneSpec, WakeExpertSpec
+from moe_core.spec.operations import DistilSpec, GrowSpec, SpecialiseCloneSpec, WakeExpertSpec
 from tests.moe_core.operations.models import distance, gpt_oss, mixture, mixture_spec, some_prompts
 
 
@@ -52,6 +52,33 @@ def test_experts_that_answer_alike_are_found_and_merged_without_loss() -> None:
     assert distance(teacher, student) < 1e-5
     assert report["parameters"][0] > report["parameters"][1]
     json.dumps(report)
+
+
+GATES: dict[str, dict[str, Any]] = {
+    "softmax": {"kind": "softmax_topk"},
+    "balanced": {"kind": "softmax_topk", "selection_bias": True},
+    "sigmoid": {"kind": "sigmoid_groups", "routed_scaling_factor": 2.5},
+    "square roots": {"kind": "sigmoid_groups", "scores": "sqrtsoftplus"},
+    "scores of a softmax": {"kind": "sigmoid_groups", "scores": "softmax", "routed_scaling_factor": 2.5},
+}
+
+
+@pytest.mark.parametrize("num_experts", [8, 16])
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("gate", GATES)
+def test_a_grown_model_folds_back_to_the_one_that_it_was(gate: str, norm: bool, num_experts: int) -> None:
+    model, prompts = mixture(gate=GATES[gate], norm_topk_prob=norm), some_prompts(per_domain=8)
+    with torch.no_grad():
+        for layer in model.moe_layers():
+            if "selection_bias" in layer.router.tensors:
+                layer.router.tensors["selection_bias"].copy_(torch.tensor([0.2, -0.3, 0.1, 0.0]))
+    grown, _ = grow(model, GrowSpec(num_experts=num_experts, method="double_k"))
+    student, _ = distil(grown, DistilSpec(num_experts=4, top_k=2, steps=0), prompts)
+    assert distance(model, student) < 1e-5
+    assert student.spec.moe == model.spec.moe
+    for one, other in zip(model.moe_layers(), student.moe_layers(), strict=True):
+        for name, tensor in one.router.tensors.items():
+            assert torch.allclose(other.router.tensors[name], tensor, atol=1e-5), name
 
 
 def test_a_teacher_whose_experts_have_biases_is_distilled() -> None:
