@@ -233,6 +233,54 @@ CORE = Sentences(
         "no_held_out_window": "the held-out logs hold no window; upload more logs so that some can be held out",
         "loss_of_expert_not_finite": "the loss of expert {expert} is {loss}",
         "loss_not_finite": "the loss is {loss}",
+        "learning_not_finite": "the loss became {loss} at step {step}; lower learning_rate ({learning_rate})",
+        "nothing_to_learn": (
+            "each of the {count} prompts has one token, and none has a next one to learn; "
+            "give prompts of at least two tokens"
+        ),
+        "domain_without_prompts": "domain '{domain}' has no prompts; there are: {known}",
+        "empty_prompts": "domain '{domain}' needs prompts of at least one token each; it has {count}",
+        "no_prompts": "no domain has prompts; give at least one",
+        "too_few_prompts": "domain '{domain}' has {count} prompts; {least} are needed",
+        "too_many_tokens": "{tokens} tokens with padding are too many; give at most {most}",
+        "token_outside": "token {token} is outside the vocabulary of {vocab_size}; tokenize with this model's own",
+        "prompt_over_positions": (
+            "a prompt has {tokens} tokens, and the model has {positions} positions; cut prompts to {positions} tokens"
+        ),
+        "experts_not_finite": (
+            "{name} of the experts of layer {layer} has {count} weights that are not finite, and cannot be packed; "
+            "start from a sound copy of the model"
+        ),
+        "expert_not_finite": (
+            "{name} of expert {expert} of layer {layer} has {count} weights that are not finite, and cannot be packed; "
+            "start from a sound copy of the model"
+        ),
+        "map_not_finite": (
+            "{name} of layer {layer} has {count} weights that are not finite, and cannot be packed; "
+            "start from a sound copy of the model"
+        ),
+        "head_not_finite": (
+            "the output map has {count} weights that are not finite, and cannot be packed; "
+            "start from a sound copy of the model"
+        ),
+        "domain_loses": (
+            "domain '{domain}' would lose {loss} nats; at most {most} are allowed. Choose other experts or raise "
+            "max_loss_increase"
+        ),
+        "other_shape": "the model of domain '{domain}' has another shape than that of '{first}'",
+        "compose_domains_repeated": "domains must be without repeats: {codes}",
+        "decoders_only": (
+            "{model} is not a decoder; of the operations on experts only quantise and dequantise are for encoder–decoders"
+        ),
+        "hash_slices": (
+            "gate 'hash' deals words to single experts, and of granularity {granularity} only all slices of a copy together "
+            "are a feed-forward; choose granularity 1, or another gate"
+        ),
+        "top_k_over_twins": "top_k ({top_k}) must not exceed the {seen} experts that a token sees",
+        "top_k_over_twins_of_groups": (
+            "top_k ({top_k}) must not exceed the {seen} experts that a token sees in {groups} groups, "
+            "for it sees one of each set of twins"
+        ),
         "gradient_not_finite": "the gradient of {name} is not finite",
         "stopped_at_step": (
             "stopped at step {step} of stage {stage}: {why}; no weight of that step was kept. "

@@ -11,7 +11,6 @@ logistic regression on the difference of two gate rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch.nn.functional import logsigmoid
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.grow import add_expert, release_twins
-from moe_core.operations.learning import check_next_tokens, dealt, learning_rate_at, mean_loss
+from moe_core.operations.learning import check_next_tokens, learn_rows, mean_loss
 from moe_core.operations.measure import compare, hidden_of, listening, loads
 from moe_core.operations.parts import check_spec, foretold, moe_part
 from moe_core.operations.prompts import Prompts
@@ -54,11 +53,8 @@ def specialise_clone(
         [moe.num_experts] * len(moe.moe_layers),
         lambda batch, other: _loss(clone, moe.num_experts, spec, batch, other),
         (mine, prompts.take(others)),
-        steps=spec.steps,
-        learning_rate=spec.learning_rate,
-        batch_prompts=spec.batch_prompts,
-        seed=spec.seed,
-        watch=watch,
+        spec,
+        watch,
     )
     shown = measured_on or prompts
     share = {
@@ -80,60 +76,6 @@ def clone_share(model: Decoder, expert: int, prompts: Prompts) -> float:
     """Share of all choices of real tokens that one expert gets, over all layers."""
     load_LE = loads(model, prompts).double()
     return float(load_LE[:, expert].sum() / load_LE.sum())
-
-
-def learn_rows(
-    model: Decoder,
-    experts_L: Sequence[int],
-    loss_of: Callable[[Prompts, Prompts | None], Tensor],
-    prompts: tuple[Prompts, Prompts],
-    *,
-    steps: int,
-    learning_rate: float,
-    batch_prompts: int,
-    seed: int,
-    watch: Watch,
-) -> None:
-    """AdamW on one expert of each layer, its gate row and logit bias, in place; every other number stays bit for bit.
-
-    `loss_of` gets a batch of each of the two sets of prompts, None where the second is empty.
-    """
-    model.requires_grad_(False)
-    learning = [
-        (weight, expert)
-        for layer, expert in zip(model.moe_layers(), experts_L, strict=True)
-        for weight in _weights(layer)
-    ]
-    whole, rows = [weight for weight, _ in learning], [expert for _, expert in learning]
-    for weight in whole:
-        weight.requires_grad_(True)
-    # Float32 copies of the clone's own entries: the only thing that an optimiser ever sees.
-    masters = [weight.detach()[row].float().clone() for weight, row in zip(whole, rows, strict=True)]
-    adam = torch.optim.AdamW(masters, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
-    generator = torch.Generator().manual_seed(seed)
-    batches = zip(*(dealt(one, batch_prompts, generator) for one in prompts), strict=False)
-    for step, (batch, other) in zip(range(steps), batches, strict=False):
-        assert batch is not None
-        loss = loss_of(batch, other)
-        gradients = torch.autograd.grad(loss, whole, allow_unused=True)
-        for master, gradient, row in zip(masters, gradients, rows, strict=True):
-            master.grad = torch.zeros_like(master) if gradient is None else gradient[row].float()
-        torch.nn.utils.clip_grad_norm_(masters, 1.0)
-        adam.param_groups[0]["lr"] = learning_rate_at(step, steps, learning_rate)
-        adam.step()
-        with torch.no_grad():
-            for weight, master, row in zip(whole, masters, rows, strict=True):
-                weight[row] = master.to(weight.dtype)
-        watch("learn", step + 1, steps)
-    model.requires_grad_(True)
-
-
-def _weights(layer: MoeMlp) -> Iterator[Tensor]:
-    yield layer.experts.gate_up_E2FD
-    yield layer.experts.down_EDF
-    yield layer.router.weight
-    if "bias" in layer.router.tensors:
-        yield layer.router.tensors["bias"]
 
 
 def _loss(

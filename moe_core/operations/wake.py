@@ -25,12 +25,11 @@ from torch.nn.functional import logsigmoid
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.edit import router_inputs
-from moe_core.operations.learning import check_next_tokens, mean_loss
+from moe_core.operations.learning import check_next_tokens, learn_rows, mean_loss
 from moe_core.operations.measure import compare, listening, loads
 from moe_core.operations.parts import check_spec, foretold, moe_part, rebuilt
 from moe_core.operations.picking import BIASES, leads, pick_scores, raise_bias
 from moe_core.operations.prompts import Prompts
-from moe_core.operations.specialise import learn_rows
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec import MoeSpec
 from moe_core.spec.demands import spread
@@ -65,11 +64,8 @@ def wake_expert(
         chosen,
         lambda batch, _other: _loss(woken, rows, spec, batch),
         (prompts, prompts.take([])),
-        steps=spec.steps,
-        learning_rate=spec.learning_rate,
-        batch_prompts=spec.batch_prompts,
-        seed=spec.seed,
-        watch=watch,
+        spec,
+        watch,
     )
     shown = measured_on or prompts
     measured = compare(model, woken, shown, watch=watch)

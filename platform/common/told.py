@@ -13,6 +13,7 @@ from typing import TypedDict
 from django.utils.translation import gettext, gettext_noop
 
 from common.figures import is_chinese, sentences
+from common.told_operations import OPERATIONS
 from moe_core.errors import SpecError
 from moe_core.sentences import CORE, RUN, Sentences
 
@@ -202,29 +203,8 @@ WORDS: Mapping[str, str] = {
     "too_few_left": gettext_noop(
         "%(num_experts)s experts cannot lose one while each token goes to %(top_k)s of them."
     ),
-    "groups_too_small": gettext_noop("Groups of %(size)s experts cannot lose one each: %(why)s"),
-    "group_empty": gettext_noop("No group may be empty."),
-    "too_few_seen": gettext_noop(
-        "Without expert %(expert)s a token would see %(seen)s experts, one of each set of twins, and it goes to %(top_k)s. "
-        "Name one that has a twin."
-    ),
-    "twins_in_every_layer": gettext_noop(
-        "Twins are the same in every layer and stay so; name one expert for all layers."
-    ),
-    "hash_deals_anew": gettext_noop(
-        "A hash deals tokens among the twins of expert %(expert)s, and would deal them anew without it; release the twins "
-        "to the gate first."
-    ),
     "merged_with_itself": gettext_noop("Expert %(expert)s cannot be merged with itself; name two."),
     "layers_are_kept": gettext_noop("Mixtures keep their layers with experts; leave the layers out."),
-    "gate_not_composable": gettext_noop(
-        "The gate “%(gate)s” does not score every expert for each token alone, so that no row of a domain can be added "
-        "to it. Compose versions with a gate that does, such as “softmax_topk” or “sigmoid_groups”, or dense ones."
-    ),
-    "twins_not_composable": gettext_noop(
-        "A hash has a say between twins, and would deal those of a composed version otherwise. Release the twins to the "
-        "gate first."
-    ),
     "preview_without_logs": gettext_noop("A preview measures on logs; choose some."),
     "expert_repeated": gettext_noop("%(owner)s: an expert is named twice in %(experts)s."),
     "layers_unordered": gettext_noop("The layers must ascend and none may stand twice."),
@@ -289,6 +269,7 @@ WORDS: Mapping[str, str] = {
     "other_environment": gettext_noop(
         "%(checkpoint)s was made with %(then)s, this process has %(now)s: results may differ in their last digits"
     ),
+    **OPERATIONS,
 }
 BOOKS = (CORE, PROCESS, RUN)
 PLACE = re.compile(r"%\((\w+)\)s")

@@ -8,12 +8,14 @@ import math
 import pytest
 import torch
 
-from moe_core.errors import SpecError
+from moe_core.errors import NonFiniteLoss, SpecError
 from moe_core.operations import add_expert, grow, release_twins, specialise_clone
+from moe_core.operations.learning import learn_rows
 from moe_core.operations.parts import per_expert, tensors_of
+from moe_core.operations.prompts import Prompts
 from moe_core.operations.specialise import _loss
 from moe_core.spec.operations import AddExpertSpec, GrowSpec, ReleaseTwinsSpec, SpecialiseCloneSpec
-from tests.moe_core.operations.models import distance, mixture, some_prompts
+from tests.moe_core.operations.models import distance, gpt_oss, mixture, some_prompts
 
 SPEC = SpecialiseCloneSpec(source=1, domain="law", steps=30, learning_rate=2e-2)
 
@@ -71,6 +73,32 @@ def test_equal_seeds_give_equal_clones() -> None:
     spec = SPEC.model_copy(update={"steps": 3})
     one, same = (specialise_clone(mixture(), spec, some_prompts())[0] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+
+
+def test_the_biases_of_a_clone_learn_with_its_maps() -> None:
+    model, prompts = gpt_oss(), some_prompts()
+    clone, _ = specialise_clone(model, SPEC.model_copy(update={"steps": 2}), prompts)
+    for old, new in zip(model.moe_layers(), clone.moe_layers(), strict=True):
+        assert {"experts.gate_up_bias_E2F", "experts.down_bias_ED", "router.bias"} < per_expert(new).keys()
+        for name, tensor in per_expert(new).items():
+            assert torch.equal(tensor[:4], per_expert(old)[name]), name
+            assert not torch.equal(tensor[4], per_expert(old)[name][1]), name
+
+
+def test_a_loss_that_is_no_number_ends_it_and_writes_nothing() -> None:
+    model, prompts = mixture(), some_prompts()
+    before = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
+
+    def worse_at_the_second(batch: Prompts, _other: Prompts | None) -> torch.Tensor:
+        calls.append(batch)
+        return model(batch.ids_NS).float().mean() * (math.nan if len(calls) == 2 else 1.0)
+
+    calls: list[Prompts] = []
+    spec = SPEC.model_copy(update={"learning_rate": 1e-2})
+    with pytest.raises(NonFiniteLoss, match=r"the loss became nan at step 1; lower learning_rate \(0.01\)"):
+        learn_rows(model, [1, 1], worse_at_the_second, (prompts, prompts.take([])), spec)
+    assert all(tensor.isfinite().all() for tensor in tensors_of(model).values())
+    assert any(not torch.equal(before[name], tensor) for name, tensor in tensors_of(model).items())
 
 
 def test_what_cannot_be_is_refused() -> None:
