@@ -268,7 +268,6 @@ CORE = Sentences(
             "max_loss_increase"
         ),
         "other_shape": "the model of domain '{domain}' has another shape than that of '{first}'",
-        "compose_domains_repeated": "domains must be without repeats: {codes}",
         "decoders_only": (
             "{model} is not a decoder; of the operations on experts only quantise and dequantise are for encoder–decoders"
         ),

@@ -90,18 +90,12 @@ def _check(models: Sequence[Decoder], spec: ComposeSpec, prompts: Prompts) -> No
         )
     for code, model in zip(spec.domains, models, strict=True):
         if decoder_of(model).spec != models[0].spec:
-            raise SpecError(
-                f"the model of domain {code!r} has another shape than that of {spec.domains[0]!r}"
-            )
-        if len(prompts.of_domain(code)) < LEAST_PROMPTS:
-            raise SpecError(
-                f"domain {code!r} has {len(prompts.of_domain(code))} prompts; {LEAST_PROMPTS} are needed"
-            )
+            raise SpecError.of("other_shape", domain=code, first=spec.domains[0])
+        if (count := len(prompts.of_domain(code))) < LEAST_PROMPTS:
+            raise SpecError.of("too_few_prompts", domain=code, count=count, least=LEAST_PROMPTS)
     prompts.check_fits(models[0].spec)
     if prompts.ids_NS.numel() > MAX_TOKENS:
-        raise SpecError(
-            f"{prompts.ids_NS.numel()} tokens with padding are too many; give at most {MAX_TOKENS}"
-        )
+        raise SpecError.of("too_many_tokens", tokens=prompts.ids_NS.numel(), most=MAX_TOKENS)
 
 
 def _join_trunks(composed: Decoder, models: Sequence[Decoder], trunk: str) -> list[float]:

@@ -163,10 +163,8 @@ def _check_loss(report: dict[str, Any], at_most: float | None) -> None:
         raise SpecError.of("loss_unmeasured")
     worst = max(report["loss_change"], key=report["loss_change"].__getitem__)
     if report["loss_change"][worst] > at_most:
-        raise SpecError(
-            f"domain {worst!r} would lose {report['loss_change'][worst]:.4f} nats; at most {at_most} are allowed. "
-            "Choose other experts or raise max_loss_increase"
-        )
+        loss = f"{report['loss_change'][worst]:.4f}"
+        raise SpecError.of("domain_loses", domain=worst, loss=loss, most=at_most)
 
 
 def _usage(

@@ -15,13 +15,11 @@ SIXTEEN_BITS = 2
 SMALL = re.compile(r"_scales\Z|_bias_(E2F|EF|ED)\Z")
 
 
-def check_finite(what: str, weight: Tensor) -> None:
-    """Raise SpecError for weights that are NaN or infinite: no code stands for them."""
+def check_finite(weight: Tensor, sentence: str, **where: object) -> None:
+    """Raise SpecError, with the sentence of that code, for weights that are NaN or infinite: no code stands for them."""
     bad = int((~weight.isfinite()).sum())
     if bad:
-        raise SpecError(
-            f"{what} has {bad} weights that are not finite, and cannot be packed; start from a sound copy of the model"
-        )
+        raise SpecError.of(sentence, count=bad, **where)
 
 
 def lost_and_total(exact: Tensor, kept: Tensor) -> tuple[float, float]:

@@ -28,10 +28,7 @@ PER_EXPERT = ("router.", "experts.")
 def decoder_of(model: nn.Module) -> Decoder:
     """The model itself; SpecError for one that is not a decoder, of which only `quantise` and `dequantise` know more."""
     if not isinstance(model, Decoder):
-        raise SpecError(
-            f"{type(model).__name__} is not a decoder; of the operations on experts only quantise and dequantise are "
-            "for encoder–decoders"
-        )
+        raise SpecError.of("decoders_only", model=type(model).__name__)
     return model
 
 

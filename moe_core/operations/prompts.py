@@ -38,11 +38,9 @@ class Prompts:
             for prompt in prompts:
                 _check_ids(code, prompt)
             if not prompts or not all(prompts):
-                raise SpecError(
-                    f"domain {code!r} needs prompts of at least one token each; it has {len(prompts)}"
-                )
+                raise SpecError.of("empty_prompts", domain=code, count=len(prompts))
         if not by_domain:
-            raise SpecError("no domain has prompts; give at least one")
+            raise SpecError.of("no_prompts")
         rows = [(place, prompt) for place, code in enumerate(by_domain) for prompt in by_domain[code]]
         longest = max(len(prompt) for _, prompt in rows)
         ids_NS = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -63,7 +61,7 @@ class Prompts:
     def of_domain(self, code: str) -> list[int]:
         """Places of the prompts of one domain; SpecError for a domain that is not among them."""
         if code not in self.codes:
-            raise SpecError(f"domain {code!r} has no prompts; there are: {', '.join(self.codes)}")
+            raise SpecError.of("domain_without_prompts", domain=code, known=", ".join(self.codes))
         return torch.nonzero(self.domain_N == self.codes.index(code)).flatten().tolist()
 
     def check_fits(self, spec: ModelSpec) -> None:
@@ -71,14 +69,11 @@ class Prompts:
         lowest, worst = int(self.ids_NS.min()), int(self.ids_NS.max())
         if worst >= spec.vocab_size or lowest < 0:
             worst = lowest if lowest < 0 else worst
-            raise SpecError(
-                f"token {worst} is outside the vocabulary of {spec.vocab_size}; tokenize with this model's own"
-            )
+            raise SpecError.of("token_outside", token=worst, vocab_size=spec.vocab_size)
         longest = int(self.real_NS.sum(-1).max())
         if longest > spec.max_position_embeddings:
-            raise SpecError(
-                f"a prompt has {longest} tokens, and the model has {spec.max_position_embeddings} positions; "
-                f"cut prompts to {spec.max_position_embeddings} tokens"
+            raise SpecError.of(
+                "prompt_over_positions", tokens=longest, positions=spec.max_position_embeddings
             )
 
     def batches(self) -> Iterator[Prompts]:

@@ -67,7 +67,7 @@ def quantise(
         assert isinstance(old.experts, GroupedExperts) and isinstance(new.experts, PackedExperts)
         weights = {"gate_up": old.experts.gate_up_E2FD, "down": old.experts.down_EDF}
         for name, weight in weights.items():
-            packed_bytes.check_finite(f"{name} of the experts of layer {old.layer}", weight)
+            packed_bytes.check_finite(weight, "experts_not_finite", name=name, layer=old.layer)
             new.experts.pack(name, weight)
         per_matrix = {name: relative_error(weights[name], new.experts, name) for name in MATRICES}
         errors.append({"layer": old.layer, **per_matrix})
@@ -96,13 +96,13 @@ def _pack_maps(model: Decoder, packed: Decoder) -> dict[str, Any]:
         error: dict[str, float] = {"layer": new.attention.layer}
         for name in ("qkv_proj", "o_proj"):
             weight = old.attention.get_submodule(name).get_parameter("weight")
-            packed_bytes.check_finite(f"{name} of layer {new.attention.layer}", weight)
+            packed_bytes.check_finite(weight, "map_not_finite", name=name, layer=new.attention.layer)
             error[name] = _pack_map(new.attention.get_submodule(name), weight)
         layers.append(error)
     if layers:
         report["attention_error"] = layers
     if isinstance(packed.lm_head, PackedLinear):
-        packed_bytes.check_finite("the output map", model.head_weight_VD)
+        packed_bytes.check_finite(model.head_weight_VD, "head_not_finite")
         report["head_error"] = _pack_map(packed.lm_head, model.head_weight_VD)
     return report
 

@@ -30,14 +30,14 @@ def quantise_seq2seq(
 ) -> tuple[EncoderDecoder, dict[str, Any]]:
     """The model with packed experts, and a report as `quantise` gives. Raises SpecError for a packed one."""
     if model.spec.quantisation is not None:
-        raise SpecError("the experts are packed already; start from the model before it was quantised")
+        raise SpecError.of("packed_experts", bits=model.spec.quantisation.bits)
     packed, errors = _with(model, spec.quantisation), []
     layers = list(zip(model.moe_layers(), packed.moe_layers(), strict=True))
     for old, new in layers:
         assert isinstance(old.experts, MixedExperts) and isinstance(new.experts, PackedMlps)
         for expert in range(old.experts.num_experts):
             for name, weight in _floats_of(old.experts, new.experts, expert).items():
-                check_finite(f"{name} of expert {expert} of layer {old.layer}", weight)
+                check_finite(weight, "expert_not_finite", name=name, expert=expert, layer=old.layer)
         errors.append({"layer": old.layer, **_pack(old.experts, new.experts)})
         watch("pack", len(errors), len(layers))
     weights = sum(new.experts.num_experts * _num_weights(new) for _, new in layers)
@@ -49,7 +49,7 @@ def quantise_seq2seq(
 def dequantise_seq2seq(model: EncoderDecoder) -> EncoderDecoder:
     """The model with the floats that its packed experts stand for; SpecError where they are not packed."""
     if model.spec.quantisation is None:
-        raise SpecError("the experts are not packed; save the model as it is")
+        raise SpecError.of("not_packed")
     wide = _with(model, None)
     for old, new in zip(model.moe_layers(), wide.moe_layers(), strict=True):
         assert isinstance(old.experts, PackedMlps) and isinstance(new.experts, MixedExperts)

@@ -107,10 +107,7 @@ def cut_layout(dense: ModelSpec, layout: LayoutSpec, granularity: int) -> Layout
     if granularity == 1:
         return layout
     if layout.gate.kind == "hash":
-        raise SpecError(
-            f"gate 'hash' deals words to single experts, and of granularity {granularity} only all slices of a copy "
-            "together are a feed-forward; choose granularity 1, or another gate"
-        )
+        raise placed("granularity", CORE.say("hash_slices", granularity=granularity))
     if dense.intermediate_size % granularity:
         raise SpecError.of(
             "granularity_divides",

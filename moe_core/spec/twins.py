@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from moe_core.sentences import CORE
 from moe_core.spec.base import ExpertIndex, Spec
 
 Hold = Annotated[float, Field(ge=0.0, le=1e4)]
@@ -37,13 +38,10 @@ class TwinsSpec(Spec):
         if len(self.roots) != num_experts:
             return f"twins name {len(self.roots)} experts; num_experts is {num_experts}"
         if top_k > len(set(self.roots)):
-            return f"top_k ({top_k}) must not exceed the {len(set(self.roots))} experts that a token sees"
+            return CORE.say("top_k_over_twins", top_k=top_k, seen=len(set(self.roots)))
         seen = self.seen(num_groups, topk_group)
         if num_groups > 1 and top_k > seen:
-            return (
-                f"top_k ({top_k}) must not exceed the {seen} experts that a token sees in {topk_group} groups, "
-                "for it sees one of each set of twins"
-            )
+            return CORE.say("top_k_over_twins_of_groups", top_k=top_k, seen=seen, groups=topk_group)
         return None
 
     def seen(self, num_groups: int = 1, topk_group: int = 1) -> int:

@@ -64,7 +64,6 @@ OPERATIONS: Mapping[str, str] = {
     "other_shape": gettext_noop(
         "The version of the domain “%(domain)s” has another shape than that of “%(first)s”."
     ),
-    "compose_domains_repeated": gettext_noop("No two domains may have one code: %(codes)s."),
     "decoders_only": gettext_noop(
         "%(model)s is not a decoder; of the operations on experts only packing and unpacking are for "
         "encoder–decoders."

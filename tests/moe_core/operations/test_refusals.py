@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from moe_core import errors, operations
 from moe_core.errors import SpecError
 from moe_core.operations import (
     add_expert,
@@ -25,6 +28,7 @@ from moe_core.operations import (
     wake_expert,
 )
 from moe_core.operations.prompts import Prompts
+from moe_core.spec import foresee
 from moe_core.spec.operations import (
     DistilSpec,
     QuantiseSpec,
@@ -108,3 +112,39 @@ def test_weights_that_are_not_finite_are_not_packed(name: str, told: str, value:
     spec = QuantiseSpec.parse({"attention": {"bits": 8}, "head": {"bits": 8}})
     with pytest.raises(SpecError, match=f"{told} has 1 weights that are not finite"):
         quantise(model, spec)
+
+
+# What only a caller of the library can do wrong: jobs parse their specifications and tokenize their prompts.
+OF_THE_LIBRARY = {
+    ("parts.py", "check_spec"),
+    ("parts.py", "with_experts"),
+    ("metrics.py", "margins"),
+    ("metrics.py", "_common_T"),
+    ("prompts.py", "_check_ids"),
+    ("quantise.py", "quantise"),
+    ("compose.py", "_check"),
+    ("compose.py", "_fill_experts"),
+}
+
+
+def without_a_code(path: Path) -> set[tuple[str, str]]:
+    """The functions of a file that raise an error with words of their own."""
+    return {
+        (path.name, function.name)
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and isinstance(node.exc.func, ast.Name)
+        and node.exc.func.id in vars(errors)
+        and any(isinstance(part, ast.Constant | ast.JoinedStr) for part in node.exc.args)
+    }
+
+
+def test_what_a_job_can_meet_has_a_code_so_that_it_is_said_in_its_readers_language() -> None:
+    files = Path(operations.__file__).parent.glob("*.py")
+    assert set().union(*map(without_a_code, files)) == OF_THE_LIBRARY
+    spec = Path(foresee.__file__).parent
+    for name in ("foresee", "demands", "fewer", "twins"):
+        assert without_a_code(spec / f"{name}.py") <= {("twins.py", "_check")}
