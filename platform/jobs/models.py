@@ -9,6 +9,7 @@ from django.utils.translation import gettext_lazy as _
 from accounts.models import TeamOwned
 from jobs.choices import ENDED, LAMPS, OPEN, RETRYABLE, JobKind, JobState
 from registry.models import Artifact, ModelVersion
+from registry.operated import operation_title
 
 MAX_ATTEMPTS = 3
 
@@ -78,6 +79,12 @@ class Job(TeamOwned):
 
     def __str__(self) -> str:
         return f"{self.name} #{self.pk}"
+
+    @property
+    def kind_words(self) -> str:
+        """What it does, in the reader's language; of operations on experts the one that it is."""
+        asked = self.inputs.get("operate", {}).get("operation", {}).get("kind")
+        return operation_title(asked) if asked else str(self.get_kind_display())
 
     @property
     def resource(self) -> str:

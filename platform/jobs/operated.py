@@ -7,7 +7,7 @@ from django.utils.translation import gettext_lazy as _
 
 from jobs.choices import JobKind
 from jobs.models import Job
-from registry.operated import Operated, operated_report, operation_title
+from registry.operated import Operated, operated_report
 
 # What `moe_core.operations.watch` calls them, with what is counted.
 PART_WORDS: dict[str, Promise] = {
@@ -26,8 +26,3 @@ def operated_of(job: Job) -> Operated | None:
     """What is known of it; None for other kinds of jobs and before anything is known."""
     report = job.result.get("operation") if job.kind == JobKind.OPERATE else None
     return operated_report(report) if isinstance(report, dict) else None
-
-
-def operation_words(job: Job) -> str:
-    """The operation's name in the reader's language."""
-    return operation_title(str(job.inputs.get("operate", {}).get("operation", {}).get("kind", "")))

@@ -19,7 +19,7 @@ from common.uses import Kind, is_present
 from jobs.by_stage import num_turns, stages_of
 from jobs.choices import HELD, JobKind, JobState
 from jobs.models import Job, JobEvent
-from jobs.operated import operation_words
+from jobs.operation_recipe import operation_recipe
 from jobs.tune_fields import DEEP, PARTS, TEACHING
 from moe_core.spec import TuneSpec
 from registry.moe_facts import said
@@ -84,7 +84,7 @@ def recipe_of(job: Job) -> list[tuple[str, str]]:
             *_where(job),
         ]
     if job.kind == JobKind.OPERATE:
-        return [*_operation_recipe(job), *_where(job)]
+        return [(_("Operation"), job.kind_words), *operation_recipe(job), *_where(job)]
     tune = job.inputs["tune"]
     return [
         (_("Learning rate, experts"), f"{tune['specialise_learning_rate']:g}"),
@@ -122,20 +122,6 @@ def _led(part: Part, value: dict[str, Any]) -> str:
         if name != part.lead and value.get(name) is not None
     )
     return ("；" if figures.is_chinese() else "; ").join([lead, *shown])
-
-
-def _operation_recipe(job: Job) -> list[tuple[str, str]]:
-    """The operation with its numbers, under their names in the specification."""
-    wanted = job.inputs["operate"]
-    own = {name: value for name, value in wanted["operation"].items() if name not in ("kind", "layout")}
-    own |= own.pop("quantisation", None) or {}
-    own |= {name: own[name] and own[name]["bits"] for name in ("attention", "head") if name in own}
-    shown = {name: value for name, value in own.items() if value is not None}
-    return [
-        (_("Operation"), operation_words(job)),
-        *((name, figures.plain(value)) for name, value in shown.items()),
-        (_("Prompts of each domain"), figures.number(wanted["prompts_per_domain"])),
-    ]
 
 
 def _where(job: Job) -> list[tuple[str, str]]:
