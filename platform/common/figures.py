@@ -50,6 +50,11 @@ def sentences(*each: str) -> str:
     return ("" if is_chinese() else " ").join(sentence for sentence in each if sentence)
 
 
+def named(name: object, value: object) -> str:
+    """A value after its name: Chinese has a colon of its own."""
+    return f"{name}：{value}" if is_chinese() else f"{name}: {value}"
+
+
 def percent(share: float | str | None, digits: int = 0) -> str:
     """0.018 → '1.8 %', in Chinese '1.8%'."""
     if share is None or isinstance(share, str):

@@ -43,10 +43,10 @@ WORDS: Mapping[str, str] = {
         "top-k (%(top_k)s) must not exceed the %(experts)s experts of the %(groups)s groups that a token may choose from."
     ),
     "one_expert_a_token": gettext_noop(
-        "The gate “%(gate)s” sends a token to one expert; top-k is %(top_k)s."
+        "The gate “%(gate)s” sends a token to one expert, and top-k is %(top_k)s; set it to 1."
     ),
     "two_experts_a_token": gettext_noop(
-        "The gate “%(gate)s” sends a token to two experts; top-k is %(top_k)s."
+        "The gate “%(gate)s” sends a token to two experts, and top-k is %(top_k)s; set it to 2."
     ),
     "even_by_itself": gettext_noop(
         "The gate “%(gate)s” fills its experts evenly by itself; leave their room without a limit."

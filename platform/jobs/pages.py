@@ -115,9 +115,9 @@ def _unusual(tune: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _led(part: Part, value: dict[str, Any]) -> str:
     """A schedule or a room in a line: its lead, then every figure under its name."""
-    lead, is_of = said(part.asks[part.lead], value[part.lead]), "：" if figures.is_chinese() else ": "
+    lead = said(part.asks[part.lead], value[part.lead])
     shown = (
-        f"{ask.label}{is_of}{said(ask, value[name])}"
+        figures.named(ask.label, said(ask, value[name]))
         for name, ask in part.asks.items()
         if name != part.lead and value.get(name) is not None
     )

@@ -44,7 +44,9 @@ def layout_list(request: HttpRequest) -> HttpResponse:
 def _list(request: HttpRequest, import_form: ImportForm | None = None) -> HttpResponse:
     team = caller_of(request).team
     bases = list(dense_versions(team)[:MAX_SHOWN])
-    rows = [(layout, describe.summary(layout.spec), _answer(layout)) for layout in layouts_of(team)[:MAX_SHOWN]]
+    rows = [
+        (layout, describe.summary(layout.spec), _answer(layout)) for layout in layouts_of(team)[:MAX_SHOWN]
+    ]
     context = {
         "rows": rows,
         "verdict": describe.list_verdict(rows[0][0] if rows else None, bool(bases)),
@@ -153,7 +155,11 @@ def layout_import(request: HttpRequest) -> HttpResponse:
 
 
 def _editor(
-    request: HttpRequest, form: LayoutForm, bases: list[ModelVersion], layout: Layout | None, status: int = 200
+    request: HttpRequest,
+    form: LayoutForm,
+    bases: list[ModelVersion],
+    layout: Layout | None,
+    status: int = 200,
 ) -> HttpResponse:
     revisions = list(revisions_of(layout)[:50]) if layout else []
     older = [*[one.spec for one in revisions[1:]], None]
@@ -161,7 +167,8 @@ def _editor(
         "form": form,
         "layout": layout,
         "revisions": [
-            (one, describe.difference(before, one.spec)) for one, before in zip(revisions, older, strict=False)
+            (one, describe.difference(before, one.spec))
+            for one, before in zip(revisions, older, strict=False)
         ],
         "layer_counts": {str(base.pk): base.spec["num_hidden_layers"] for base in bases},
         "can_write": caller_of(request).role.covers(Role.EDITOR),
@@ -181,7 +188,10 @@ def _answered(request: HttpRequest, form: LayoutForm) -> dict[str, Any]:
     # A name that is taken, or a revision that is stale, does not change what the layout costs.
     wrong = [(name, errors) for name, errors in form.errors.items() if name not in ("name", "__all__")]
     if wrong:
-        told = [f"{form.fields[name].label}: {' '.join(map(str, errors))}" for name, errors in wrong]
+        told = [
+            figures.named(form.fields[name].label, figures.sentences(*map(str, errors)))
+            for name, errors in wrong
+        ]
         return _unanswered(figures.sentences(*told))
     try:
         base = version_get(caller_of(request).team, form.cleaned_data["base_version"])

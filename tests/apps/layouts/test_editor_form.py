@@ -241,3 +241,17 @@ def test_programs_are_told_of_every_fault_at_once(people, base):
 def test_an_empty_request_is_answered(people, base):
     reply = people.client("owner").post(reverse("layouts:preview"), {})
     assert reply.status_code == 200 and 'data-state="danger"' in reply.content.decode()
+
+
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [
+        ("en", "Gate: The gate “switch” sends a token to one expert, and top-k is 2; set it to 1."),
+        ("zh-hans", "门控：门控“switch”只把词元送往一个专家，而 top-k 为 2；请设为 1。"),
+    ],
+)
+def test_a_layout_that_cannot_be_built_says_why_and_the_way_out(people, base, language, said):
+    client = people.client("owner")
+    client.cookies["django_language"] = language
+    sent = typed({**PLAIN, "top_k": 2}, base, gate="switch")
+    assert said in client.post(reverse("layouts:preview"), sent).content.decode()
