@@ -18,7 +18,7 @@ from accounts.caller import Caller
 from common.errors import DomainError, NotFound
 from deployments import services
 from deployments.domains import map_words, shown_domains
-from deployments.forms import DeployForm, ScaleForm, UpdateForm
+from deployments.forms import DTYPES, DeployForm, ScaleForm, UpdateForm
 from deployments.models import Deployment
 from deployments.selectors import (
     deployment_get,
@@ -96,6 +96,7 @@ def detail_context(deployment: Deployment, caller: Caller, form: UpdateForm | No
         "revisions": [{"one": one, "map": map_words(one.domains)} for one in revisions_of(deployment)[:50]],
         "domains": shown_domains(deployment),
         "map_words": map_words(deployment.domains),
+        "precision": dict(DTYPES).get(deployment.settings["dtype"], deployment.settings["dtype"]),
         "is_observed": deployment.observed_generation == deployment.generation,
         "fit": fit_of(deployment.desired_version.spec, deployment.settings),
         "can_write": can_write,

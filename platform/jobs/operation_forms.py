@@ -204,11 +204,15 @@ class ComposeForm(OperateForm):
         ),
         "ridge": Ask(_("Strength of the ridge"), _("Relative to the mean eigenvalue of the inputs.")),
     }
-    others = forms.TypedMultipleChoiceField(label=_("More versions"), coerce=int)
+    others = forms.TypedMultipleChoiceField(
+        label=_("More versions"), coerce=int, help_text=_("Several with Ctrl or Shift held down.")
+    )
     domains = forms.CharField(
         label=_("Domain of each, in their order"),
         max_length=4200,
-        help_text=_("Codes with commas between them, of the version above first."),
+        help_text=_(
+            "Codes with commas between them: of the version above, then of the others from top to bottom."
+        ),
     )
     moe_layers = forms.CharField(
         label=_("Layers with experts"), max_length=4000, required=False,

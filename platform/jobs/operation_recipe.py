@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from django.utils.translation import gettext as _
@@ -17,6 +17,7 @@ from registry.moe_facts import said
 # Said elsewhere on the page, or too long for a line.
 UNSAID = frozenset({"kind", "layout"})
 LISTED = 8
+TRUNK = ("attention", "head")
 
 
 def operation_recipe(job: Job) -> Iterator[tuple[str, str]]:
@@ -29,12 +30,22 @@ def operation_recipe(job: Job) -> Iterator[tuple[str, str]]:
         for name in ("attention", "head")
         if name in operation
     }
-    for name, value in operation.items():
-        if value is not None:
-            yield _label(wanted["operation"]["kind"], name), _value(wanted["operation"]["kind"], name, value)
+    kind = str(wanted["operation"]["kind"])
+    for name in sorted(operation, key=_place_of(kind)):
+        if operation[name] is not None:
+            yield _label(kind, name), _value(kind, name, operation[name])
     for name in ("prompts_per_domain", "prompt_tokens"):
         if name in wanted:
             yield str(OPTIONS.asks[name].label), figures.number(wanted[name])
+
+
+def _place_of(kind: str) -> Callable[[str], int]:
+    """Where a field stands in the form; the database keeps no order."""
+    form = FORMS.get(kind)
+    written = [] if form is None else [*form.declared_fields, *form.asks, *form.more]
+    # The trunk comes after the experts.
+    written = [*(name for name in written if name not in TRUNK), *TRUNK]
+    return lambda name: written.index(name) if name in written else len(written)
 
 
 def _label(kind: str, name: str) -> str:

@@ -48,6 +48,18 @@ def test_values_are_told_as_the_form_tells_them() -> None:
     assert (told["Output map, bits"], told["Prompts of each domain"]) == ("8", "4")
 
 
+def test_numbers_stand_as_in_the_form_whatever_the_database_made_of_their_order() -> None:
+    job = job_of({"kind": "distil", "num_experts": 4})
+    operation = job.inputs["operate"]["operation"]
+    job.inputs["operate"]["operation"] = dict(
+        sorted(operation.items(), key=lambda one: (len(one[0]), one[0]))
+    )
+    labels = [label for label, _value in operation_recipe(job)]
+    assert labels[:2] == ["Experts a layer, then", "Steps"] and labels.index("Seed") > labels.index(
+        "Learning rate"
+    )
+
+
 @pytest.mark.django_db
 def test_the_list_names_the_operation(people: Any) -> None:
     job = job_of({"kind": "wake_expert"}, preview=True)
