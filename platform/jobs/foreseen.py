@@ -53,7 +53,16 @@ def foreseen_of(form: OperateForm) -> Foreseen | None:
         before = ModelSpec.parse(version.spec)
         return Foreseen(_lines(before, foreseen(before, operation)))
     except SpecError as error:
-        return Foreseen([], figures.sentences(*told_faults(error).values()))
+        return Foreseen([], _problem(sent, error))
+
+
+def _problem(form: OperateForm, error: SpecError) -> str:
+    """What is wrong, each sentence after the label of the field that it speaks of."""
+    said = []
+    for place, sentence in told_faults(error).items():
+        field = form.fields.get(place.rsplit(".", 1)[-1])
+        said.append(figures.named(field.label, sentence) if field else sentence)
+    return figures.sentences(*said)
 
 
 def _as_it_stands(form: OperateForm) -> OperateForm:

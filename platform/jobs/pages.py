@@ -146,6 +146,10 @@ def lineage_of(job: Job) -> dict[str, Any]:
         )
     elif job.inputs.get("source"):
         parents.append(_node(str(job.inputs["source"]), _("source")))
+    parents += [
+        _node(other["label"], _("composed with it"), reverse("registry:version", args=[other["id"]]))
+        for other in job.inputs.get("others") or []
+    ]
     for key, (url_name, note) in LINEAGE.items():
         part = job.inputs.get(key)
         if part:

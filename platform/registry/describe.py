@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.urls import reverse
@@ -43,9 +43,13 @@ def list_verdict(models: Sequence[Model]) -> Verdict:
     damaged = [version for version in versions if version.state == VersionState.FAILED]
     if damaged:
         name = f"{damaged[0].model.name} {damaged[0].label}"
-        return Verdict("danger", _("The bytes of %(name)s are damaged.") % {"name": name}, _("Nothing loads it."))
+        return Verdict(
+            "danger", _("The bytes of %(name)s are damaged.") % {"name": name}, _("Nothing loads it.")
+        )
     if not models:
-        return Verdict("off", _("No model yet."), _("Import the small one that comes along, or bring your own."))
+        return Verdict(
+            "off", _("No model yet."), _("Import the small one that comes along, or bring your own.")
+        )
     strong = ngettext("%(count)s model.", "%(count)s models.", len(models)) % {"count": len(models)}
     if not versions:
         return Verdict("caution", strong, _("None has a version yet; an import makes one."))
@@ -146,12 +150,20 @@ def how_made(version: ModelVersion) -> str:
     if lineage.get("kind") == "operate":
         return _("%(operation)s: made from %(parent)s by job %(job)s") % {
             "operation": operation_title(str((lineage.get("operation") or {}).get("kind", ""))),
-            "parent": version.parent.label if version.parent else "—",
+            "parent": ", ".join(_made_of(version)),
             "job": lineage.get("job_id", "—"),
         }
     if lineage.get("kind") == "import":
         return _("imported by job %(job)s") % {"job": lineage.get("job_id", "—")}
     return _("registered")
+
+
+def _made_of(version: ModelVersion) -> Iterator[str]:
+    """The version that an operation began with, then the others that were composed with it."""
+    yield version.parent.label if version.parent else "—"
+    for other in version.lineage.get("others") or []:
+        # Versions of the same model need no name.
+        yield str(other["label"]).removeprefix(f"{version.model.name} ")
 
 
 def report_rows(version: ModelVersion) -> list[dict[str, Any]]:

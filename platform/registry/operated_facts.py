@@ -35,7 +35,8 @@ def _grown(report: Report) -> Facts:
 
 def _added(report: Report) -> Facts:
     yield _("New expert"), _experts(report["expert"])
-    yield _("Twin of expert"), _experts(report["source"])
+    if "source" in report:
+        yield _("Twin of expert"), _experts(report["source"])
 
 
 def _removed(report: Report) -> Facts:
@@ -56,7 +57,8 @@ def _merged(report: Report) -> Facts:
 
 def _specialised(report: Report) -> Facts:
     yield _("New expert"), _experts(report["expert"])
-    yield _("Clone of expert"), _experts(report["source"])
+    if "source" in report:
+        yield _("Clone of expert"), _experts(report["source"])
     # Of each domain: how much of all choices goes to the clone.
     shares = sorted(report.get("clone_share", {}).items(), key=lambda one: -one[1])
     if shares:

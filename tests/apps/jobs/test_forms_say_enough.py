@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from jobs.models import Job
+from jobs.pages import lineage_of
 from layouts.models import Layout
 from routing.services import map_create
 from tests.apps.jobs.fixtures import make_corpus
@@ -27,7 +29,7 @@ def test_a_clone_asks_for_its_domain_and_names_those_of_the_logs(people: Any, tm
     make_version(people, tmp_path, spec=moe_spec(num_experts=8))
     corpus = make_corpus(people)
     shown = page(people, "/jobs/operate/?operation=specialise_clone")
-    assert "Fill in what is empty above" in shown and "missing; give it a value" not in shown
+    assert "Fill in what is empty above and mend" in shown and "missing; give it a value" not in shown
     codes = ", ".join(code for code in sorted(corpus.counts["by_domain"]) if code)
     assert codes and f"The logs have: {codes}." in shown
     filled = {"domain": "copy", "source": 0, "steps": 1}
@@ -78,3 +80,34 @@ def test_the_tuning_form_says_at_once_that_a_map_does_not_fit(people: Any, tmp_p
     assert "outside the layout&#x27;s 7 experts" in said(merged)
     assert "numbers them otherwise or has copies" in said(twins)
     assert "numbers them" not in said(awake) and "numbers them" not in said(tuned)
+
+
+def test_what_cannot_be_is_told_with_the_name_of_its_field(people: Any, tmp_path: Any) -> None:
+    version = make_version(people, tmp_path, spec=moe_spec(num_experts=8))
+    sent = {"model_version": version.pk, "others": [version.pk], "domains": "copy", "gate": "ridge"}
+    answer = people.client("owner").post("/jobs/operate/foreseen/?operation=compose", sent).content.decode()
+    assert "Domain of each, in their order: This must have at least 2 entries." in answer
+    sent = {"model_version": version.pk, "num_experts": 12, "method": "twin"}
+    answer = people.client("owner").post("/jobs/operate/foreseen/?operation=grow", sent).content.decode()
+    assert "Experts a layer, then: The number of experts (12) must be 8 times a power of two" in answer
+
+
+def test_all_versions_that_were_composed_are_named(people: Any, tmp_path: Any) -> None:
+    one, two = (
+        make_version(people, tmp_path, name=name, spec=moe_spec(num_experts=4)) for name in ("One", "Two")
+    )
+    lineage = {
+        "kind": "operate", "job_id": 3, "operation": {"kind": "compose"},
+        "others": [{"id": two.pk, "label": "Two v1"}, {"id": one.pk, "label": "One v1"}],
+    }  # fmt: skip
+    made = make_version(
+        people, tmp_path, name="One", spec=moe_spec(num_experts=12), parent=one, lineage=lineage
+    )
+    assert "Compose: made from v1, Two v1, v1 by job 3" in page(people, f"/versions/{made.pk}/")
+    job = Job.objects.create(
+        team=people.owner.team, kind="operate", name="Both", base_version=one,
+        inputs={"others": lineage["others"][:1], "operate": {"operation": {"kind": "compose"}}},
+    )  # fmt: skip
+    assert [(node["title"], node["note"]) for node in lineage_of(job)["parents"]] == [
+        ("One v1", "base"), ("Two v1", "composed with it"),
+    ]  # fmt: skip
