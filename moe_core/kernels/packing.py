@@ -1,8 +1,9 @@
 """Weights in 8 or 4 bits: groups along a row share a float16 scale and, when asymmetric, a zero point.
 
-w ≈ (code - zero) · scale, codes unsigned. Symmetric: zero is 2^(bits-1), codes 1 to 2^bits - 1, so that 0 is exact and the
-range is even. Asymmetric: zero is a code of the group's own, scale spans its range with 0 in it. 4-bit codes lie two in
-a byte, the even column in the low half. The last group of a row may be shorter.
+w ≈ (code - zero) · scale, codes unsigned, so that 0 is exact. Symmetric: zero is 2^(bits-1); in 4 bits a scale may be
+negative, for there is one code more on one side of zero. Asymmetric: zero is a code of the group's own. 4-bit codes lie two
+in a byte, the even column in the low half. The last group of a row may be shorter. Which scale and zero point:
+`moe_core.kernels.scales`.
 
 Shapes: … any leading axes, W row length, B = bytes of a row's codes, G = groups of a row.
 Source: round to nearest as in Dettmers et al. 2022, "LLM.int8()", and Frantar et al. 2022, "GPTQ" (the grouping).
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moe_core.kernels.cpu.rounding import round_into
+from moe_core.kernels.scales import divisor, fitted
 from moe_core.spec.quantisation import ExpertQuantSpec
 
 
@@ -41,19 +44,25 @@ def code_bytes(width: int, spec: ExpertQuantSpec) -> int:
 
 
 def quantise(weight: Tensor, spec: ExpertQuantSpec) -> Packed:
-    """Round a weight (…, W) to the nearest codes; equal weights give equal bytes."""
+    """Round a weight (…, W) to codes; on one machine equal weights give equal bytes."""
+    *leading, width = weight.shape
+    per_group = (*leading, num_groups(width, spec))
+    codes = weight.new_empty(*leading, code_bytes(width, spec), dtype=torch.uint8)
+    scales = weight.new_empty(per_group, dtype=torch.float16)
+    zeros = None if spec.symmetric else weight.new_empty(per_group, dtype=torch.uint8)
+    if round_into(weight.reshape(-1, width), spec, codes, scales, zeros):
+        return Packed(codes, scales, zeros)
+    return quantise_torch(weight, spec)
+
+
+def quantise_torch(weight: Tensor, spec: ExpertQuantSpec) -> Packed:
+    """The same by torch's operations, on any device."""
     grouped = _grouped(weight.float(), spec)
-    top = 2**spec.bits - 1
-    if spec.symmetric:
-        zero = torch.tensor(float(2 ** (spec.bits - 1)), device=weight.device)
-        scale = _half(grouped.abs().amax(-1) / (top - zero))
-        code = _codes(grouped, scale, zero).clamp_(1, top)
-        return Packed(_packed(code, weight.shape[-1], spec), scale, None)
-    low, high = grouped.amin(-1).clamp(max=0.0), grouped.amax(-1).clamp(min=0.0)
-    scale = _half((high - low) / top)
-    zero = (-low / _divisor(scale)).round_().clamp_(0, top)
-    code = _codes(grouped, scale, zero[..., None]).clamp_(0, top)
-    return Packed(_packed(code, weight.shape[-1], spec), scale, zero.to(torch.uint8))
+    scale, zero = fitted(grouped, spec)
+    code = (grouped / divisor(scale)[..., None]).round_().add_(zero[..., None]).clamp_(0, 2**spec.bits - 1)
+    return Packed(
+        _packed(code, weight.shape[-1], spec), scale, None if spec.symmetric else zero.to(torch.uint8)
+    )
 
 
 def dequantise(packed: Packed, width: int, spec: ExpertQuantSpec, dtype: torch.dtype) -> Tensor:
@@ -68,20 +77,6 @@ def _grouped(weight: Tensor, spec: ExpertQuantSpec) -> Tensor:
     groups = num_groups(weight.shape[-1], spec)
     padded = torch.nn.functional.pad(weight, (0, groups * spec.group_size - weight.shape[-1]))
     return padded.unflatten(-1, (groups, spec.group_size))
-
-
-def _half(scale: Tensor) -> Tensor:
-    """The scale as it is stored: codes are found with it, not with a finer one."""
-    return scale.clamp(max=torch.finfo(torch.float16).max).to(torch.float16)
-
-
-def _divisor(scale: Tensor) -> Tensor:
-    """A group of zeros has a scale of 0 and codes of its zero point."""
-    return torch.where(scale > 0, scale.float(), 1.0)
-
-
-def _codes(grouped: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    return (grouped / _divisor(scale)[..., None]).round_().add_(zero)
 
 
 def _packed(code: Tensor, width: int, spec: ExpertQuantSpec) -> Tensor:

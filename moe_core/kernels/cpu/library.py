@@ -14,7 +14,7 @@ from pathlib import Path
 from moe_core.kernels.cpu.build import library_path
 
 logger = logging.getLogger(__name__)
-ABI = 3
+ABI = 4
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 
@@ -45,6 +45,9 @@ class Library:
         self.pack = library.turnout_pack
         self.pack.argtypes = [_POINTER] * 4
         self.pack.restype = None
+        self.quantise = library.turnout_quantise
+        self.quantise.argtypes = [_POINTER, _INT, _LONG, _LONG, _INT, _INT, _INT, *[_POINTER] * 3]
+        self.quantise.restype = None
         self.read_memory = library.turnout_read_memory
         self.read_memory.argtypes = [_POINTER, _LONG]
         self.read_memory.restype = _LONG

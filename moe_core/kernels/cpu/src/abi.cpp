@@ -93,7 +93,7 @@ const turnout::Ops& ops() {
 extern "C" {
 
 // Changes with every change of a signature below.
-TURNOUT_API int turnout_abi() { return 3; }
+TURNOUT_API int turnout_abi() { return 4; }
 
 TURNOUT_API const char* turnout_isa() {
   ops();
@@ -141,6 +141,11 @@ TURNOUT_API int turnout_look_up(const turnout::Panels* weight, const int64_t* id
 TURNOUT_API void turnout_pack(const turnout::Panels* to, const uint8_t* codes, const uint16_t* scales,
                     const uint8_t* zeros) {
   ops().pack(*to, codes, scales, zeros);
+}
+
+TURNOUT_API void turnout_quantise(const void* weight, int is_bf16, int64_t rows, int64_t cols, int bits, int group,
+                    int symmetric, uint8_t* codes, uint16_t* scales, uint8_t* zeros) {
+  ops().quantise(weight, is_bf16, rows, cols, bits, group, symmetric, codes, scales, zeros);
 }
 
 TURNOUT_API int64_t turnout_read_memory(const uint8_t* memory, int64_t bytes) { return ops().read_memory(memory, bytes); }

@@ -5,13 +5,14 @@
 #include "limits.h"
 #include "linear.h"
 #include "mixture.h"
+#include "quantise.h"
 #include "row_experts.h"
 #include "step_of_model.h"
 
 namespace TURNOUT_ISA {
 
 extern const turnout::Ops kOps;
-const turnout::Ops kOps = {linear,        experts,    mixture,     map,                look_up, pack, attend,
+const turnout::Ops kOps = {linear,        experts,    mixture,     map,                look_up, pack, quantise, attend,
                             attend_prompt, tiles_work, read_memory, multiply_registers, step};
 
 }  // namespace TURNOUT_ISA

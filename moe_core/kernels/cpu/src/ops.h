@@ -22,6 +22,9 @@ struct Ops {
   int (*look_up)(const Panels& weight, const int64_t* ids, uint16_t* out, int64_t T);
   // Rows as a checkpoint holds them into panels.
   void (*pack)(const Panels& to, const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros);
+  // Rows of float32 or bfloat16 into codes as a checkpoint holds them; `zeros` is not written for symmetric ones.
+  void (*quantise)(const void* weight, int is_bf16, int64_t rows, int64_t cols, int bits, int group, int symmetric,
+                   uint8_t* codes, uint16_t* scales, uint8_t* zeros);
   // One query token a sequence over paged keys and values.
   void (*attend)(const uint16_t* q, int64_t q_stride, const uint16_t* keys, const uint16_t* values,
                  const int64_t* tables, const int64_t* lengths, uint16_t* out, int64_t B, int64_t H, int64_t G,

@@ -18,6 +18,38 @@ static inline uint32_t load32(const uint8_t* p) {
   return word;
 }
 
+static inline float half_to_float(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16, exponent = (half >> 10) & 31u;
+  uint32_t bits, mantissa = half & 0x3ffu;
+  if (exponent == 31)
+    bits = sign | 0x7f800000u | (mantissa << 13);
+  else if (exponent)
+    bits = sign | ((exponent + 112) << 23) | (mantissa << 13);
+  else {
+    // Subnormal: mantissa · 2^-24, exact in float32.
+    const float value = static_cast<float>(mantissa) * 5.9604644775390625e-8f;
+    std::memcpy(&bits, &value, 4);
+    bits |= sign;
+  }
+  float wide;
+  std::memcpy(&wide, &bits, 4);
+  return wide;
+}
+// Rounds to nearest even; of finite numbers up to the largest of float16.
+static inline uint16_t float_to_half(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  bits &= 0x7fffffffu;
+  if (bits >= 0x38800000u) return static_cast<uint16_t>(sign | ((bits + 0xfffu + ((bits >> 13) & 1u) - 0x38000000u) >> 13));
+  // Subnormal: beside a half the last place of float32 is 2^-24.
+  float near;
+  std::memcpy(&near, &bits, 4);
+  near += 0.5f;
+  std::memcpy(&bits, &near, 4);
+  return static_cast<uint16_t>(sign | (bits - 0x3f000000u));
+}
+
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 // How many inputs share one pass over a panel: as many as leave the accumulators in registers.
 #if defined(TURNOUT_INPUTS)
@@ -40,6 +72,11 @@ static inline void store_f(float* p, F16 x) { _mm512_storeu_ps(p, x); }
 static inline F16 to_float(I16 x) { return _mm512_cvtepi32_ps(x); }
 static inline F16 mul(F16 a, F16 b) { return _mm512_mul_ps(a, b); }
 static inline F16 fma(F16 acc, F16 a, F16 b) { return _mm512_fmadd_ps(a, b, acc); }
+static inline F16 add(F16 a, F16 b) { return _mm512_add_ps(a, b); }
+static inline F16 subtract(F16 a, F16 b) { return _mm512_sub_ps(a, b); }
+// Of these two b is taken where a is NaN.
+static inline F16 lesser(F16 a, F16 b) { return _mm512_min_ps(a, b); }
+static inline F16 greater(F16 a, F16 b) { return _mm512_max_ps(a, b); }
 static inline I16 mul(I16 a, I16 b) { return _mm512_mullo_epi32(a, b); }
 static inline I16 add(I16 a, I16 b) { return _mm512_add_epi32(a, b); }
 static inline F16 load_half(const uint16_t* p) {
@@ -99,6 +136,10 @@ static inline F16 load_f(const float* p) { F16 out; std::memcpy(&out, p, 64); re
 static inline void store_f(float* p, F16 x) { std::memcpy(p, &x, 64); }
 static inline F16 to_float(I16 x) { F16 out; TURNOUT_EACH out.p[i] = __builtin_convertvector(x.p[i], Fp); return out; }
 static inline F16 mul(F16 a, F16 b) { F16 out; TURNOUT_EACH out.p[i] = a.p[i] * b.p[i]; return out; }
+static inline F16 add(F16 a, F16 b) { TURNOUT_EACH a.p[i] += b.p[i]; return a; }
+static inline F16 subtract(F16 a, F16 b) { TURNOUT_EACH a.p[i] -= b.p[i]; return a; }
+static inline F16 lesser(F16 a, F16 b) { TURNOUT_EACH a.p[i] = a.p[i] < b.p[i] ? a.p[i] : b.p[i]; return a; }
+static inline F16 greater(F16 a, F16 b) { TURNOUT_EACH a.p[i] = a.p[i] > b.p[i] ? a.p[i] : b.p[i]; return a; }
 static inline I16 add(I16 a, I16 b) { TURNOUT_EACH a.p[i] += b.p[i]; return a; }
 static inline I16 mul(I16 a, I16 b) { I16 out; TURNOUT_EACH out.p[i] = a.p[i] * b.p[i]; return out; }
 static inline Fp fma_part(Fp acc, Fp a, Fp b) {
@@ -109,23 +150,6 @@ static inline Fp fma_part(Fp acc, Fp a, Fp b) {
 #endif
 }
 static inline F16 fma(F16 acc, F16 a, F16 b) { TURNOUT_EACH acc.p[i] = fma_part(acc.p[i], a.p[i], b.p[i]); return acc; }
-static inline float half_to_float(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16, exponent = (half >> 10) & 31u;
-  uint32_t bits, mantissa = half & 0x3ffu;
-  if (exponent == 31)
-    bits = sign | 0x7f800000u | (mantissa << 13);
-  else if (exponent)
-    bits = sign | ((exponent + 112) << 23) | (mantissa << 13);
-  else {
-    // Subnormal: mantissa · 2^-24, exact in float32.
-    const float value = static_cast<float>(mantissa) * 5.9604644775390625e-8f;
-    std::memcpy(&bits, &value, 4);
-    bits |= sign;
-  }
-  float wide;
-  std::memcpy(&wide, &bits, 4);
-  return wide;
-}
 static inline F16 load_half(const uint16_t* p) {
   F16 out;
 #if defined(__F16C__)

@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <random>
 #include <vector>
@@ -154,6 +155,23 @@ static void prompts(int64_t T, int64_t length, int64_t H, int64_t G, int64_t d) 
   TURNOUT_ISA::kOps.attend_prompt(q.get(), H * d, keys.get(), values.get(), table.get(), out.get(), T, length, H, G, d, P, 0.3f);
 }
 
+static void rounded(int64_t rows, int64_t cols) {
+  Exact<uint16_t> narrow = bfloats(rows * cols);
+  Exact<float> wide(rows * cols);
+  std::normal_distribution<float> normal;
+  for (int64_t i = 0; i < rows * cols; i++) wide.get()[i] = normal(chance) * (i % 3 ? 1.0f : 1e-9f);
+  if (rows > 1) wide.get()[0] = 1e38f, wide.get()[cols] = std::numeric_limits<float>::quiet_NaN();
+  for (int bits : {8, 4})
+    for (int group : {32, 128})
+      for (int symmetric : {1, 0}) {
+        const int64_t groups = (cols + group - 1) / group;
+        Exact<uint8_t> codes(rows * ((cols * bits + 7) / 8)), zeros(rows * groups);
+        Exact<uint16_t> scales(rows * groups);
+        TURNOUT_ISA::kOps.quantise(narrow.get(), 1, rows, cols, bits, group, symmetric, codes.get(), scales.get(), zeros.get());
+        TURNOUT_ISA::kOps.quantise(wide.get(), 0, rows, cols, bits, group, symmetric, codes.get(), scales.get(), zeros.get());
+      }
+}
+
 int main() {
   for (int threads : {1, 3}) {
     turnout::Pool::instance().set_threads(threads);
@@ -161,6 +179,9 @@ int main() {
     mixtures(2, 3, 2, 7, 5);
     mixtures(13, 4, 2, 33, 17);
     mixtures(40, 5, 3, 72, 49);
+    rounded(1, 1);
+    rounded(19, 45);
+    rounded(3, 200);
     prompts(1, 1, 1, 1, 1);
     prompts(5, 37, 6, 2, 7);
     prompts(40, 64, 3, 3, 33);
