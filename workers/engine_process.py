@@ -76,6 +76,7 @@ def serve_spec(replica: Replica, epoch: int) -> ServeSpec:
         prior_mode=chosen.prior_mode or routing.prior_mode,
         prior_strength=routing.prior_strength if chosen.prior_strength is None else chosen.prior_strength,
         dtype=chosen.dtype,
+        weights=chosen.weights,
         num_threads=min(chosen.num_threads, os.cpu_count() or 1),
         max_batch_tokens=chosen.max_batch_tokens,
         max_sequences=chosen.max_sequences,

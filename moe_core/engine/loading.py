@@ -15,6 +15,7 @@ from moe_core.engine.engine import Engine
 from moe_core.engine.events import Delta, Done, Failed
 from moe_core.engine.loop import EngineState
 from moe_core.engine.mapped_model import keep_tensors, mapped_model, move_panels
+from moe_core.engine.packed_at_load import served_model
 from moe_core.engine.panel_cache import PanelCache
 from moe_core.engine.residency import load_resident
 from moe_core.engine.sampling_params import SamplingParams
@@ -89,7 +90,7 @@ def _loaded_engine(spec: ServeSpec, codec: Tokenizer, panels: PanelCache | None)
 def _engine_of_files(spec: ServeSpec, codec: Tokenizer) -> Engine:
     device, promised, residency = _device_of(spec), spec.files or None, None
     if spec.resident_experts is None:
-        model = load(spec.model_dir, spec.dtype, device=device, expected_hashes=promised)
+        model = served_model(load(spec.model_dir, spec.dtype, device=device, expected_hashes=promised), spec)
     else:
         held = (spec.model_dir, spec.dtype, spec.resident_experts, spec.routing())
         model, residency = load_resident(*held, expected_hashes=promised, uses=spec.expert_uses)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.checkpoint.store import TORCH_DTYPES, read_spec
+from moe_core.engine.packed_at_load import served_spec
 from moe_core.kernels.cpu.attach import attach
 from moe_core.kernels.cpu.panel_file import PanelFileError, PanelReader, PanelWriter
 from moe_core.kernels.cpu.panels import Panels
@@ -19,7 +20,7 @@ def mapped_model(spec: ServeSpec, reader: PanelReader) -> tuple[Decoder, str]:
     Raises PanelFileError when the file is not of this decoder.
     """
     with torch.device("meta"):
-        model = Decoder(read_spec(spec.model_dir), TORCH_DTYPES[spec.dtype])
+        model = Decoder(served_spec(read_spec(spec.model_dir), spec), TORCH_DTYPES[spec.dtype])
     model.eval()
     isa = attach(model, spec.num_threads)
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}

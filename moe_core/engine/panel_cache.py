@@ -52,7 +52,8 @@ class PanelCache:
         if not wanted or native is None or spec.resident_experts is not None:
             return None
         assert spec.panel_dir is not None
-        facts = {"files": spec.files, "dtype": spec.dtype, "isa": native.isa, "code": code_digest()}
+        weights = {"files": spec.files, "dtype": spec.dtype, "weights": spec.weights}
+        facts = {**weights, "isa": native.isa, "code": code_digest()}
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         path = spec.panel_dir / f"{key[:32]}{SUFFIX}"
         return cls(path, key, shared=spec.shares_panels, num_threads=spec.num_threads)

@@ -54,10 +54,15 @@ def foretold(model: Decoder, operation: OperationSpec) -> ModelSpec:
 
     Raises SpecError for whatever `foreseen` refuses: what is refused by the specification alone is so in one place.
     """
-    told = foreseen(decoder_of(model).spec, operation)
-    if model.spec.moe is None:
+    return foretold_spec(decoder_of(model).spec, operation)
+
+
+def foretold_spec(spec: ModelSpec, operation: OperationSpec) -> ModelSpec:
+    """The same of the specification alone."""
+    told = foreseen(spec, operation)
+    if spec.moe is None:
         return told
-    return told.model_copy(update={"family": family_for(told, first=model.spec.family)})
+    return told.model_copy(update={"family": family_for(told, first=spec.family)})
 
 
 def spec_with(spec: ModelSpec, **changes: Any) -> ModelSpec:

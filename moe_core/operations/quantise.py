@@ -10,10 +10,11 @@ Source: round to nearest in groups; the formats are those of `moe_core.kernels.p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_core.errors import SpecError
 from moe_core.experts import GroupedExperts, PackedExperts
@@ -21,6 +22,7 @@ from moe_core.experts.packed import MATRICES
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.families import family_for
 from moe_core.model.heads import Attention
+from moe_core.model.layers import MoeMlp
 from moe_core.model.packed_linear import PackedLinear
 from moe_core.model.seq2seq import EncoderDecoder
 from moe_core.operations import packed_bytes
@@ -30,6 +32,8 @@ from moe_core.operations.prompts import Prompts
 from moe_core.operations.quantise_seq2seq import dequantise_seq2seq, quantise_seq2seq
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec.operations import DequantiseSpec, QuantiseSpec
+
+ATTENTION_MAPS = ("qkv_proj", "o_proj")
 
 
 @overload
@@ -60,23 +64,18 @@ def quantise(
         if prompts is not None:
             raise SpecError("prompts are measured on decoders; quantise an encoder–decoder without them")
         return quantise_seq2seq(model, spec, watch)
-    packed = rebuilt(model, foretold(model, spec))
-    moe = moe_part(model)
+    packed = pack(model, spec, watch)
     errors: list[dict[str, float]] = []
     for old, new in zip(model.moe_layers(), packed.moe_layers(), strict=True):
-        assert isinstance(old.experts, GroupedExperts) and isinstance(new.experts, PackedExperts)
-        weights = {"gate_up": old.experts.gate_up_E2FD, "down": old.experts.down_EDF}
-        for name, weight in weights.items():
-            packed_bytes.check_finite(weight, "experts_not_finite", name=name, layer=old.layer)
-            new.experts.pack(name, weight)
+        assert isinstance(new.experts, PackedExperts)
+        weights = _expert_weights(old)
         per_matrix = {name: relative_error(weights[name], new.experts, name) for name in MATRICES}
         errors.append({"layer": old.layer, **per_matrix})
-        watch("pack", len(errors), len(moe.moe_layers))
     report = {
         "kind": spec.kind,
         **spec.quantisation.model_dump(),
         "error": errors,
-        **_pack_maps(model, packed),
+        **_map_errors(model, packed),
     }
     report |= bytes_report(packed)
     if prompts is not None:
@@ -84,35 +83,59 @@ def quantise(
     return packed, report
 
 
-def _pack_maps(model: Decoder, packed: Decoder) -> dict[str, Any]:
-    """Fill the packed maps of the trunk; the error of each that there is."""
-    report: dict[str, Any] = {}
-    layers = []
+@torch.no_grad()
+def pack(model: Decoder, spec: QuantiseSpec, watch: Watch = unwatched) -> Decoder:
+    """The model with packed experts, and packed maps where wanted, without a report of what it cost.
+
+    Raises SpecError for a model that is packed already or has no experts, and for weights that are not finite.
+    """
+    packed = rebuilt(model, foretold(model, spec))
+    moe = moe_part(model)
+    for number, (old, new) in enumerate(zip(model.moe_layers(), packed.moe_layers(), strict=True), 1):
+        assert isinstance(new.experts, PackedExperts)
+        for name, weight in _expert_weights(old).items():
+            packed_bytes.check_finite(weight, "experts_not_finite", name=name, layer=old.layer)
+            new.experts.pack(name, weight)
+        watch("pack", number, len(moe.moe_layers))
+    for name, layer, weight, target in _maps(model, packed):
+        sentence = "head_not_finite" if layer is None else "map_not_finite"
+        packed_bytes.check_finite(weight, sentence, name=name, layer=layer)
+        target.pack(weight)
+    return packed
+
+
+def _expert_weights(layer: MoeMlp) -> dict[str, Tensor]:
+    assert isinstance(layer.experts, GroupedExperts)
+    return {"gate_up": layer.experts.gate_up_E2FD, "down": layer.experts.down_EDF}
+
+
+def _maps(model: Decoder, packed: Decoder) -> Iterator[tuple[str, int | None, Tensor, PackedLinear]]:
+    """The packed maps of the trunk: each one's name and layer (the head has none), its weight, and where it goes."""
     for old, new in zip(model.layers, packed.layers, strict=True):
         assert isinstance(old, Block) and isinstance(new, Block)
-        if not isinstance(new.attention, Attention) or not isinstance(new.attention.qkv_proj, PackedLinear):
+        if not isinstance(new.attention, Attention) or not isinstance(old.attention, Attention):
             continue
-        assert isinstance(old.attention, Attention)
-        error: dict[str, float] = {"layer": new.attention.layer}
-        for name in ("qkv_proj", "o_proj"):
-            weight = old.attention.get_submodule(name).get_parameter("weight")
-            packed_bytes.check_finite(weight, "map_not_finite", name=name, layer=new.attention.layer)
-            error[name] = _pack_map(new.attention.get_submodule(name), weight)
-        layers.append(error)
-    if layers:
-        report["attention_error"] = layers
+        for name in ATTENTION_MAPS:
+            target = new.attention.get_submodule(name)
+            if isinstance(target, PackedLinear):
+                weight = old.attention.get_submodule(name).get_parameter("weight")
+                yield name, new.attention.layer, weight, target
     if isinstance(packed.lm_head, PackedLinear):
-        packed_bytes.check_finite(model.head_weight_VD, "head_not_finite")
-        report["head_error"] = _pack_map(packed.lm_head, model.head_weight_VD)
-    return report
+        yield "lm_head", None, model.head_weight_VD, packed.lm_head
 
 
-def _pack_map(target: nn.Module, weight: Tensor) -> float:
-    assert isinstance(target, PackedLinear)
-    target.pack(weight)
-    return float(
-        (target.widened(torch.float32) - weight.float()).norm() / weight.float().norm().clamp(min=1e-30)
-    )
+def _map_errors(model: Decoder, packed: Decoder) -> dict[str, Any]:
+    """What packing cost each map of the trunk that is packed."""
+    layers: dict[int, dict[str, float]] = {}
+    report: dict[str, Any] = {}
+    for name, layer, weight, target in _maps(model, packed):
+        wide = weight.float()
+        error = float((target.widened(torch.float32) - wide).norm() / wide.norm().clamp(min=1e-30))
+        if layer is None:
+            report["head_error"] = error
+        else:
+            layers.setdefault(layer, {"layer": layer})[name] = error
+    return report | ({"attention_error": list(layers.values())} if layers else {})
 
 
 @overload

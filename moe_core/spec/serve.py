@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from moe_core.spec.base import ExpertIndex, Spec
+from moe_core.spec.quantisation import WeightsName
 from moe_core.spec.routing import (
     DomainSpec,
     FloorShare,
@@ -61,6 +62,8 @@ class ServeSpec(Spec):
     """Layers that do otherwise, by their number in the model."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """How numbers are held."""
+    weights: WeightsName = "stored"
+    """`int8` and `int4` pack experts, attention and head of a version in 16 bits as it is loaded; `stored`: as they lie."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it computes; "auto" is the GPU where there is one."""
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
@@ -113,6 +116,11 @@ class ServeSpec(Spec):
             raise ValueError(
                 f"max_batch_tokens ({self.max_batch_tokens}) must give each of max_sequences "
                 f"({self.max_sequences}) one token a step"
+            )
+        if self.weights != "stored" and (self.dtype != "bfloat16" or self.resident_experts is not None):
+            raise ValueError(
+                f"weights {self.weights!r} are computed in bfloat16 with all experts in memory; leave dtype and "
+                "resident_experts out, or give weights 'stored'"
             )
         if self.batch_invariant and self.fixed_chunk_tokens < BLOCK_TOKENS:
             raise ValueError(

@@ -14,6 +14,7 @@ from moe_core.errors import SpecError
 from moe_core.spec import ModelSpec
 from moe_core.spec.base import Spec
 from moe_core.spec.cost import cost_of
+from moe_core.spec.quantisation import WeightsName
 from moe_core.spec.serve import BLOCK_TOKENS
 
 DTYPE_PRECISION = {"bfloat16": "bf16", "float32": "fp32"}
@@ -25,6 +26,8 @@ class EngineSettings(Spec):
     """What a deployment's engines are told beside the model."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    # Experts, attention and head of a version in 16 bits are packed in 8 or 4 when an engine loads it.
+    weights: WeightsName = "stored"
     num_threads: Annotated[int, Field(ge=1, le=64)] = 2
     max_sequences: Annotated[int, Field(ge=1, le=256)] = 16
     max_batch_tokens: Annotated[int, Field(ge=1, le=65_536)] = 512
@@ -60,6 +63,7 @@ def settings_checked(data: dict[str, Any], spec: dict[str, Any]) -> dict[str, An
     try:
         chosen = EngineSettings.parse(data)
         _check_residency(chosen, ModelSpec.parse(spec))
+        _check_weights(chosen, ModelSpec.parse(spec))
         return chosen.model_dump(exclude_none=True, mode="json")
     except SpecError as error:
         raise Invalid(
@@ -77,6 +81,21 @@ def _check_residency(chosen: EngineSettings, model: ModelSpec) -> None:
         raise SpecError(
             f"resident_experts ({chosen.resident_experts}) must hold the {model.moe.num_experts} experts that one layer "
             "may need at once"
+        )
+
+
+def _check_weights(chosen: EngineSettings, model: ModelSpec) -> None:
+    if chosen.weights == "stored":
+        return
+    if chosen.dtype != "bfloat16" or chosen.resident_experts is not None:
+        raise SpecError(
+            f"weights {chosen.weights!r} are computed in bfloat16 with all experts in memory; leave dtype and "
+            "resident_experts out, or give weights 'stored'"
+        )
+    if model.moe is None or model.moe.quantisation is not None:
+        state = "has no experts" if model.moe is None else "is packed already"
+        raise SpecError(
+            f"weights {chosen.weights!r} are packed from experts in 16 bits, and the model {state}; leave them out"
         )
 
 

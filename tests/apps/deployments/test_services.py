@@ -10,7 +10,7 @@ from django.db import DatabaseError, IntegrityError, transaction
 from accounts.models import AuditEvent
 from common.errors import Conflict, Forbidden, Invalid, NotFound
 from deployments import services
-from deployments.engine_settings import need_of
+from deployments.engine_settings import need_of, settings_checked
 from deployments.models import Deployment, DeploymentEvent, DeploymentRevision, Node, Replica
 from deployments.reconcile import reconcile, reconcile_all
 from deployments.selectors import deployment_get, standing_of
@@ -127,6 +127,9 @@ def test_replicas_are_bounded(people, version, replicas):
         # The model has eight experts a layer.
         {"resident_experts": 7},
         {"ngram_tokens": 17},
+        {"weights": "int3"},
+        {"weights": "int8", "dtype": "float32"},
+        {"weights": "int4", "resident_experts": 8},
         {"expert_affinity_steps": -1},
         {"x": 1},
     ],
@@ -134,6 +137,16 @@ def test_replicas_are_bounded(people, version, replicas):
 def test_engine_settings_are_closed_and_bounded(people, version, chosen):
     with pytest.raises(Invalid):
         deploy(people, version, settings=chosen)
+
+
+def test_weights_are_packed_only_where_there_are_experts_in_sixteen_bits(people, version):
+    assert deploy(people, version, settings={"weights": "int4"}).settings["weights"] == "int4"
+    dense = version.spec | {"family": "llama", "moe": None}
+    packed = {**version.spec, "family": "turnout_moe"}
+    packed["moe"] = version.spec["moe"] | {"quantisation": {"bits": 8, "group_size": 64, "symmetric": True}}
+    for spec, why in ((dense, "has no experts"), (packed, "is packed already")):
+        with pytest.raises(Invalid, match=f"the model {why}"):
+            settings_checked({"weights": "int4"}, spec)
 
 
 def test_experts_on_disk_are_not_reserved_memory_for(people, version):

@@ -1,0 +1,49 @@
+"""Weights in 8 or 4 bits of a version that lies in 16: packed when an engine loads it.
+
+With a panel folder only the first start packs; the panels lie in a file of their own, as those of other weights do.
+"""
+
+from __future__ import annotations
+
+from moe_core.errors import SpecError
+from moe_core.model.decoder import Decoder
+from moe_core.spec import ModelSpec, ServeSpec
+from moe_core.spec.operations import QuantiseSpec
+from moe_core.spec.quantisation import PACKINGS
+
+
+def served_spec(stored: ModelSpec, spec: ServeSpec) -> ModelSpec:
+    """The model that an engine computes of one that is stored so. Raises SpecError where it cannot be packed."""
+    wanted = _wanted(stored, spec)
+    if wanted is None:
+        return stored
+    # Half a second of imports that other starts do without.
+    from moe_core.operations.parts import foretold_spec
+
+    return foretold_spec(stored, wanted)
+
+
+def served_model(stored: Decoder, spec: ServeSpec) -> Decoder:
+    """The decoder that an engine computes with. Raises SpecError where it cannot be packed."""
+    wanted = _wanted(stored.spec, spec)
+    if wanted is None:
+        return stored
+    from moe_core.operations.quantise import pack
+
+    return pack(stored, wanted)
+
+
+def _wanted(stored: ModelSpec, spec: ServeSpec) -> QuantiseSpec | None:
+    if spec.weights == "stored":
+        return None
+    if stored.moe is None or stored.moe.quantisation is not None:
+        state = (
+            "has no experts"
+            if stored.moe is None
+            else f"is packed in {stored.moe.quantisation.bits} bits already"
+        )
+        raise SpecError(
+            f"weights {spec.weights!r} are packed from experts in 16 bits, and this version {state}; leave weights 'stored'"
+        )
+    packing = PACKINGS[spec.weights]
+    return QuantiseSpec(quantisation=packing.experts, attention=packing.attention, head=packing.head)
