@@ -206,22 +206,38 @@ class Scheduler:
         return drafts
 
     def _prompt_chunks(self, budget: int) -> Iterator[Chunk]:
-        for sequence in list(self.running):
-            if sequence.state is not SequenceState.RUNNING or sequence.is_decoding or budget <= 0:
+        """In the order of their places; but one that takes several steps leaves half of each to shorter ones after it,
+        of which those with the least left go first."""
+        prompts = [one for one in self.running if not one.is_decoding]
+        if not prompts or prompts[0].num_missing_tokens <= budget or self.fixed_chunk_tokens:
+            yield from self._fill(prompts, budget)
+            return
+        left = prompts[0].num_missing_tokens
+        shorter = [one for one in prompts if one.num_missing_tokens < left]
+        shorter.sort(key=lambda one: one.num_missing_tokens)
+        for chunk in self._fill(shorter, budget // 2, left):
+            budget -= chunk.num_tokens
+            yield chunk
+        yield from self._fill(prompts[:1], budget, 0)
+
+    def _fill(
+        self, sequences: list[Sequence], budget: int, shorter_than: int | None = None
+    ) -> Iterator[Chunk]:
+        """Chunks of these, then of those that wait: all, or those that are `shorter_than` so many tokens."""
+        for sequence in sequences:
+            if sequence.state is not SequenceState.RUNNING or budget <= 0:
                 continue
             end = self._end_of_chunk(sequence, budget)
             if end and self._make_room(sequence, end):
                 budget -= end - sequence.num_computed_tokens
                 yield Chunk(sequence, sequence.num_computed_tokens, end)
-        # A sequence preempted in this very step waits at least until the next one.
-        while budget > 0 and not self._preempted and self._admit_next():
-            sequence = self.running[-1]
-            end = self._end_of_chunk(sequence, budget)
+        while budget > 0 and (admitted := self._admit_next(shorter_than)) is not None:
+            end = self._end_of_chunk(admitted, budget)
             if not end:
                 return
-            self._grow(sequence, end)
-            budget -= end - sequence.num_computed_tokens
-            yield Chunk(sequence, sequence.num_computed_tokens, end)
+            self._grow(admitted, end)
+            budget -= end - admitted.num_computed_tokens
+            yield Chunk(admitted, admitted.num_computed_tokens, end)
 
     def _end_of_chunk(self, sequence: Sequence, budget: int) -> int:
         """Where the next chunk ends; 0 when it has to wait for a step with more room."""
@@ -234,21 +250,29 @@ class Scheduler:
         end = min(start + self.fixed_chunk_tokens, sequence.num_prompt_tokens)
         return end if end - start <= budget else 0
 
-    def _admit_next(self) -> bool:
-        """Start the next waiting sequence; False when none may start now."""
-        if not self.waiting or len(self.running) >= self.max_sequences:
-            return False
+    def _admit_next(self, shorter_than: int | None = None) -> Sequence | None:
+        """Start the next waiting sequence that is short enough; None when none may start now."""
+        # A sequence preempted in this very step waits at least until the next one.
+        if self._preempted or not self.waiting or len(self.running) >= self.max_sequences:
+            return None
+        if shorter_than is not None:
+            fitting = (one for one in self.waiting.window(WINDOW) if one.num_missing_tokens < shorter_than)
+            found = next(fitting, None)
+            return found if found is not None and self._admit(found) else None
         if self.affinity is None or len(self.waiting) == 1:
-            return self._admit(self.waiting.window(1)[0])
+            return self._admit_first(self.waiting.window(1))
         window = self.waiting.window(WINDOW)
         place = self.affinity.choose(window, self.running, self.num_steps)
         if not self._admit(window[place]):
             # Whom the others would share experts with may be too long for now; the first in the order may fit.
-            return place > 0 and self._admit(window[0])
+            return self._admit_first(window) if place else None
         for overtaken in window[:place]:
             if overtaken.overtaken_at_step is None:
                 overtaken.overtaken_at_step = self.num_steps
-        return True
+        return window[place]
+
+    def _admit_first(self, window: list[Sequence]) -> Sequence | None:
+        return window[0] if self._admit(window[0]) else None
 
     def _admit(self, sequence: Sequence) -> bool:
         """Start a waiting sequence if all its tokens fit beside one more block for each running one."""
@@ -260,9 +284,10 @@ class Scheduler:
         self.pool.hold(reused)
         sequence.block_ids = reused
         sequence.num_computed_tokens = len(reused) * BLOCK_TOKENS
-        if sequence.num_preemptions == 0:
+        if not sequence.has_begun:
             sequence.num_reused_tokens = sequence.num_computed_tokens
             sequence.num_counted_tokens = sequence.num_computed_tokens
+        if sequence.num_preemptions == 0:
             # At once, and not while it is computed: the next one admitted in this step should be another key's.
             self.waiting.charge(sequence, sequence.num_missing_tokens)
         sequence.state = SequenceState.RUNNING
@@ -279,6 +304,9 @@ class Scheduler:
         if self.fixed_chunk_tokens:
             whole = self.fixed_chunk_tokens // BLOCK_TOKENS
             del found[len(found) // whole * whole :]
+        if sequence.has_begun:
+            # What was not counted is computed, and not taken from others: it would be neither counted nor told as reused.
+            del found[sequence.num_counted_tokens // BLOCK_TOKENS :]
         return found
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:

@@ -87,6 +87,11 @@ class Sequence:
         """Whether only the newest sampled token is missing."""
         return self.num_missing_tokens == 1 and self.num_output_tokens > 0
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether any of its tokens was computed for it, and not for another before."""
+        return self.num_counted_tokens > self.num_reused_tokens
+
     def block_hash(self, index: int) -> bytes:
         """The chain hash of the full block `index`."""
         while len(self._hashes) <= index:

@@ -63,6 +63,59 @@ def test_bites_grow_where_prompts_queue_up_and_never_beyond_the_bound() -> None:
     assert step(planner)[3:] == [(4, 110, 238)]
 
 
+def test_shorter_prompts_have_half_of_the_steps_of_a_long_one() -> None:
+    planner = scheduler(num_blocks=400, max_batch_tokens=512, max_chunk_tokens=128, max_sequences=8)
+    planner.submit(sequence(1, 8))
+    step(planner)
+    planner.submit(sequence(2, 600))
+    assert step(planner)[1:] == [(2, 0, 128)]
+    planner.submit(sequence(3, 100))
+    planner.submit(sequence(4, 20))
+    # First 3, which has a place first, then whichever has the least left, though it came later.
+    assert step(planner)[1:] == [(3, 0, 64), (2, 128, 192)]
+    assert step(planner)[1:] == [(3, 64, 100), (4, 0, 20), (2, 192, 264)]
+    # The others answer, and the long one has its steps to itself again.
+    assert step(planner)[3:] == [(2, 264, 392)]
+
+
+def test_who_has_the_least_left_comes_first_and_longer_ones_wait_for_the_oldest() -> None:
+    planner = scheduler(num_blocks=400, max_batch_tokens=128, max_chunk_tokens=128, max_sequences=8)
+    for number, num_tokens in ((1, 400), (2, 90), (3, 30), (4, 1000)):
+        planner.submit(sequence(number, num_tokens))
+    assert step(planner) == [(1, 0, 128)]
+    assert step(planner) == [(2, 0, 64), (1, 128, 192)]
+    assert step(planner) == [(2, 64, 90), (3, 0, 30), (1, 192, 264)]
+    # Two answer by now; the fourth is longer than what is left of the first.
+    assert step(planner)[2:] == [(1, 264, 390)]
+    assert step(planner)[2:] == [(1, 390, 400), (4, 0, 116)]
+
+
+def test_a_long_one_in_the_queue_does_not_keep_shorter_ones_behind_it_from_the_other_half() -> None:
+    planner = scheduler(num_blocks=400, max_batch_tokens=128, max_chunk_tokens=128, max_sequences=8)
+    for number, num_tokens in ((1, 600), (2, 700), (3, 40)):
+        planner.submit(sequence(number, num_tokens))
+    assert step(planner) == [(1, 0, 128)]
+    assert step(planner) == [(3, 0, 40), (1, 128, 216)]
+    # In its turn it comes before whoever is shorter and came later.
+    assert [step(planner)[1:] for _ in range(3)] == [[(1, 216, 343)], [(1, 343, 470)], [(1, 470, 597)]]
+    planner.submit(sequence(4, 300))
+    assert step(planner)[1:] == [(1, 597, 600), (2, 0, 124)]
+
+
+def test_a_long_prompt_takes_no_more_than_twice_its_steps_whatever_comes() -> None:
+    planner = scheduler(num_blocks=1000, max_batch_tokens=128, max_chunk_tokens=64, max_sequences=64)
+    planner.submit(sequence(1, 8))
+    step(planner)
+    long = sequence(2, 640)
+    planner.submit(long)
+    steps = 0
+    while not long.num_output_tokens:
+        planner.submit(sequence(3 + steps, 16))
+        step(planner)
+        steps += 1
+    assert 10 <= steps <= 20
+
+
 def test_bites_stay_small_while_there_is_no_place_for_those_who_wait() -> None:
     planner = scheduler(num_blocks=400, max_batch_tokens=512, max_chunk_tokens=128, max_sequences=2)
     planner.submit(sequence(1, 8))
