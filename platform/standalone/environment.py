@@ -104,6 +104,10 @@ class Environment:
         ):
             self._install([*wanted, "-c", str(self.requirements / "lock.txt")])
 
+    def install_beside(self, folder: Path, requirements: Path) -> None:
+        """Install packages into a folder of their own, without what they need: that is in the environment."""
+        self._install(["--target", str(folder), "--no-deps", "-r", str(requirements)])
+
     def _install(self, arguments: list[str]) -> None:
         """Install with uv, and with pip where uv cannot be had or fails."""
         uv = self._uv()

@@ -46,6 +46,8 @@ SCHEMA = Stage(
 TESTS = Stage("tests", "tests", [*PYTEST, "-m", "not browser", "--durations=15"])
 FAST = Stage("fast", "quick tests", [*PYTEST, "-m", "not browser and not slow and not faults", "-q"])
 NATIVE = Stage("native", "tests of moe_core", [*PYTEST, "-p", "no:django", "tests/moe_core", "-q"])
+# Not among all: it installs other versions of Triton, half a gigabyte each.
+TRITON = Stage("triton", "kernels with each version of Triton", [PYTHON, "-m", "standalone.tritons"])
 FAULTS = Stage("faults", "tests that break things", [*PYTEST, "-m", "faults"])
 SPEED = Stage("speed", "speed against transformers", [PYTHON, "-m", "benchmarks.compare", "--quick"])
 # In a process of its own: Playwright leaves an event loop running, and Django's ORM then refuses to work.
@@ -70,6 +72,7 @@ SUBSETS = {
             SCHEMA,
             TESTS,
             NATIVE,
+            TRITON,
             FAULTS,
             BROWSER,
             PAGES,

@@ -22,6 +22,8 @@ from moe_core.errors import SpecError
 FEW_CHOICES = 256
 # Choices that a block ranks among themselves, by comparing all pairs.
 CHUNK = 128
+# Chunks that one pass of the scan takes: with 256 some compilers spill.
+SCAN_STEP = 128
 # What changes from call to call must not give kernels of its own: compiling takes a second.
 SIZES = ("num_choices", "max_tiles", "num_chunks")
 # Experts whose counts fit the one block that scans them.
@@ -185,7 +187,7 @@ def align(expert_ids_TK: Tensor, num_experts: int, block_m: int) -> Rows:
     own = min(8, experts)
     scan_chunks[(experts // own,)](
         counts_CE, base_CE, total_E, *tables, num_chunks, num_experts, max_tiles,
-        EXPERTS=experts, OWN=own, STEP=256, BLOCK_M=block_m, TILES=tiles, num_warps=8,
+        EXPERTS=experts, OWN=own, STEP=SCAN_STEP, BLOCK_M=block_m, TILES=tiles, num_warps=8,
     )  # fmt: skip
     place_chunks[(num_chunks,)](
         expert_ids_TK, base_CE, rows.choice_R, num_choices, num_experts, CHUNK=CHUNK, STEP=32, num_warps=8

@@ -9,6 +9,8 @@ Source: Shazeer 2020, "GLU Variants Improve Transformer"; the fusion of SonicMoE
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +19,8 @@ from torch import Tensor
 from moe_core.errors import SpecError
 from moe_core.kernels.triton.align import Rows
 from moe_core.kernels.triton.chip import dot_precision, upcasts
-from moe_core.kernels.triton.grouped_gemm import multiply, tile_place
+from moe_core.kernels.triton.grouped_gemm import blocks, multiply, tile_place
+from moe_core.kernels.triton.launch import launch
 from moe_core.kernels.triton.tiles import Tile
 
 
@@ -101,18 +104,20 @@ def gate_up_swiglu(
     both_R2F = act_RF.new_empty(num_rows, 2 * num_ff) if keep else None
     if num_rows == 0:
         return act_RF, both_R2F
-    tile = tile.for_product(2 * num_ff, hidden_TD.shape[1])
-    width, block_ff = hidden_TD.shape[1], tile.block_n // 2
-    grid = (rows.max_tiles * triton.cdiv(num_ff, block_ff),)
-    gate_up_kernel[grid](
+    width = hidden_TD.shape[1]
+
+    def lay(tile: Tile) -> tuple[int, dict[str, Any]]:
+        block_ff = tile.block_n // 2
+        even = {"EVEN_N": num_ff % block_ff == 0, "EVEN_K": width % tile.block_k == 0}
+        precision = {"UPCAST": upcasts(hidden_TD), "PRECISION": dot_precision(hidden_TD)}
+        constants = blocks(tile) | even | precision | {"TOP_K": rows.top_k, "KEEP": keep}
+        return rows.max_tiles * triton.cdiv(num_ff, block_ff), constants
+
+    arguments = (
         hidden_TD, gate_up_E2FD, act_RF, both_R2F, rows.choice_R, rows.begin_E, rows.tile_expert_M, rows.tile_row_M,
         rows.max_tiles, num_ff, width, hidden_TD.stride(0), gate_up_E2FD.stride(0), gate_up_E2FD.stride(1),
-        TOP_K=rows.top_k, KEEP=keep,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m,
-        SWAP=tile.swap, EVEN_N=num_ff % block_ff == 0, EVEN_K=width % tile.block_k == 0,
-        UPCAST=upcasts(hidden_TD), PRECISION=dot_precision(hidden_TD),
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
+    launch(gate_up_kernel, arguments, tile.for_product(2 * num_ff, width), lay)
     return act_RF, both_R2F
 
 

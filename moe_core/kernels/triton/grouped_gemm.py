@@ -9,6 +9,8 @@ Source: ScatterMoE (arXiv 2403.08245) for the gather and scatter; vLLM's SWAP_AB
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +19,7 @@ from torch import Tensor
 from moe_core.errors import SpecError
 from moe_core.kernels.triton.align import Rows
 from moe_core.kernels.triton.chip import dot_precision, upcasts
+from moe_core.kernels.triton.launch import launch
 from moe_core.kernels.triton.tiles import Tile
 
 
@@ -101,6 +104,12 @@ def grouped_gemm_kernel(
     )
 
 
+def blocks(tile: Tile) -> dict[str, Any]:
+    """A tile as the constants of this kernel and of the one with the gating."""
+    sizes = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+    return sizes | {"GROUP_M": tile.group_m, "SWAP": tile.swap}
+
+
 def grouped_gemm(x: Tensor, w_EOI: Tensor, rows: Rows, tile: Tile, *, gather: bool, scatter: bool) -> Tensor:
     """x · w[expert]ᵀ of each row: (R, O) in the dtype of `x`.
 
@@ -114,16 +123,18 @@ def grouped_gemm(x: Tensor, w_EOI: Tensor, rows: Rows, tile: Tile, *, gather: bo
     out = torch.empty(num_rows, num_outer, dtype=x.dtype, device=x.device)
     if num_rows == 0:
         return out
-    tile = tile.for_product(num_outer, num_inner)
-    grid = (rows.max_tiles * triton.cdiv(num_outer, tile.block_n),)
-    grouped_gemm_kernel[grid](
+
+    def lay(tile: Tile) -> tuple[int, dict[str, Any]]:
+        even = {"EVEN_N": num_outer % tile.block_n == 0, "EVEN_K": num_inner % tile.block_k == 0}
+        way = {"TOP_K": rows.top_k, "GATHER": gather, "SCATTER": scatter}
+        constants = blocks(tile) | even | way | {"UPCAST": upcasts(x), "PRECISION": dot_precision(x)}
+        return rows.max_tiles * triton.cdiv(num_outer, tile.block_n), constants
+
+    arguments = (
         x, w_EOI, out, rows.choice_R, rows.begin_E, rows.tile_expert_M, rows.tile_row_M,
         rows.max_tiles, num_outer, num_inner, x.stride(0), *w_EOI.stride(), out.stride(0),
-        TOP_K=rows.top_k, GATHER=gather, SCATTER=scatter,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m,
-        SWAP=tile.swap, EVEN_N=num_outer % tile.block_n == 0, EVEN_K=num_inner % tile.block_k == 0,
-        UPCAST=upcasts(x), PRECISION=dot_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
+    launch(grouped_gemm_kernel, arguments, tile.for_product(num_outer, num_inner), lay)
     return out
 
 

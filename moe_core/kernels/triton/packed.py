@@ -10,6 +10,8 @@ Source: groups as in GPTQ (arXiv 2210.17323); widening in the loop as in vLLM's 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -22,6 +24,7 @@ from moe_core.kernels.triton.chip import chip_of, dot_precision, upcasts
 from moe_core.kernels.triton.combine import combine
 from moe_core.kernels.triton.gate_up import paired
 from moe_core.kernels.triton.grouped_gemm import multiply, tile_place
+from moe_core.kernels.triton.launch import launch
 from moe_core.kernels.triton.tiles import Tile, packed_tile
 from moe_core.spec.quantisation import ExpertQuantSpec
 
@@ -70,7 +73,7 @@ def packed_kernel(
         # Loads of several groups are in flight at once: one group of few rows is too little.
         for within in tl.static_range(UNROLL):
             group = step + within
-            known_N = inside_N & (group < num_groups)
+            known_N = column_N < tl.where(group < num_groups, num_columns, 0)
             inside_K = inner_K < num_inner - group * GROUP
             x = tl.load(x_at + within * GROUP, mask=real_M[:, None] & inside_K[None, :], other=0.0)
             inside_B = byte_B < row_bytes - group * STEP_BYTES
@@ -106,6 +109,12 @@ def packed_kernel(
     tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+def blocks(tile: Tile, group_size: int) -> dict[str, Any]:
+    """A tile as the constants of the kernel; a step of its loop is as many groups as `block_k` holds."""
+    sizes = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "GROUP_M": tile.group_m}
+    return sizes | {"UNROLL": max(1, tile.block_k // group_size)}
+
+
 def packed_gemm(
     x: Tensor, weight: Packed, num_outer: int, spec: ExpertQuantSpec, rows: Rows, tile: Tile, *, pairs: bool
 ) -> Tensor:
@@ -120,16 +129,19 @@ def packed_gemm(
     out = x.new_empty(num_rows, num_columns)
     if num_rows == 0:
         return out
-    columns = tile.block_n // 2 if pairs else tile.block_n
-    packed_kernel[(rows.max_tiles * triton.cdiv(num_columns, columns),)](
+
+    def lay(tile: Tile) -> tuple[int, dict[str, Any]]:
+        columns = tile.block_n // 2 if pairs else tile.block_n
+        codes = {"BITS": spec.bits, "GROUP": spec.group_size, "HAS_ZEROS": weight.zeros is not None}
+        way = {"TOP_K": rows.top_k, "PAIRED": pairs, "UPCAST": upcasts(x), "PRECISION": dot_precision(x)}
+        return rows.max_tiles * triton.cdiv(num_columns, columns), blocks(tile, spec.group_size) | codes | way
+
+    arguments = (
         x, weight.codes, weight.scales, weight.zeros, out,
         rows.choice_R, rows.begin_E, rows.tile_expert_M, rows.tile_row_M,
         rows.max_tiles, num_outer, num_inner, weight.codes.shape[2], weight.scales.shape[2], x.stride(0),
-        TOP_K=rows.top_k, PAIRED=pairs, UNROLL=max(1, tile.block_k // spec.group_size),
-        BITS=spec.bits, GROUP=spec.group_size, HAS_ZEROS=weight.zeros is not None,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, GROUP_M=tile.group_m,
-        UPCAST=upcasts(x), PRECISION=dot_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
+    launch(packed_kernel, arguments, tile, lay)
     return out
 
 

@@ -13,6 +13,9 @@ import torch
 
 from moe_core.kernels.triton.chip import Chip
 
+# Every matrix instruction takes so many columns, of gate and of up where they come in pairs.
+LEAST_COLUMNS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -36,10 +39,19 @@ class Tile:
         """The same rows with columns and steps that leave less of a weight's last tiles empty."""
         tile = self
         if tile.block_n == 256 and _padded(num_outer, 256) > 1.06 * _padded(num_outer, 128):
-            tile = replace(tile, block_n=128, num_stages=tile.num_stages + 1)
+            tile = tile.halved()
         if tile.block_k == 128 and num_inner % 128 and num_inner % 64 == 0:
             tile = replace(tile, block_k=64)
         return tile
+
+    def halved(self) -> Tile:
+        """The same rows with half the columns; what that frees takes one more stage where columns were the longer side."""
+        stages = self.num_stages + 1 if self.block_n > self.block_m else self.num_stages
+        return replace(self, block_n=self.block_n // 2, num_stages=stages)
+
+    def narrower(self) -> Tile | None:
+        """What to take where the compiler ran out of registers for this tile; None where columns cannot be fewer."""
+        return self.halved() if self.block_n >= 2 * LEAST_COLUMNS else None
 
     def fitted(self, chip: Chip, element_size: int) -> Tile:
         """The same with as many stages as the chip has shared memory for."""

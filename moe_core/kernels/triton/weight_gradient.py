@@ -8,6 +8,8 @@ Source: ScatterMoE's `groupXtY` (arXiv 2403.08245).
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from moe_core.errors import SpecError
 from moe_core.kernels.triton.align import Rows
 from moe_core.kernels.triton.chip import dot_precision, upcasts
+from moe_core.kernels.triton.launch import launch
 from moe_core.kernels.triton.tiles import Tile
 
 
@@ -49,6 +52,11 @@ def weight_gradient_kernel(
     tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=(p_P < num_p)[:, None] & (q_Q < num_q)[None, :])
 
 
+def blocks(tile: Tile) -> dict[str, Any]:
+    """A tile as the constants of the kernel: rows and columns of the gradient, tokens a step."""
+    return {"BLOCK_P": tile.block_m, "BLOCK_Q": tile.block_n, "BLOCK_R": tile.block_k}
+
+
 def weight_gradient(x_RP: Tensor, y_RQ: Tensor, rows: Rows, tile: Tile) -> Tensor:
     """Sum over the rows of each expert of x ⊗ y: (E, P, Q) in the dtype of `x_RP`; both sides contiguous, in expert order.
 
@@ -64,10 +72,10 @@ def weight_gradient(x_RP: Tensor, y_RQ: Tensor, rows: Rows, tile: Tile) -> Tenso
         )
     num_experts, num_p, num_q = rows.begin_E.shape[0] - 1, x_RP.shape[1], y_RQ.shape[1]
     out_EPQ = x_RP.new_empty(num_experts, num_p, num_q)
-    grid = (triton.cdiv(num_p, tile.block_m) * triton.cdiv(num_q, tile.block_n), num_experts)
-    weight_gradient_kernel[grid](
-        x_RP, y_RQ, out_EPQ, rows.begin_E, num_p, num_q,
-        BLOCK_P=tile.block_m, BLOCK_Q=tile.block_n, BLOCK_R=tile.block_k,
-        UPCAST=upcasts(x_RP), PRECISION=dot_precision(x_RP), num_warps=tile.num_warps, num_stages=tile.num_stages,
-    )  # fmt: skip
+
+    def lay(tile: Tile) -> tuple[tuple[int, int], dict[str, Any]]:
+        grid = (triton.cdiv(num_p, tile.block_m) * triton.cdiv(num_q, tile.block_n), num_experts)
+        return grid, blocks(tile) | {"UPCAST": upcasts(x_RP), "PRECISION": dot_precision(x_RP)}
+
+    launch(weight_gradient_kernel, (x_RP, y_RQ, out_EPQ, rows.begin_E, num_p, num_q), tile, lay)
     return out_EPQ

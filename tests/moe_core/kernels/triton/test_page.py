@@ -12,11 +12,10 @@ from moe_core.kernels.triton import ahead
 
 PAGE = (Path(__file__).parents[4] / "docs" / "reference" / "kernels.md").read_text()
 PACKAGE = Path(moe_core.kernels.triton.__file__).parent
+# A kernel is what is launched over a grid; its helpers are not.
+LAUNCH = re.compile(r"^\s*(?:launch\((?=\w+,)|(?=\w+\[\())(\w+)", re.MULTILINE)
 KERNELS = [
-    (path.name, name)
-    for path in sorted(PACKAGE.glob("*.py"))
-    # A kernel is what is launched over a grid; its helpers are not.
-    for name in re.findall(r"^\s*(\w+)\[(?:grid|\()", path.read_text(), re.MULTILINE)
+    (path.name, name) for path in sorted(PACKAGE.glob("*.py")) for name in LAUNCH.findall(path.read_text())
 ]
 
 
