@@ -75,7 +75,8 @@ class PackedExperts(PackedMaps):
 
     def _on_codes(self, hidden_TD: Tensor, expert_ids_TK: Tensor) -> bool:
         """Whether a kernel takes the codes as they lie."""
-        if not hidden_TD.is_cuda or self.gating.kind != "silu" or not dispatch.has_triton():
+        plain = self.gating.kind == "silu" and self.gate_up_bias_E2F is None
+        if not hidden_TD.is_cuda or not plain or not dispatch.has_triton():
             return False
         from moe_core.kernels.triton import packed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -151,3 +152,15 @@ def test_packed_experts_equal_the_loop_over_their_codes(
         x_TD, plain["gate_up"], plain["down"], ids_TK, weights_TK, GATINGS[kind], *extra
     )
     torch.testing.assert_close(fast.double(), slow, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_gpu_reads_codes_only_of_experts_without_biases(monkeypatch, biased: bool) -> None:
+    pytest.importorskip("triton")
+    from moe_core.kernels.triton import packed
+
+    monkeypatch.setattr(packed, "supports", lambda *_: True)
+    bias = torch.float32 if biased else None
+    experts = PackedExperts(3, 64, 32, ExpertQuantSpec(group_size=32), bias_dtype=bias)
+    on_a_gpu = SimpleNamespace(is_cuda=True)
+    assert experts._on_codes(on_a_gpu, torch.zeros(1, 1)) is not biased  # type: ignore[arg-type]
