@@ -18,12 +18,10 @@ from torch import Tensor
 from moe_core.checkpoint.reader import WeightReader
 from moe_core.checkpoint.safetensors_header import TensorInfo
 from moe_core.errors import FormatError
+from moe_core.kernels.mxfp4 import Mxfp4, dequantise_mxfp4
 
 FP8_BLOCK = 128
 SCALE, BLOCKS, SCALES = "_scale_inv", "_blocks", "_scales"
-# E2M1: one bit of sign, two of exponent, one of mantissa.
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-E8M0_BIAS = 127
 
 
 class Weights(Protocol):
@@ -127,7 +125,4 @@ def fp8_blocks(codes_RC: Tensor, scale_rc: Tensor, name: str = "weight") -> Tens
 
 def mxfp4(blocks_G16: Tensor, scales_G: Tensor) -> Tensor:
     """Bytes (…, G, 16) of two E2M1 numbers each and exponents (…, G): float32 (…, 32 · G)."""
-    table = torch.tensor([*E2M1, *(-value for value in E2M1)])
-    pairs = torch.stack([blocks_G16 & 0xF, blocks_G16 >> 4], dim=-1).flatten(-2)
-    values_G32 = torch.ldexp(table[pairs.long()], (scales_G.int() - E8M0_BIAS)[..., None])
-    return values_G32.flatten(-2)
+    return dequantise_mxfp4(Mxfp4(blocks_G16.flatten(-2), scales_G), torch.float32)

@@ -21,6 +21,7 @@ from moe_core.engine.residency import load_resident
 from moe_core.engine.sampling_params import SamplingParams
 from moe_core.engine.text import TextCodec
 from moe_core.errors import EngineError, SpecError
+from moe_core.experts.mxfp4 import hold_in_mxfp4
 from moe_core.kernels.cpu.attach import attach
 from moe_core.kernels.cpu.panel_file import PanelFileError
 from moe_core.kernels.cpu.shelf import on_shelf
@@ -100,6 +101,8 @@ def _engine_of_files(spec: ServeSpec, codec: Tokenizer) -> Engine:
         kernels = attach(model, spec.num_threads, moves_experts=residency is None)
     else:
         kernels = torch.cuda.get_device_name(device)
+        if (num_layers := hold_in_mxfp4(model)) > 0:
+            logger.info("experts of %d layers are held in mxfp4, as they were released", num_layers)
     logger.info("decode kernels: %s, threads: %d", kernels, spec.num_threads)
     return Engine(spec, model, end_tokens=codec.eos_ids, residency=residency)
 

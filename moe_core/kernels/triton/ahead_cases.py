@@ -15,12 +15,13 @@ from moe_core.kernels.triton import (
     gate_up,
     gather,
     grouped_gemm,
+    mxfp4,
     packed,
     topk,
     weight_gradient,
 )
 from moe_core.kernels.triton.chip import Chip
-from moe_core.kernels.triton.tiles import Tile, packed_tile, product_tile, weight_gradient_tile
+from moe_core.kernels.triton.tiles import Tile, mxfp4_tile, packed_tile, product_tile, weight_gradient_tile
 
 # Rows of one token and of 8,192, of a mixture with 8 of 128 experts.
 SIZES = {"decode": 8, "prompt": 8192 * 8}
@@ -31,6 +32,9 @@ TABLES = dict.fromkeys(
 )
 SIZES_OF_TABLES = dict.fromkeys(("num_choices", "num_experts", "max_tiles", "num_chunks"), "i32")
 PLAIN = {"UPCAST": False, "PRECISION": "ieee"}
+
+# tcgen05.mma of kind mxf8f6f4 with block scales.
+BLOCK_SCALED = r"\bUTCQMMA\b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,11 @@ def cases(arch: str) -> Iterator[Case]:
     )  # fmt: skip
     for size, num_rows in SIZES.items():
         yield _packed(size, packed_tile(num_rows, 128, torch.bfloat16, chip))
+    for size, num_rows in SIZES.items():
+        tile = mxfp4_tile(num_rows, 128, torch.bfloat16, chip)
+        yield _mxfp4(f"mxfp4/{size}", tile)
+        if chip.has_block_scales:
+            yield _mxfp4(f"mxfp4/{size} with mxfp8", tile, {"MXFP8": True})
     yield from _sorting()
     yield from _of_rows()
     yield _decision()
@@ -125,6 +134,22 @@ def _packed(size: str, tile: Tile) -> Case:
         {"TOP_K": 8, "PAIRED": True, "BITS": 4, "GROUP": 64, "HAS_ZEROS": True} | PLAIN,
         tile, lambda tile: packed.blocks(tile, 64),
     )  # fmt: skip
+
+
+def _mxfp4(name: str, tile: Tile, way: Mapping[str, Any] | None = None) -> Case:
+    """gpt-oss' first product: biases and its gating. 4-bit floats meet 8-bit ones where the matrix unit takes both."""
+    ints = ("num_tiles_m", "num_outer", "num_inner", "x_stride")
+    constants = {
+        "TOP_K": 8, "PAIRED": True, "HAS_BIAS": True, "GATING": "clamped",
+        "FORM": "bf16", "MXFP8": False, "WIDEN": False, "PRECISION": "ieee", **(way or {}),
+    }  # fmt: skip
+    case = product(
+        name, mxfp4.mxfp4_kernel,
+        {"x_ptr": "*bf16", "out_ptr": "*bf16", "bias_ptr": "*bf16", "codes_ptr": "*u8", "exponents_ptr": "*u8"}
+        | ORDER | dict.fromkeys(ints, "i32") | {"alpha": "fp32", "limit": "fp32"},
+        constants, tile, mxfp4.blocks,
+    )  # fmt: skip
+    return replace(case, instructions={"sm100": BLOCK_SCALED}) if way else case
 
 
 def _known(kernel: Any) -> dict[str, str]:

@@ -42,6 +42,11 @@ class Chip:
         """Whether matrix products of 64 rows and more run on warp groups (Hopper) or in tensor memory (Blackwell)."""
         return self.arch in ("sm90", "sm100", "sm103")
 
+    @property
+    def has_block_scales(self) -> bool:
+        """Whether the matrix unit takes 4- and 8-bit floats with a power of two for each group (Blackwell's data centre)."""
+        return self.arch in ("sm100", "sm103")
+
 
 @cache
 def chip_of(device: torch.device) -> Chip:
@@ -57,6 +62,15 @@ def chip_of(device: torch.device) -> Chip:
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1)."""
     return bool(knobs.runtime.interpret)
+
+
+def dots_scaled() -> bool:
+    """Whether `tl.dot_scaled` can be had: always when compiled, in the interpreter of newer versions only."""
+    if not interpreted():
+        return True
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    return hasattr(InterpreterBuilder, "create_dot_scaled")
 
 
 def upcasts(x: Tensor) -> bool:

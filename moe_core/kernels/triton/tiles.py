@@ -99,6 +99,17 @@ def packed_tile(num_rows: int, num_experts: int, dtype: torch.dtype, chip: Chip)
     return Tile(64, 128, 64, 4, 3 if chip.shared_bytes > 64 * 1024 else 2, swap=True)
 
 
+def mxfp4_tile(num_rows: int, num_experts: int, dtype: torch.dtype, chip: Chip) -> Tile:
+    """The tile for rows times weights in mxfp4, the weight on the left; steps are whole groups of 32."""
+    rows = rows_per_expert(num_rows, num_experts)
+    if dtype is torch.float32:
+        return Tile(16 if rows <= 16 else 32, 64, 64, 4, 2, swap=True)
+    stages = 3 if chip.shared_bytes > 64 * 1024 else 2
+    if rows <= 32:
+        return Tile(16 if rows <= 16 else 32, 128, 128, 4, stages, swap=True)
+    return Tile(64, 128, 64 if not chip.has_block_scales else 128, 4, stages, swap=True)
+
+
 def weight_gradient_tile(dtype: torch.dtype, chip: Chip) -> Tile:
     """The tile for the gradient of a weight: `block_m` of its rows, `block_n` of its columns, `block_k` tokens a step."""
     if dtype is torch.float32:
