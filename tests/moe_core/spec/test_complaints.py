@@ -89,7 +89,7 @@ def test_no_word_of_a_library_reaches_a_person() -> None:
             },
         ),
         (LayoutSpec, {"moe_layers": [0, 600]}, {("moe_layers", 1): ("not_below", "512")}),
-        (RoutingSpec, {"prior_layers": {"x": {}}}, {("prior_layers", "x"): ("not_a_whole_number",)}),
+        (RoutingSpec, {"prior_layers": {"x": {}}}, {("prior_layers", "x"): ("layer_key", "'x'")}),
     ],
 )
 def test_the_fault_stands_beside_its_field(door: Any, data: Any, faults: dict[Any, Any]) -> None:
