@@ -178,8 +178,13 @@ def _routers(models: Sequence[Decoder], layer: int) -> list[Router]:
 
 def _temperature_acts(moe: MoeSpec, num_models: int) -> bool:
     """Whether the calibrated temperature changes what the model says without any prior."""
-    # Experts of one model are told apart by their own rows: there the new ones weigh against them.
-    return moe.top_k > 1 or not moe.weights_sum_to_one or moe.num_experts > num_models
+    # Experts of one model are told apart by their own rows: there the new ones weigh against them, as against biases.
+    return (
+        moe.top_k > 1
+        or not moe.weights_sum_to_one
+        or moe.num_experts > num_models
+        or bool(getattr(moe.gate, "selection_bias", False))
+    )
 
 
 def _chosen_NS(prompts: Prompts, turn_N: Tensor, turns: tuple[int, ...]) -> Tensor:

@@ -128,10 +128,10 @@ def test_it_is_told_where_the_temperature_changes_no_output(top_k: int) -> None:
 
 
 @torch.no_grad()
-def test_among_the_experts_of_mixtures_the_temperature_always_acts() -> None:
-    models = [mixture(1, top_k=1), mixture(2, top_k=1)]
-    _, report = composed(models)
-    assert report["temperature_acts"] is True
+def test_among_the_experts_of_mixtures_and_against_a_bias_the_temperature_always_acts() -> None:
+    for moe in ({}, {"num_experts": 1, "gate": {"kind": "softmax_topk", "selection_bias": True}}):
+        _, report = composed([mixture(1, top_k=1, **moe), mixture(2, top_k=1, **moe)])
+        assert report["temperature_acts"] is True
 
 
 @torch.no_grad()
