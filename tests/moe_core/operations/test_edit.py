@@ -206,6 +206,17 @@ def test_without_alignment_it_would_lose() -> None:
     assert lost(other) > 0.5
 
 
+def test_weights_of_experts_are_made_to_sum_to_one_and_are_even_where_nothing_is_used() -> None:
+    layer = next(iter(mixture().moe_layers()))
+    one, other = ExpertWeights.of(layer, 1), ExpertWeights.of(layer, 3)
+    for weights, share in (([3.0, 1.0], 0.75), ([0.0, 2.0], 0.0), ([0.0, 0.0], 0.5)):
+        mean = mean_of([one, other], weights)
+        assert torch.allclose(mean.down_DF, share * one.down_DF + (1.0 - share) * other.down_DF, atol=1e-6)
+        assert torch.allclose(
+            mean.gate_up_2FD, share * one.gate_up_2FD + (1.0 - share) * other.gate_up_2FD, atol=1e-6
+        )
+
+
 def test_weights_of_a_merge_follow_usage() -> None:
     model, prompts = mixture(), some_prompts()
     load_LE = loads(model, prompts).double()

@@ -65,6 +65,13 @@ def test_prompts_longer_than_the_models_positions_are_refused(act: Callable[[], 
         act()
 
 
+@pytest.mark.parametrize(("ids", "told"), [([0, 400], 400), ([0, 97], 97), ([-3, 400], -3)])
+def test_the_token_that_is_outside_the_vocabulary_is_named(ids: list[int], told: int) -> None:
+    with pytest.raises(SpecError, match=f"^token {told} is outside the vocabulary of 97"):
+        Prompts.of({"law": [ids]}).check_fits(mixture().spec)
+    Prompts.of({"law": [[0, 96]]}).check_fits(mixture().spec)
+
+
 def test_padding_is_no_part_of_a_prompts_length() -> None:
     prompts = some_prompts()
     ids_NS = torch.nn.functional.pad(prompts.ids_NS, (0, 200))
