@@ -96,7 +96,7 @@ def detail_context(deployment: Deployment, caller: Caller, form: UpdateForm | No
         "revisions": [{"one": one, "map": map_words(one.domains)} for one in revisions_of(deployment)[:50]],
         "domains": shown_domains(deployment),
         "map_words": map_words(deployment.domains),
-        "precision": dict(DTYPES).get(deployment.settings["dtype"], deployment.settings["dtype"]),
+        "precision": dict(DTYPES).get(str(deployment.settings.get("dtype")), "—"),
         "is_observed": deployment.observed_generation == deployment.generation,
         "fit": fit_of(deployment.desired_version.spec, deployment.settings),
         "can_write": can_write,
