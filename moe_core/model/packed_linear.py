@@ -1,4 +1,4 @@
-"""A linear map whose weight lies in 8 or 4 bits and is widened when it is used.
+"""A linear map whose weight lies in 8 or 4 bits, and is multiplied so or widened when it is used.
 
 Shapes: T tokens, O rows out, K columns in.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from moe_core.kernels.dispatch import has_triton
 from moe_core.kernels.packing import Packed, code_bytes, dequantise, num_groups, quantise
 from moe_core.kernels.precision import product
 from moe_core.spec.quantisation import ExpertQuantSpec
@@ -54,6 +55,19 @@ class PackedLinear(nn.Module):
         return dequantise(self.packed(), self.width_in, self.quantisation, dtype)
 
     def forward(self, x_TK: Tensor) -> Tensor:
-        """x · weightᵀ + bias, in the dtype of the input."""
-        out_TO = product(x_TK, self.widened(x_TK.dtype))
+        """x · weightᵀ + bias, in the dtype of the input; few rows on a GPU are multiplied by the codes as they lie."""
+        if self._on_codes(x_TK):
+            from moe_core.kernels.triton.packed import packed_linear
+
+            out_TO = packed_linear(x_TK.contiguous(), self.packed(), self.quantisation)
+        else:
+            out_TO = product(x_TK, self.widened(x_TK.dtype))
         return out_TO if self.bias is None else out_TO + self.bias
+
+    def _on_codes(self, x_TK: Tensor) -> bool:
+        """Whether a kernel takes the codes as they lie."""
+        if not x_TK.is_cuda or x_TK.ndim != 2 or not has_triton():
+            return False
+        from moe_core.kernels.triton.packed import supports_linear
+
+        return supports_linear(x_TK, self.quantisation)

@@ -89,6 +89,7 @@ def cases(arch: str) -> Iterator[Case]:
     )  # fmt: skip
     for size, num_rows in SIZES.items():
         yield _packed(size, packed_tile(num_rows, 128, torch.bfloat16, chip))
+    yield _packed_map(packed_tile(8, 1, torch.bfloat16, chip))
     for size, num_rows in SIZES.items():
         tile = mxfp4_tile(num_rows, 128, torch.bfloat16, chip)
         yield _mxfp4(f"mxfp4/{size}", tile)
@@ -126,12 +127,21 @@ def _products(size: str, tile: Tile) -> Iterator[Case]:
 
 def _packed(size: str, tile: Tile) -> Case:
     """Experts in 4 bits, groups of 64 with zero points."""
-    ints = ("num_tiles_m", "num_outer", "num_inner", "row_bytes", "num_groups", "x_stride")
+    return _of_codes(f"packed/{size}", tile, ORDER, {"ONE": False, "PAIRED": True})
+
+
+def _packed_map(tile: Tile) -> Case:
+    """A projection of attention for the few rows of a decoding step."""
+    return _of_codes("packed/map", tile, {}, {"ONE": True, "PAIRED": False} | dict.fromkeys(ORDER))
+
+
+def _of_codes(name: str, tile: Tile, order: dict[str, str], way: Mapping[str, Any]) -> Case:
+    ints = ("num_tiles_m", "num_rows", "num_outer", "num_inner", "row_bytes", "num_groups", "x_stride")
     return product(
-        f"packed/{size}", packed.packed_kernel,
+        name, packed.packed_kernel,
         {"x_ptr": "*bf16", "out_ptr": "*bf16", "codes_ptr": "*u8", "scales_ptr": "*fp16", "zeros_ptr": "*u8"}
-        | ORDER | dict.fromkeys(ints, "i32"),
-        {"TOP_K": 8, "PAIRED": True, "BITS": 4, "GROUP": 64, "HAS_ZEROS": True} | PLAIN,
+        | order | dict.fromkeys(ints, "i32"),
+        {"TOP_K": 8, "BITS": 4, "GROUP": 64, "HAS_ZEROS": True, **way} | PLAIN,
         tile, lambda tile: packed.blocks(tile, 64),
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 Shapes: T tokens, D model width, E experts, F expert width, R rows in expert order, O outer and I inner width of a weight,
 B bytes of a row's codes, G its groups.
+Attention's projections and other maps in few bits are one expert that has all rows.
 The weight stands on the left of every product, (W · Xᵀ)ᵀ: what was just widened is in registers, where the left operand
 of a matrix instruction may be. The format is that of `moe_core.kernels.packing`; a step of the loop is one group.
 
@@ -29,28 +30,39 @@ from moe_core.kernels.triton.tiles import Tile, packed_tile
 from moe_core.spec.quantisation import ExpertQuantSpec
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# With more rows a product is bound by arithmetic, and codes that each tile of rows widens anew are no gain.
+MAX_LINEAR_ROWS = 256
 
 
-@triton.jit(do_not_specialize=["num_tiles_m"])
+@triton.jit(do_not_specialize=["num_tiles_m", "num_rows"])
 def packed_kernel(
     x_ptr, codes_ptr, scales_ptr, zeros_ptr, out_ptr, choice_ptr, begin_ptr, tile_expert_ptr, tile_row_ptr,
-    num_tiles_m, num_outer, num_inner, row_bytes, num_groups, x_stride,
-    TOP_K: tl.constexpr, PAIRED: tl.constexpr, UNROLL: tl.constexpr,
+    num_tiles_m, num_rows, num_outer, num_inner, row_bytes, num_groups, x_stride,
+    TOP_K: tl.constexpr, ONE: tl.constexpr, PAIRED: tl.constexpr, UNROLL: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of rows times BLOCK_N rows of a packed weight; PAIRED: gate and up rows in turn, then the gating."""
+    """A tile of rows times BLOCK_N rows of a packed weight; PAIRED: gate and up rows in turn, then the gating.
+
+    ONE: all rows as they lie have one weight, and there is no map of them.
+    """
     # How many columns of the output the tile has: its gate rows only, where gate and up come in pairs.
     COLUMNS: tl.constexpr = BLOCK_N // 2 if PAIRED else BLOCK_N
     num_columns = num_outer // 2 if PAIRED else num_outer
     tile_m, tile_n = tile_place(num_tiles_m, tl.cdiv(num_columns, COLUMNS), GROUP_M)
-    expert = tl.load(tile_expert_ptr + tile_m)
-    if expert < 0:
-        return
-    row_M = tl.load(tile_row_ptr + tile_m) + tl.arange(0, BLOCK_M)
-    real_M = row_M < tl.load(begin_ptr + expert + 1)
-    choice_M = tl.load(choice_ptr + row_M, mask=real_M, other=0)
+    if ONE:
+        expert = tile_m * 0
+        row_M = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+        real_M = row_M < num_rows
+        choice_M = row_M
+    else:
+        expert = tl.load(tile_expert_ptr + tile_m)
+        if expert < 0:
+            return
+        row_M = tl.load(tile_row_ptr + tile_m) + tl.arange(0, BLOCK_M)
+        real_M = row_M < tl.load(begin_ptr + expert + 1)
+        choice_M = tl.load(choice_ptr + row_M, mask=real_M, other=0)
     turn_N = tl.arange(0, BLOCK_N)
     if PAIRED:
         from_M = choice_M // TOP_K
@@ -115,6 +127,12 @@ def blocks(tile: Tile, group_size: int) -> dict[str, Any]:
     return sizes | {"UNROLL": max(1, tile.block_k // group_size)}
 
 
+def _constants(x: Tensor, weight: Packed, spec: ExpertQuantSpec, tile: Tile) -> dict[str, Any]:
+    """What the kernel must know of codes and numbers."""
+    codes = {"BITS": spec.bits, "GROUP": spec.group_size, "HAS_ZEROS": weight.zeros is not None}
+    return blocks(tile, spec.group_size) | codes | {"UPCAST": upcasts(x), "PRECISION": dot_precision(x)}
+
+
 def packed_gemm(
     x: Tensor, weight: Packed, num_outer: int, spec: ExpertQuantSpec, rows: Rows, tile: Tile, *, pairs: bool
 ) -> Tensor:
@@ -132,17 +150,42 @@ def packed_gemm(
 
     def lay(tile: Tile) -> tuple[int, dict[str, Any]]:
         columns = tile.block_n // 2 if pairs else tile.block_n
-        codes = {"BITS": spec.bits, "GROUP": spec.group_size, "HAS_ZEROS": weight.zeros is not None}
-        way = {"TOP_K": rows.top_k, "PAIRED": pairs, "UPCAST": upcasts(x), "PRECISION": dot_precision(x)}
-        return rows.max_tiles * triton.cdiv(num_columns, columns), blocks(tile, spec.group_size) | codes | way
+        way = {"TOP_K": rows.top_k, "ONE": False, "PAIRED": pairs}
+        return rows.max_tiles * triton.cdiv(num_columns, columns), _constants(x, weight, spec, tile) | way
 
     arguments = (
         x, weight.codes, weight.scales, weight.zeros, out,
         rows.choice_R, rows.begin_E, rows.tile_expert_M, rows.tile_row_M,
-        rows.max_tiles, num_outer, num_inner, weight.codes.shape[2], weight.scales.shape[2], x.stride(0),
+        rows.max_tiles, num_rows, num_outer, num_inner, weight.codes.shape[2], weight.scales.shape[2], x.stride(0),
     )  # fmt: skip
     launch(packed_kernel, arguments, tile, lay)
     return out
+
+
+def packed_linear(x_RK: Tensor, weight: Packed, spec: ExpertQuantSpec) -> Tensor:
+    """x · weightᵀ, (R, O) in the dtype of `x_RK`; `weight` holds (O, B) codes and (O, G) scales of one map. No gradient.
+
+    Raises SpecError for what does not fit.
+    """
+    num_rows, num_inner = x_RK.shape
+    num_outer = weight.codes.shape[0]
+    _check_weight(x_RK, weight, (num_outer,), spec)
+    out_RO = x_RK.new_empty(num_rows, num_outer)
+    if num_rows == 0:
+        return out_RO
+    tile = packed_tile(num_rows, 1, x_RK.dtype, chip_of(x_RK.device))
+    num_tiles = triton.cdiv(num_rows, tile.block_m)
+
+    def lay(tile: Tile) -> tuple[int, dict[str, Any]]:
+        way = {"TOP_K": 1, "ONE": True, "PAIRED": False}
+        return num_tiles * triton.cdiv(num_outer, tile.block_n), _constants(x_RK, weight, spec, tile) | way
+
+    arguments = (
+        x_RK, weight.codes, weight.scales, weight.zeros, out_RO, None, None, None, None,
+        num_tiles, num_rows, num_outer, num_inner, weight.codes.shape[1], weight.scales.shape[1], x_RK.stride(0),
+    )  # fmt: skip
+    launch(packed_kernel, arguments, tile, lay)
+    return out_RO
 
 
 def packed_swiglu_experts(
@@ -160,24 +203,36 @@ def packed_swiglu_experts(
 
 def supports(hidden_TD: Tensor, expert_ids_TK: Tensor, spec: ExpertQuantSpec) -> bool:
     """CUDA or ROCm tensors of one of DTYPES, no gradient wanted; groups of 32 to 128."""
-    return (
-        hidden_TD.is_cuda
-        and hidden_TD.dtype in DTYPES
-        and expert_ids_TK.device == hidden_TD.device
-        and expert_ids_TK.dtype in (torch.int64, torch.int32)
-        and 32 <= spec.group_size <= 128
-        and not (torch.is_grad_enabled() and hidden_TD.requires_grad)
-    )
+    ids_fit = expert_ids_TK.device == hidden_TD.device and expert_ids_TK.dtype in (torch.int64, torch.int32)
+    return _supports(hidden_TD, spec) and ids_fit
+
+
+def supports_linear(x_RK: Tensor, spec: ExpertQuantSpec) -> bool:
+    """The same of one map, for up to MAX_LINEAR_ROWS rows: the widening of more is little beside their product."""
+    return _supports(x_RK, spec) and x_RK.shape[0] <= MAX_LINEAR_ROWS
+
+
+def _supports(x: Tensor, spec: ExpertQuantSpec) -> bool:
+    learns = torch.is_grad_enabled() and x.requires_grad
+    return x.is_cuda and x.dtype in DTYPES and 32 <= spec.group_size <= 128 and not learns
 
 
 def _check(x: Tensor, weight: Packed, num_outer: int, spec: ExpertQuantSpec, rows: Rows, pairs: bool) -> None:
-    num_rows, num_inner = rows.choice_R.shape[0], x.shape[1]
+    num_rows = rows.choice_R.shape[0]
     wanted = num_rows // rows.top_k if pairs else num_rows
-    num_experts = rows.begin_E.shape[0] - 1
-    codes = (num_experts, num_outer, code_bytes(num_inner, spec))
-    groups = (num_experts, num_outer, num_groups(num_inner, spec))
-    if x.shape[0] != wanted or x.stride(1) != 1 or x.dtype not in DTYPES:
-        raise SpecError(f"rows {tuple(x.shape)} {x.dtype} must be ({wanted}, I) with a last stride of 1")
+    if x.shape[0] != wanted:
+        raise SpecError(f"rows {tuple(x.shape)} must be ({wanted}, I)")
+    _check_weight(x, weight, (rows.begin_E.shape[0] - 1, num_outer), spec)
+
+
+def _check_weight(x: Tensor, weight: Packed, outer: tuple[int, ...], spec: ExpertQuantSpec) -> None:
+    """Rows and codes of one width, contiguous and together."""
+    if x.stride(1) != 1 or x.dtype not in DTYPES:
+        raise SpecError(
+            f"rows {tuple(x.shape)} {x.dtype} need a last stride of 1, and a dtype of 16 or 32 bits"
+        )
+    codes = (*outer, code_bytes(x.shape[1], spec))
+    groups = (*outer, num_groups(x.shape[1], spec))
     if weight.codes.shape != codes or weight.scales.shape != groups:
         raise SpecError(
             f"codes {tuple(weight.codes.shape)} and scales {tuple(weight.scales.shape)} must be {codes} and {groups}"

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from moe_core.errors import SpecError
 from moe_core.kernels.packing import dequantise, quantise
 from moe_core.kernels.torch_grouped import swiglu_experts_torch
-from moe_core.kernels.triton.packed import packed_swiglu_experts, supports
+from moe_core.kernels.triton.packed import (
+    MAX_LINEAR_ROWS,
+    packed_linear,
+    packed_swiglu_experts,
+    supports,
+)
+from moe_core.model.packed_linear import PackedLinear
 from moe_core.spec.quantisation import ExpertQuantSpec
-from tests.moe_core.kernels.triton.layer import TOLERANCE, Layer, error
+from tests.moe_core.kernels.triton.layer import TOLERANCE, Layer, error, surrounded
 
 SPECS = [
     ExpertQuantSpec(bits=4, group_size=32, symmetric=True),
@@ -54,6 +62,45 @@ def test_it_refuses_codes_of_another_width(device) -> None:
     gate_up, down = quantise(layer.gate_up, SPECS[0]), quantise(layer.down, SPECS[0])
     with pytest.raises(SpecError, match="must be"):
         packed_swiglu_experts(layer.hidden, down, gate_up, 32, SPECS[0], layer.ids, layer.weights)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{s.bits}-bit/{s.group_size}")
+@pytest.mark.parametrize("num_rows", [1, 9, 70])
+def test_a_packed_map_is_one_expert_with_all_rows(device, monkeypatch, spec, num_rows) -> None:
+    chance = torch.Generator().manual_seed(num_rows)
+    linear = PackedLinear(70, 45, spec, torch.float32, bias=True).to(device)
+    with torch.no_grad():
+        linear.pack(torch.randn(45, 70, generator=chance).to(device))
+        linear.bias.copy_(torch.randn(45, generator=chance))
+    x = surrounded(torch.randn(num_rows, 70, generator=chance).to(device))
+    truth = x.double() @ linear.widened(torch.float32).double().t() + linear.bias.double()
+    # The interpreter runs on CPU tensors what a GPU would take.
+    monkeypatch.setattr(PackedLinear, "_on_codes", lambda self, x: True)
+    monkeypatch.setattr(PackedLinear, "widened", None)
+    with torch.no_grad():
+        assert error(linear(x), truth) < TOLERANCE[torch.float32]
+        assert error(linear(x[:0]), truth[:0]) == 0.0
+
+
+def test_a_map_refuses_codes_of_another_width(device) -> None:
+    weight = quantise(torch.randn(45, 70, device=device), SPECS[0])
+    with pytest.raises(SpecError, match="must be"):
+        packed_linear(torch.zeros(3, 64, device=device), weight, SPECS[0])
+    with pytest.raises(SpecError, match="last stride of 1"):
+        packed_linear(torch.zeros(70, 3, device=device).t(), weight, SPECS[0])
+
+
+def test_only_few_rows_on_a_gpu_take_a_map_s_codes() -> None:
+    spec = SPECS[0]
+    linear = PackedLinear(64, 32, spec, torch.float32)
+    assert not linear._on_codes(torch.zeros(2, 64))
+
+    def on_a_gpu(num_rows: int) -> SimpleNamespace:
+        shape = (num_rows, 64)
+        return SimpleNamespace(is_cuda=True, ndim=2, shape=shape, dtype=torch.float16, requires_grad=False)
+
+    assert linear._on_codes(on_a_gpu(MAX_LINEAR_ROWS))
+    assert not linear._on_codes(on_a_gpu(MAX_LINEAR_ROWS + 1))
 
 
 def test_the_cpu_never_takes_it() -> None:
