@@ -24,8 +24,10 @@ PHASES = ("prefill", "decode")
 
 
 class RoutingCounts:
-    """An int64 tensor (P, N, L, E) that one index_add a step brings up to date, and one (P, N, 2) of visits and hits.
+    """An int64 tensor (P, N, L, E) of tokens, and one (P, N, 2) of visits and hits, both whole whenever they are read.
 
+    What a step chose is kept, and added up with that of other steps when somebody reads or there is no more room: for
+    the few tokens of a decoding step the dozen operations cost as much as for hundreds.
     `labels_NE` (domains without the row of none) is not 0 where an expert is mapped to a domain.
     """
 
@@ -35,21 +37,38 @@ class RoutingCounts:
         num_layers, num_domains = len(moe.moe_layers), labels_NE.shape[0]
         self.moe_layers = moe.moe_layers
         self.top_k = moe.top_k
-        self.counts_PNLE = torch.zeros(
+        self._counts_PNLE = torch.zeros(
             len(PHASES), num_domains + 1, num_layers, moe.num_experts, dtype=torch.int64, device=device
         )
-        self.reach_PN2 = torch.zeros(len(PHASES), num_domains + 1, 2, dtype=torch.int64, device=device)
+        self._reach_PN2 = torch.zeros(len(PHASES), num_domains + 1, 2, dtype=torch.int64, device=device)
         self._labels_NE = labels_NE.to(device)
         self._index_of = {layer: index for index, layer in enumerate(moe.moe_layers)}
         # The choice of every expert layer in the step that runs; whoever computes the step fills it.
         shape = (num_layers, max_batch_tokens, moe.num_places)
         self.ids_LTK = torch.zeros(shape, dtype=torch.int64, device=device)
+        # Choices that are not added up yet: of the first tokens, whose rows of the table and domains are beside them.
+        self._kept_LTK = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._rows: list[int] = []
+        self._domains: list[int] = []
         self._layer_base_L11 = (torch.arange(num_layers, device=device) * moe.num_experts)[:, None, None]
+
+    @property
+    def counts_PNLE(self) -> Tensor:
+        """Tokens by phase, domain, expert layer and expert."""
+        self._add_up()
+        return self._counts_PNLE
+
+    @property
+    def reach_PN2(self) -> Tensor:
+        """Visits and hits by phase and domain."""
+        self._add_up()
+        return self._reach_PN2
 
     def forget(self) -> None:
         """Begin at nothing: what the golden prompt did is nobody's traffic."""
-        self.counts_PNLE.zero_()
-        self.reach_PN2.zero_()
+        self._rows, self._domains = [], []
+        self._counts_PNLE.zero_()
+        self._reach_PN2.zero_()
 
     def observe(self, layer: int, routing: Routing) -> None:
         """Keep one layer's choice until the step ends."""
@@ -72,7 +91,7 @@ class RoutingCounts:
 
     def _count(self, chunks: Chunks[Chunk]) -> None:
         places, rows, domains = [], [], []
-        _, num_rows, num_layers, num_experts = self.counts_PNLE.shape
+        num_rows = self._counts_PNLE.shape[1]
         first = 0
         for chunk in chunks:
             sequence = chunk.sequence
@@ -82,17 +101,28 @@ class RoutingCounts:
                 rows.append(phase * num_rows + sequence.domain + 1)
                 domains.append(sequence.domain)
             first += chunk.num_tokens + chunk.num_rejected
+        if len(self._rows) + len(rows) > self._kept_LTK.shape[1]:
+            self._add_up()
+        start, end = len(self._rows), len(self._rows) + len(rows)
         ids_LTK = self.ids_LTK[:, :first] if len(places) == first else self.ids_LTK[:, places]
-        row_T = torch.tensor(rows, dtype=torch.int64, device=ids_LTK.device)
+        self._kept_LTK[:, start:end] = ids_LTK
+        self._rows += rows
+        self._domains += domains
+
+    def _add_up(self) -> None:
+        """Add what was kept to the tables."""
+        if not self._rows:
+            return
+        _, _, num_layers, num_experts = self._counts_PNLE.shape
+        ids_LTK = self._kept_LTK[:, : len(self._rows)]
+        row_T = torch.tensor(self._rows, dtype=torch.int64, device=ids_LTK.device)
+        domain_T = torch.tensor(self._domains, dtype=torch.int64, device=ids_LTK.device)
+        self._rows, self._domains = [], []
         base_1T1 = row_T[None, :, None] * (num_layers * num_experts)
         cells = (ids_LTK + self._layer_base_L11 + base_1T1).view(-1)
         # An empty place adds nothing to whatever cell it falls into; the first layer's would fall before the table.
         filled = (ids_LTK >= 0).to(torch.int64).reshape(-1)
-        self.counts_PNLE.view(-1).index_add_(0, cells.clamp_(min=0), filled)
-        self._count_reach(ids_LTK, row_T, torch.tensor(domains, dtype=torch.int64, device=ids_LTK.device))
-
-    def _count_reach(self, ids_LTK: Tensor, row_T: Tensor, domain_T: Tensor) -> None:
-        num_layers = ids_LTK.shape[0]
+        self._counts_PNLE.view(-1).index_add_(0, cells.clamp_(min=0), filled)
         hits_T = mapped_hits(ids_LTK, self._labels_NE, domain_T).sum(0)
         both_T2 = torch.stack([torch.full_like(hits_T, num_layers), hits_T], -1)
-        self.reach_PN2.view(-1, 2).index_add_(0, row_T, both_T2)
+        self._reach_PN2.view(-1, 2).index_add_(0, row_T, both_T2)
