@@ -18,14 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_core import strict_json
-from moe_core.engine.panel_cache import PanelCache
+from moe_core.engine import head_start
 from moe_core.errors import CheckpointError, MoeCoreError, SpecError
-from moe_core.spec import ServeSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from moe_core.engine.engine import Engine
+    from moe_core.engine.loop import EngineState
+    from moe_core.engine.panel_cache import PanelCache
     from moe_core.engine.service import Build, EngineService
+    from moe_core.engine.text import TextCodec
+    from moe_core.spec import ServeSpec
 
 logger = logging.getLogger("moe_core.engine.server")
 EXIT_BROKEN, EXIT_SPEC, EXIT_MODEL = 1, 2, 3
@@ -38,22 +42,34 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+    _prepare_process()
+    head_start.begin()
     try:
         spec = read_spec(arguments)
     except (MoeCoreError, OSError, strict_json.StrictJsonError) as error:
         say({"event": "failed", "code": type(error).__name__, "message": str(error)})
         return EXIT_SPEC
-    _prepare_process()
+    from moe_core.engine.panel_cache import PanelCache
+
     # Before torch: its import and the hash of a panel file go on beside each other.
     panels = PanelCache.of(spec)
-    from moe_core.engine.loading import build_engine
-
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(serve(spec, partial(build_engine, panels=panels)))
+            return runner.run(serve(spec, partial(_build, panels)))
     finally:
         if panels is not None:
             panels.close()
+
+
+def _build(
+    panels: PanelCache | None, spec: ServeSpec, tell: Callable[[EngineState], None]
+) -> tuple[Engine, TextCodec]:
+    from moe_core.engine.loading import build_engine
+
+    try:
+        return build_engine(spec, tell, panels)
+    finally:
+        head_start.end()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -67,6 +83,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def read_spec(arguments: list[str]) -> ServeSpec:
     """The ServeSpec in the file that the command line names."""
+    from moe_core.spec import ServeSpec
+
     if len(arguments) != 1:
         raise SpecError("usage: python -m moe_core.engine.server SPEC.json")
     return ServeSpec.parse(strict_json.loads(Path(arguments[0]).read_bytes()))

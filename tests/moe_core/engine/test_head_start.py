@@ -1,0 +1,48 @@
+"""What an engine's process does while it imports: torch's library is linked beside it, and the collector rests."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from moe_core.engine import head_start
+
+LINKED = """
+import gc, sys, threading
+from moe_core.engine import server
+assert not {"torch", "pydantic", "aiohttp"} & set(sys.modules), "the server's module is to import the standard library alone"
+server.head_start.begin()
+assert not gc.isenabled()
+for thread in threading.enumerate():
+    if thread.name == "link-torch":
+        thread.join()
+assert "torch" not in sys.modules
+assert "libtorch_cpu" in open("/proc/self/maps").read()
+import torch
+assert float(torch.ones(3).sum()) == 3.0
+server.head_start.end()
+assert gc.isenabled() and gc.get_freeze_count() > 10_000
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what is linked from /proc")
+def test_torch_is_linked_before_it_is_imported() -> None:
+    done = subprocess.run([sys.executable, "-c", LINKED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_torch_nothing_is_linked_and_the_collector_wakes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    try:
+        head_start.begin()
+        assert not gc.isenabled()
+        assert "link-torch" not in {thread.name for thread in threading.enumerate()}
+    finally:
+        head_start.end()
+        gc.unfreeze()
+    assert gc.isenabled()
