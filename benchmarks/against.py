@@ -29,7 +29,7 @@ from benchmarks.limits import measure
 from benchmarks.models import model_dir
 from benchmarks.peers import llamacpp, openvino, transformers, turnout, vllm
 from benchmarks.peers.environment import Unavailable
-from benchmarks.peers.server import StartFailed
+from benchmarks.peers.server import Server, StartFailed
 from benchmarks.prompts import Prompts
 from benchmarks.report import page
 from benchmarks.visits import TRIAL, Amount, Contestant, Visit
@@ -66,6 +66,10 @@ def gathered(run: Run, names: Sequence[str]) -> list[Contestant]:
     if run.only:
         found = [one for one in found if any(word in one.name for word in run.only)]
     for one in found:
+        if one.peer == "Turnout" and isinstance(one, Server):
+            seconds = turnout.write_panels(run.home, one, threads=2)
+            run.extra.setdefault("first_start_s", {})[one.name] = seconds
+            say(f"{one.name}: the first start, which may write its panels, took {seconds:.1f} s")
         run.contestants[one.name] = {"peer": one.peer, "precision": one.precision, "note": one.note}
     return found
 

@@ -2,8 +2,8 @@
 
 smollm2        SmolLM2-135M-Instruct, dense (134.5 M)
 smol-moe-8x    upcycled from it: 8 experts in each of 30 layers, top-2 (692 M, 214 M active)
-smol-moe-8x-w8, -w4   the same with experts in 8 and 4 bits, groups of 64
-smol-moe-8x-q8, -q4   the same with attention packed like the experts, and the head in 8 bits
+smol-moe-8x-q8   the same with experts, attention and head in 8 bits, groups of 64
+smol-moe-8x-q4   the same with experts and attention in 4 bits, groups of 32, and the head in 8 bits
 dense-big      random, dense, as many weights in all as smol-moe-8x
 qwen3moe-64e   random, 12 layers of 64 experts, top-8 (989 M)
 """
@@ -28,7 +28,8 @@ from moe_core.spec.quantisation import ExpertQuantSpec
 
 # Of upcycled experts, relative to each matrix: routers of equal experts would choose between nothings.
 NOISE, ROUTER_STD = 1e-3, 0.05
-GROUP = 64
+# Of 8 bits, and of 4: with these a model of 4 bits has as many bytes as one of llama.cpp's Q4_0.
+GROUPS = {8: 64, 4: 32}
 
 
 def model_dir(name: str, home: Path) -> Path:
@@ -53,12 +54,11 @@ def _upcycled(path: Path, home: Path) -> None:
     moe_core.save(mixture, path, dtype="bfloat16", tokenizer_from=home / "smollm2")
 
 
-def _packed(bits: int, *, everywhere: bool = False) -> Callable[[Path, Path], None]:
+def _packed(bits: int) -> Callable[[Path, Path], None]:
     def build(path: Path, home: Path) -> None:
         source = model_dir("smol-moe-8x", home)
-        own, head = (ExpertQuantSpec.parse({"bits": b, "group_size": GROUP}) for b in (bits, 8))
-        trunk = (own, head) if everywhere else (None, None)
-        spec = QuantiseSpec(quantisation=own, attention=trunk[0], head=trunk[1])
+        own, head = (ExpertQuantSpec.parse({"bits": b, "group_size": GROUPS[b]}) for b in (bits, 8))
+        spec = QuantiseSpec(quantisation=own, attention=own, head=head)
         packed, _ = quantise(moe_core.load(source, "bfloat16"), spec)
         moe_core.save(packed, path, dtype="bfloat16", tokenizer_from=source)
 
@@ -106,10 +106,8 @@ def _save_random(spec: ModelSpec, path: Path, home: Path) -> None:
 BUILDERS: dict[str, Callable[[Path, Path], None]] = {
     "smollm2": _smollm2,
     "smol-moe-8x": _upcycled,
-    "smol-moe-8x-w8": _packed(8),
-    "smol-moe-8x-w4": _packed(4),
-    "smol-moe-8x-q8": _packed(8, everywhere=True),
-    "smol-moe-8x-q4": _packed(4, everywhere=True),
+    "smol-moe-8x-q8": _packed(8),
+    "smol-moe-8x-q4": _packed(4),
     "dense-big": _dense_big,
     "qwen3moe-64e": _fine_grained,
     "quick": _quick,

@@ -126,7 +126,10 @@ def loading(run: dict[str, Any]) -> list[str]:
         lines.append(
             f"| {bold(name, about)} | {spread} | {held} | {told} |" + (" |" if verdict["refused"] else "")
         )
-    return [*lines, ""]
+    first = run["extra"].get("first_start_s", {})
+    told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in first.items())
+    once = [f"Starts before all others, which write the panels that these map where none lie yet: {told}.", ""]
+    return [*lines, "", *(once if first else [])]
 
 
 def losses(run: dict[str, Any]) -> list[str]:

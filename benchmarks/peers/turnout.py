@@ -25,11 +25,12 @@ from benchmarks.home import ROOT, Home
 from benchmarks.models import model_dir
 from benchmarks.peers.server import GREETING, Server, StartFailed, free_port
 from console.demo.client import Api, ApiError
+from moe_core.checkpoint.hashes import hashes_of
 from standalone import processes
 from standalone.demo import demo_access
 from standalone.instance import Instance, running_instance
 
-FORMATS = {"16 bits": ("bf16", ""), "8 bits": ("w8", "-w8"), "4 bits": ("w4", "-w4")}
+FORMATS = {"16 bits": ("bf16", ""), "8 bits": ("w8", "-q8"), "4 bits": ("w4", "-q4")}
 SEQUENCES, STEP_TOKENS = 16, 512
 START_PATIENCE_S, READY_PATIENCE_S, STOP_PATIENCE_S = 300.0, 300.0, 90.0
 
@@ -41,21 +42,39 @@ def engine_servers(home: Home, model: str, formats: tuple[str, ...] = tuple(FORM
             for precision, (kind, suffix) in FORMATS.items() if precision in formats]  # fmt: skip
 
 
+def write_panels(home: Home, server: Server, threads: int) -> float:
+    """Start an engine once, so that its panels are written; the seconds until its first token.
+
+    Peers' formats are exported before they are measured too. Raises StartFailed when it does not come to answer.
+    """
+    folder, until = home.folder("panels"), time.monotonic() + START_PATIENCE_S
+    left_behind = set(folder.glob(".*.tmp"))
+    seconds = server.start(threads)
+    # The file gets its name when it is whole.
+    while set(folder.glob(".*.tmp")) - left_behind and time.monotonic() < until:
+        time.sleep(0.1)
+    server.stop()
+    return seconds
+
+
 def _engine(home: Home, sockets: Path, model: str, name: str, precision: str) -> Server:
-    path = sockets / f"{model[-24:]}.sock"
+    path, model_path = sockets / f"{model[-24:]}.sock", model_dir(model, home.models)
     return Server(
         name=name,
         peer="Turnout",
         precision=precision,
-        command=partial(_engine_command, home, model_dir(model, home.models), path),
+        command=partial(_engine_command, home, model_path, hashes_of(model_path), path),
         endpoint=lambda _port: Endpoint("engine", socket_path=str(path)),
         log=home.logs / f"{name.replace(' ', '-')}.log",
     )
 
 
-def _engine_command(home: Home, model: Path, socket_path: Path, _port: int, threads: int) -> list[str]:
+def _engine_command(
+    home: Home, model: Path, files: dict[str, str], socket_path: Path, _port: int, threads: int
+) -> list[str]:
     told = {
-        "model_dir": str(model), "socket_path": str(socket_path), "num_threads": threads, "device": "cpu",
+        "model_dir": str(model), "files": files, "panel_dir": str(home.folder("panels")),
+        "socket_path": str(socket_path), "num_threads": threads, "device": "cpu",
         "max_sequences": SEQUENCES, "max_batch_tokens": STEP_TOKENS, "max_wait_s": 600.0,
     }  # fmt: skip
     spec = home.folder("specs") / f"{socket_path.stem}-{threads}.json"

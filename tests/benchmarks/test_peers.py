@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from benchmarks.against import joined
 from benchmarks.bounds import bounds
 from benchmarks.fronts.layer import Layers
 from benchmarks.fronts.reference import judged
+from benchmarks.home import Home
 from benchmarks.limits import Limits
 from benchmarks.peers.environment import Unavailable, call
+from benchmarks.peers.turnout import write_panels
 from benchmarks.prompts import Prompts
 from benchmarks.report import page
 from moe_core.kernels.cpu.library import library
@@ -109,6 +112,33 @@ def test_a_page_tells_losses_and_who_is_missing() -> None:
     assert "- vllm: no wheel for this machine" in text
     # 100 tokens in two seconds; half of the peer of the same bits, a quarter of the best of any; 50 of 80 possible.
     assert "| **engine bf16** | 16 | 50.0 (50.0 to 50.0), 1 | 50.0 | 0.50, 0.25 | 62% | 25% |" in text
+
+
+def test_a_page_tells_a_start_that_writes_panels_from_those_that_map_them() -> None:
+    run = _run(ours=1.0, peer=1.0)
+    assert "write the panels" not in page(run)
+    run["extra"]["first_start_s"] = {"engine bf16": 8.25}
+    assert "write the panels that these map where none lie yet: engine bf16 8.2 s." in page(run)
+
+
+def test_panels_are_written_before_anybody_is_measured(tmp_path: Path) -> None:
+    """The file gets its name some time after the first token; what others left behind is not waited for."""
+    home = Home(tmp_path)
+    (home.folder("panels") / ".old.panels.1.tmp").touch()
+    half, told = home.folder("panels") / ".new.panels.2.tmp", []
+
+    class Starting:
+        def start(self, threads: int) -> float:
+            half.touch()
+            threading.Timer(0.3, half.unlink).start()
+            told.append(threads)
+            return 4.5
+
+        def stop(self) -> None:
+            told.append(half.exists())
+
+    assert write_panels(home, Starting(), threads=2) == 4.5  # type: ignore[arg-type]
+    assert told == [2, False]
 
 
 def test_a_page_without_losses_says_so() -> None:
