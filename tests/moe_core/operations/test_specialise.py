@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from moe_core.errors import NonFiniteLoss, SpecError
+from moe_core.model.layers import MoeMlp
 from moe_core.operations import add_expert, grow, release_twins, specialise_clone
 from moe_core.operations.learning import learn_rows
+from moe_core.operations.measure import listening
 from moe_core.operations.parts import per_expert, tensors_of
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.specialise import _loss
@@ -67,6 +69,31 @@ def test_the_loss_grows_with_the_weight_by_the_logistic_loss_of_the_two_rows() -
     # Clone and source have the same row: every token is undecided, on both sides and in every layer.
     assert at[1.0] - at[0.0] == pytest.approx(math.log(2.0), rel=1e-4)
     assert at[2.5] - at[0.0] == pytest.approx(2.5 * math.log(2.0), rel=1e-4)
+
+
+def test_each_side_of_the_gates_loss_is_the_logistic_loss_of_the_clones_lead() -> None:
+    """By hand on the routers' true inputs, once the two rows are no longer the same."""
+    born, _ = add_expert(mixture(num_experts=3, top_k=2), AddExpertSpec(source=1))
+    model, prompts = release_twins(born, ReleaseTwinsSpec())[0], some_prompts()
+    with torch.no_grad():
+        for layer in model.moe_layers():
+            layer.router.weight[3] *= 1.5
+    sides: list[torch.Tensor] = []
+    for code, side in (("law", 1.0), ("code", -1.0)):
+        batch = prompts.take(prompts.of_domain(code))
+
+        def note(layer: MoeMlp, x_TD: torch.Tensor, batch: Prompts = batch, side: float = side) -> None:
+            lead_T = x_TD[batch.real_T] @ (layer.router.weight[3] - layer.router.weight[1])
+            sides.append(torch.log1p(torch.exp(-side * lead_T)).mean())
+
+        with torch.no_grad(), listening(model, note):
+            model(batch.ids_NS)
+    mine, others = prompts.take(prompts.of_domain("law")), prompts.take(prompts.of_domain("code"))
+    at = [
+        float(_loss(model, 3, SPEC.model_copy(update={"gate_weight": weight}), mine, others).detach())
+        for weight in (0.0, 1.0)
+    ]
+    assert at[1] - at[0] == pytest.approx(float(torch.stack(sides).mean()), rel=1e-4)
 
 
 def test_equal_seeds_give_equal_clones() -> None:
