@@ -96,10 +96,21 @@ def operated_verdict(operated: Operated | None) -> Verdict:
 
 def _domains(report: Mapping[str, Any]) -> Iterator[DomainChange]:
     before, after, kl = (_table(report, name) for name in ("loss_before", "loss_after", "kl"))
+    before = before or _best_of_each(report)
     for code in after or before:
         yield DomainChange(code, before.get(code), after.get(code), kl.get(code))
 
 
-def _table(report: Mapping[str, Any], name: str) -> dict[str, float]:
+def _best_of_each(report: Mapping[str, Any]) -> dict[str, float]:
+    """By domain the lowest loss of the models that were composed; nothing of other operations."""
+    best: dict[str, float] = {}
+    for losses in _table(report, "loss_of_each").values():
+        for code, loss in losses.items():
+            if loss is not None:
+                best[code] = min(loss, best.get(code, loss))
+    return best
+
+
+def _table(report: Mapping[str, Any], name: str) -> dict[str, Any]:
     value = report.get(name)
     return value if isinstance(value, dict) else {}

@@ -104,7 +104,9 @@ def _distilled(report: Report) -> Facts:
 
 
 def _composed(report: Report) -> Facts:
-    """How well the gates find the domains of prompts that they were not fitted on."""
+    """How well the gates find the domains of prompts that they were not fitted on, and what the losses are held against."""
+    if report.get("loss_of_each"):
+        yield _("Loss before"), _("of the best of the versions, domain by domain")
     layers = [layer for layer in report.get("layers", []) if isinstance(layer, dict)]
     for name, title in (
         ("token_accuracy", _("Held-out tokens at their domain's experts")),

@@ -10,7 +10,7 @@ from django.utils.translation import override
 
 from moe_core import operations
 from moe_core.spec.operations import OPERATION, GrowSpec
-from registry.operated import operated_report
+from registry.operated import operated_report, operated_verdict
 from registry.operated_facts import KINDS, operated_facts
 from tests.moe_core.operations.models import mixture, some_prompts
 from tests.moe_core.operations.test_groups import grouped
@@ -80,3 +80,15 @@ def test_a_bias_that_was_raised_is_told_beside_the_load_that_it_held_off() -> No
     assert facts["Its bias was raised by"] == "1.00, at most 1.75"
     assert facts_of({**woken, "bias_raised": [0.25, 1.75]}, "zh-hans")["其偏置上调"] == "1.00，最多 1.75"
     assert "Its bias was raised by" not in facts_of({**woken, "bias_raised": []})
+
+
+def test_a_composed_model_is_held_against_the_best_of_its_parts() -> None:
+    report = report_of(ASKED[-1])
+    told = operated_report(report)
+    assert told is not None and told.domains
+    for row in told.domains:
+        assert row.before == min(losses[row.code] for losses in report["loss_of_each"].values())
+        assert row.after == report["loss_after"][row.code] and row.verdict
+    with override("en"):
+        assert "not measured" not in operated_verdict(told).strong
+    assert facts_of(report)["Loss before"] == "of the best of the versions, domain by domain"
