@@ -36,12 +36,9 @@ def served_model(stored: Decoder, spec: ServeSpec) -> Decoder:
 def _wanted(stored: ModelSpec, spec: ServeSpec) -> QuantiseSpec | None:
     if spec.weights == "stored":
         return None
-    if stored.moe is None or stored.moe.quantisation is not None:
-        state = (
-            "has no experts"
-            if stored.moe is None
-            else f"is packed in {stored.moe.quantisation.bits} bits already"
-        )
+    packed = stored.moe.quantisation if stored.moe else None
+    if stored.moe is None or packed is not None:
+        state = f"is packed in {packed.bits} bits already" if packed else "has no experts"
         raise SpecError(
             f"weights {spec.weights!r} are packed from experts in 16 bits, and this version {state}; leave weights 'stored'"
         )
