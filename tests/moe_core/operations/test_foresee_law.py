@@ -195,6 +195,7 @@ PAIRS = {"roots": (0, 1, 0, 1), "hold": 0.0}
 @example(twins_of(twins=PAIRS), {"kind": "remove", "expert": (0, 1)})
 @example(twins_of(twins=PAIRS), {"kind": "remove"})
 @example(twins_of(twins=PAIRS), {"kind": "merge", "first": (0, 1), "second": (2, 3)})
+@example(twins_of(twins={"roots": (0, 0, 0, 3)}, top_k=1), {"kind": "remove"})
 @example(twins_of(twins={"roots": (0,) * 4}, top_k=1), {"kind": "remove", "expert": 1})
 @example(twins_of(twins={"roots": (0,) * 4}, top_k=1), {"kind": "remove"})
 @example(twins_of(twins={"roots": (0,) * 4}, top_k=1), {"kind": "merge", "first": 0, "second": 3})
