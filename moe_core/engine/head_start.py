@@ -34,4 +34,3 @@ def _link(library: Path) -> None:
     # Without it, or when it cannot be linked so, `import torch` does it, and says what is wrong.
     with suppress(OSError):
         ctypes.CDLL(str(library))
-
