@@ -6,6 +6,7 @@ With a panel folder only the first start packs; the panels lie in a file of thei
 from __future__ import annotations
 
 from moe_core.errors import SpecError
+from moe_core.kernels.cpu.library import library
 from moe_core.model.decoder import Decoder
 from moe_core.spec import ModelSpec, ServeSpec
 from moe_core.spec.operations import QuantiseSpec
@@ -30,6 +31,8 @@ def served_model(stored: Decoder, spec: ServeSpec) -> Decoder:
         return stored
     from moe_core.operations.quantise import pack
 
+    if native := library():
+        native.set_threads(spec.num_threads)
     return pack(stored, wanted)
 
 
