@@ -2,6 +2,9 @@
 
 A channel-layer group costs 147-215 µs a message and socket; the hub 19-27 µs. A slow reader loses the oldest frames and
 is told so (`missed`), and heals by a fresh snapshot; it never slows the others or grows without bound.
+
+Who makes frames may ask whether anybody watches topics of a kind (the word before the colon): each hub says so in Valkey,
+again and again while it is true.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from django.conf import settings
 
 log = logging.getLogger(__name__)
 PREFIX = b"live:"
+AUDIENCE = "watched:"
+# How often a hub says what is watched, and for how long that is believed: a process that dies is forgotten by then.
+TELL_EVERY_S, BELIEVED_S = 4.0, 12
 QUEUE_FRAMES = 64
 READY_WITHIN_S = 2.0
 
@@ -36,6 +42,14 @@ def publish(topic: str, frame: bytes) -> bool:
         log.warning("live frame on %s was not sent: %s", topic, error)
         return False
     return True
+
+
+def is_watched(kind: str) -> bool:
+    """Whether a socket watches a topic of this kind; yes when Valkey is down, for then nobody knows."""
+    try:
+        return bool(_publisher().exists(AUDIENCE + kind))
+    except redis.RedisError:
+        return True
 
 
 class Subscription:
@@ -67,21 +81,27 @@ class Hub:
     def __init__(self) -> None:
         self.watchers: dict[bytes, set[Subscription]] = defaultdict(set)
         self.task: asyncio.Task[None] | None = None
+        self.audience_task: asyncio.Task[None] | None = None
         self.ready = asyncio.Event()
+        # Rung when a topic has got its first watcher.
+        self.arrival = asyncio.Event()
 
     async def start(self) -> None:
         """Begin to listen (once per process)."""
         if self.task is None or self.task.done():
+            self.arrival = asyncio.Event()
             self.task = asyncio.create_task(self.listen(), name="live-hub")
+            self.audience_task = asyncio.create_task(self.tell_audience(), name="live-audience")
 
     async def stop(self) -> None:
         """Stop listening."""
-        if self.task is not None:
-            self.task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.task
-            self.task = None
-            self.ready.clear()
+        for task in (self.task, self.audience_task):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        self.task = self.audience_task = None
+        self.ready.clear()
 
     @contextlib.asynccontextmanager
     async def watching(self, topic: str) -> AsyncIterator[Subscription]:
@@ -92,12 +112,25 @@ class Hub:
             await asyncio.wait_for(self.ready.wait(), timeout=READY_WITHIN_S)
         key, subscription = PREFIX + topic.encode(), Subscription()
         self.watchers[key].add(subscription)
+        self.arrival.set()
         try:
             yield subscription
         finally:
             self.watchers[key].discard(subscription)
             if not self.watchers[key]:
                 del self.watchers[key]
+
+    async def tell_audience(self) -> None:
+        """Say for ever which kinds of topics are watched here: at once when somebody comes, and every few seconds."""
+        async with redis.asyncio.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=2) as client:
+            while True:
+                self.arrival.clear()
+                kinds = {key.removeprefix(PREFIX).partition(b":")[0].decode() for key in self.watchers}
+                with contextlib.suppress(redis.RedisError, OSError):
+                    for kind in sorted(kinds):
+                        await client.set(AUDIENCE + kind, 1, ex=BELIEVED_S)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.arrival.wait(), timeout=TELL_EVERY_S)
 
     async def listen(self) -> None:
         """Receive frames for ever; after a cut, reconnect and mark every watcher as having missed something."""

@@ -27,6 +27,7 @@ from telemetry.tally import Tally
 if TYPE_CHECKING:
     from telemetry.ingest import Bucket, BucketKey
 
+KIND = "board"
 WINDOW_S = 60
 RATE_S = 5
 # A gauge of an engine that said nothing for so long is not shown.
@@ -37,7 +38,7 @@ MAX_FRAME_CELLS = 1 << 16
 
 def topic_of(deployment_id: int) -> str:
     """The live topic of a board."""
-    return f"board:{deployment_id}"
+    return f"{KIND}:{deployment_id}"
 
 
 class Window:

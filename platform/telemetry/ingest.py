@@ -17,10 +17,10 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models.functions import Now
 
-from common.live import publish
+from common.live import is_watched, publish
 from common.loops import loop
 from deployments.models import Replica
-from telemetry.boards import BoardWriter
+from telemetry.boards import KIND, BoardWriter
 from telemetry.models import RESOLUTIONS_S, EngineCounter, Rollup
 from telemetry.sample import STREAM, Sample
 from telemetry.tally import Tally
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 TURN_S = 2.0
 BLOCK_MS = 250
 BATCH = 256
+# Entries gather for so long while nobody watches a board, and so often it is looked whether somebody does.
+GATHER_S, LOOK_EVERY_S = 1.0, 0.2
 BEGINNING = b"0-0"
 
 
@@ -61,6 +63,13 @@ class Ingester:
                 return
             if found:
                 self.write(found)
+                self.gather(deadline)
+
+    def gather(self, deadline: float) -> None:
+        """Let entries gather while nobody watches: they are totals, so that one write for four of them says as much."""
+        until = min(deadline, time.monotonic() + GATHER_S)
+        while (left := until - time.monotonic()) > 0 and not is_watched(KIND):
+            time.sleep(min(LOOK_EVERY_S, left))
 
     def read(self, block_ms: int) -> list[Sample] | None:
         """Wait for entries; None when Valkey is away."""

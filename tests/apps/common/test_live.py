@@ -7,14 +7,17 @@ import json
 from typing import Any
 
 import pytest
+import redis
 from channels.db import database_sync_to_async
 from channels.sessions import SessionMiddlewareStack
 from channels.testing import WebsocketCommunicator
+from django.conf import settings
 
 from accounts.live import GONE, REFUSED, LiveSocket
 from accounts.models import Membership
+from common import live
 from common.errors import NotFound
-from common.live import QUEUE_FRAMES, Subscription, hub, publish
+from common.live import QUEUE_FRAMES, Subscription, hub, is_watched, publish
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -60,6 +63,34 @@ async def test_it_sends_a_snapshot_then_frames_in_order(cookies, running_hub) ->
     got = [json.loads(await socket.receive_from()) for _ in range(5)]
     assert [frame["seq"] for frame in got] == [1, 2, 3, 4, 5]
     await socket.disconnect()
+
+
+async def test_it_is_known_what_kind_of_topic_is_watched_while_it_is(
+    cookies, running_hub, monkeypatch
+) -> None:
+    monkeypatch.setattr(live, "TELL_EVERY_S", 0.05)
+    monkeypatch.setattr(live, "BELIEVED_S", 1)
+    # What another test said is believed for seconds.
+    redis.Redis.from_url(settings.REDIS_URL).delete(live.AUDIENCE + "counter")
+    assert not await asyncio.to_thread(is_watched, "counter")
+    socket = open_socket(cookies["teammate"])
+    await socket.connect()
+    await socket.receive_from()
+    await until("counter", watched=True)
+    # Longer than it is believed: it is said again and again.
+    await asyncio.sleep(1.2)
+    assert await asyncio.to_thread(is_watched, "counter")
+    assert not await asyncio.to_thread(is_watched, "other")
+    await socket.disconnect()
+    await until("counter", watched=False)
+
+
+async def until(kind: str, *, watched: bool) -> None:
+    for _ in range(200):
+        if await asyncio.to_thread(is_watched, kind) == watched:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{kind} is not {watched=} within 10 s")
 
 
 @pytest.mark.parametrize(("who", "code"), [("anonymous", REFUSED), ("outsider", GONE)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from typing import Any
 
@@ -186,6 +187,39 @@ def test_the_stream_is_read_from_its_beginning_by_a_new_reader_and_nothing_is_do
     for _ in range(3):
         Ingester().turn(0.2)
     assert (summed(60) == total).all()
+
+
+def test_entries_gather_while_nobody_watches_and_are_read_at_once_while_somebody_does(
+    replica, ingester, monkeypatch
+):
+    client = redis.Redis.from_url(settings.REDIS_URL)
+    writes: list[int] = []
+    monkeypatch.setattr(ingester, "write", lambda samples: writes.append(len(samples)))
+
+    def speak(for_s: float) -> None:
+        """Entries twenty times a second, while the ingester reads."""
+        client.delete(STREAM)
+        writes.clear()
+        stop = threading.Event()
+
+        def send() -> None:
+            seq = 0
+            while not stop.wait(0.05):
+                seq += 1
+                client.xadd(STREAM, sample(replica, seq, counts(seq), t_s=NOW_S + seq).entry())
+
+        speaker = threading.Thread(target=send)
+        speaker.start()
+        ingester.turn(for_s)
+        stop.set()
+        speaker.join()
+
+    monkeypatch.setattr("telemetry.ingest.GATHER_S", 0.5)
+    speak(1.2)
+    assert len(writes) <= 4
+    monkeypatch.setattr("telemetry.ingest.is_watched", lambda kind: True)
+    speak(1.2)
+    assert len(writes) >= 8
 
 
 def test_flushall_in_the_middle_loses_nothing(replica, ingester):
