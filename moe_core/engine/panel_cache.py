@@ -30,7 +30,8 @@ UNUSED_DAYS = 14
 LARGEST_SHARE = 0.25
 # A temporary file that nobody has written to for so long was left by a process that died.
 STALE_S = 3600.0
-LEAST_PRIORITY = 19
+# A tenth of a processor where the others are busy: less, and it could hold up who waits for the interpreter's lock.
+LOW_PRIORITY = 10
 
 
 class PanelCache:
@@ -117,7 +118,7 @@ class PanelCache:
 def _step_back() -> None:
     """Let this thread run where the threads that answer leave a processor idle."""
     with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
 
 
 def sweep(folder: Path, *, keep: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_layout_names_kinds_that_do_not_fit() -> None:
         ({"num_experts": 5}, "expert_kinds names 6 experts; num_experts is 5"),
         ({"moe_intermediate_size": 32}, "expert_kinds has the widths; leave moe_intermediate_size out"),
         ({"expert_kinds": [{"kind": "zero"}] * 6}, "must hold at least one swiglu or mlp expert"),
-        ({"expert_kinds": [{"kind": "swiglu", "width": 0}] * 6}, "greater than or equal to 1"),
+        ({"expert_kinds": [{"kind": "swiglu", "width": 0}] * 6}, r"0\.swiglu\.width: this must be at least 1, and is 0"),
         ({"expert_kinds": [{"kind": "warp"}] * 6}, "warp|does not match"),
     ):
         with pytest.raises(SpecError, match=complaint):
