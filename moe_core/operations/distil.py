@@ -33,6 +33,7 @@ from moe_core.operations.parts import check_spec, foretold, moe_part, per_expert
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers import Routing
+from moe_core.spec import MoeSpec
 from moe_core.spec.foresee import biases_weigh_on_shares
 from moe_core.spec.operations import DistilSpec
 
@@ -111,9 +112,14 @@ def merged_student(
         for place, members in enumerate(groups[-1]):
             _merge_group(new, place, old, members, load_E, hidden_ND, width)
         if biases_weigh_on_shares(old.moe):
-            new.router.tensors["selection_bias"].mul_(old.moe.num_experts / new.moe.num_experts)
+            new.router.tensors["selection_bias"].mul_(_num_sharing(old.moe) / new.moe.num_experts)
         watch("align", len(groups), len(load_LE))
     return student, groups
+
+
+def _num_sharing(moe: MoeSpec) -> int:
+    """How many experts a token's shares are of: hidden twins have none."""
+    return moe.num_experts if moe.twins is None else len(set(moe.twins.roots))
 
 
 def likeness(layer: MoeMlp, hidden_ND: Tensor) -> Tensor:

@@ -63,16 +63,19 @@ GATES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("method", ["double_k", "twin"])
 @pytest.mark.parametrize("num_experts", [8, 16])
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("gate", GATES)
-def test_a_grown_model_folds_back_to_the_one_that_it_was(gate: str, norm: bool, num_experts: int) -> None:
+def test_a_grown_model_folds_back_to_the_one_that_it_was(
+    gate: str, norm: bool, num_experts: int, method: Any
+) -> None:
     model, prompts = mixture(gate=GATES[gate], norm_topk_prob=norm), some_prompts(per_domain=8)
     with torch.no_grad():
         for layer in model.moe_layers():
             if "selection_bias" in layer.router.tensors:
                 layer.router.tensors["selection_bias"].copy_(torch.tensor([0.2, -0.3, 0.1, 0.0]))
-    grown, _ = grow(model, GrowSpec(num_experts=num_experts, method="double_k"))
+    grown, _ = grow(model, GrowSpec(num_experts=num_experts, method=method))
     student, _ = distil(grown, DistilSpec(num_experts=4, top_k=2, steps=0), prompts)
     assert distance(model, student) < 1e-5
     assert student.spec.moe == model.spec.moe
