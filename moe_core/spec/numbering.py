@@ -6,7 +6,7 @@ Shapes: L expert layers, E experts before, F experts after.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_core.spec.demands import groups_of
@@ -28,6 +28,8 @@ from moe_core.spec.operations import (
 Sources = tuple[int, ...]
 # For each expert its numbers on the other side: several for copies, none for one that is gone, None where layers differ.
 Numbers = tuple[tuple[int, ...] | None, ...]
+# The number on the other side of each layer that is there; None where all keep theirs.
+Layers = Mapping[int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,14 @@ class Numbering:
     """What each expert of each layer is made of, before and after one operation or several.
 
     `made_of_LF` has the numbers before, `num_before` is how many there were, and `learnt` names experts that were made for
-    a domain: its code and their numbers after.
+    a domain: its code and their numbers after. `layers` has for each layer of the model after its number before, expert
+    layer or not; None where all keep theirs.
     """
 
     made_of_LF: tuple[tuple[Sources, ...], ...]
     num_before: int
     learnt: tuple[tuple[str, Sources], ...] = ()
+    layers: tuple[int, ...] | None = None
 
     @classmethod
     def unchanged(cls, num_experts: int) -> Numbering:
@@ -55,6 +59,14 @@ class Numbering:
         """For each expert after: what it was made of."""
         return _alike(self.made_of_LF)
 
+    def layers_forward(self) -> Layers:
+        """For each layer before that is there after: its number."""
+        return None if self.layers is None else {old: new for new, old in enumerate(self.layers)}
+
+    def layers_back(self) -> Layers:
+        """For each layer after: its number before."""
+        return None if self.layers is None else dict(enumerate(self.layers))
+
 
 def numbering(moe: MoeSpec, operation: OperationSpec, report: Mapping[str, Any]) -> Numbering | None:
     """How `operation` numbers the experts of a mixture anew; None where they cannot be followed.
@@ -62,12 +74,16 @@ def numbering(moe: MoeSpec, operation: OperationSpec, report: Mapping[str, Any])
     Args:
         moe: the expert part of the model before.
         operation: what was done to it.
-        report: what the operation told; it has the experts that were chosen by their load, and groups that were merged.
+        report: what the operation told; it has the experts that were chosen by their load, groups that were merged, and
+            layers that were kept.
     """
     if isinstance(operation, UpcycleSpec):
         return None
     if isinstance(operation, DistilSpec):
-        return _grouped(moe, report.get("groups"))
+        grouped = _grouped(moe, report.get("groups"))
+        if grouped is None or operation.num_hidden_layers is None:
+            return grouped
+        return replace(grouped, layers=tuple(report["layers"])) if report.get("layers") else None
     if isinstance(operation, RemoveExpertSpec):
         gone = operation.expert if operation.expert is not None else report.get("experts")
         return None if gone is None else _without(moe, _places(moe, gone, operation.per_group), {})

@@ -60,7 +60,10 @@ def translated_domains(
 def translated(
     domains: dict[str, Any], way: Route, version: ModelVersion, *, confirmed: bool = False
 ) -> dict[str, Any]:
-    """Return a frozen copy with the numbers that its experts have at the end of a way."""
+    """Return a frozen copy with the numbers that its experts and layers have at the end of a way.
+
+    Rules of layers that were left out go with these.
+    """
     followed = {one["code"]: way.follow(one["experts"], one["code"]) for one in domains["domains"]}
     general = way.follow(domains["general_experts"])
     lost = {code: one.lost for code, one in {**followed, "": general}.items() if one.lost}
@@ -76,10 +79,16 @@ def translated(
         **domains,
         "domains": [{**one, "experts": followed[one["code"]].experts} for one in domains["domains"]],
         "general_experts": general.experts,
+        "prior_layers": _rules_of_layers(domains, way),
         "translated_to": version.pk,
     }
     check_fits(changed, version)
     return changed
+
+
+def _rules_of_layers(domains: dict[str, Any], way: Route) -> dict[str, Any]:
+    numbers = {layer: way.follow_layer(int(layer)) for layer in domains.get("prior_layers", {})}
+    return {str(now): domains["prior_layers"][layer] for layer, now in numbers.items() if now is not None}
 
 
 def _refuse_lost(lost: dict[str, list[int]], version: ModelVersion) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from moe_core.errors import SpecError
 from moe_core.spec import MoeSpec
-from moe_core.spec.numbering import Numbering, Numbers, numbering
+from moe_core.spec.numbering import Layers, Numbering, Numbers, numbering
 from moe_core.spec.operations import OPERATION
 from registry.models import ModelVersion
 
@@ -19,13 +19,22 @@ class Route:
     steps: tuple[Numbers, ...] = ()
     # After how many steps a domain got experts of its own, its code, and they.
     learnt: tuple[tuple[int, str, tuple[int, ...]], ...] = ()
+    # For each step what became of layers; None where all keep their numbers.
+    layers: tuple[Layers, ...] = ()
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether every expert has its number still, and no other is a copy of one or was made for a domain."""
-        return not self.learnt and all(
-            became == (expert,) for step in self.steps for expert, became in enumerate(step)
-        )
+        """Whether no layer was left out, every expert has its number, and no other is a copy or was made for a domain."""
+        experts_stay = all(became == (expert,) for step in self.steps for expert, became in enumerate(step))
+        return not self.learnt and experts_stay and not any(step is not None for step in self.layers)
+
+    def follow_layer(self, layer: int) -> int | None:
+        """The number of a layer of the first version in the last; None where it was left out."""
+        now: int | None = layer
+        for step in self.layers:
+            if step is not None and now is not None:
+                now = step.get(now)
+        return now
 
     def follow(self, experts: Iterable[int], code: str = "") -> Followed:
         """What experts of the first version are in the last; with `code`, those that learnt its domain too."""
@@ -75,15 +84,17 @@ def route(old: ModelVersion, new: ModelVersion) -> Route | None:
 
 
 def _joined(up: list[Numbering | None], down: list[Numbering | None]) -> Route:
-    steps, learnt = [], []
+    steps, learnt, layers = [], [], []
     for step in up:
         assert step is not None
         steps.append(step.back())
+        layers.append(step.layers_back())
     for step in down:
         assert step is not None
         steps.append(step.forward())
+        layers.append(step.layers_forward())
         learnt += [(len(steps), code, experts) for code, experts in step.learnt]
-    return Route(tuple(steps), tuple(learnt))
+    return Route(tuple(steps), tuple(learnt), tuple(layers))
 
 
 def _ancestry(version: ModelVersion) -> Iterator[tuple[ModelVersion, Numbering | None]]:

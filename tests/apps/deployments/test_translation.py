@@ -135,6 +135,29 @@ def test_groups_are_renumbered_by_group(people, tmp_path, domain_map):
     assert experts_of(updated(people, made, fewer, confirm_domains=True).domains) == ([0, 1, 3], [])
 
 
+def test_rules_of_layers_follow_theirs(people, tmp_path):
+    rules = {str(layer): {"mode": "bias", "strength": float(layer)} for layer in (1, 2, 3)}
+    domain_map = map_create(
+        caller=people.owner, name="By layer", plan={**MAP, "policy": {"prior_layers": rules}}
+    )
+    family = Family(people, tmp_path, domain_map, moe_layers=[0, 1, 2, 3])
+    made = deploy(people, family.tuned, domain_map_id=domain_map.pk)
+    groups = [[[expert] for expert in range(8)]] * 2
+    distilled = {"kind": "distil", "num_experts": 8, "num_hidden_layers": 2}
+    student = family.child(distilled, groups=groups, layers=[0, 2])
+    served = updated(people, made, student).domains
+    # Layer 1 is the one that was layer 2.
+    assert {layer: rule["strength"] for layer, rule in served["prior_layers"].items()} == {"1": 2.0}
+    assert experts_of(served) == ([0, 1], [7])
+    back = updated(people, made, family.tuned).domains
+    assert {layer: rule["strength"] for layer, rule in back["prior_layers"].items()} == {"2": 2.0}
+    assert proposal_for(student) == Proposal(domain_map.pk, is_translated=True)
+    # Where the lowest layers stay, rules of the others go.
+    lowest = family.child({**distilled, "seed": 1}, groups=groups, layers=[0, 1])
+    other = deploy(people, family.tuned, name="low", domain_map_id=domain_map.pk)
+    assert list(updated(people, other, lowest).domains["prior_layers"]) == ["1"]
+
+
 def test_cousins_are_reached_over_their_ancestor(people, family, domain_map):
     grown = family.child({"kind": "grow", "num_experts": 16})
     packed = family.child({"kind": "quantise"}, family.child({"kind": "remove", "expert": 4}))

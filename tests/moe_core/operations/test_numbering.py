@@ -111,6 +111,21 @@ def test_the_way_back_names_the_sources() -> None:
     assert merged is not None and merged.back() == ((1,), (2,), (0, 3))
 
 
+def test_layers_of_a_student_are_named_by_those_of_its_teacher() -> None:
+    model = mixture(moe_layers=(1, 2))
+    operation = OPERATION.parse({"kind": "distil", "num_experts": 4, "num_hidden_layers": 2, "steps": 0})
+    student, report = _perform_one(model, operation, some_prompts())
+    assert model.spec.moe is not None
+    told = numbering(model.spec.moe, operation, report)
+    assert told is not None and told.layers is not None
+    for place, layer in enumerate(told.layers):
+        blocks = (one.layers[at] for one, at in ((student, place), (model, layer)))
+        assert torch.equal(*(block.get_parameter("attention.qkv_proj.weight") for block in blocks))
+    assert told.layers_forward() == {layer: place for place, layer in enumerate(told.layers)}
+    assert told.layers_back() == dict(enumerate(told.layers))
+    assert numbering(model.spec.moe, operation, {"groups": report["groups"]}) is None
+
+
 def test_the_first_of_composed_mixtures_keeps_its_numbers() -> None:
     models, operation = (
         [mixture(1), mixture(2)],
