@@ -1,5 +1,7 @@
 """Weights in 8 or 4 bits of a version that lies in 16: packed when an engine loads it.
 
+Latent attention and gated heads have maps that cannot be packed: they stay in 16 bits.
+
 With a panel folder only the first start packs; the panels lie in a file of their own, as those of other weights do.
 """
 
@@ -9,8 +11,8 @@ from moe_core.errors import SpecError
 from moe_core.kernels.cpu.library import library
 from moe_core.model.decoder import Decoder
 from moe_core.spec import ModelSpec, ServeSpec
+from moe_core.spec.foresee import packing_at_load
 from moe_core.spec.operations import QuantiseSpec
-from moe_core.spec.quantisation import PACKINGS
 
 
 def served_spec(stored: ModelSpec, spec: ServeSpec) -> ModelSpec:
@@ -45,5 +47,4 @@ def _wanted(stored: ModelSpec, spec: ServeSpec) -> QuantiseSpec | None:
         raise SpecError(
             f"weights {spec.weights!r} are packed from experts in 16 bits, and this version {state}; leave weights 'stored'"
         )
-    packing = PACKINGS[spec.weights]
-    return QuantiseSpec(quantisation=packing.experts, attention=packing.attention, head=packing.head)
+    return packing_at_load(stored, spec.weights)

@@ -39,6 +39,8 @@ from moe_core.spec.operations import (
     UpcycleSpec,
     WakeExpertSpec,
 )
+from moe_core.spec.quantisation import PACKINGS as PACKINGS_AT_LOAD
+from moe_core.spec.quantisation import WeightsName
 from moe_core.spec.twins import TwinsSpec
 
 FAMILY = "turnout_moe"
@@ -152,9 +154,22 @@ def _with_twin(spec: ModelSpec, moe: MoeSpec, operation: AddExpertSpec | Special
     return _with(spec, num_experts=len(order), twins=_twins(moe, order, hold))
 
 
+def attention_packs(spec: ModelSpec) -> bool:
+    """Whether the maps around attention can be packed: those of latent attention and of gated heads cannot."""
+    return spec.attention.mla is None and not spec.attention.head_gate
+
+
+def packing_at_load(spec: ModelSpec, weights: WeightsName) -> QuantiseSpec | None:
+    """What an engine that is told `weights` packs of a mixture in 16 bits: whatever can be; None for "stored"."""
+    if weights == "stored":
+        return None
+    packing = PACKINGS_AT_LOAD[weights]
+    attention = packing.attention if attention_packs(spec) else None
+    return QuantiseSpec(quantisation=packing.experts, attention=attention, head=packing.head)
+
+
 def _packed(spec: ModelSpec, operation: QuantiseSpec) -> ModelSpec:
-    kind = spec.attention
-    if operation.attention is not None and (kind.mla is not None or kind.head_gate):
+    if operation.attention is not None and not attention_packs(spec):
         raise placed("attention", CORE.say("attention_unpackable"))
     # A packed head is no embedding.
     tied = spec.tie_word_embeddings and operation.head is None

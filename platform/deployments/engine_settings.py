@@ -14,6 +14,7 @@ from moe_core.errors import SpecError
 from moe_core.spec import ModelSpec
 from moe_core.spec.base import Spec
 from moe_core.spec.cost import cost_of
+from moe_core.spec.foresee import foreseen, packing_at_load
 from moe_core.spec.quantisation import WeightsName
 from moe_core.spec.serve import BLOCK_TOKENS
 
@@ -97,6 +98,9 @@ def _check_weights(chosen: EngineSettings, model: ModelSpec) -> None:
         raise SpecError(
             f"weights {chosen.weights!r} are packed from experts in 16 bits, and the model {state}; leave them out"
         )
+    if (packing := packing_at_load(model, chosen.weights)) is not None:
+        # What the engine would refuse is refused here.
+        foreseen(model, packing)
 
 
 @dataclass(frozen=True, slots=True)

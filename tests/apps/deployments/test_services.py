@@ -149,6 +149,12 @@ def test_weights_are_packed_only_where_there_are_experts_in_sixteen_bits(people,
             settings_checked({"weights": "int4"}, spec)
 
 
+def test_weights_of_experts_that_differ_are_refused_before_an_engine_is_started(people, version):
+    spec = moe_spec(num_experts=2, top_k=1, expert_kinds=[{"kind": "swiglu", "width": 64}, {"kind": "identity"}])
+    with pytest.raises(Invalid, match="experts are of several kinds or widths"):
+        settings_checked({"weights": "int4"}, spec.model_dump(mode="json"))
+
+
 def test_experts_on_disk_are_not_reserved_memory_for(people, version):
     whole = need_of(version.spec, {})
     held = need_of(version.spec, deploy(people, version, settings={"resident_experts": 8}).settings)

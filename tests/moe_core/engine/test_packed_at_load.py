@@ -17,13 +17,15 @@ from moe_core.engine.panel_cache import SUFFIX
 from moe_core.errors import SpecError
 from moe_core.experts import PackedExperts
 from moe_core.kernels.cpu.library import library
+from moe_core.model.init import random_decoder
 from moe_core.model.packed_linear import PackedLinear
 from moe_core.operations.quantise import quantise
 from moe_core.spec import ServeSpec
 from moe_core.spec.operations import QuantiseSpec
 from moe_core.spec.quantisation import PACKINGS, WeightsName
-from tests.moe_core.engine.model_dirs import tiny_model, write_byte_tokenizer, write_model_dir
+from tests.moe_core.engine.model_dirs import NUM_TOKENS, tiny_model, write_byte_tokenizer, write_model_dir
 from tests.moe_core.engine.test_panel_cache import answer, start
+from tests.moe_core.tiny import STD, tiny_family
 
 NAMES: tuple[WeightsName, ...] = ("int8", "int4")
 
@@ -83,6 +85,20 @@ def test_its_panels_lie_in_a_file_of_their_own(tmp_path: Path, weights: WeightsN
         for layer in engine.runner.model.moe_layers()
     }
     assert kinds == {"PanelExperts", "PanelPackedExperts"}
+
+
+@pytest.mark.parametrize("weights", NAMES)
+@pytest.mark.parametrize("family", ["deepseek_v3", "step3p5"])
+def test_attention_that_cannot_be_packed_stays_in_sixteen_bits(
+    tmp_path: Path, family: str, weights: WeightsName
+) -> None:
+    spec = tiny_family(family).model_copy(update={"vocab_size": NUM_TOKENS})
+    write_model_dir(tmp_path / "stored", random_decoder(spec, 3, STD))
+    engine = engine_of(tmp_path / "stored", weights=weights)
+    model = engine.runner.model
+    assert all(isinstance(layer.experts, PackedExperts) for layer in model.moe_layers())
+    assert [name for name, module in model.named_modules() if isinstance(module, PackedLinear)] == ["lm_head"]
+    assert answer(engine)
 
 
 @pytest.mark.parametrize(
