@@ -90,7 +90,8 @@ def refusal_of(error: ValidationError, cls: type[BaseModel] | None = None) -> Sp
 
 def _found(error: ValidationError) -> Iterator[tuple[Place, str, Any]]:
     """Place, sentence, and what pydantic says of it: nothing for a contradiction that a specification found by itself."""
-    for item in _meant(error.errors(include_url=False)[:MAX_FAULTS]):
+    items = [item for item in error.errors(include_url=False) if not _counts_wrong_ones_as_missing(item)]
+    for item in _meant(items[:MAX_FAULTS]):
         place = tuple(step for step in item["loc"] if not _is_branch(step) and step != "[key]")
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, Contradictions):
@@ -98,6 +99,16 @@ def _found(error: ValidationError) -> Iterator[tuple[Place, str, Any]]:
                 yield (*place, *inner), sentence, None
         else:
             yield place, said(item), item
+
+
+def _counts_wrong_ones_as_missing(item: Any) -> bool:
+    """Whether a list has as many entries as it should, and is called too short because some, told of apart, are wrong."""
+    given = item["input"]
+    return (
+        item["type"] == "too_short"
+        and isinstance(given, list | tuple | dict)
+        and len(given) >= item["ctx"]["min_length"]
+    )
 
 
 def _meant(items: list[Any]) -> list[Any]:

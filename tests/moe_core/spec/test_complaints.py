@@ -117,3 +117,30 @@ def test_the_whole_sentence_has_field_value_and_way_out() -> None:
 
     assert str(refusal(Small, {"steps": "x"})) == 'Small.steps: this must be a whole number, and is "x"'
     assert str(refusal(Small, {"step": 2})) == "Small.step: there is no such field; did you mean steps?"
+
+
+@pytest.mark.parametrize(
+    ("door", "data", "sentence"),
+    [
+        (
+            LayoutSpec,
+            {"moe_layers": ["x"]},
+            'LayoutSpec.moe_layers.0: this must be a whole number, and is "x"',
+        ),
+        (
+            OPERATION,
+            {"kind": "remove", "expert": [-1]},
+            "remove.expert.0: this must be at least 0, and is -1",
+        ),
+        (
+            OPERATION,
+            {"kind": "compose", "domains": ["law"]},
+            'compose.domains: this must have at least 2 entries, and is ["law"]',
+        ),
+    ],
+    ids=str,
+)
+def test_a_list_with_a_wrong_entry_is_not_called_too_short(
+    door: Any, data: dict[str, Any], sentence: str
+) -> None:
+    assert str(refusal(door, data)) == sentence
