@@ -38,6 +38,8 @@ SENTENCES: dict[str, tuple[str, dict[str, str]]] = {
     "bool_type": ("not_a_truth", {}),
     "bool_parsing": ("not_a_truth", {}),
     "string_type": ("not_a_text", {}),
+    # Half of a surrogate pair, which JSON can spell and no text can hold.
+    "string_unicode": ("not_a_text", {}),
     "string_too_short": ("text_too_short", {"least": "min_length"}),
     "string_too_long": ("text_too_long", {"most": "max_length"}),
     "string_pattern_mismatch": ("not_of_pattern", {"pattern": "pattern"}),

@@ -18,7 +18,7 @@ from moe_core.spec.operations import OPERATION
 
 WRONG: tuple[Any, ...] = (
     None, "x", "", "A B", -1, 0, 1.5, 10**9, 10**30, True, [], {}, [1, -2], ["x"], [[1]], {"kind": "no"}, {"no": 1},
-    math.nan, math.inf, {"3": 4}, [{"code": 1}], "9" * 400,
+    math.nan, math.inf, {"3": 4}, [{"code": 1}], "9" * 400, "\ud800",
 )  # fmt: skip
 NEEDED: dict[str, dict[str, Any]] = {
     "LayoutSpec": {"moe_layers": [0]},
