@@ -133,16 +133,25 @@ def likeness(layer: MoeMlp, hidden_ND: Tensor) -> Tensor:
 
 
 def grouped(likeness_EE: Tensor, num_groups: int) -> list[list[int]]:
-    """Join the two groups that are most alike on average (ties: the lowest) until so many are left."""
+    """Join the two groups that are most alike on average (ties: the lowest) until so many are left.
+
+    Likenesses are cosines, the same from both sides; one that is no number comes after all others.
+    """
     groups = [[expert] for expert in range(likeness_EE.shape[0])]
+    # Likenesses summed over pairs of one group and another, and how many experts a group has.
+    sums_GG = likeness_EE.double().cpu().nan_to_num(nan=-2.0)
+    size_G = torch.ones(len(groups), dtype=torch.float64)
     while len(groups) > num_groups:
-        best, pair = float("-inf"), (0, 1)
-        for one in range(len(groups)):
-            for other in range(one + 1, len(groups)):
-                alike = float(likeness_EE[groups[one]][:, groups[other]].mean())
-                if alike > best:
-                    best, pair = alike, (one, other)
-        groups[pair[0]] = sorted(groups[pair[0]] + groups.pop(pair[1]))
+        means_GG = (sums_GG / (size_G[:, None] * size_G)).masked_fill(
+            torch.ones_like(sums_GG).tril() > 0, -torch.inf
+        )
+        one, other = divmod(int((means_GG == means_GG.max()).flatten().nonzero()[0]), len(groups))
+        groups[one] = sorted(groups[one] + groups.pop(other))
+        sums_GG[one] += sums_GG[other]
+        sums_GG[:, one] += sums_GG[:, other]
+        size_G[one] += size_G[other]
+        left_G = torch.arange(len(size_G)) != other
+        sums_GG, size_G = sums_GG[left_G][:, left_G], size_G[left_G]
     return groups
 
 

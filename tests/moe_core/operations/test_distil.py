@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from typing import Any
 
 import pytest
@@ -111,6 +112,33 @@ def test_groups_are_joined_by_their_average_likeness() -> None:
     # 0 and 1 first; then 2 and 3 (0.3) before {0, 1} and 3 (0.25).
     assert grouped(alike, 2) == [[0, 1], [2, 3]]
     assert grouped(alike, 1) == [[0, 1, 2, 3]]
+
+
+def joined_pair_by_pair(alike: torch.Tensor, num_groups: int) -> list[list[int]]:
+    """The same, every mean taken anew."""
+    groups = [[expert] for expert in range(len(alike))]
+    while len(groups) > num_groups:
+        pairs = [(one, other) for other in range(len(groups)) for one in range(other)]
+        one, other = max(pairs, key=lambda pair: float(alike[groups[pair[0]]][:, groups[pair[1]]].mean()))
+        groups[one] = sorted(groups[one] + groups.pop(other))
+    return groups
+
+
+@pytest.mark.parametrize("num_groups", [1, 3, 7, 20])
+def test_groups_are_those_of_joining_pair_by_pair(num_groups: int) -> None:
+    alike = torch.rand(20, 20, generator=torch.Generator().manual_seed(num_groups))
+    alike = alike + alike.T
+    assert grouped(alike, num_groups) == joined_pair_by_pair(alike, num_groups)
+    assert len(grouped(torch.full((20, 20), math.nan), num_groups)) == num_groups
+
+
+def test_as_many_experts_as_any_family_has_are_grouped_at_once() -> None:
+    alike = torch.rand(384, 384, generator=torch.Generator().manual_seed(0))
+    began = time.process_time()
+    groups = grouped(alike + alike.T, 64)
+    # Means taken anew for every pair take minutes.
+    assert time.process_time() - began < 20.0
+    assert sorted(expert for group in groups for expert in group) == list(range(384))
 
 
 def test_neurons_that_write_nothing_are_the_first_to_go() -> None:
