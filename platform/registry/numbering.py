@@ -19,6 +19,8 @@ class Route:
     steps: tuple[Numbers, ...] = ()
     # After how many steps a domain got experts of its own, its code, and they.
     learnt: tuple[tuple[int, str, tuple[int, ...]], ...] = ()
+    # After how many steps, on the way back, a domain's own experts are about to be what they were cloned from.
+    unlearnt: tuple[tuple[int, str, tuple[int, ...]], ...] = ()
     # For each step what became of layers; None where all keep their numbers.
     layers: tuple[Layers, ...] = ()
 
@@ -40,6 +42,9 @@ class Route:
         """What experts of the first version are in the last; with `code`, those that learnt its domain too."""
         followed = Followed([(expert, frozenset({expert})) for expert in experts])
         for number, step in enumerate(self.steps, start=1):
+            for at, of, cloned in self.unlearnt:
+                if (at, of) == (number - 1, code) and code:
+                    followed.unlearn(frozenset(cloned))
             followed.step(step)
             for at, of, new in self.learnt:
                 if (at, of) == (number, code) and code:
@@ -66,6 +71,10 @@ class Followed:
                 self.lost.append(first)
         self.now = ahead
 
+    def unlearn(self, cloned: frozenset[int]) -> None:
+        """Leave out what was made for the domain, where it has other experts beside."""
+        self.now = [one for one in self.now if not one[1] <= cloned] or self.now
+
     @property
     def experts(self) -> list[int]:
         """Their numbers in the last version."""
@@ -84,9 +93,10 @@ def route(old: ModelVersion, new: ModelVersion) -> Route | None:
 
 
 def _joined(up: list[Numbering | None], down: list[Numbering | None]) -> Route:
-    steps, learnt, layers = [], [], []
+    steps, learnt, unlearnt, layers = [], [], [], []
     for step in up:
         assert step is not None
+        unlearnt += [(len(steps), code, experts) for code, experts in step.learnt]
         steps.append(step.back())
         layers.append(step.layers_back())
     for step in down:
@@ -94,7 +104,7 @@ def _joined(up: list[Numbering | None], down: list[Numbering | None]) -> Route:
         steps.append(step.forward())
         layers.append(step.layers_forward())
         learnt += [(len(steps), code, experts) for code, experts in step.learnt]
-    return Route(tuple(steps), tuple(learnt), tuple(layers))
+    return Route(tuple(steps), tuple(learnt), tuple(unlearnt), tuple(layers))
 
 
 def _ancestry(version: ModelVersion) -> Iterator[tuple[ModelVersion, Numbering | None]]:

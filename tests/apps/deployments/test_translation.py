@@ -135,6 +135,24 @@ def test_groups_are_renumbered_by_group(people, tmp_path, domain_map):
     assert experts_of(updated(people, made, fewer, confirm_domains=True).domains) == ([0, 1, 3], [])
 
 
+def test_a_domain_gives_its_clone_back_and_not_what_it_was_cloned_from(people, family, domain_map):
+    made = deploy(people, family.tuned, domain_map_id=domain_map.pk)
+    clone = family.child(CLONE)
+    assert experts_of(updated(people, made, clone).domains) == ([0, 1, 8], [7, 8])
+    assert experts_of(updated(people, made, family.tuned).domains) == ([0, 1], [7])
+    # A domain with nothing else keeps what the clone was.
+    only = map_create(
+        caller=people.owner,
+        name="Clone",
+        plan={
+            "num_experts": 9,
+            "domains": [{"code": "support", "name_en": "S", "name_zh": "S", "experts": [8]}],
+        },
+    )
+    alone = deploy(people, clone, name="alone", domain_map_id=only.pk)
+    assert experts_of(updated(people, alone, family.tuned).domains) == ([7], [])
+
+
 def test_rules_of_layers_follow_theirs(people, tmp_path):
     rules = {str(layer): {"mode": "bias", "strength": float(layer)} for layer in (1, 2, 3)}
     domain_map = map_create(
