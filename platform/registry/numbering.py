@@ -93,7 +93,9 @@ def route(old: ModelVersion, new: ModelVersion) -> Route | None:
 
 
 def _joined(up: list[Numbering | None], down: list[Numbering | None]) -> Route:
-    steps, learnt, unlearnt, layers = [], [], [], []
+    steps: list[Numbers] = []
+    layers: list[Layers] = []
+    learnt, unlearnt = [], []
     for step in up:
         assert step is not None
         unlearnt += [(len(steps), code, experts) for code, experts in step.learnt]
