@@ -102,6 +102,22 @@ CORE = Sentences(
         "attention_unpackable": (
             "the maps of latent attention and of gated heads cannot be packed; leave attention null"
         ),
+        "weights_without_experts": (
+            "weights '{weights}' are packed from experts in 16 bits, and this version has no experts; "
+            "leave weights 'stored'"
+        ),
+        "weights_packed": (
+            "weights '{weights}' are packed from experts in 16 bits, and this version is packed in {bits} bits already; "
+            "leave weights 'stored'"
+        ),
+        "weights_of_kinds": (
+            "weights '{weights}' are packed from experts that are alike, and those of this version are of different kinds "
+            "and widths (expert_kinds); leave weights 'stored'"
+        ),
+        "weights_in_bfloat16": (
+            "weights '{weights}' are computed in bfloat16 with all experts in memory; leave dtype and resident_experts out, "
+            "or give weights 'stored'"
+        ),
         "has_hash_twins": (
             "expert {expert} has twins already, among which a hash chooses; "
             "release them to the gate first (operation release_twins)"

@@ -39,8 +39,6 @@ from moe_core.spec.operations import (
     UpcycleSpec,
     WakeExpertSpec,
 )
-from moe_core.spec.quantisation import PACKINGS as PACKINGS_AT_LOAD
-from moe_core.spec.quantisation import WeightsName
 from moe_core.spec.twins import TwinsSpec
 
 FAMILY = "turnout_moe"
@@ -157,15 +155,6 @@ def _with_twin(spec: ModelSpec, moe: MoeSpec, operation: AddExpertSpec | Special
 def attention_packs(spec: ModelSpec) -> bool:
     """Whether the maps around attention can be packed: those of latent attention and of gated heads cannot."""
     return spec.attention.mla is None and not spec.attention.head_gate
-
-
-def packing_at_load(spec: ModelSpec, weights: WeightsName) -> QuantiseSpec | None:
-    """What an engine that is told `weights` packs of a mixture in 16 bits: whatever can be; None for "stored"."""
-    if weights == "stored":
-        return None
-    packing = PACKINGS_AT_LOAD[weights]
-    attention = packing.attention if attention_packs(spec) else None
-    return QuantiseSpec(quantisation=packing.experts, attention=attention, head=packing.head)
 
 
 def _packed(spec: ModelSpec, operation: QuantiseSpec) -> ModelSpec:

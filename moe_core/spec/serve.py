@@ -17,6 +17,7 @@ from moe_core.spec.routing import (
     PriorStrength,
     RoutingSpec,
 )
+from moe_core.spec.served import misfit_of
 
 # sun_path holds 108 bytes including the closing NUL.
 MAX_SOCKET_PATH_BYTES = 107
@@ -117,11 +118,9 @@ class ServeSpec(Spec):
                 f"max_batch_tokens ({self.max_batch_tokens}) must give each of max_sequences "
                 f"({self.max_sequences}) one token a step"
             )
-        if self.weights != "stored" and (self.dtype != "bfloat16" or self.resident_experts is not None):
-            raise ValueError(
-                f"weights {self.weights!r} are computed in bfloat16 with all experts in memory; leave dtype and "
-                "resident_experts out, or give weights 'stored'"
-            )
+        misfit = misfit_of(self.weights, self.dtype, self.resident_experts)
+        if misfit is not None:
+            raise ValueError(misfit)
         if self.batch_invariant and self.fixed_chunk_tokens < BLOCK_TOKENS:
             raise ValueError(
                 f"batch_invariant needs max_chunk_tokens ({self.max_chunk_tokens}) and max_batch_tokens "

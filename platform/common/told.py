@@ -14,6 +14,7 @@ from django.utils.translation import gettext, gettext_noop
 
 from common.figures import is_chinese, sentences
 from common.told_operations import OPERATIONS
+from common.told_serving import SERVING
 from moe_core.errors import SpecError
 from moe_core.sentences import CORE, RUN, Sentences
 
@@ -270,6 +271,7 @@ WORDS: Mapping[str, str] = {
         "%(checkpoint)s was made with %(then)s, this process has %(now)s: results may differ in their last digits"
     ),
     **OPERATIONS,
+    **SERVING,
 }
 BOOKS = (CORE, PROCESS, RUN)
 PLACE = re.compile(r"%\((\w+)\)s")

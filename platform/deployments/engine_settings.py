@@ -9,14 +9,15 @@ from django.utils.translation import gettext as _
 from pydantic import Field, model_validator
 
 from common.errors import Invalid
-from common.told import told
+from common.told import told, told_faults
 from moe_core.errors import SpecError
 from moe_core.spec import ModelSpec
 from moe_core.spec.base import Spec
 from moe_core.spec.cost import cost_of
-from moe_core.spec.foresee import foreseen, packing_at_load
+from moe_core.spec.demands import placed
 from moe_core.spec.quantisation import WeightsName
 from moe_core.spec.serve import BLOCK_TOKENS
+from moe_core.spec.served import misfit_of, packing_for, served_as
 
 DTYPE_PRECISION = {"bfloat16": "bf16", "float32": "fp32"}
 # An engine without a model: Python, torch, buffers of one step. Measured; a test holds the estimate to its band.
@@ -69,38 +70,29 @@ def settings_checked(data: dict[str, Any], spec: dict[str, Any]) -> dict[str, An
     except SpecError as error:
         raise Invalid(
             _("The engine settings are not valid: %(reason)s") % {"reason": told(str(error))},
-            fields={"settings": told(str(error))},
+            fields=told_faults(error, "settings"),
         ) from error
 
 
 def _check_residency(chosen: EngineSettings, model: ModelSpec) -> None:
     if chosen.resident_experts is None:
         return
+    name = "resident_experts"
     if model.moe is None:
-        raise SpecError("resident_experts is set, but the model has no experts; leave it out")
+        raise placed(name, f"{name} is set, but the model has no experts; leave it out")
     if chosen.resident_experts < model.moe.num_experts:
-        raise SpecError(
-            f"resident_experts ({chosen.resident_experts}) must hold the {model.moe.num_experts} experts that one layer "
-            "may need at once"
+        raise placed(
+            name,
+            f"{name} ({chosen.resident_experts}) must hold the {model.moe.num_experts} experts that one layer may need at "
+            "once",
         )
 
 
 def _check_weights(chosen: EngineSettings, model: ModelSpec) -> None:
-    if chosen.weights == "stored":
-        return
-    if chosen.dtype != "bfloat16" or chosen.resident_experts is not None:
-        raise SpecError(
-            f"weights {chosen.weights!r} are computed in bfloat16 with all experts in memory; leave dtype and "
-            "resident_experts out, or give weights 'stored'"
-        )
-    if model.moe is None or model.moe.quantisation is not None:
-        state = "has no experts" if model.moe is None else "is packed already"
-        raise SpecError(
-            f"weights {chosen.weights!r} are packed from experts in 16 bits, and the model {state}; leave them out"
-        )
-    if (packing := packing_at_load(model, chosen.weights)) is not None:
-        # What the engine would refuse is refused here.
-        foreseen(model, packing)
+    misfit = misfit_of(chosen.weights, chosen.dtype, chosen.resident_experts)
+    if misfit is not None:
+        raise placed("weights", misfit)
+    packing_for(model, chosen.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +102,18 @@ class Need:
     weights: int
     cache: int
     engine: int = ENGINE_BYTES
+    # What a start that packs holds beside: the weights as they are stored, of which the cache takes the room afterwards.
+    packing: int = 0
+
+    @property
+    def held(self) -> int:
+        """What it holds when it serves."""
+        return self.weights + self.cache + self.engine
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return self.weights + self.cache + self.engine
+        """What is reserved for its start."""
+        return self.held + self.packing
 
     def as_dict(self) -> dict[str, int]:
         """Plain data for JSON."""
@@ -123,14 +122,26 @@ class Need:
 
 def need_of(spec: dict[str, Any], settings: dict[str, Any]) -> Need:
     """Estimate the memory of one replica from the model's specification and the engine's settings."""
-    model = ModelSpec.parse(spec)
-    chosen, cost = EngineSettings.parse(settings), cost_of(model)
+    model, chosen = ModelSpec.parse(spec), EngineSettings.parse(settings)
+    computed = _served(model, chosen)
+    stored, served = cost_of(model), cost_of(computed)
     # The cost counts 16-bit keys and values; an engine in float32 keeps them in 32.
     widening = 2 if chosen.dtype == "float32" else 1
+    precision = DTYPE_PRECISION[chosen.dtype]
+    cache = chosen.kv_tokens * stored.kv_bytes_per_token * widening
     return Need(
-        weights=cost.bytes[DTYPE_PRECISION[chosen.dtype]] - _bytes_on_disk(model, chosen, cost.params.experts),
-        cache=chosen.kv_tokens * cost.kv_bytes_per_token * widening,
+        weights=served.bytes[precision] - _bytes_on_disk(model, chosen, stored.params.experts),
+        cache=cache,
+        packing=0 if computed is model else max(0, stored.bytes[precision] - cache),
     )
+
+
+def _served(model: ModelSpec, chosen: EngineSettings) -> ModelSpec:
+    """What is computed; the model itself where it cannot be packed, which its engine says when it starts."""
+    try:
+        return served_as(model, chosen.weights)
+    except SpecError:
+        return model
 
 
 def _bytes_on_disk(model: ModelSpec, chosen: EngineSettings, expert_params: int) -> int:

@@ -74,7 +74,7 @@ class FitIn(Closed):
     settings = serializers.JSONField(required=False, default=dict)
 
 
-NEED = {"weights": int, "cache": int, "engine": int, "total": int}
+NEED = ("weights", "cache", "engine", "packing", "total")
 FitOut = inline_serializer(
     "Fit",
     {

@@ -10,7 +10,7 @@ from django.db import DatabaseError, IntegrityError, transaction
 from accounts.models import AuditEvent
 from common.errors import Conflict, Forbidden, Invalid, NotFound
 from deployments import services
-from deployments.engine_settings import need_of, settings_checked
+from deployments.engine_settings import need_of
 from deployments.models import Deployment, DeploymentEvent, DeploymentRevision, Node, Replica
 from deployments.reconcile import reconcile, reconcile_all
 from deployments.selectors import deployment_get, standing_of
@@ -137,22 +137,6 @@ def test_replicas_are_bounded(people, version, replicas):
 def test_engine_settings_are_closed_and_bounded(people, version, chosen):
     with pytest.raises(Invalid):
         deploy(people, version, settings=chosen)
-
-
-def test_weights_are_packed_only_where_there_are_experts_in_sixteen_bits(people, version):
-    assert deploy(people, version, settings={"weights": "int4"}).settings["weights"] == "int4"
-    dense = version.spec | {"family": "llama", "moe": None}
-    packed = {**version.spec, "family": "turnout_moe"}
-    packed["moe"] = version.spec["moe"] | {"quantisation": {"bits": 8, "group_size": 64, "symmetric": True}}
-    for spec, why in ((dense, "has no experts"), (packed, "is packed already")):
-        with pytest.raises(Invalid, match=f"the model {why}"):
-            settings_checked({"weights": "int4"}, spec)
-
-
-def test_weights_of_experts_that_differ_are_refused_before_an_engine_is_started(people, version):
-    spec = moe_spec(num_experts=2, top_k=1, expert_kinds=[{"kind": "swiglu", "width": 64}, {"kind": "identity"}])
-    with pytest.raises(Invalid, match="experts are of several kinds or widths"):
-        settings_checked({"weights": "int4"}, spec.model_dump(mode="json"))
 
 
 def test_experts_on_disk_are_not_reserved_memory_for(people, version):

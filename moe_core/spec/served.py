@@ -1,0 +1,47 @@
+"""What an engine computes of a version that it packs as it loads it, told from the specification. No tensors."""
+
+from __future__ import annotations
+
+from moe_core.sentences import CORE
+from moe_core.spec.demands import placed
+from moe_core.spec.foresee import attention_packs, foreseen
+from moe_core.spec.model import ModelSpec
+from moe_core.spec.operations import QuantiseSpec
+from moe_core.spec.quantisation import PACKINGS, WeightsName
+
+
+def packing_for(stored: ModelSpec, weights: WeightsName) -> QuantiseSpec | None:
+    """How a version that is stored so is packed when it is loaded, whatever can be; None where it stays as it lies.
+
+    The maps of latent attention and of gated heads cannot be, and stay in 16 bits.
+
+    Raises SpecError, with `weights` in its faults, for a version that cannot be packed.
+    """
+    if weights == "stored":
+        return None
+    moe = stored.moe
+    if moe is None:
+        raise placed("weights", CORE.say("weights_without_experts", weights=weights))
+    if moe.quantisation is not None:
+        raise placed("weights", CORE.say("weights_packed", weights=weights, bits=moe.quantisation.bits))
+    if moe.expert_kinds is not None:
+        raise placed("weights", CORE.say("weights_of_kinds", weights=weights))
+    packing = PACKINGS[weights]
+    attention = packing.attention if attention_packs(stored) else None
+    return QuantiseSpec(quantisation=packing.experts, attention=attention, head=packing.head)
+
+
+def served_as(stored: ModelSpec, weights: WeightsName) -> ModelSpec:
+    """The model that is computed of one that is stored so; its family is "turnout_moe" where it is packed.
+
+    Raises SpecError as `packing_for` does.
+    """
+    packing = packing_for(stored, weights)
+    return stored if packing is None else foreseen(stored, packing)
+
+
+def misfit_of(weights: WeightsName, dtype: str, resident_experts: int | None) -> str | None:
+    """Why weights cannot be packed beside these settings of an engine; None where they can."""
+    if weights == "stored" or (dtype == "bfloat16" and resident_experts is None):
+        return None
+    return CORE.say("weights_in_bfloat16", weights=weights)
