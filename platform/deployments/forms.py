@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy as _
 from accounts.models import Team
 from common.errors import DomainError, Invalid
 from deployments.domains import map_words
-from deployments.engine_settings import EngineSettings
+from deployments.engine_settings import EngineSettings, settings_checked
 from deployments.models import MAX_REPLICAS, Deployment
 from deployments.services import KEEP, checked_name
 from deployments.translation import EXPERTS_GONE, Proposal, proposal_for
@@ -20,6 +20,7 @@ from registry.selectors import versions_of
 from routing.selectors import maps_of
 
 DTYPES = [("bfloat16", "bf16"), ("float32", "fp32")]
+WEIGHTS = [("stored", _("as they are stored")), ("int8", "int8"), ("int4", "int4")]
 PRIORS = [
     ("", _("as the domain map says")),
     ("none", _("do not lean")),
@@ -28,8 +29,8 @@ PRIORS = [
 ]
 DEFAULTS = EngineSettings().model_dump()
 SETTINGS = (
-    "dtype", "kv_tokens", "max_sequences", "num_threads", "prior_mode", "resident_experts", "expert_affinity_steps",
-    "ngram_tokens", "batch_invariant",
+    "dtype", "weights", "kv_tokens", "max_sequences", "num_threads", "prior_mode", "resident_experts",
+    "expert_affinity_steps", "ngram_tokens", "batch_invariant",
 )  # fmt: skip
 AS_SERVED = "as-served"
 TRANSLATED = "translated"
@@ -49,6 +50,17 @@ class EngineForm(forms.Form):
 
     version = forms.ModelChoiceField(ModelVersion.objects.none(), label=_("Version"), empty_label=None)
     dtype = forms.ChoiceField(label=_("Precision"), choices=DTYPES, initial=DEFAULTS["dtype"])
+    weights = forms.ChoiceField(
+        label=_("Served weights"),
+        choices=WEIGHTS,
+        initial=DEFAULTS["weights"],
+        required=False,
+        help_text=_(
+            "int8 and int4 pack experts, attention and head of a mixture in 16 bits when an engine loads it: it needs less "
+            "memory and answers faster, and its answers change as by quantising. The first start takes longer, and needs "
+            "memory for both."
+        ),
+    )
     kv_tokens = _bounded("kv_tokens", _("Cache"), help_text=_("Tokens of all running requests together."))
     max_sequences = _bounded("max_sequences", _("Requests at once"))
     num_threads = _bounded("num_threads", _("Threads"))
@@ -81,22 +93,37 @@ class EngineForm(forms.Form):
         label=_("Serve it without these experts"), required=False, widget=forms.HiddenInput
     )
 
-    def __init__(self, *args: Any, team: Team, **options: Any) -> None:
+    def __init__(self, *args: Any, team: Team, kept: dict[str, Any] | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.kept = kept or {}
         choices = versions_of(team).filter(state=VersionState.READY)
         self.fields["version"].queryset = choices  # type: ignore[attr-defined]
 
     def settings(self) -> dict[str, Any]:
-        """The engine's part, as it is stored."""
+        """The engine's part, as it is stored: what was kept, and what is said here."""
         said = {name: self.cleaned_data[name] for name in SETTINGS if name in self.cleaned_data}
         # An empty field says something where nothing is a choice of its own.
-        return {name: value for name, value in said.items() if name in MAY_BE_NONE or value not in (None, "")}
+        chosen = {
+            name: value for name, value in said.items() if name in MAY_BE_NONE or value not in (None, "")
+        }
+        return {**self.kept, **chosen}
+
+    def clean(self) -> None:
+        """Judge the settings by the chosen version with the other fields, by the rule of the service."""
+        version = self.cleaned_data.get("version")
+        if version is None:
+            return
+        try:
+            settings_checked(self.settings(), version.spec)
+        except Invalid as error:
+            self.show_error(error)
 
     def show_error(self, error: DomainError) -> None:
         """Put a refusal beside the field that it speaks of, and ask for what would lift it."""
         if error.code == EXPERTS_GONE:
             self.fields["confirm_domains"].widget = forms.CheckboxInput()
-        for name, message in (error.fields or {"": error.message}).items():
+        for place, message in (error.fields or {"": error.message}).items():
+            name = place.removeprefix("settings.")
             self.add_error(
                 name if name in self.fields else None, message if name in self.fields else error.message
             )
@@ -186,7 +213,8 @@ class UpdateForm(EngineForm):
             "version": deployment.desired_version_id,
             "domain_map": AS_SERVED if deployment.domains else "",
         }
-        return cls(data, team=deployment.team, domains=deployment.domains, initial=initial, prefix="update")
+        served = {"domains": deployment.domains, "kept": deployment.settings}
+        return cls(data, team=deployment.team, initial=initial, prefix="update", **served)
 
     def chosen_map(self) -> int | object | None:
         """What the service is asked for: a map's number, None for no domains, KEEP for those that are served."""

@@ -18,7 +18,7 @@ from accounts.caller import Caller
 from common.errors import DomainError, NotFound
 from deployments import services
 from deployments.domains import map_words, shown_domains
-from deployments.forms import DTYPES, DeployForm, ScaleForm, UpdateForm
+from deployments.forms import DTYPES, WEIGHTS, DeployForm, ScaleForm, UpdateForm
 from deployments.models import Deployment
 from deployments.selectors import (
     deployment_get,
@@ -40,6 +40,8 @@ ACTIONS: dict[str, tuple[Callable[..., Any], Promise]] = {
     "stop": (services.deployment_stop, gettext_lazy("It stops when its running answers are finished.")),
     "retry": (services.deployment_retry, gettext_lazy("Failed replicas are started again.")),
 }
+# Fields whose complaints are said beside the fit, before the form is sent.
+JUDGED = ("replicas", "weights", "resident_experts")
 CONDITION_LAMPS = {"true": "ok", "false": "caution", "unknown": "unknown"}
 
 
@@ -97,6 +99,7 @@ def detail_context(deployment: Deployment, caller: Caller, form: UpdateForm | No
         "domains": shown_domains(deployment),
         "map_words": map_words(deployment.domains),
         "precision": dict(DTYPES).get(str(deployment.settings.get("dtype")), "—"),
+        "weights": dict(WEIGHTS)[deployment.settings.get("weights", "stored")],
         "is_observed": deployment.observed_generation == deployment.generation,
         "fit": fit_of(deployment.desired_version.spec, deployment.settings),
         "can_write": can_write,
@@ -173,7 +176,7 @@ def fit(request: HttpRequest) -> HttpResponse:
     form.is_valid()
     context: dict[str, Any] = {
         "fit": _fit(form, {}),
-        "problem": " ".join(str(one) for one in form.errors.get("replicas", ())),
+        "problem": " ".join(str(one) for name in JUDGED for one in form.errors.get(name, ())),
     }
     version = form.cleaned_data.get("version")
     if version and request.POST.get("proposed_for", "") != str(version.pk):
@@ -216,8 +219,7 @@ def deployment_update(request: HttpRequest, pk: int) -> HttpResponse:
         try:
             services.deployment_update(
                 caller=caller, deployment_id=pk, version_id=data["version"].pk, domain_map_id=form.chosen_map(),
-                settings={**deployment.settings, **form.settings()}, note=data["note"],
-                confirm_domains=data["confirm_domains"],
+                settings=form.settings(), note=data["note"], confirm_domains=data["confirm_domains"],
             )  # fmt: skip
         except DomainError as error:
             form.show_error(error)

@@ -1,17 +1,21 @@
-"""Weights that an engine packs when it loads them: refused where they cannot be; counted as packed."""
+"""Weights that an engine packs when it loads them: refused where they cannot be, counted as packed, chosen by the forms."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from django.urls import reverse
 
 from common.errors import Invalid
 from deployments.engine_settings import need_of, settings_checked
 from deployments.models import Deployment, Replica
 from deployments.reconcile import reconcile
+from deployments.selectors import deployment_get
 from moe_core.spec import ModelSpec
 from moe_core.spec.served import served_as
+from registry.models import ModelVersion
+from tests.apps.deployments.test_new_form import asked, fragment
 from tests.apps.deployments.test_rest import URL, call
 from tests.apps.deployments.test_services import deploy, online, version  # noqa: F401
 from tests.apps.registry.fixtures import DENSE, make_version, moe_spec
@@ -124,3 +128,64 @@ def test_a_start_that_packs_reserves_the_stored_weights_beside(people, version):
 def test_a_deployment_that_was_stored_before_its_version_was_judged_is_still_counted(version):  # noqa: F811
     spec = unpackable()["kinds"][0].model_dump(mode="json")
     assert need_of(spec, {"weights": "int8"}) == need_of(spec, {})
+
+
+def form_of(version: ModelVersion, **more: Any) -> dict[str, Any]:  # noqa: F811
+    return {
+        "name": "shop", "version": version.pk, "replicas": 0, "dtype": "bfloat16", "kv_tokens": 2048, "max_sequences": 4,
+        "num_threads": 1, "prior_mode": "", "domain_map": "", **more,
+    }  # fmt: skip
+
+
+def test_a_person_chooses_it_sees_it_and_takes_it_back(people, version):  # noqa: F811
+    browser = people.client("owner")
+    made = browser.post(reverse("deployments:new"), form_of(version, weights="int4"))
+    assert made.status_code == 302, made.context["form"].errors
+    pk = Deployment.objects.get().pk
+    page = browser.get(reverse("deployments:detail", args=[pk])).content.decode()
+    assert "<dt>Served weights</dt><dd>int4</dd>" in page
+    assert '<option value="int4" selected' in page
+    place = reverse("deployments:update", args=[pk])
+
+    def change(**more: Any) -> Any:
+        return browser.post(
+            place, {f"update-{name}": value for name, value in form_of(version, **more).items()}
+        )
+
+    assert change(kv_tokens=4096).status_code == 302
+    assert deployment_get(people.owner.team, pk).settings["weights"] == "int4", "what is not said stays"
+    refused = change(dtype="float32")
+    assert refused.status_code == 422 and set(refused.context["form"].errors) == {"weights"}
+    assert change(dtype="float32", weights="stored").status_code == 302
+    assert deployment_get(people.owner.team, pk).settings["weights"] == "stored"
+
+
+@pytest.mark.parametrize(
+    ("language", "help_words", "words"),
+    [
+        ("en", "needs memory for both", "serve its weights as they are stored"),
+        ("zh-hans", "两份权重", "请按存储的权重部署"),
+    ],
+)
+def test_a_dense_version_is_refused_beside_the_field_and_beside_the_fit(
+    people, tmp_path, language, help_words, words
+):
+    online()
+    dense = make_version(people, tmp_path, name="Dense")
+    browser = people.client("owner")
+    browser.cookies["django_language"] = language
+    assert help_words in browser.get(reverse("deployments:new")).content.decode()
+    reply = browser.post(reverse("deployments:new"), form_of(dense, weights="int8", replicas=500))
+    assert reply.status_code == 422
+    errors = reply.context["form"].errors
+    assert set(errors) == {"weights", "replicas"} and words in errors["weights"][0]
+    assert words in fragment(people, asked(people, dense, weights="int8"), language)
+
+
+def test_the_fit_tells_what_packing_takes_beside(people, version):  # noqa: F811
+    online()
+    told = fragment(people, asked(people, version, weights="int8", kv_tokens=256))
+    assert "While it is packed" in told and "It fits." in told
+    assert "While it is packed" not in fragment(
+        people, asked(people, version, weights="stored", kv_tokens=256)
+    )
