@@ -138,7 +138,6 @@ def test_the_whole_sentence_has_field_value_and_way_out() -> None:
             'compose.domains: this must have at least 2 entries, and is ["law"]',
         ),
     ],
-    ids=str,
 )
 def test_a_list_with_a_wrong_entry_is_not_called_too_short(
     door: Any, data: dict[str, Any], sentence: str
