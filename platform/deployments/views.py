@@ -40,7 +40,6 @@ ACTIONS: dict[str, tuple[Callable[..., Any], Promise]] = {
     "stop": (services.deployment_stop, gettext_lazy("It stops when its running answers are finished.")),
     "retry": (services.deployment_retry, gettext_lazy("Failed replicas are started again.")),
 }
-# Fields whose complaints are said beside the fit, before the form is sent.
 JUDGED = ("replicas", "weights", "resident_experts")
 CONDITION_LAMPS = {"true": "ok", "false": "caution", "unknown": "unknown"}
 
@@ -161,7 +160,7 @@ def deployment_new(request: HttpRequest) -> HttpResponse:
         else:
             return redirect("deployments:detail", made.pk)
     context = {
-        "form": form, "fit": _fit(form, initial), "has_versions": versions.exists(),
+        "form": form, "fit": _fit(form, initial), "problem": _problem(form), "has_versions": versions.exists(),
         "proposed_for": form["version"].value(),
     }  # fmt: skip
     return render(request, "deployments/new.html", context, status=422 if form.errors else 200)
@@ -176,7 +175,7 @@ def fit(request: HttpRequest) -> HttpResponse:
     form.is_valid()
     context: dict[str, Any] = {
         "fit": _fit(form, {}),
-        "problem": " ".join(str(one) for name in JUDGED for one in form.errors.get(name, ())),
+        "problem": _problem(form),
     }
     version = form.cleaned_data.get("version")
     if version and request.POST.get("proposed_for", "") != str(version.pk):
@@ -190,6 +189,11 @@ def _proposed_map(caller: Caller, form: DeployForm, version: ModelVersion) -> st
     proposed = DeployForm(team=caller.team, initial={**kept, "version": version.pk})
     proposed.propose_map()
     return proposed["domain_map"].as_widget(attrs={"hx-swap-oob": "true"})
+
+
+def _problem(form: DeployForm) -> str:
+    """What is wrong with the fields that the fit is counted from, said beside it too."""
+    return " ".join(str(one) for name in JUDGED for one in form.errors.get(name, ()))
 
 
 def _fit(form: DeployForm, initial: dict[str, Any]) -> Any:

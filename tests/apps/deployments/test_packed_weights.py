@@ -179,6 +179,7 @@ def test_a_dense_version_is_refused_beside_the_field_and_beside_the_fit(
     assert reply.status_code == 422
     errors = reply.context["form"].errors
     assert set(errors) == {"weights", "replicas"} and words in errors["weights"][0]
+    assert words in reply.context["problem"], "the page that is shown again says it beside the fit too"
     assert words in fragment(people, asked(people, dense, weights="int8"), language)
 
 
