@@ -14,7 +14,7 @@ from moe_core.checkpoint.tokenizer import Tokenizer
 from moe_core.engine.engine import Engine
 from moe_core.engine.events import Delta, Done, Failed
 from moe_core.engine.loop import EngineState
-from moe_core.engine.mapped_model import keep_tensors, mapped_model, move_panels
+from moe_core.engine.mapped_model import keep_tensors, mapped_model
 from moe_core.engine.packed_at_load import served_model
 from moe_core.engine.panel_cache import PanelCache
 from moe_core.engine.residency import load_resident
@@ -52,7 +52,7 @@ def build_engine(
     tell(EngineState.WARMING)
     warm_up(engine, codec)
     if panels is not None:
-        panels.finish_later(lambda: move_panels(engine.runner.model))
+        panels.finish_later()
     return engine, codec
 
 

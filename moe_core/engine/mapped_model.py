@@ -9,7 +9,6 @@ from moe_core.checkpoint.store import TORCH_DTYPES, read_spec
 from moe_core.engine.packed_at_load import served_spec
 from moe_core.kernels.cpu.attach import attach
 from moe_core.kernels.cpu.panel_file import PanelFileError, PanelReader, PanelWriter
-from moe_core.kernels.cpu.panels import Panels
 from moe_core.model.decoder import Decoder
 from moe_core.spec import ServeSpec
 
@@ -40,14 +39,6 @@ def keep_tensors(model: nn.Module, writer: PanelWriter) -> None:
             flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
             dtype = str(tensor.dtype).removeprefix("torch.")
             writer.add_tensor(name, dtype, tensor.shape, flat.numpy().data)
-
-
-def move_panels(model: nn.Module) -> None:
-    """Move every module's panels out of the file that they are mapped from."""
-    for module in model.modules():
-        held = getattr(module, "panels", None)
-        for panels in (held,) if isinstance(held, Panels) else (held.gate_up, held.down) if held else ():
-            panels.move()
 
 
 def _put(model: nn.Module, name: str, value: Tensor) -> None:

@@ -12,7 +12,6 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -83,7 +82,7 @@ class PanelCache:
 
     def _begin(self) -> None:
         try:
-            self.writer = PanelWriter(self._path, self._key)
+            self.writer = PanelWriter(self._path, self._key, shared=self._shared)
         except OSError as error:
             logger.warning("no panel file is written: %s", error)
 
@@ -98,21 +97,17 @@ class PanelCache:
         if self.writer is not None:
             self.writer.remove_temporary()
 
-    def finish_later(self, move: Callable[[], None]) -> None:
-        """After a start without a file, on a thread beside the first requests: put what was written into its place, sweep
-        what nobody uses, then `move` panels out of the file unless they are to be shared."""
+    def finish_later(self) -> None:
+        """After a start without a file, on a thread beside the first requests: write what is not written, put the file into
+        its place, and sweep what nobody uses."""
         if self.writer is not None:
-            held = (self.writer, move)
-            threading.Thread(target=self._finish, args=held, name="panel-file", daemon=True).start()
+            threading.Thread(target=self._finish, args=(self.writer,), name="panel-file", daemon=True).start()
 
-    def _finish(self, writer: PanelWriter, move: Callable[[], None]) -> None:
+    def _finish(self, writer: PanelWriter) -> None:
         _step_back()
         if writer.finish():
             logger.info("the panels lie in %s", self._path.name)
         sweep(self._path.parent, keep=self._path)
-        if not self._shared:
-            move()
-            writer.let_go()
 
 
 def _step_back() -> None:

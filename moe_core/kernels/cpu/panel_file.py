@@ -2,8 +2,9 @@
 
 The file holds sections on page borders, then a footer: JSON that names them, its length, and a mark. It is written under
 a temporary name and renamed when it is whole and on the disk. The digest of its pieces stands in the footer and is checked
-each time that it is used, beside the rest of a start. Mapped pages are shared by all processes that serve the model; who
-serves it alone reads the file into huge pages instead, piece by piece with the digests, from which products read faster.
+each time that it is used, beside the rest of a start. Mapped pages are shared by all processes that serve the model, and
+packed into by the first; who serves it alone packs into huge pages and writes the file from there, or reads it into huge
+pages, piece by piece with the digests: products read faster from them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.errors import MoeCoreError
-from moe_core.kernels.cpu.arena import address_of, own_memory
+from moe_core.kernels.cpu.arena import ARENA, address_of, own_memory
 from moe_core.kernels.cpu.shelf import PAGE_BYTES, Place
 
 logger = logging.getLogger(__name__)
@@ -160,11 +161,12 @@ def _read_into(piece: memoryview, file: int, start: int) -> bool:
 
 
 class PanelWriter:
-    """Panels are packed straight into the pages of the new file, so that the first process shares them too."""
+    """Panels are packed straight into the pages of the new file where they are `shared`, so that the first process shares
+    them too; else into memory of the process, from where they are written when there is time."""
 
-    def __init__(self, path: Path, key: str) -> None:
+    def __init__(self, path: Path, key: str, *, shared: bool) -> None:
         """Raises OSError when the folder cannot be written to."""
-        self.path, self._key = path, key
+        self.path, self._key, self._shared = path, key, shared
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._file = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -172,6 +174,8 @@ class PanelWriter:
         self._sections: list[dict[str, Any]] = []
         self._tensors: list[dict[str, Any]] = []
         self._mapped: list[mmap.mmap] = []
+        # Panels in memory of the process, and where they go.
+        self._unwritten: list[tuple[memoryview, int]] = []
         self._is_whole = True
 
     def place(self, what: str, num_bytes: int) -> Place | None:
@@ -181,31 +185,44 @@ class PanelWriter:
         try:
             # Not a hole: a full disk must be met here, and not as a signal in the middle of packing.
             os.posix_fallocate(self._file, self._end, max(num_bytes, 1))
-            memory = mmap.mmap(self._file, max(num_bytes, 1), offset=self._end)
+            place = self._mapped_place(num_bytes) if self._shared else self._own_place(num_bytes)
         except OSError as error:
             self._lacks_room(error)
             return None
         self._sections.append(
             {"what": f"{len(self._sections)}:{what}", "start": self._end, "bytes": num_bytes}
         )
-        self._mapped.append(memory)
         self._end = -(-(self._end + num_bytes) // PAGE_BYTES) * PAGE_BYTES
+        return place
+
+    def _mapped_place(self, num_bytes: int) -> Place:
+        memory = mmap.mmap(self._file, max(num_bytes, 1), offset=self._end)
+        self._mapped.append(memory)
         return Place(memoryview(memory)[:num_bytes], address_of(memory), is_filled=False)
+
+    def _own_place(self, num_bytes: int) -> Place:
+        memory, address = ARENA.reserve(num_bytes)
+        start = address - address_of(memory)
+        self._unwritten.append((memoryview(memory)[start : start + num_bytes], self._end))
+        return Place(memory, address, is_filled=False)
 
     def add_tensor(self, name: str, dtype: str, shape: Sequence[int], data: memoryview) -> None:
         """Keep a tensor that is in no panels; when the disk has no room, there will be no file."""
         if not self._is_whole:
             return
         try:
-            written = 0
-            while written < len(data):
-                written += os.pwrite(self._file, data[written:], self._end + written)
+            self._write(data, self._end)
         except OSError as error:
             self._lacks_room(error)
             return
         place = {"start": self._end, "bytes": len(data)}
         self._tensors.append({"name": name, "dtype": dtype, "shape": list(shape), **place})
         self._end = -(-(self._end + len(data)) // PAGE_BYTES) * PAGE_BYTES
+
+    def _write(self, data: memoryview, start: int) -> None:
+        written = 0
+        while written < len(data):
+            written += os.pwrite(self._file, data[written:], start + written)
 
     def _lacks_room(self, error: OSError) -> None:
         logger.warning("no panel file is written: %s", error)
@@ -217,6 +234,8 @@ class PanelWriter:
             if not self._is_whole:
                 return False
             self._protect()
+            for data, start in self._unwritten:
+                self._write(data, start)
             os.ftruncate(self._file, self._end)
             with mmap.mmap(self._file, max(self._end, 1), access=mmap.ACCESS_READ) as whole:
                 digest = _Pieces(whole, self._end).digest()
@@ -227,6 +246,7 @@ class PanelWriter:
             logger.warning("the panel file was not written: %s", error)
             return False
         finally:
+            self._unwritten.clear()
             os.close(self._file)
             self.remove_temporary()
         return True
@@ -244,11 +264,6 @@ class PanelWriter:
         value = {"key": self._key, "sha256": digest, "sections": self._sections, "tensors": self._tensors}
         footer = json.dumps(value, separators=(",", ":")).encode()
         return footer + len(footer).to_bytes(8, "little") + MARK
-
-    def let_go(self) -> None:
-        """Give back the pages of panels that have moved; they are the file's."""
-        for memory in self._mapped:
-            memory.madvise(mmap.MADV_DONTNEED)
 
     def _protect(self) -> None:
         """What is packed is never changed: a stray write must not reach the file."""

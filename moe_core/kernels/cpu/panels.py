@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import mmap
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor
 
 from moe_core.errors import SpecError
-from moe_core.kernels.cpu.arena import ARENA
 from moe_core.kernels.cpu.library import library
 from moe_core.kernels.cpu.shelf import place_for
 from moe_core.kernels.packing import Packed
@@ -52,8 +50,6 @@ class Panels:
 
     struct: PanelsStruct
     memory: Any = field(repr=False)
-    # Where they lie since they moved.
-    _moved: list[Any] = field(default_factory=list, repr=False)
 
     @property
     def address(self) -> int:
@@ -100,18 +96,6 @@ class Panels:
             sources = [0 if tensor is None else tensor.data_ptr() for tensor in (codes, scales, zeros)]
             native.pack(ctypes.addressof(struct), *sources)
         return cls(struct, place.memory)
-
-    def move(self) -> None:
-        """Copy panels that lie in a file into huge pages of this process, from which they are read faster.
-
-        May run beside products: both copies hold the same, and the old one stays where it is.
-        """
-        if isinstance(self.memory, mmap.mmap) or self._moved:
-            return
-        memory, address = ARENA.reserve(self.num_bytes)
-        ctypes.memmove(address, self.struct.memory, self.num_bytes)
-        self._moved.append(memory)
-        self.struct.memory = address
 
     def map(self, x_TK: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """x · weightᵀ of a single matrix: (T, rows) in bfloat16 or float32, sums in float32.

@@ -115,16 +115,27 @@ def test_panels_lie_in_memory_of_the_engines_own_unless_they_are_shared(
     assert answer(engine) == wanted
 
 
-def test_panels_of_the_first_start_move_into_memory_of_its_own(model_dir: Path, tmp_path: Path) -> None:
-    engine, cache = start(spec_of(model_dir, tmp_path))
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_first_start_packs_where_the_panels_stay(model_dir: Path, tmp_path: Path, shared: bool) -> None:
+    spec = spec_of(model_dir, tmp_path, shares_panels=shared)
+    cache = PanelCache.of(spec)
+    assert cache is not None and cache.writer is not None
+    engine, _ = build_engine(spec, lambda state: None, cache)
+    before = [one.struct.memory for one in stacks_of(engine)]
+    mapped = [(panel_file.address_of(memory), len(memory)) for memory in cache.writer._mapped]
+    for address in before:
+        assert any(base <= address < base + size for base, size in mapped) == shared
     wanted = answer(engine)
-    assert cache.writer is not None
-    files = [(panel_file.address_of(memory), len(memory)) for memory in cache.writer._mapped]
+    until_there(cache._path)
+    assert [one.struct.memory for one in stacks_of(engine)] == before
+    assert answer(engine) == wanted == answer(start(spec)[0])
+
+
+def until_there(file: Path) -> None:
     deadline = time.monotonic() + 20
-    while any(base <= p.struct.memory < base + size for p in stacks_of(engine) for base, size in files):
-        assert time.monotonic() < deadline
+    while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert answer(engine) == wanted
+    assert file.exists()
 
 
 def test_a_file_that_ends_while_it_is_read_is_packed_anew(
