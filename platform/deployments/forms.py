@@ -149,7 +149,11 @@ class DeployForm(EngineForm):
         super().__init__(*args, team=team, **options)
         self.proposal = self._proposal()
         names = {one.pk: str(one) for one in maps_of(team)}
-        proposed = self.proposal and self.proposal.is_translated and names.get(self.proposal.map_id)
+        # Who chose it for one version and then took another means the map by that one's numbers.
+        asked = self.data.get(self.add_prefix("domain_map")) == TRANSLATED
+        proposed = (
+            self.proposal and (self.proposal.is_translated or asked) and names.get(self.proposal.map_id)
+        )
         translated = [(TRANSLATED, _("%(map)s, by this version's numbers") % {"map": proposed})]
         self.fields["domain_map"].choices = [  # type: ignore[attr-defined]
             ("", _("none: requests name no domain")),
@@ -173,7 +177,10 @@ class DeployForm(EngineForm):
         """What the service is asked for: a map's number and whether it is translated, or None."""
         chosen = self.cleaned_data["domain_map"]
         if chosen == TRANSLATED and self.proposal:
-            return {"domain_map_id": self.proposal.map_id, "translate_domains": True}
+            return {
+                "domain_map_id": self.proposal.map_id,
+                "translate_domains": self.proposal.is_translated,
+            }
         return {"domain_map_id": int(chosen) if chosen else None}
 
     def clean_name(self) -> str:

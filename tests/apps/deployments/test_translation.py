@@ -235,6 +235,17 @@ def test_the_new_form_proposes_and_serves_the_translated_map(people, family, dom
     assert "Domains r1, translated" in client.get(f"/deployments/{made.pk}/").content.decode()
 
 
+def test_a_translated_map_is_meant_for_the_version_that_is_chosen_at_last(people, family, domain_map):
+    """The map was chosen for the version that the form began with; the form had no time to offer it for another."""
+    client, url = people.client("owner"), "/deployments/new/"
+    wanted = {"name": "tuned", "version": family.tuned.pk, "replicas": 0, "dtype": "float32", "kv_tokens": 4096,
+              "max_sequences": 4, "num_threads": 1, "domain_map": TRANSLATED}  # fmt: skip
+    assert client.post(url, wanted).status_code == 302
+    assert experts_of(Deployment.objects.get(name="tuned").domains) == ([0, 1], [7])
+    nobodys = family.child({"kind": "distil", "num_experts": 7})
+    assert client.post(url, {**wanted, "name": "other", "version": nobodys.pk}).status_code == 422
+
+
 def test_the_pages_ask_for_the_confirmation(people, family, domain_map):
     made = deploy(people, family.tuned, domain_map_id=domain_map.pk)
     client, url = people.client("owner"), f"/deployments/{made.pk}/"
