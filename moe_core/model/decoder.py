@@ -100,6 +100,8 @@ class Decoder(nn.Module):
         x_TD = self.embed_tokens(input_ids_T)
         if self.spec.moe is not None and self.spec.moe.gate.kind == "hash":
             routing = replace(routing or RoutingContext(), token_ids_T=input_ids_T)
+        if self.spec.moe is not None and self.spec.moe.gate.kind == "soft":
+            routing = _by_rows(routing or RoutingContext(), attention, input_ids_T.device)
         rotary = rotary_of(self.spec, positions_T, x_TD.dtype)
         for block in self.layers:
             x_TD = block(x_TD, rotary, attention, routing)
@@ -158,3 +160,14 @@ class Decoder(nn.Module):
                 break
             fresh = new[-1:]
         return new
+
+
+def _by_rows(routing: RoutingContext, attention: AttentionContext, device: torch.device) -> RoutingContext:
+    """The context with each row of a batch as a sequence of its own, for gates that mix the tokens of one.
+
+    Where it says already which sequence each token is of, that holds.
+    """
+    if routing.sequence_T is not None or not isinstance(attention, DenseCausal):
+        return routing
+    rows_B = torch.arange(attention.batch, device=device)
+    return replace(routing, sequence_T=rows_B.repeat_interleave(attention.sequence))

@@ -45,6 +45,24 @@ def test_sequences_of_a_batch_do_not_see_each_other() -> None:
 
 
 @torch.no_grad()
+def test_slots_mix_the_tokens_of_one_row_of_a_batch_alone() -> None:
+    moe = {
+        "moe_layers": (0, 2),
+        "num_experts": 4,
+        "top_k": 2,
+        "moe_intermediate_size": 16,
+        "gate": {"kind": "soft"},
+    }
+    model = random_decoder(
+        ModelSpec.parse({**tiny_llama().model_dump(), "family": "turnout_moe", "moe": moe}), 2, STD
+    )
+    assert torch.allclose(model(IDS)[1], model(IDS[1:])[0], rtol=1e-4, atol=1e-4)
+    # Who says otherwise is heeded: all tokens as one sequence.
+    together = model(IDS, RoutingContext(sequence_T=torch.zeros(IDS.numel(), dtype=torch.int64)))
+    assert not torch.allclose(together[1], model(IDS[1:])[0], rtol=1e-2, atol=1e-2)
+
+
+@torch.no_grad()
 def test_later_tokens_do_not_change_earlier_ones() -> None:
     model = random_decoder(tiny_turnout(), 2, STD)
     changed = IDS.clone()
