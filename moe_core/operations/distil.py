@@ -199,13 +199,14 @@ def distillation_loss(
     batch.check_fits(teacher.spec)
     taught: dict[int, Routing] = {}
     learnt: dict[int, Routing] = {}
+    real_T = batch.real_T
     with torch.no_grad():
-        theirs_NSV = teacher(batch.ids_NS, RoutingContext(observe=taught.__setitem__)).float()
-    ours_NSV = student(batch.ids_NS, RoutingContext(observe=learnt.__setitem__)).float()
+        theirs_NSV = teacher(batch.ids_NS, RoutingContext(observe=taught.__setitem__, real_T=real_T)).float()
+    ours_NSV = student(batch.ids_NS, RoutingContext(observe=learnt.__setitem__, real_T=real_T)).float()
     losses_NS, counted_NS = next_token_losses(torch.log_softmax(ours_NSV, -1), batch)
     softened = kl(theirs_NSV[batch.real_NS] / spec.temperature, ours_NSV[batch.real_NS] / spec.temperature)
     routed = [
-        group_divergence(taught[layer if keep is None else keep[layer]], learnt[layer], of, batch.real_T)
+        group_divergence(taught[layer if keep is None else keep[layer]], learnt[layer], of, real_T)
         for layer, of in zip(learnt, groups, strict=True)
     ]
     return (

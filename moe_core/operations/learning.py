@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from moe_core.errors import NonFiniteLoss, SpecError
+from moe_core.model.context import RoutingContext
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.measure import next_token_losses
@@ -71,7 +72,8 @@ def dealt(prompts: Prompts, size: int, generator: torch.Generator) -> Iterator[P
 def mean_loss(model: Decoder, batch: Prompts) -> Tensor:
     """Mean next-token loss of a batch, with its graph."""
     batch.check_fits(model.spec)
-    losses_NS, counted_NS = next_token_losses(torch.log_softmax(model(batch.ids_NS).float(), dim=-1), batch)
+    logits_NSV = model(batch.ids_NS, RoutingContext(real_T=batch.real_T)).float()
+    losses_NS, counted_NS = next_token_losses(torch.log_softmax(logits_NSV, dim=-1), batch)
     return mean_counted(losses_NS, counted_NS)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,11 +31,14 @@ HEAD_TOKENS = 256
 def hidden_of(model: Decoder, batch: Prompts, context: RoutingContext | None = None) -> Tensor:
     """(T, D) hidden states after the final norm, padding included: all that routing needs, without any logits.
 
+    Padding takes no place of an expert and enters no slot, so that the figures of a prompt do not hang on how long others
+    are: a gate that sees the batch, and a capacity, would let it.
     Raises SpecError when a token is outside the model's vocabulary, or a prompt longer than its positions.
     """
     batch.check_fits(model.spec)
     num_prompts, length = batch.ids_NS.shape
     positions_T = torch.arange(length).repeat(num_prompts)
+    context = replace(context or RoutingContext(), real_T=batch.real_T)
     return model.hidden(batch.ids_NS.reshape(-1), positions_T, DenseCausal(num_prompts, length), context)
 
 
