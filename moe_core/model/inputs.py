@@ -6,6 +6,7 @@ Shapes: B batch, S sequence.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -46,7 +47,13 @@ def checked_prompt(ids: Sequence[int] | Tensor, max_new_tokens: int, vocab_size:
         raise InputError(
             f"a prompt is one text, and this has shape {tuple(ids.shape)}; give ids[0], text by text"
         )
-    prompt = [int(token) for token in ids]
+    try:
+        prompt = [index(token) for token in ids]
+    except TypeError as error:
+        raise InputError(
+            f"a prompt is a list of token ids, which are whole numbers, and not {repr(ids)[:40]}; encode text with the "
+            "model's own tokenizer"
+        ) from error
     if not prompt:
         raise InputError("the prompt has no token; give at least one, such as the model's bos_token_id")
     if max_new_tokens < 0:

@@ -62,6 +62,10 @@ def test_a_batch_of_nothing_has_logits_of_nothing(model: Decoder) -> None:
         (torch.tensor([[5, 6]]), 4, r"shape \(1, 2\); give ids\[0\]"),
         ([5], -1, "max_new_tokens is -1"),
         ([5] * 100, 29, "129 tokens are more than the model's 128 positions"),
+        ("12", 4, "not '12'; encode text"),
+        ([1.7, 2], 4, r"whole numbers, and not \[1.7, 2\]"),
+        ([None], 4, "whole numbers"),
+        (5, 4, "whole numbers"),
     ],
 )
 def test_generation_refuses_what_is_no_prompt(model: Decoder, ids: Any, count: int, complaint: str) -> None:
