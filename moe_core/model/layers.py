@@ -5,6 +5,9 @@ Shapes: T tokens, D model width, E experts, K top_k, F width of a feed-forward.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -105,6 +108,19 @@ class Router(nn.Module):
         for tensor in moe.gate_tensors(width, vocab_size):
             empty = torch.empty(tensor.shape, dtype=torch.float32)
             self.register_parameter(tensor.name, nn.Parameter(empty, requires_grad=tensor.learns))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `half` and their like do: tensors go to another device, and stay float32.
+
+        In bfloat16 a choice between near scores would fall otherwise, and a table's expert 301 would be number 300.
+        """
+
+        def kept(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            narrowed = moved.is_floating_point() and moved.element_size() < tensor.element_size()
+            return tensor.to(moved.device) if narrowed else moved
+
+        return super()._apply(kept, recurse)
 
     @property
     def tensors(self) -> dict[str, Tensor]:

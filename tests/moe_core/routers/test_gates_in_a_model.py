@@ -17,7 +17,7 @@ from moe_core.model.init import random_decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.routers import Routing
 from moe_core.spec import CapacitySpec, GateSpec, LayoutSpec, cost_of
-from moe_core.spec.gate import Base, Gate, Hash, Hierarchical, SigmoidGroups, Soft, SoftmaxTopk
+from moe_core.spec.gate import Base, Gate, Hash, Hierarchical, NoisyTopk, SigmoidGroups, Soft, SoftmaxTopk
 from tests.moe_core.tiny import STD, tiny_llama
 
 GATES: list[type[Gate]] = list(get_args(get_args(GateSpec)[0]))
@@ -216,3 +216,20 @@ def test_routers_are_float32_in_a_bfloat16_model() -> None:
         spec = decoder(gate).spec
         for layer in Decoder(spec, torch.bfloat16).moe_layers():
             assert {tensor.dtype for tensor in layer.router.tensors.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "gate", [SoftmaxTopk(), Hash(), SigmoidGroups(), NoisyTopk()], ids=lambda gate: gate.kind
+)
+def test_routers_stay_as_they_are_when_a_model_is_narrowed(gate: Gate) -> None:
+    model = decoder(gate)
+    before = [
+        {name: tensor.clone() for name, tensor in layer.router.tensors.items()}
+        for layer in model.moe_layers()
+    ]
+    model.to(torch.bfloat16)
+    assert model.dtype is torch.bfloat16
+    for layer, tensors in zip(model.moe_layers(), before, strict=True):
+        assert layer.router.tensors.keys() == tensors.keys()
+        assert all(torch.equal(layer.router.tensors[name], tensor) for name, tensor in tensors.items())
+        assert {tensor.dtype for tensor in layer.router.tensors.values()} == {torch.float32}
