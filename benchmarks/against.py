@@ -34,7 +34,7 @@ from benchmarks.prompts import Prompts
 from benchmarks.report import page
 from benchmarks.visits import TRIAL, Amount, Contestant, Visit
 from console.demo.client import ApiError
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 
 MODEL = "smol-moe-8x"
 PEERS = {

@@ -28,7 +28,7 @@ from benchmarks.home import Home
 from benchmarks.limits import Clock, Limits, measure
 from benchmarks.models import model_dir
 from moe_core.checkpoint.store import read_spec
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 
 ROOT = Path(__file__).parents[1]
 # How far below the reference's best a token may be, as a share of the spread of its logits.

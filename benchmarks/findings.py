@@ -11,7 +11,7 @@ from benchmarks.home import Home
 from benchmarks.judge import Verdict
 from benchmarks.limits import Limits
 from benchmarks.visits import TRIAL, Amount, Sample
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from moe_core.kernels.cpu.library import Library
+from moe_core.kernels.cpu.native import Library
 
 Clock = Literal["wall", "cpu"]
 MEMORY_BYTES = 512 << 20

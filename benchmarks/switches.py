@@ -30,7 +30,7 @@ from moe_core.engine.events import Delta
 from moe_core.engine.native_step import NativeStep
 from moe_core.engine.sampling_params import SamplingParams
 from moe_core.kernels.cpu.attach import attach
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 from moe_core.model.decoder import Decoder
 from moe_core.model.init import random_decoder
 from moe_core.spec import ModelSpec, ServeSpec

@@ -25,7 +25,7 @@ from moe_core.engine.engine import Engine
 from moe_core.engine.events import Delta
 from moe_core.engine.sampling_params import SamplingParams
 from moe_core.kernels.cpu.attach import attach
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 from moe_core.spec import ServeSpec
 
 PROMPT, NUM_CHECKED = list(range(100, 140)), 24

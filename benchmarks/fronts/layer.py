@@ -137,7 +137,7 @@ def main() -> None:
     os.dup2(2, 1)
     torch.set_num_threads(threads)
     if kind.startswith("turnout"):
-        from moe_core.kernels.cpu.library import library
+        from moe_core.kernels.cpu.native import library
 
         native = library()
         assert native is not None

@@ -32,7 +32,7 @@ from moe_core.kernels.cpu.attach import (
     PanelPackedExperts,
     PanelPackedLinear,
 )
-from moe_core.kernels.cpu.library import Library, library
+from moe_core.kernels.cpu.native import Library, library
 from moe_core.kernels.cpu.panels import ExpertPanels, Panels
 from moe_core.kernels.cpu.plan import LayerPlan, ModelPlan, StepPlan
 from moe_core.model.decoder import Block, Decoder

@@ -7,7 +7,7 @@ With a panel folder only the first start packs; the panels lie in a file of thei
 
 from __future__ import annotations
 
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 from moe_core.model.decoder import Decoder
 from moe_core.spec import ModelSpec, ServeSpec
 from moe_core.spec.served import packing_for

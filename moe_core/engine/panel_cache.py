@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 import moe_core
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 from moe_core.kernels.cpu.panel_file import PanelFileError, PanelReader, PanelWriter
 from moe_core.spec import ServeSpec
 

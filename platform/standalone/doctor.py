@@ -42,7 +42,7 @@ print(json.dumps({"version": torch.__version__, "threads": torch.get_num_threads
                   "device": torch.cuda.get_device_name(0) if cuda else "CPU only"}))
 """
 KERNEL_FACTS = """
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 native = library()
 print("" if native is None else native.isa)
 """

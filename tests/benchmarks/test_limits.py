@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.limits import TILES, VECTORS, cpu_flags, measure, products
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 
 
 def test_products_of_codes_are_named_where_the_processor_has_them() -> None:

@@ -21,7 +21,7 @@ from benchmarks.peers.environment import Unavailable, call
 from benchmarks.peers.turnout import write_panels
 from benchmarks.prompts import Prompts
 from benchmarks.report import page
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 
 BURN = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
 

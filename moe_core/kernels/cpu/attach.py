@@ -11,8 +11,8 @@ from moe_core.errors import SpecError
 from moe_core.experts import GroupedExperts, PackedExperts
 from moe_core.experts.packed import MATRICES
 from moe_core.kernels.cpu import experts
-from moe_core.kernels.cpu.library import library
 from moe_core.kernels.cpu.linear import linear, linear_to_float
+from moe_core.kernels.cpu.native import library
 from moe_core.kernels.cpu.panels import ExpertPanels, Panels, bfloat16_panels, code_panels
 from moe_core.kernels.precision import has_tiles
 from moe_core.model.decoder import Decoder

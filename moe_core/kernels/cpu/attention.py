@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 
 
 def attend_rows(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moe_core.errors import SpecError
 from moe_core.kernels import dispatch
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 
 NAME = "cpu_decode"
 # Rows of one expert are taken four at a time; with more of them torch's blocked product is faster.

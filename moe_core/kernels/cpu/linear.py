@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_core.kernels.cpu.library import Library, library
+from moe_core.kernels.cpu.native import Library, library
 from moe_core.kernels.precision import product, widens
 
 # Above this torch's blocked product is faster: it reads the weights once for all tokens, in cache-sized tiles.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from moe_core.errors import SpecError
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 from moe_core.kernels.cpu.shelf import place_for
 from moe_core.kernels.packing import Packed
 from moe_core.spec.quantisation import ExpertQuantSpec

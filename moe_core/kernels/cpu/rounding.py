@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 from moe_core.spec.quantisation import ExpertQuantSpec
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moe_core.kernels.cpu.build import X86_SETS
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 from standalone import doctor
 
 

@@ -10,7 +10,7 @@ from moe_core.engine.engine import Engine
 from moe_core.engine.native_step import MAX_ROWS
 from moe_core.kernels import dispatch
 from moe_core.kernels.cpu.attach import attach
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 from moe_core.model.decoder import Decoder
 from moe_core.model.init import random_decoder
 from moe_core.operations.quantise import quantise

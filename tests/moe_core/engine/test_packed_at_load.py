@@ -16,7 +16,7 @@ from moe_core.engine.loading import build_engine
 from moe_core.engine.panel_cache import SUFFIX
 from moe_core.errors import SpecError
 from moe_core.experts import PackedExperts
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 from moe_core.model.init import random_decoder
 from moe_core.model.packed_linear import PackedLinear
 from moe_core.operations.quantise import quantise

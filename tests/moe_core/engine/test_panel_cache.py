@@ -18,7 +18,7 @@ from moe_core.engine.loading import build_engine
 from moe_core.engine.panel_cache import SUFFIX, PanelCache, sweep
 from moe_core.errors import HashMismatch
 from moe_core.kernels.cpu import panel_file
-from moe_core.kernels.cpu.library import library
+from moe_core.kernels.cpu.native import library
 from moe_core.kernels.cpu.panel_file import TAIL_BYTES
 from moe_core.kernels.cpu.panels import Panels
 from moe_core.operations.quantise import quantise

@@ -17,7 +17,7 @@ from moe_core.kernels.cpu.build import (
     compiler,
     instruction_sets,
 )
-from moe_core.kernels.cpu.library import Library
+from moe_core.kernels.cpu.native import Library
 
 SOFT_TILES = "tiles in software"
 

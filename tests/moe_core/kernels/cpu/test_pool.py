@@ -10,7 +10,7 @@ import threading
 import torch
 
 from moe_core.kernels.cpu.build import build
-from moe_core.kernels.cpu.library import Library
+from moe_core.kernels.cpu.native import Library
 from tests.moe_core.kernels.cpu.conftest import poisoned
 
 
@@ -47,7 +47,7 @@ def test_building_again_finds_the_library() -> None:
 
 
 def test_the_environment_can_leave_the_kernels_out() -> None:
-    code = "from moe_core.kernels.cpu.library import library; print(library())"
+    code = "from moe_core.kernels.cpu.native import library; print(library())"
     environment = {**os.environ, "TURNOUT_KERNELS": "torch"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe_core.kernels.cpu.build import SOURCES, CompilerError, compiler, instruction_sets
-from moe_core.kernels.cpu.library import Library
+from moe_core.kernels.cpu.native import Library
 
 pytestmark = pytest.mark.slow
 DRIVER = Path(__file__).with_name("sanitize.cpp")

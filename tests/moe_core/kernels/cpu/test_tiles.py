@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from moe_core.kernels.cpu.build import build
-from moe_core.kernels.cpu.library import Library
+from moe_core.kernels.cpu.native import Library
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64") or shutil.which("objdump") is None,
