@@ -4,8 +4,9 @@ Dense models give one expert each to every expert layer; mixtures give all of th
 the row of their domain. The gate of each layer is fitted on the input that it will see in the composed model: in one
 forward pass over all prompts each layer is fitted just before it runs, so the layers below it are already composed.
 
-Of every four prompts of a domain two are fitted on, one sets the temperature, and one is held out to be reported on. A
-word that comes in the fitted prompts is not held out by that: accuracy is told of tokens that none of them has, too.
+Of every four prompts of a domain two are fitted on, one sets the temperature, and one is held out: what is reported, losses
+too, is of those. A word that comes in the fitted prompts is not held out by that: accuracy is told of tokens that none of
+them has, too.
 
 How sure the gate is (its temperature) is calibrated on the gate that is made, the models' own rows, temperature and
 balancing biases in it (`moe_core.operations.compose_gates`), and what is told of a layer is of that gate. It changes outputs
@@ -67,6 +68,7 @@ def compose(
     for layer in composed.moe_layers():
         _fill_experts(layer, models)
     layers = _fit_gates(composed, models, spec, prompts, watch)
+    unseen = _unseen(prompts, spec)
     return composed, {
         "kind": spec.kind,
         "domains": list(spec.domains),
@@ -75,9 +77,9 @@ def compose(
         "trunk_distance": trunk,
         "temperature_acts": _temperature_acts(moe_part(composed), len(models)),
         "layers": layers,
-        "loss_after": loss_by_domain(composed, prompts, watch=watch),
+        "loss_after": loss_by_domain(composed, unseen, watch=watch),
         "loss_of_each": {
-            code: loss_by_domain(model, prompts, watch=watch)
+            code: loss_by_domain(model, unseen, watch=watch)
             for code, model in zip(spec.domains, models, strict=True)
         },
     }
@@ -185,6 +187,15 @@ def _temperature_acts(moe: MoeSpec, num_models: int) -> bool:
         or moe.num_experts > num_models
         or bool(getattr(moe.gate, "selection_bias", False))
     )
+
+
+def _unseen(prompts: Prompts, spec: ComposeSpec) -> Prompts:
+    """The prompts that nothing was fitted on; of a domain that is nobody's all of them."""
+    chosen = (
+        prompts.of_domain(code)[HELD_OUT[0] :: 4] if code in spec.domains else prompts.of_domain(code)
+        for code in prompts.codes
+    )
+    return prompts.take([place for places in chosen for place in places])
 
 
 def _chosen_NS(prompts: Prompts, turn_N: Tensor, turns: tuple[int, ...]) -> Tensor:

@@ -56,16 +56,13 @@ class Operated:
 
     facts: list[tuple[str, str]]
     domains: list[DomainChange]
-    # Which logs the losses are of: a composed model's are told on those that its gates were fitted on.
-    is_held_out: bool = True
 
 
 def operated_report(report: Mapping[str, Any]) -> Operated | None:
     """What a report says; None where it is not the report of an operation."""
     if report.get("kind") not in OPERATIONS:
         return None
-    held_out = not report.get("loss_of_each")
-    return Operated(list(operated_facts(report)), list(_domains(report)), held_out)
+    return Operated(list(operated_facts(report)), list(_domains(report)))
 
 
 def operation_title(kind: str) -> str:

@@ -23,7 +23,7 @@ from moe_core.operations.gate_fit import (
     divergence,
     fit_rows,
 )
-from moe_core.operations.measure import listening
+from moe_core.operations.measure import listening, loss_by_domain
 from moe_core.operations.prompts import Prompts
 from moe_core.routers import Routing
 from moe_core.spec.operations import ComposeSpec
@@ -62,6 +62,15 @@ def test_prompts_that_were_held_out_find_their_domain(gate: str) -> None:
         assert layer["prompt_accuracy"] > (0.8 if gate == "mean" else 0.95)
         assert layer["chance"] == 0.5
     json.dumps(report)
+
+
+def test_losses_are_of_prompts_that_nothing_was_fitted_on() -> None:
+    prompts = some_prompts(per_domain=13)
+    model, report = composed(kin(), prompts)
+    last = prompts.take([prompts.of_domain(code)[turn] for code in DOMAINS for turn in (3, 7, 11)])
+    assert report["loss_after"] == pytest.approx(loss_by_domain(model, last), abs=1e-6)
+    assert report["loss_of_each"]["law"] == pytest.approx(loss_by_domain(kin()[0], last), abs=1e-6)
+    assert report["loss_after"] != pytest.approx(loss_by_domain(model, prompts), abs=1e-6)
 
 
 def of_words(domain: int, num_words: int, known: bool) -> list[int]:
