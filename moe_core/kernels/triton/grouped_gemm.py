@@ -35,6 +35,27 @@ def tile_place(num_tiles_m, num_tiles_n, GROUP_M: tl.constexpr):
 
 
 @triton.jit
+def tile_reads(
+    choice_M, row_M, real_M, tile_n, num_columns,
+    TOP_K: tl.constexpr, PAIRED: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The rows of x that a tile reads, the columns that it writes, and the rows of a weight that are theirs.
+
+    PAIRED: gate and up rows of the weight in turn, so that a column has both; x is one row a token. Else x is one a choice.
+    """
+    turn_N = tl.arange(0, BLOCK_N)
+    if PAIRED:
+        from_M = choice_M // TOP_K
+        column_N = tile_n * (BLOCK_N // 2) + turn_N // 2
+        outer_N = (turn_N % 2) * num_columns + column_N
+    else:
+        from_M = tl.where(real_M, row_M, 0)
+        column_N = tile_n * BLOCK_N + turn_N
+        outer_N = column_N
+    return from_M, column_N, outer_N
+
+
+@triton.jit
 def multiply(x, w, total, SWAP: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
     """total + x · wᵀ, or its transpose with the weight on the left."""
     if UPCAST:

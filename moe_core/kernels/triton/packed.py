@@ -24,7 +24,7 @@ from moe_core.kernels.triton.align import Rows, align
 from moe_core.kernels.triton.chip import chip_of, dot_precision, upcasts
 from moe_core.kernels.triton.combine import combine
 from moe_core.kernels.triton.gate_up import paired
-from moe_core.kernels.triton.grouped_gemm import multiply, tile_place
+from moe_core.kernels.triton.grouped_gemm import multiply, tile_place, tile_reads
 from moe_core.kernels.triton.launch import launch
 from moe_core.kernels.triton.tiles import Tile, packed_tile
 from moe_core.spec.quantisation import ExpertQuantSpec
@@ -63,15 +63,9 @@ def packed_kernel(
         row_M = tl.load(tile_row_ptr + tile_m) + tl.arange(0, BLOCK_M)
         real_M = row_M < tl.load(begin_ptr + expert + 1)
         choice_M = tl.load(choice_ptr + row_M, mask=real_M, other=0)
-    turn_N = tl.arange(0, BLOCK_N)
-    if PAIRED:
-        from_M = choice_M // TOP_K
-        column_N = tile_n * COLUMNS + turn_N // 2
-        outer_N = (turn_N % 2) * num_columns + column_N
-    else:
-        from_M = tl.where(real_M, row_M, 0)
-        column_N = tile_n * COLUMNS + turn_N
-        outer_N = column_N
+    from_M, column_N, outer_N = tile_reads(
+        choice_M, row_M, real_M, tile_n, num_columns, TOP_K, PAIRED, BLOCK_N
+    )
     inside_N = column_N < num_columns
     weight_row_N = expert.to(tl.int64) * num_outer + outer_N
     group_at = weight_row_N * num_groups
