@@ -44,6 +44,20 @@ static inline float exp_(float x) {
   return p * scale;
 }
 
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+static inline float sum512(__m512 x) { return _mm512_reduce_add_ps(x); }
+// Of four vectors at once, lanes added in the same order: quarters first and third, then halves, then within them.
+static inline void sum512x4(const __m512* x, float* out) {
+  const __m512 a = _mm512_add_ps(_mm512_shuffle_f32x4(x[0], x[1], 0x44), _mm512_shuffle_f32x4(x[0], x[1], 0xee));
+  const __m512 b = _mm512_add_ps(_mm512_shuffle_f32x4(x[2], x[3], 0x44), _mm512_shuffle_f32x4(x[2], x[3], 0xee));
+  __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  all = _mm512_add_ps(all, _mm512_permute_ps(all, 0x4e));
+  all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xb1));
+  const __m512i firsts = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+  _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, all)));
+}
+#endif
+
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
 struct Lanes {
   static constexpr int kWidth = 32;
@@ -55,7 +69,8 @@ struct Lanes {
     return (__m512bh)_mm512_maskz_loadu_epi16((1u << n) - 1u, p);
   }
   static Acc fma(Acc acc, In a, In b) { return _mm512_dpbf16_ps(acc, a, b); }
-  static float sum(Acc acc) { return _mm512_reduce_add_ps(acc); }
+  static float sum(Acc acc) { return sum512(acc); }
+  static void sum4(const Acc* acc, float* out) { sum512x4(acc, out); }
 };
 #elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 struct Lanes {
@@ -67,7 +82,8 @@ struct Lanes {
   static In load(const bf16* p) { return wide(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static In load_tail(const bf16* p, int n) { return wide(_mm256_maskz_loadu_epi16((1u << n) - 1u, p)); }
   static Acc fma(Acc acc, In a, In b) { return _mm512_fmadd_ps(a, b, acc); }
-  static float sum(Acc acc) { return _mm512_reduce_add_ps(acc); }
+  static float sum(Acc acc) { return sum512(acc); }
+  static void sum4(const Acc* acc, float* out) { sum512x4(acc, out); }
 };
 #elif defined(__AVX2__) && defined(__FMA__)
 struct Lanes {
@@ -89,6 +105,14 @@ struct Lanes {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(acc), _mm256_extractf128_ps(acc, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+  }
+  // Of four at once, lanes added in the same order.
+  static void sum4(const Acc* acc, float* out) {
+    __m128 half[4];
+    for (int i = 0; i < 4; i++) half[i] = _mm_add_ps(_mm256_castps256_ps128(acc[i]), _mm256_extractf128_ps(acc[i], 1));
+    const __m128 ab = _mm_add_ps(_mm_movelh_ps(half[0], half[1]), _mm_movehl_ps(half[1], half[0]));
+    const __m128 cd = _mm_add_ps(_mm_movelh_ps(half[2], half[3]), _mm_movehl_ps(half[3], half[2]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xdd)));
   }
 };
 #else
@@ -116,15 +140,17 @@ struct Lanes {
     for (int i = 0; i < 8; i++) total += acc.v[i];
     return total;
   }
+  static void sum4(const Acc* acc, float* out) {
+    for (int i = 0; i < 4; i++) out[i] = sum(acc[i]);
+  }
 };
 #endif
 
 // out[r * N + n] = dot(w[r], x[n]) over `length` elements. `ahead` elements further on lie the rows that come next.
 template <int R, int N>
 static inline void dots(const bf16* const* w, const bf16* const* x, int64_t length, float* out, int64_t ahead) {
-  typename Lanes::Acc acc[R][N];
-  for (int r = 0; r < R; r++)
-    for (int n = 0; n < N; n++) acc[r][n] = Lanes::zero();
+  typename Lanes::Acc acc[R * N];
+  for (int i = 0; i < R * N; i++) acc[i] = Lanes::zero();
   int64_t k = 0;
   for (; k + Lanes::kWidth <= length; k += Lanes::kWidth) {
     typename Lanes::In wide[R];
@@ -134,17 +160,18 @@ static inline void dots(const bf16* const* w, const bf16* const* x, int64_t leng
     }
     for (int n = 0; n < N; n++) {
       typename Lanes::In in = Lanes::load(x[n] + k);
-      for (int r = 0; r < R; r++) acc[r][n] = Lanes::fma(acc[r][n], wide[r], in);
+      for (int r = 0; r < R; r++) acc[r * N + n] = Lanes::fma(acc[r * N + n], wide[r], in);
     }
   }
   if (int rest = static_cast<int>(length - k)) {
     for (int n = 0; n < N; n++) {
       typename Lanes::In in = Lanes::load_tail(x[n] + k, rest);
-      for (int r = 0; r < R; r++) acc[r][n] = Lanes::fma(acc[r][n], Lanes::load_tail(w[r] + k, rest), in);
+      for (int r = 0; r < R; r++) acc[r * N + n] = Lanes::fma(acc[r * N + n], Lanes::load_tail(w[r] + k, rest), in);
     }
   }
-  for (int r = 0; r < R; r++)
-    for (int n = 0; n < N; n++) out[r * N + n] = Lanes::sum(acc[r][n]);
+  int i = 0;
+  for (; i + 4 <= R * N; i += 4) Lanes::sum4(acc + i, out + i);
+  for (; i < R * N; i++) out[i] = Lanes::sum(acc[i]);
 }
 
 // The same for 1 to 4 rows and 1 to 4 inputs; out[r * num + n].

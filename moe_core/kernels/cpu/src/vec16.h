@@ -79,6 +79,10 @@ static inline F16 lesser(F16 a, F16 b) { return _mm512_min_ps(a, b); }
 static inline F16 greater(F16 a, F16 b) { return _mm512_max_ps(a, b); }
 static inline I16 mul(I16 a, I16 b) { return _mm512_mullo_epi32(a, b); }
 static inline I16 add(I16 a, I16 b) { return _mm512_add_epi32(a, b); }
+static inline F16 load_wide(const bf16* p) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+}
 static inline F16 load_half(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -150,6 +154,12 @@ static inline Fp fma_part(Fp acc, Fp a, Fp b) {
 #endif
 }
 static inline F16 fma(F16 acc, F16 a, F16 b) { TURNOUT_EACH acc.p[i] = fma_part(acc.p[i], a.p[i], b.p[i]); return acc; }
+// Sixteen bfloat16.
+static inline F16 load_wide(const bf16* p) {
+  float wide[16];
+  for (int i = 0; i < 16; i++) wide[i] = widen(p[i]);
+  return load_f(wide);
+}
 static inline F16 load_half(const uint16_t* p) {
   F16 out;
 #if defined(__F16C__)

@@ -42,14 +42,14 @@ def truth(q_HD: torch.Tensor, k_SGd: torch.Tensor, v_SGd: torch.Tensor) -> torch
     ("heads", "num_kv", "head_dim"), [(9, 3, 64), (4, 4, 8), (10, 2, 24), (1, 1, 2), (7, 1, 33)]
 )
 def test_it_equals_float64_up_to_rounding(kernels, heads: int, num_kv: int, head_dim: int) -> None:
-    lengths = [1, 15, 16, 17, 200]
+    lengths = [1, 15, 16, 17, 128, 129, 300]
     keys, values, tables, own = paged(lengths, num_kv, head_dim)
     # A slice of query and key heads side by side, as the decoder hands them over.
     q_BHd = poisoned(len(lengths), heads + num_kv, head_dim, seed=99)[:, :heads]
     assert supports(q_BHd, keys, values, head_dim**-0.5)
     found = attend_rows(q_BHd, keys, values, tables, torch.tensor(lengths))
     for row, (k, v) in enumerate(own):
-        assert_close(found[row], truth(q_BHd[row], k, v), 200)
+        assert_close(found[row], truth(q_BHd[row], k, v), 300)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,18 @@ def test_a_prompt_is_the_same_on_any_number_of_threads(kernels) -> None:
     assert torch.equal(found, attend_prompt(q_THd, keys, values, tables[0], 90))
 
 
+def test_a_row_is_the_same_alone_and_on_any_number_of_threads(kernels) -> None:
+    lengths = [300, 5, 129]
+    keys, values, tables, _ = paged(lengths, 2, 40)
+    q_BHd = poisoned(len(lengths), 6, 40)
+    found = attend_rows(q_BHd, keys, values, tables, torch.tensor(lengths))
+    kernels.set_threads(1)
+    for row, length in enumerate(lengths):
+        one = slice(row, row + 1)
+        alone = attend_rows(q_BHd[one], keys, values, tables[one], torch.tensor([length]))
+        assert torch.equal(found[one], alone)
+
+
 def test_what_comes_later_in_a_prompt_changes_nothing_before(kernels) -> None:
     keys, values, tables, _ = paged([40], 1, 8)
     q_THd = poisoned(40, 2, 8)
@@ -98,6 +110,15 @@ def test_scores_that_differ_wildly_do_not_overflow(kernels) -> None:
     q_BHd = poisoned(1, 2, 8, scale=300.0)
     found = attend_rows(q_BHd, keys, values, tables, torch.tensor([40]))
     assert_close(found[0], truth(q_BHd[0], *own[0]), 200)
+
+
+def test_a_far_best_key_of_another_stretch_takes_all(kernels) -> None:
+    keys, values, tables, own = paged([300], 1, 16)
+    q_BHd = poisoned(1, 4, 16, scale=30.0)
+    for place in (7, 250):
+        keys[tables[0, place // BLOCK], place % BLOCK] = own[0][0][place] = 40 * q_BHd[0, place % 4].sign()
+        found = attend_rows(q_BHd, keys, values, tables, torch.tensor([300]))
+        assert_close(found[0], truth(q_BHd[0], *own[0]), 300)
 
 
 def test_one_rows_nan_is_not_anothers(kernels) -> None:
