@@ -63,8 +63,13 @@ def topk_kernel(
         if SCORES == "sigmoid":
             score_TE = tl.div_rn(tl.full([TOKENS, EXPERTS], 1.0, tl.float32), 1.0 + tl.exp(-logits_TE))
         else:
-            soft_TE = tl.where(logits_TE > 20.0, logits_TE, tl.log(1.0 + tl.exp(logits_TE)))
-            score_TE = tl.sqrt_rn(soft_TE)
+            # log(1 + y) with what 1 + y rounds away divided back in (Kahan): exact for small y, where it would be nothing.
+            risen_TE = tl.exp(tl.where(logits_TE > 20.0, 20.0, logits_TE))
+            one_more_TE = 1.0 + risen_TE
+            part_TE = tl.where(one_more_TE == 1.0, 1.0, one_more_TE - 1.0)
+            log_TE = tl.where(one_more_TE == 1.0, risen_TE, tl.log(one_more_TE) * (risen_TE / part_TE))
+            middle_TE = tl.sqrt_rn(tl.where(logits_TE > 20.0, logits_TE, log_TE))
+            score_TE = tl.where(logits_TE < -20.0, tl.exp(0.5 * logits_TE), middle_TE)
         score_TE = tl.where(known_E[None, :], score_TE, 0.0)
         share_TE = score_TE / (tl.sum(score_TE, axis=1)[:, None] + 1e-20)
     tl.store(shares_ptr + at_TE, share_TE, mask=inside_TE)

@@ -70,6 +70,20 @@ def test_it_decides_as_the_softmax_gate(
 
 
 @pytest.mark.parametrize("scores", ["sigmoid", "softmax", "sqrtsoftplus"])
+@pytest.mark.parametrize("level", [-100.0, -40.0, -19.0, -16.0, -12.0, -5.0, 21.0])
+def test_logits_that_all_lie_low_are_told_apart(device, monkeypatch, scores, level) -> None:
+    raw = level + torch.randn(TOKENS, 16, generator=torch.Generator().manual_seed(5))
+    monkeypatch.setattr("moe_core.routers.logits.raw_logits", lambda weights, call: raw)
+    call = GateCall(raw, 3, True, 1.0)
+    wanted = by_the_gate(SigmoidGroups(scores=scores), raw, call)
+    found = topk(raw.to(device), top_k=3, normalised=True, by_logits=False, scores=scores)
+    ids, weights, _, _ = (x.cpu() for x in found)
+    assert torch.equal(ids, wanted.expert_ids_TK)
+    # Below 1e-20 a sum of scores is no longer what they are divided by.
+    torch.testing.assert_close(weights, wanted.weights_TK, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("scores", ["sigmoid", "softmax", "sqrtsoftplus"])
 @pytest.mark.parametrize(
     ("groups", "chosen", "worth"),
     [(1, 1, "two_best"), (8, 3, "two_best"), (8, 4, "best"), (4, 1, "two_best")],
