@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moe_core.kernels.gating import Gating
-from moe_core.kernels.torch_grouped import group_rows
+from moe_core.kernels.torch_grouped import group_rows, sum_choices
 
 
 def gated_experts_torch(
@@ -29,14 +29,16 @@ def gated_experts_torch(
     dtype = hidden_TD.dtype if hidden_TD.dtype == torch.float64 else torch.float32
     rows = group_rows(expert_ids_TK, gate_up_E2FD.shape[0])
     in_RD, weights_R = hidden_TD.to(dtype)[rows.token_R], weights_TK.to(dtype).reshape(-1)[rows.choice_R]
-    out_TD = torch.zeros_like(hidden_TD, dtype=dtype)
-    for expert, part in rows.parts:
-        both_r2F = in_RD[part] @ gate_up_E2FD[expert].to(dtype).t()
+    # Taken apart once: the gradient of each expert taken by its number would be as large as all of them.
+    gate_ups, downs, outs = gate_up_E2FD.unbind(), down_EDF.unbind(), []
+    for (expert, _), in_rD in zip(rows.parts, in_RD.split(rows.counts), strict=True):
+        both_r2F = in_rD @ gate_ups[expert].to(dtype).t()
         if gate_up_bias_E2F is not None:
             both_r2F = both_r2F + gate_up_bias_E2F[expert].to(dtype)
-        out_rD = gating(*both_r2F.chunk(2, dim=-1)) @ down_EDF[expert].to(dtype).t()
+        out_rD = gating(*both_r2F.chunk(2, dim=-1)) @ downs[expert].to(dtype).t()
         if down_bias_ED is not None:
             out_rD = out_rD + down_bias_ED[expert].to(dtype)
-        # An expert has each token at most once, so no two rows are added to one place at a time.
-        out_TD = out_TD.index_add(0, rows.token_R[part], out_rD * weights_R[part, None])
-    return out_TD.to(hidden_TD.dtype)
+        outs.append(out_rD)
+    if not outs:
+        return torch.zeros_like(hidden_TD)
+    return sum_choices(torch.cat(outs) * weights_R[:, None], rows, weights_TK.shape).to(hidden_TD.dtype)

@@ -33,6 +33,11 @@ class Grouping:
     # (expert, its rows) for each expert that has any; the one thing that is read on the host.
     parts: list[tuple[int, slice]]
 
+    @property
+    def counts(self) -> list[int]:
+        """How many rows each of these experts has."""
+        return [part.stop - part.start for _, part in self.parts]
+
 
 def group_rows(expert_ids_TK: Tensor, num_experts: int) -> Grouping:
     """Sort the routed rows by expert, tokens in their order within each expert."""
@@ -98,7 +103,7 @@ def _forward(
         gate_up_r2F = torch.mm(in_RD[part], gate_up_E2FD[expert].to(dtype).t(), out=gate_up_R2F[part])
         gate_rF, up_rF = gate_up_r2F.split(num_ff, dim=1)
         torch.mm(silu(gate_rF).mul_(up_rF), down_EDF[expert].to(dtype).t(), out=out_RD[part])
-    out_TD = _sum_choices(_wide(out_RD).mul_(weights_R1), rows, weights_TK.shape).to(hidden_TD.dtype)
+    out_TD = sum_choices(_wide(out_RD).mul_(weights_R1), rows, weights_TK.shape).to(hidden_TD.dtype)
     return out_TD, rows, gate_up_R2F, weights_R1
 
 
@@ -153,7 +158,7 @@ class GroupedSwiglu(torch.autograd.Function):
                 torch.mm(d_both.t(), hidden_TD[rows.token_R[part]], out=d_gate_up[expert])
             if d_in_RD is not None:
                 torch.mm(d_both, gate_up_E2FD[expert], out=d_in_RD[part])
-        d_x = None if d_in_RD is None else _sum_choices(d_in_RD, rows, ctx.shape_TK)
+        d_x = None if d_in_RD is None else sum_choices(d_in_RD, rows, ctx.shape_TK)
         d_weights = _to_choices(d_weights_R, rows, ctx.shape_TK).view(ctx.shape_TK) if wants_weights else None
         return d_x, d_gate_up, d_down, None, d_weights
 
@@ -181,6 +186,6 @@ def _to_choices(sorted_R: Tensor, rows: Grouping, shape_TK: torch.Size) -> Tenso
     return out.index_copy_(0, rows.choice_R, sorted_R)
 
 
-def _sum_choices(sorted_RD: Tensor, rows: Grouping, shape_TK: torch.Size) -> Tensor:
-    """Add the K rows of each token; deterministic, for no sum is shared between threads."""
+def sum_choices(sorted_RD: Tensor, rows: Grouping, shape_TK: torch.Size) -> Tensor:
+    """Rows (R, D) in expert order to (T, D), the K rows of each token added up; the same each time: threads share no sum."""
     return _to_choices(sorted_RD, rows, shape_TK).view(*shape_TK, sorted_RD.shape[1]).sum(1)

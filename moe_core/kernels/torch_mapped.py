@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moe_core.kernels.torch_grouped import group_rows
+from moe_core.kernels.torch_grouped import group_rows, sum_choices
 
 # (expert, its rows (r, D)) → what it makes of them (r, D), unweighted.
 OneExpert = Callable[[int, Tensor], Tensor]
@@ -27,9 +27,9 @@ def mapped_experts_torch(
     dtype = hidden_TD.dtype if hidden_TD.dtype == torch.float64 else torch.float32
     rows = group_rows(expert_ids_TK, num_experts)
     in_RD, weights_R = hidden_TD[rows.token_R], weights_TK.to(dtype).reshape(-1)[rows.choice_R]
-    out_TD = torch.zeros_like(hidden_TD, dtype=dtype)
-    for expert, part in rows.parts:
-        out_rD = one_expert(expert, in_RD[part]).to(dtype) * weights_R[part, None]
-        # An expert has each token at most once, so no two rows are added to one place at a time.
-        out_TD = out_TD.index_add(0, rows.token_R[part], out_rD)
-    return out_TD.to(hidden_TD.dtype)
+    if not rows.parts:
+        return torch.zeros_like(hidden_TD)
+    # Split and added up once: a slice, and a sum into the whole, of each expert would be a copy of the whole for each.
+    parts = zip(rows.parts, in_RD.split(rows.counts), strict=True)
+    out_RD = torch.cat([one_expert(expert, in_rD).to(dtype) for (expert, _), in_rD in parts])
+    return sum_choices(out_RD * weights_R[:, None], rows, weights_TK.shape).to(hidden_TD.dtype)
