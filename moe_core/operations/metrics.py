@@ -50,7 +50,7 @@ def work_violation(load_LE: Tensor, cost_E: Tensor) -> float:
 
 
 def max_violation_batch(load_BLE: Tensor) -> float:
-    """MaxVio_batch: MaxVio of each batch, then the mean over batches; never below that of the summed loads."""
+    """MaxVio_batch: MaxVio of each batch, then the mean over batches; with batches of one size at least that of all."""
     used = [max_violation(load_LE) for load_LE in load_BLE if int(load_LE.sum())]
     return sum(used) / len(used) if used else 0.0
 
