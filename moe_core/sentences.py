@@ -317,6 +317,7 @@ RUN = Sentences(
         "converting": "converting {name} to safetensors",
         "operation_begins": "operation {operation} begins; models: {count}",
         "prompts_taken": "prompts taken from {file}, by domain: {counts}",
+        "plain_logs": "the model has no chat format; logs are read as plain paragraphs with the role in words",
         "no_domain_named": "no row of {file} names a domain; nothing is measured on it",
         "resumed": "resumed in stage {stage} after step {step}",
         "passed_over": "{checkpoint} was passed over: {why}",

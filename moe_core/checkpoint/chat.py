@@ -1,20 +1,17 @@
-"""Chat formats by our own code: a template that comes with a model is recognised, never run.
-
-Formats: "chatml" is `<|im_start|>role\\ncontent<|im_end|>\\n` for each message.
-"""
+"""Chat formats by our own code: a template that comes with a model is recognised, never run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from moe_core.checkpoint.chat_formats import FormatName, Named, Part, Role, Wording
 from moe_core.errors import SpecError
 from moe_core.spec.base import Spec
 
-IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 MAX_MESSAGES = 4096
 MAX_CONTENT_CHARS = 2 * 1024 * 1024
 
@@ -29,7 +26,7 @@ _SMOLLM_TAIL = (
 class ChatMessage(Spec):
     """One message of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: Annotated[str, Field(max_length=MAX_CONTENT_CHARS)]
 
 
@@ -37,20 +34,20 @@ class ChatMessage(Spec):
 class ChatFormat:
     """The name of a format and the system prompt that stands in when none is given."""
 
-    name: Literal["chatml"]
+    name: FormatName
     default_system: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPiece:
-    """A run of text, or one control token by its text.
+    """A run of text with the ranges of characters that an assistant is trained to say, or one control token."""
 
-    `learnt_from` is the character from which on an assistant is trained to say it; None where it is not.
-    """
+    part: Part
+    learnt: tuple[tuple[int, int], ...] = ()
 
-    text: str
-    is_control: bool = False
-    learnt_from: int | None = None
+    def learns(self, start: int) -> bool:
+        """Whether an assistant is trained to say the token that begins at this character."""
+        return any(low <= start < high for low, high in self.learnt)
 
 
 def recognise(template: str | None, has_chatml_tokens: bool) -> ChatFormat | None:
@@ -73,24 +70,40 @@ def parse_messages(messages: Sequence[ChatMessage | dict[str, str]]) -> list[Cha
     return [item if isinstance(item, ChatMessage) else ChatMessage.parse(item) for item in messages]
 
 
+def with_default_system(chat: ChatFormat, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """The messages, the format's default system prompt first when they have none."""
+    if chat.default_system is None or messages[0].role == "system":
+        return list(messages)
+    return [ChatMessage(role="system", content=chat.default_system), *messages]
+
+
 def pieces_of(
-    chat: ChatFormat, messages: Sequence[ChatMessage], add_generation_prompt: bool
+    wording: Wording, messages: Sequence[ChatMessage], add_generation_prompt: bool = False
 ) -> list[ChatPiece]:
-    """The conversation as text and control tokens, the default system prompt first when none is given."""
-    turns = list(messages)
-    if chat.default_system is not None and turns[0].role != "system":
-        turns.insert(0, ChatMessage(role="system", content=chat.default_system))
-    pieces: list[ChatPiece] = []
-    for turn in turns:
-        head = f"{turn.role}\n"
-        learnt = turn.role == "assistant"
-        # Head and content are one run of text, as in the template: line breaks at their border may merge.
-        text = ChatPiece(head + turn.content, learnt_from=len(head) if learnt else None)
-        end = ChatPiece(IM_END, is_control=True, learnt_from=0 if learnt else None)
-        pieces += [_START, text, end, ChatPiece("\n")]
+    """The conversation as runs of text and control tokens."""
+    parts: list[tuple[Part, bool]] = [(part, False) for part in wording.begin]
+    for message in messages:
+        turn = wording.turns[message.role]
+        learnt = message.role == "assistant"
+        parts += [(part, False) for part in turn.head]
+        parts += [(part, learnt) for part in (turn.lead + message.content, *turn.end)]
+        parts.append((turn.tail, False))
     if add_generation_prompt:
-        pieces += [_START, ChatPiece("assistant\n")]
-    return pieces
+        parts += [(part, False) for part in wording.opening]
+    return _joined(parts)
 
 
-_START = ChatPiece(IM_START, is_control=True)
+def _joined(parts: Sequence[tuple[Part, bool]]) -> list[ChatPiece]:
+    """Text between two control tokens is one run, as in a template: letters at its inner borders may merge."""
+    pieces: list[ChatPiece] = []
+    text = ""
+    learnt: tuple[tuple[int, int], ...] = ()
+    for part, is_learnt in [*parts, (Named.EOS, False)]:
+        if isinstance(part, str):
+            learnt += ((len(text), len(text) + len(part)),) if is_learnt else ()
+            text += part
+            continue
+        pieces += [ChatPiece(text, learnt)] if text else []
+        pieces.append(ChatPiece(part, ((0, 1),) if is_learnt else ()))
+        text, learnt = "", ()
+    return pieces[:-1]

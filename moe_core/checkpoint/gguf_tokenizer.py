@@ -10,7 +10,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from moe_core.checkpoint.atomic import write_json
-from moe_core.checkpoint.chat import IM_END, IM_START, recognise
+from moe_core.checkpoint.chat import recognise
+from moe_core.checkpoint.chat_formats import IM_END, IM_START
 from moe_core.checkpoint.gguf_config import CONTROL_TOKEN, end_tokens
 from moe_core.checkpoint.gguf_header import GgufHead
 from moe_core.checkpoint.gguf_sentencepiece import sentencepiece_tokenizer

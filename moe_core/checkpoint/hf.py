@@ -8,7 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer as RustTokenizer
 
 from moe_core.checkpoint.atomic import new_directory, write_json
-from moe_core.checkpoint.chat import IM_END, IM_START, recognise
+from moe_core.checkpoint.chat import recognise
+from moe_core.checkpoint.chat_formats import IM_END, IM_START
 from moe_core.checkpoint.files import parse_json_object, read_bytes, read_json_object
 from moe_core.checkpoint.gguf_config import END_TOKENS
 from moe_core.checkpoint.layout import CONFIG_FILE, MAX_CONFIG_BYTES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 
-from moe_core.checkpoint.chat import ChatFormat, ChatMessage, ChatPiece, parse_messages, pieces_of
+from moe_core.checkpoint.chat import (
+    ChatFormat,
+    ChatMessage,
+    ChatPiece,
+    parse_messages,
+    pieces_of,
+    with_default_system,
+)
+from moe_core.checkpoint.chat_formats import PLAIN, PLAIN_WITHOUT_EOS, WORDINGS, Control, Named
 from moe_core.checkpoint.files import parse_json_object, read_bytes, read_json_object
 from moe_core.checkpoint.layout import MAX_CONFIG_BYTES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from moe_core.checkpoint.stream import Spelling, StreamDecoder
@@ -77,34 +85,48 @@ class Tokenizer:
         return text
 
     def format_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
-        """The prompt of a conversation, ready for the assistant's answer."""
-        return self.chat_tokens(messages, add_generation_prompt=add_generation_prompt).ids
+        """The prompt of a conversation, ready for the assistant's answer.
 
-    def chat_tokens(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, default_system: bool = True
-    ) -> ChatTokens:
-        """A conversation as ids with the mask of what the assistant is trained to say.
-
-        Without `default_system` no system prompt is put before a conversation that has none.
         Raises SpecError when the messages are not a conversation or the model has no chat format.
         """
         if self.chat_format is None:
             raise SpecError("this model has no chat format; send a prompt instead of messages")
-        chat = self.chat_format if default_system else replace(self.chat_format, default_system=None)
+        turns = with_default_system(self.chat_format, parse_messages(messages))
+        return self._tokens(pieces_of(WORDINGS[self.chat_format.name], turns, add_generation_prompt)).ids
+
+    def log_tokens(self, messages: Sequence[Message]) -> ChatTokens:
+        """A conversation of the logs as ids, with the mask of what the assistant is trained to say.
+
+        It is written as it is, without a default system prompt: in the model's chat format, or as plain paragraphs
+        (`chat_formats.PLAIN`) where it has none. Raises SpecError when the messages are not a conversation.
+        """
+        plain = PLAIN if self.eos_ids else PLAIN_WITHOUT_EOS
+        wording = plain if self.chat_format is None else WORDINGS[self.chat_format.name]
+        return self._tokens(pieces_of(wording, parse_messages(messages)))
+
+    def _tokens(self, pieces: Sequence[ChatPiece]) -> ChatTokens:
         ids: list[int] = []
         learnt: list[bool] = []
-        for piece in pieces_of(chat, parse_messages(messages), add_generation_prompt):
+        for piece in pieces:
             piece_ids, starts = self._piece(piece)
             ids += piece_ids
-            learnt += [piece.learnt_from is not None and start >= piece.learnt_from for start in starts]
+            learnt += map(piece.learns, starts)
         return ChatTokens(ids, learnt)
 
     def _piece(self, piece: ChatPiece) -> tuple[list[int], list[int]]:
         """Ids of a piece and the character at which each starts."""
-        if piece.is_control:
-            return [self._needed(piece.text)], [0]
-        encoding = self._plain.encode(piece.text, add_special_tokens=False)
-        return encoding.ids, [start for start, _ in encoding.offsets]
+        if isinstance(piece.part, str):
+            encoding = self._plain.encode(piece.part, add_special_tokens=False)
+            return encoding.ids, [start for start, _ in encoding.offsets]
+        token = self._control(piece.part)
+        return ([], []) if token is None else ([token], [0])
+
+    def _control(self, part: Control | Named) -> int | None:
+        if isinstance(part, Control):
+            return self._needed(part.text)
+        if part is Named.EOS:
+            return self.eos_ids[0] if self.eos_ids else None
+        return self.bos_id if self.config.add_bos_token else None
 
     def stream(self) -> StreamDecoder:
         """A decoder for one answer, token by token; control tokens give no text."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from moe_core.checkpoint.chat import ChatFormat
+from moe_core.checkpoint.chat_formats import FormatName
 from moe_core.spec.base import Spec
 
 TokenText = Annotated[str, Field(min_length=1, max_length=200)]
@@ -15,7 +16,7 @@ TokenText = Annotated[str, Field(min_length=1, max_length=200)]
 class ChatFormatConfig(Spec):
     """Which of our formats a model was trained to chat in."""
 
-    name: Literal["chatml"] = "chatml"
+    name: FormatName = "chatml"
     default_system: Annotated[str, Field(max_length=10_000)] | None = None
 
 

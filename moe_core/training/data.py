@@ -34,7 +34,7 @@ class ChatTokens(Protocol):
 class ChatTokenizer(Protocol):
     """The one thing that windows need of a tokenizer."""
 
-    def chat_tokens(self, messages: Sequence[dict[str, str]], *, default_system: bool) -> ChatTokens: ...
+    def log_tokens(self, messages: Sequence[dict[str, str]]) -> ChatTokens: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def windows_of(
         domain = codes.index(conversation.domain) if conversation.domain in codes else -1
         ids, learnt = streams.setdefault(domain, ([], []))
         # The logs as they are: a system prompt that the format would add is the same in every domain.
-        tokens = tokenizer.chat_tokens(conversation.messages, default_system=False)
+        tokens = tokenizer.log_tokens(conversation.messages)
         ids.extend(tokens.ids)
         learnt.extend(tokens.learnt)
     cuts = [
@@ -176,6 +176,6 @@ def token_counts(path: Path, tokenizer: ChatTokenizer, vocab_size: int) -> Tenso
     """(V,) int64: how often each vocabulary entry occurs in a file of logs, as a model reads them."""
     counts_V = torch.zeros(vocab_size, dtype=torch.int64)
     for talk in read_conversations(path):
-        ids = tokenizer.chat_tokens(talk.messages, default_system=False).ids
+        ids = tokenizer.log_tokens(talk.messages).ids
         counts_V += torch.bincount(torch.tensor(ids, dtype=torch.int64), minlength=vocab_size)
     return counts_V

@@ -96,6 +96,8 @@ def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
     tokenizer = Tokenizer(io.inputs[MODEL])
     reach = [model.spec.max_position_embeddings for model in models if isinstance(model, Decoder)]
     longest = min([spec.prompt_tokens, *reach])
+    if tokenizer.chat_format is None and not io.inputs.keys().isdisjoint((TRAIN, HELD_OUT)):
+        progress.say("plain_logs")
     train, held_out = (_prompts(io, name, tokenizer, spec, longest, progress) for name in (TRAIN, HELD_OUT))
     progress.raise_if_asked()
     progress.stage("operate")
@@ -197,7 +199,7 @@ def _prompts(
     for talk in read_conversations(io.inputs[name]):
         kept = by_domain.setdefault(talk.domain, []) if talk.domain else []
         if talk.domain and len(kept) < spec.prompts_per_domain:
-            ids = tokenizer.chat_tokens(talk.messages, default_system=False).ids[:longest]
+            ids = tokenizer.log_tokens(talk.messages).ids[:longest]
             if len(ids) > 1:
                 kept.append(ids)
     by_domain = {code: prompts for code, prompts in by_domain.items() if prompts}

@@ -74,6 +74,8 @@ class Tuning:
         self.progress.stage("upcycle")
         self.progress.raise_if_asked()
         self.bench = build(self.spec, self.io.inputs)
+        if self.bench.reads_plainly:
+            self.progress.say("plain_logs")
         self.kept["first-gates"] = self.bench.gates()
         stage, step, groups = self._resumed()
         for name in self.stages[self.stages.index(stage) :]:

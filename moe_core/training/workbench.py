@@ -45,6 +45,8 @@ class Workbench:
     first_step: int | None = None
     # How twins were held when the run began, where the run releases them.
     first_twins: TwinsSpec | None = None
+    # The model has no chat format: its logs are plain paragraphs.
+    reads_plainly: bool = False
 
     @property
     def model(self) -> Decoder:
@@ -115,6 +117,7 @@ def build(spec: TuneSpec, inputs: Mapping[str, Path]) -> Workbench:
         TrunkCache(cut, train.take(needed).to(cut.device)),
         TrunkCache(cut, held_out.take(places).to(cut.device)),
         first_twins=model.spec.moe.twins if model.spec.moe and spec.twin_hold is not None else None,
+        reads_plainly=tokenizer.chat_format is None,
     )
 
 

@@ -264,6 +264,9 @@ WORDS: Mapping[str, str] = {
     "converting": gettext_noop("converting %(name)s to safetensors"),
     "operation_begins": gettext_noop("operation “%(operation)s” begins; models: %(count)s"),
     "prompts_taken": gettext_noop("prompts taken from %(file)s, by domain: %(counts)s"),
+    "plain_logs": gettext_noop(
+        "the model has no chat format; logs are read as plain paragraphs with the role in words"
+    ),
     "no_domain_named": gettext_noop("no row of %(file)s names a domain; nothing is measured on it"),
     "resumed": gettext_noop("resumed in stage “%(stage)s” after step %(step)s"),
     "passed_over": gettext_noop("%(checkpoint)s was passed over: %(why)s"),

@@ -115,7 +115,7 @@ def test_the_default_system_prompt_stands_in_only_when_none_is_given(tokenizer: 
 
 
 def test_only_what_the_assistant_says_is_learnt(tokenizer: Tokenizer) -> None:
-    chat = tokenizer.chat_tokens(
+    chat = tokenizer.log_tokens(
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "\n\nHello there."}]
     )
     learnt = [token for token, is_learnt in zip(chat.ids, chat.learnt, strict=True) if is_learnt]

@@ -25,7 +25,7 @@ class Tokens:
 class Letters:
     """One token a letter; what the assistant says is learnt."""
 
-    def chat_tokens(self, messages, *, default_system):
+    def log_tokens(self, messages):
         ids = [ord(letter) for message in messages for letter in message["content"]]
         learnt = [message["role"] == "assistant" for message in messages for _ in message["content"]]
         return Tokens(ids, learnt)

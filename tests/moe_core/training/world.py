@@ -17,8 +17,8 @@ CONTROL = ("<pad>", "<|im_start|>", "<|im_end|>")
 DOMAINS = {"sums": "1 + 2 = 3", "words": "a quiet lane"}
 
 
-def make_world(folder: Path) -> Path:
-    """`model`, `train.jsonl` and `held_out.jsonl` in a folder."""
+def make_world(folder: Path, *, chats: bool = True) -> Path:
+    """`model`, which may have no chat format, `train.jsonl` and `held_out.jsonl` in a folder."""
     tokenizer = byte_tokenizer()
     spec = tiny_llama(vocab_size=tokenizer.get_vocab_size(), num_hidden_layers=4, eos_token_ids=(2,))
     save(random_decoder(spec, seed=3, std=0.1), folder / "model")
@@ -27,7 +27,7 @@ def make_world(folder: Path) -> Path:
         "bos_token": CONTROL[1],
         "eos_token": CONTROL[2],
         "pad_token": CONTROL[0],
-        "chat_format": {"name": "chatml"},
+        "chat_format": {"name": "chatml"} if chats else None,
     }
     (folder / "model" / "tokenizer_config.json").write_text(json.dumps(config))
     write_logs(folder / "train.jsonl", 24)
