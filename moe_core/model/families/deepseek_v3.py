@@ -43,14 +43,13 @@ class DeepseekV3Config(DecoderConfig):
     moe_layer_freq: Literal[1] = 1
     scoring_func: Literal["sigmoid"] = "sigmoid"
     topk_method: Literal["noaux_tc"] = "noaux_tc"
-    # Of no effect on the computation; code that is named is never run.
+    # Of no effect on the computation.
     qk_head_dim: int | None = None
     num_nextn_predict_layers: int | None = None
     num_mtp_layers: int | None = None
     ep_size: int | None = None
     seq_aux: bool | None = None
     aux_loss_alpha: float | None = None
-    auto_map: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod

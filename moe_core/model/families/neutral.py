@@ -1,4 +1,9 @@
-"""Keys that a released config.json has without saying anything: another family's, with the value that means "none of it"."""
+"""Keys that a released config.json has without saying anything.
+
+Some change nothing whatever they say: how a program runs, what it gives back, what wrote the file. Others belong to other
+families or to how transformers samples, and say nothing with the value that means "none of it" only.
+Source: `PretrainedConfig` of transformers 4 and 5.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,42 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+# Of no effect on what a model computes. Code that auto_map names is never run.
+WITHOUT_EFFECT = frozenset(
+    {
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_attn_implementation_internal",
+        "_commit_hash",
+        "_experts_implementation",
+        "_experts_implementation_autoset",
+        "_flash_attn_2_enabled",
+        "_use_flash_attention_2",
+        "attn_implementation",
+        "auto_map",
+        "chunk_size_feed_forward",
+        "cls_token_id",
+        "finetuning_task",
+        "gradient_checkpointing",
+        "id2label",
+        "is_decoder",
+        "label2id",
+        "model_max_length",
+        "output_attentions",
+        "output_hidden_states",
+        "problem_type",
+        "return_dict",
+        "return_dict_in_generate",
+        "sep_token_id",
+        "task_specific_params",
+        "tf_legacy_loss",
+        "tokenizer_class",
+        "torchscript",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_bfloat16",
+    }
+)
 # What each key must say where a family has no such thing.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "qkv_bias": (False,),
@@ -36,7 +77,43 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "embedding_multiplier": (1.0,),
     "add_cross_attention": (False,),
     "tie_encoder_decoder": (False,),
+    "cross_attention_hidden_size": (None,),
+    "decoder_start_token_id": (None,),
+    "prefix": (None, ""),
+    "pruned_heads": (None, {}),
+    # How transformers samples unless it is told; generation_config.json is not read either.
+    "bad_words_ids": (None,),
+    "begin_suppress_tokens": (None,),
+    "diversity_penalty": (0.0,),
+    "do_sample": (False,),
+    "early_stopping": (False,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "exponential_decay_length_penalty": (None,),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "length_penalty": (1.0,),
+    "max_length": (20,),
+    "min_length": (0,),
+    "no_repeat_ngram_size": (0,),
+    "num_beam_groups": (1,),
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "output_scores": (False,),
+    "remove_invalid_values": (False,),
+    "repetition_penalty": (1.0,),
+    "suppress_tokens": (None,),
+    "temperature": (1.0,),
+    "top_k": (50,),
+    "top_p": (1.0,),
+    "typical_p": (1.0,),
 }
+
+
+def without_effect(data: Any, known: Collection[str]) -> Any:
+    """`data` without the keys that its family does not know and that change nothing, whatever they say."""
+    if not isinstance(data, dict):
+        return data
+    return {key: value for key, value in data.items() if key in known or key not in WITHOUT_EFFECT}
 
 
 def without_neutral(data: Any, known: Collection[str], neutral: Mapping[str, tuple[Any, ...]]) -> Any:
@@ -46,6 +123,7 @@ def without_neutral(data: Any, known: Collection[str], neutral: Mapping[str, tup
     """
     if not isinstance(data, dict):
         return data
+    data = without_effect(data, known)
     foreign = {key: data[key] for key in data if key in neutral and key not in known}
     for key, value in foreign.items():
         if not any(_same(value, nothing) for nothing in neutral[key]):

@@ -28,10 +28,16 @@ class QuantisationConfig(Spec):
     quant_method: Literal["fp8", "mxfp4"]
     # One value only.
     fmt: Literal["e4m3"] = "e4m3"
+    expert_dtype: Literal["fp8"] = "fp8"
     weight_block_size: tuple[Literal[128], Literal[128]] = (128, 128)
     # Of no effect on the weights.
     activation_scheme: str | None = None
     modules_to_not_convert: list[str] | None = Field(default=None, max_length=4096)
+    modules_to_convert: list[str] | None = Field(default=None, max_length=4096)
+    # Whether the factors of blocks are powers of two; they are float32 in the files either way.
+    scale_fmt: Literal["ue8m0", "float"] | None = None
+    # Everything is widened here.
+    dequantize: bool | None = None
 
 
 class DecoderConfig(Spec):

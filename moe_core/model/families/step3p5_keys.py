@@ -106,12 +106,11 @@ class Step3p5Keys(DecoderConfig):
     moe_router_activation: Literal["sigmoid"] = "sigmoid"
     use_moe_router_bias: Literal[True] = True
     norm_expert_weight: Literal[True] = True
-    # Of no effect on the computation; code that is named is never run.
+    # Of no effect on the computation.
     need_fp32_gate: bool | None = None
     max_seq_len: int | None = None
     mtp_layer_types: list[str] | None = Layers
     mtp_mlp_layer_types: list[str] | None = Layers
-    auto_map: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod

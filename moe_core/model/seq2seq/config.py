@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from moe_core.model.families.neutral import without_effect
 from moe_core.spec.base import Spec
 
 Ids = int | list[int] | None
@@ -44,6 +45,11 @@ class Seq2SeqConfig(Spec):
     torch_dtype: str | None = None
     transformers_version: str | None = None
     name_or_path: str | None = Field(default=None, alias="_name_or_path")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says_nothing(cls, data: Any) -> Any:
+        return without_effect(data, cls.model_fields)
 
     def eos_ids(self) -> list[int]:
         """End tokens as a list."""

@@ -135,7 +135,6 @@ def rewrite_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
         ({"trust_remote_code": True}, "trust_remote_code"),
         ({"model_type": "gpt9"}, "model_type 'gpt9' is not served; known are llama, .* encoder–decoders switch_t"),
         ({"model_type": ["llama"]}, "not served"),

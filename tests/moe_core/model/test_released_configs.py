@@ -65,6 +65,60 @@ SEQ2SEQ_CARDS = {
     "nllb-moe-54b": (54.5, (24, 24), (6, 6), (128, 2, 8192)),
 }
 
+TRANSFORMERS_4: dict[str, Any] = {
+    "return_dict": True,
+    "output_hidden_states": False,
+    "torchscript": False,
+    "use_bfloat16": False,
+    "tf_legacy_loss": False,
+    "pruned_heads": {},
+    "chunk_size_feed_forward": 0,
+    "is_encoder_decoder": False,
+    "is_decoder": False,
+    "cross_attention_hidden_size": None,
+    "add_cross_attention": False,
+    "tie_encoder_decoder": False,
+    "architectures": None,
+    "finetuning_task": None,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+    "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+    "task_specific_params": None,
+    "problem_type": None,
+    "tokenizer_class": None,
+    "prefix": None,
+    "bos_token_id": None,
+    "pad_token_id": None,
+    "eos_token_id": None,
+    "sep_token_id": None,
+    "decoder_start_token_id": None,
+    "max_length": 20,
+    "min_length": 0,
+    "do_sample": False,
+    "early_stopping": False,
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "num_return_sequences": 1,
+    "output_scores": False,
+    "return_dict_in_generate": False,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "remove_invalid_values": False,
+    "exponential_decay_length_penalty": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "output_attentions": False,
+}
+
 
 def config_named(name: str) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))["config"]
@@ -129,6 +183,9 @@ def seq2seq_size(spec: Seq2SeqSpec) -> int:
         ("gpt-oss-20b", "first_k_dense_replace", 3, "first_k_dense_replace is 3, .* it must be 0"),
         ("qwen3-30b-a3b", "use_sliding_window", True, "use_sliding_window"),
         ("qwen3-30b-a3b", "num_experts_per_token", 8, "num_experts_per_token"),
+        ("mixtral-8x7b", "top_k", 1, "top_k is 1, .* it must be 50"),
+        ("olmoe-1b-7b", "pruned_heads", {"0": [1]}, "pruned_heads is .* it must be null or {}"),
+        ("llama-3.1-8b", "trust_remote_code", True, "trust_remote_code"),
     ],
 )
 def test_a_key_that_says_something_new_is_refused_by_name(
@@ -144,6 +201,53 @@ def test_what_other_families_would_say_changes_nothing_where_it_means_none(name:
     more = {"attn_logit_softcapping": None, "add_cross_attention": False, "embedding_multiplier": 1}
     assert not more.keys() & config.keys()
     assert spec_of({**config, **more}) == spec_of(config)
+
+
+RUNNING = {
+    "_attn_implementation_autoset": True,
+    "auto_map": {"AutoModelForCausalLM": "modeling.Model"},
+    "tokenizer_class": "LlamaTokenizer",
+    "model_max_length": 4096,
+    "unsloth_version": "2025.9.1",
+    "output_attentions": True,
+    "output_hidden_states": True,
+    "return_dict": False,
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_how_a_program_runs_a_model_changes_nothing(name: str) -> None:
+    assert spec_of({**config_named(name), **RUNNING}) == spec_of(config_named(name))
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_what_transformers_4_wrote_into_every_file_changes_nothing(name: str) -> None:
+    """`PretrainedConfig().to_dict()` of 4.56, without the keys that every family has."""
+    config = config_named(name)
+    more = {key: value for key, value in TRANSFORMERS_4.items() if key not in config}
+    assert spec_of({**config, **more}) == spec_of(config)
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ_CARDS)
+def test_encoder_decoders_take_them_too(name: str) -> None:
+    config = config_named(name)
+    assert seq2seq.spec_of({**config, **RUNNING}) == seq2seq.spec_of(config)
+
+
+@pytest.mark.parametrize("said", [{"scale_fmt": "ue8m0"}, {"dequantize": True, "modules_to_convert": None}])
+def test_deepseek_v3_1_says_how_its_factors_are_rounded(said: dict[str, Any]) -> None:
+    config = config_named("deepseek-v3")
+    quantised = {**config, "quantization_config": {**config["quantization_config"], **said}}
+    assert spec_of(quantised) == spec_of(config)
+
+
+@pytest.mark.parametrize(
+    "said", [{"scale_fmt": "e5m2"}, {"expert_dtype": "fp4"}, {"weight_block_size": [64, 64]}]
+)
+def test_another_way_to_store_weights_is_refused_by_name(said: dict[str, Any]) -> None:
+    config = config_named("deepseek-v3")
+    with pytest.raises(FormatError, match=next(iter(said))):
+        spec_of({**config, "quantization_config": {**config["quantization_config"], **said}})
 
 
 def test_nllb_says_its_layers_twice_alike() -> None:
