@@ -45,6 +45,30 @@ def test_an_imported_model_computes_what_the_original_did(spec: ModelSpec, tmp_p
     assert difference < 1e-5 * model(ids).abs().max()
 
 
+@torch.no_grad()
+def test_a_file_is_loaded_as_its_import_is(tmp_path: Path) -> None:
+    spec = tiny_mixtral()
+    path = write_llama(tmp_path / "m.gguf", spec, checkpoint_of(spec)[1])
+    import_gguf(path, tmp_path / "out", dtype="float32")
+    ids = torch.arange(1, 21).view(2, 10)
+    loaded, imported = moe_core.load(path), moe_core.load(tmp_path / "out")
+    assert torch.equal(loaded(ids), imported(ids))
+    assert moe_core.load(str(path), "bfloat16").dtype == torch.bfloat16
+
+
+def test_a_file_that_cannot_be_loaded_names_the_way_out(tmp_path: Path) -> None:
+    spec = tiny_llama()
+    path = write_llama(tmp_path / "m.gguf", spec, checkpoint_of(spec)[1])
+    with pytest.raises(CheckpointError, match=r"the GGUF file m\.gguf; .*moe_core\.load.*import_gguf"):
+        moe_core.load(tmp_path)
+    with pytest.raises(CheckpointError, match="import_gguf"):
+        moe_core.load(path, expected_hashes={"m.gguf": "0" * 64})
+    other = tmp_path / "model.safetensors"
+    other.write_bytes(b"\0" * 64)
+    with pytest.raises(CheckpointError, match="is a file; name the directory that holds config.json"):
+        moe_core.load(other)
+
+
 def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
     spec = tiny_llama()
     import_gguf(write_llama(tmp_path / "m.gguf", spec, checkpoint_of(spec)[1]), tmp_path / "out")

@@ -199,11 +199,23 @@ def test_an_index_that_does_not_fit_is_refused(
 
 
 def test_missing_files_are_named(tmp_path: Path, saved: Path) -> None:
-    with pytest.raises(CheckpointError, match="config.json: cannot be opened"):
+    with pytest.raises(CheckpointError, match=r"no directory '.*nowhere'; is the path right"):
         moe_core.load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="config.json: cannot be opened"):
+        moe_core.load(tmp_path / "empty")
     (saved / "model.safetensors.index.json").unlink()
     with pytest.raises(CheckpointError, match="has neither"):
         moe_core.load(saved)
+
+
+@pytest.mark.parametrize("path", ["Qwen/Qwen3-30B-A3B", Path("deepseek-ai/DeepSeek-V3.1")])
+def test_the_name_of_a_model_on_a_hub_is_no_directory(
+    path: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="on a hub, download it first: only what is on disk is read"):
+        moe_core.load(path)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=named)
