@@ -199,6 +199,23 @@ CORE = Sentences(
             "{experts} experts are named for {layers} expert layers; name one for each, or one for all"
         ),
         "too_few_left": ("{num_experts} experts cannot lose one when top_k is {top_k}; lower top_k first"),
+        "too_few_left_together": "{num_experts} experts cannot lose {gone} at once: {why}",
+        "halves_apart": (
+            "experts {experts} of layer {layer} share one gate row and answer differently, as halves of one expert do, so "
+            "that a token must have all of them or none; set together to {size}, so that none of them is left behind"
+        ),
+        "halves_undecided": (
+            "experts {experts} of layer {layer} share one gate row and answer differently, as halves of one expert do, and "
+            "rounding alone would choose which of them a token has; choose other experts, or start from the model before "
+            "its experts were cut"
+        ),
+        "not_together": (
+            "in layer {layer} the gate row of expert {expert} is that of {size} in all; set together to {size}"
+        ),
+        "none_together": "in layer {layer} there are no {together} experts of one gate row; leave together at 1",
+        "twins_before_halves": (
+            "experts go together only where there are no twins; remove those first, one at a time, or leave together at 1"
+        ),
         "groups_too_small": "groups of {size} experts cannot lose one each: {why}",
         "group_empty": "no group may be empty",
         "too_few_seen": (

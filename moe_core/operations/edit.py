@@ -17,6 +17,7 @@ from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.align import ExpertWeights, aligned, mean_of
+from moe_core.operations.halves import check_halves, companies, together_with
 from moe_core.operations.measure import compare, hidden_of, listening, loads
 from moe_core.operations.parts import (
     check_spec,
@@ -28,6 +29,7 @@ from moe_core.operations.parts import (
 )
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
+from moe_core.spec import MoeSpec
 from moe_core.spec.demands import groups_of, spread
 from moe_core.spec.fewer import fewer, places_to_go, without
 from moe_core.spec.operations import MergeExpertsSpec, RemoveExpertSpec
@@ -51,13 +53,14 @@ def preview_removal(
 def _removed(model: Decoder, experts: list[list[int]]) -> Decoder:
     """The model made: a hidden expert would still count for the capacity of the others, and for the tokens they choose."""
     moe = moe_part(model)
-    return with_experts(
-        model, without(moe.num_experts, experts), spec_with(model.spec, **fewer(moe, experts, "expert"))
-    )
+    left = spec_with(model.spec, **fewer(moe, experts, "expert"))
+    removed = with_experts(model, without(moe.num_experts, experts), left)
+    check_halves(model, removed, experts)
+    return removed
 
 
 def _told(experts_LG: list[list[int]]) -> list[Any]:
-    """One number a layer, or a list where it is one of each group."""
+    """One number a layer, or a list where there are several: one of each group, or all that share a gate row."""
     return [experts_G if len(experts_G) > 1 else experts_G[0] for experts_G in experts_LG]
 
 
@@ -67,8 +70,9 @@ def remove_expert(
 ) -> tuple[Decoder, dict[str, Any]]:
     """The model without one expert of each layer (`per_group`: of each group), and what it lost.
 
-    The rest take its share: outputs are those of the gate renormalised over them. Raises SpecError when no expert is
-    named and there are no prompts, when too few would be left, or when a domain would lose more than is allowed.
+    The rest take its share: outputs are those of the gate renormalised over them. With `together` above 1 all experts go
+    that share a gate row with it. Raises SpecError when no expert is named and there are no prompts, when too few would be
+    left, when of the halves of an expert some would be left behind, or when a domain would lose more than is allowed.
     """
     check_spec(spec, RemoveExpertSpec)
     experts = _to_remove(model, spec, prompts, watch)
@@ -86,13 +90,18 @@ def merge_experts(
 ) -> tuple[Decoder, dict[str, Any]]:
     """The model with two experts of each layer (`per_group`: of each group) merged in the place of the first.
 
-    Neurons are aligned; weights and gate rows are means by usage on the prompts, or half and half. Raises SpecError as
-    removal does.
+    Neurons are aligned; weights and gate rows are means by usage on the prompts, or half and half; equal gate rows stay as
+    they are. With `together` above 1 each of the experts that share the first's gate row takes one of those that share the
+    second's. Raises SpecError as removal does.
     """
     check_spec(spec, MergeExpertsSpec)
     told = foretold(model, spec)
     moe = moe_part(model)
-    first, second = (spread(moe, one, per_group=spec.per_group) for one in (spec.first, spec.second))
+    first, second = (
+        _with_company(model, spread(moe, one, per_group=spec.per_group), spec.together)
+        for one in (spec.first, spec.second)
+    )
+    _check_apart(first, second)
     pairs_L = [list(zip(*both, strict=True)) for both in zip(first, second, strict=True)]
     usage_L = _usage(model, spec, prompts, pairs_L, watch)
     keep_LE = without(moe.num_experts, second)
@@ -102,6 +111,7 @@ def merge_experts(
         for pair, shares in zip(pairs_L[row], usage_L[row], strict=True):
             _merge_into(new, keep_LE[row].index(pair[0]), old, pair, shares, hidden_L.get(old.layer))
         watch("align", row + 1, len(first))
+    check_halves(model, merged, [[*one, *other] for one, other in zip(first, second, strict=True)])
     report = {
         "kind": spec.kind,
         "first": _told(first),
@@ -141,10 +151,15 @@ def _to_remove(
     foretold(model, spec)
     moe = moe_part(model)
     if spec.expert is not None:
-        return spread(moe, spec.expert, per_group=spec.per_group)
+        return _with_company(model, spread(moe, spec.expert, per_group=spec.per_group), spec.together)
     if prompts is None:
         raise SpecError.of("least_used_unknown")
     load_LE = loads(model, prompts, watch)
+    if spec.together > 1:
+        return [
+            _least_used_company(moe, layer, load_E, spec.together)
+            for layer, load_E in zip(model.moe_layers(), load_LE, strict=True)
+        ]
     if moe.twins is None:
         return [
             [min(group, key=lambda e: (int(load_E[e]), e)) for group in groups_of(moe)] for load_E in load_LE
@@ -154,6 +169,34 @@ def _to_remove(
     places = places_to_go(moe, per_group=spec.per_group)
     least = min(places, key=lambda place: (int(per_place[place]), place))
     return spread(moe, least, per_group=spec.per_group)
+
+
+def _with_company(model: Decoder, chosen_LG: list[list[int]], together: int) -> list[list[int]]:
+    """The chosen experts of each layer with those that share their gate rows."""
+    return [
+        [e for expert in chosen_G for e in together_with(layer, expert, together)]
+        for layer, chosen_G in zip(model.moe_layers(), chosen_LG, strict=True)
+    ]
+
+
+def _least_used_company(moe: MoeSpec, layer: MoeMlp, load_E: Tensor, together: int) -> list[int]:
+    """Of each group of the gate those experts of one gate row, so many of them, that are used least together."""
+    gone: list[int] = []
+    found = [company for company in companies(layer) if len(company) == together]
+    for group in groups_of(moe):
+        mine = [company for company in found if company[0] in group]
+        if not mine:
+            raise SpecError.of("none_together", layer=layer.layer, together=together)
+        least: list[int] = min(mine, key=lambda company: (int(load_E[company].sum()), company))
+        gone += least
+    return gone
+
+
+def _check_apart(first_LG: list[list[int]], second_LG: list[list[int]]) -> None:
+    """Experts of one gate row go together, and none of them into itself."""
+    for first, second in zip(first_LG, second_LG, strict=True):
+        if both := set(first) & set(second):
+            raise SpecError.of("merged_with_itself", expert=min(both))
 
 
 def _check_loss(report: dict[str, Any], at_most: float | None) -> None:
@@ -178,10 +221,13 @@ def _usage(
     if spec.weights == "even" or prompts is None:
         return [[(0.5, 0.5)] * len(pairs) for pairs in pairs_L]
     load_LE = loads(model, prompts, watch).double()
-    return [
-        [_shares(float(load_E[one]), float(load_E[other])) for one, other in pairs]
-        for load_E, pairs in zip(load_LE, pairs_L, strict=True)
-    ]
+    shares_L = []
+    for load_E, pairs in zip(load_LE, pairs_L, strict=True):
+        load_P2 = load_E[torch.tensor(pairs)]
+        # Experts of one gate row keep one: they are weighed alike, by what they have together.
+        sums = load_P2.unflatten(0, (-1, spec.together)).sum(1).repeat_interleave(spec.together, dim=0)
+        shares_L.append([_shares(one, other) for one, other in sums.tolist()])
+    return shares_L
 
 
 def _shares(one: float, other: float) -> tuple[float, float]:
@@ -202,4 +248,7 @@ def _merge_into(
     before = per_expert(old)
     for name, tensor in per_expert(new).items():
         if name.startswith("router."):
-            tensor[place] = shares[0] * before[name][pair[0]] + shares[1] * before[name][pair[1]]
+            one_row, other_row = before[name][pair[0]], before[name][pair[1]]
+            mean = shares[0] * one_row + shares[1] * other_row
+            # Two shares of one number may round to another, and others share the row.
+            tensor[place] = torch.where(one_row == other_row, one_row, mean)

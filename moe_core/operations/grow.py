@@ -8,6 +8,9 @@ damage. Three ways keep the function:
 * split: each expert is cut in two halves of its neurons, both taken; top-k doubles, the work stays, the way back is
   doubled because each half has half the weight.
 
+In a model where rounding chooses between halves of an expert (`moe_core.operations.halves`) it would choose otherwise
+among the grown ones: the report says `keeps_function` false and names them.
+
 New experts come after the old ones: expert e of E has its copy at E + e. Where the gate has groups, each group grows by
 itself and the new ones come after the old ones of their group; how many groups there are and are chosen stays.
 
@@ -24,6 +27,7 @@ from typing import Any
 import torch
 
 from moe_core.model.decoder import Decoder
+from moe_core.operations.halves import function_kept
 from moe_core.operations.parts import (
     check_spec,
     foretold,
@@ -61,7 +65,7 @@ def grow(model: Decoder, spec: GrowSpec) -> tuple[Decoder, dict[str, Any]]:
         "num_experts": [moe.num_experts, now.num_experts],
         "top_k": [moe.top_k, now.top_k],
         "moe_intermediate_size": [moe.moe_intermediate_size, now.moe_intermediate_size],
-        "keeps_function": True,
+        **function_kept(model),
     }
 
 
@@ -82,7 +86,7 @@ def add_expert(model: Decoder, spec: AddExpertSpec) -> tuple[Decoder, dict[str, 
         "kind": spec.kind,
         "expert": new if spec.per_group else new[0],
         "source": sources if spec.per_group else sources[0],
-        "keeps_function": True,
+        **function_kept(model),
         "num_experts": [moe.num_experts, len(order)],
     }
 

@@ -33,7 +33,23 @@ def left_by(moe: MoeSpec, operation: RemoveExpertSpec | MergeExpertsSpec) -> dic
     chosen = getattr(operation, names[-1])
     if chosen is None:
         chosen = places_to_go(moe, per_group=operation.per_group)[0]
-    return fewer(moe, spread(moe, chosen, per_group=operation.per_group), names[-1])
+    gone_LG = spread(moe, chosen, per_group=operation.per_group)
+    return fewer(moe, _with_others(moe, gone_LG, operation.together), names[-1])
+
+
+def _with_others(moe: MoeSpec, gone_LG: Gone, together: int) -> list[list[int]]:
+    """So many of its group in the place of each expert that goes: who shares its gate row hangs on the weights."""
+    if together == 1:
+        return [list(gone_G) for gone_G in gone_LG]
+    if moe.twins is not None and any(map(moe.twins.has_twins, range(moe.num_experts))):
+        raise placed("together", CORE.say("twins_before_halves"))
+    groups = groups_of(moe)
+
+    def others(one: int) -> list[int]:
+        group = groups[one // len(groups[0])]
+        return [one, *(e for e in group if e != one)][:together]
+
+    return [[e for one in gone_G for e in others(one)] for gone_G in gone_LG]
 
 
 def places_to_go(moe: MoeSpec, *, per_group: bool) -> list[int]:
@@ -57,7 +73,16 @@ def fewer(moe: MoeSpec, gone_LG: Gone, field: str = "") -> dict[str, Any]:
     Raises SpecError, of `field` where the experts are to blame, when too few are left or twins forbid it.
     """
     left = moe.num_experts - len(gone_LG[0])
-    if num_groups_of(moe) > 1:
+    each = len(gone_LG[0]) // num_groups_of(moe)
+    if each > 1:
+        why = moe.gate.complaint(left, moe.top_k) if left else CORE.say("group_empty")
+        if left < moe.top_k:
+            why = CORE.say("top_k_over_experts", top_k=moe.top_k, num_experts=left)
+        if why:
+            raise SpecError.of(
+                "too_few_left_together", num_experts=len(groups_of(moe)[0]), gone=each, why=why
+            )
+    elif num_groups_of(moe) > 1:
         why = moe.gate.complaint(left, moe.top_k) if left else CORE.say("group_empty")
         if why:
             raise SpecError.of("groups_too_small", size=len(groups_of(moe)[0]), why=why)

@@ -85,12 +85,16 @@ def numbering(moe: MoeSpec, operation: OperationSpec, report: Mapping[str, Any])
             return grouped
         return replace(grouped, layers=tuple(report["layers"])) if report.get("layers") else None
     if isinstance(operation, RemoveExpertSpec):
-        gone = operation.expert if operation.expert is not None else report.get("experts")
+        # Who shares a gate row with the one that is named is known from the weights alone.
+        alone = operation.together == 1
+        gone = operation.expert if alone and operation.expert is not None else report.get("experts")
         return None if gone is None else _without(moe, _places(moe, gone, operation.per_group), {})
     if isinstance(operation, MergeExpertsSpec):
-        first, second = (
-            _places(moe, chosen, operation.per_group) for chosen in (operation.first, operation.second)
-        )
+        alone = operation.together == 1
+        chosen = operation.model_dump() if alone else report
+        if "second" not in chosen:
+            return None
+        first, second = (_places(moe, chosen[name], operation.per_group) for name in ("first", "second"))
         return _without(moe, second, {"into": first})
     return _with_copies(moe, operation)
 

@@ -104,6 +104,16 @@ class EditSpec(Spec):
     its place in its group."""
 
 
+class FewerSpec(EditSpec):
+    """What operations after which there are fewer experts share."""
+
+    together: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many experts go at once with the one that is named: 2 takes both halves of an expert that was split, which
+    share a gate row. As many as share one must."""
+    max_loss_increase: Weight | None = None
+    """Refuse when a domain's loss would rise by more, in nats; null for never."""
+
+
 class AddExpertSpec(EditSpec):
     """Add one expert to each layer as a twin of another; the function is kept at that moment."""
 
@@ -113,18 +123,16 @@ class AddExpertSpec(EditSpec):
     """Number of the expert whose twin is added."""
 
 
-class RemoveExpertSpec(EditSpec):
+class RemoveExpertSpec(FewerSpec):
     """Remove one expert of each layer; what is lost per domain is measured first."""
 
     kind: Literal["remove"] = "remove"
     """The name of this operation."""
     expert: Chosen | None = None
     """None: the one with the least load in each layer, or group."""
-    max_loss_increase: Weight | None = None
-    """Refuse when a domain's loss would rise by more, in nats."""
 
 
-class MergeExpertsSpec(EditSpec):
+class MergeExpertsSpec(FewerSpec):
     """Merge two experts of each layer into the first, neurons aligned."""
 
     kind: Literal["merge"] = "merge"
@@ -135,8 +143,6 @@ class MergeExpertsSpec(EditSpec):
     """The expert that goes."""
     weights: Literal["usage", "even"] = "usage"
     """By how much each of them is used, or half and half."""
-    max_loss_increase: Weight | None = None
-    """Refuse when a domain's loss would rise by more, in nats; null for never."""
 
 
 class SpecialiseCloneSpec(Spec):

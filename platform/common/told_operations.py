@@ -8,6 +8,25 @@ from django.utils.translation import gettext_noop
 
 OPERATIONS: Mapping[str, str] = {
     "groups_too_small": gettext_noop("Groups of %(size)s experts cannot lose one each: %(why)s"),
+    "too_few_left_together": gettext_noop("%(num_experts)s experts cannot lose %(gone)s at once: %(why)s"),
+    "halves_apart": gettext_noop(
+        "Experts %(experts)s of layer %(layer)s share one gate row and answer differently, as the halves of one expert do, "
+        "so that a token must have all of them or none. Let %(size)s go together, so that none of them is left behind."
+    ),
+    "halves_undecided": gettext_noop(
+        "Experts %(experts)s of layer %(layer)s share one gate row and answer differently, as the halves of one expert do, "
+        "and then rounding alone would choose which of them a token has. Choose other experts, or start from the version "
+        "before its experts were cut."
+    ),
+    "not_together": gettext_noop(
+        "In layer %(layer)s the gate row of expert %(expert)s is that of %(size)s in all; let %(size)s go together."
+    ),
+    "none_together": gettext_noop(
+        "In layer %(layer)s there are no %(together)s experts that share one gate row; let 1 go."
+    ),
+    "twins_before_halves": gettext_noop(
+        "Experts go together only where there are no twins; remove the twins first, one at a time, or let 1 go."
+    ),
     "group_empty": gettext_noop("No group may be empty."),
     "too_few_seen": gettext_noop(
         "Without expert %(expert)s a token would see %(seen)s experts, one of each set of twins, and it goes to %(top_k)s. "

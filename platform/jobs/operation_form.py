@@ -44,6 +44,13 @@ PER_GROUP = Ask(
     _("For gates that choose among groups of experts; numbers are then places in each group."),
 )
 
+TOGETHER = Ask(
+    _("Experts that go together"),
+    _(
+        "As many as share a gate row: 2 for the halves of an expert that was cut in two, with the one that is named."
+    ),
+)
+
 
 class OperateForm(forms.Form):
     """What every operation asks: on which version, with which logs."""

@@ -15,7 +15,7 @@ from common.spec_fields import Ask
 from jobs.chosen import ChosenField
 from jobs.forms import MAX_CHOICES
 from jobs.learning_forms import DistilForm, SpecialiseForm, WakeForm
-from jobs.operation_form import LOSS, PER_GROUP, SEED, OfOneExpertForm, OperateForm
+from jobs.operation_form import LOSS, PER_GROUP, SEED, TOGETHER, OfOneExpertForm, OperateForm
 from layouts.selectors import layouts_of
 from moe_core.spec.operations import (
     AddExpertSpec,
@@ -98,7 +98,7 @@ class RemoveForm(OfOneExpertForm):
     previews_first = True
     words = _("One expert less in each layer. What every domain loses is measured before it is done.")
     asks = {"max_loss_increase": LOSS}
-    more = {"per_group": PER_GROUP}
+    more = {"together": TOGETHER, "per_group": PER_GROUP}
 
 
 class MergeForm(OperateForm):
@@ -113,7 +113,7 @@ class MergeForm(OperateForm):
         ),
         "max_loss_increase": LOSS,
     }
-    more = {"per_group": PER_GROUP}
+    more = {"together": TOGETHER, "per_group": PER_GROUP}
     first = ChosenField(
         label=_("Expert that stays"), initial=0, help_text=_("One number, or one for each layer.")
     )

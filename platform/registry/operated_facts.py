@@ -16,8 +16,7 @@ Facts = Iterator[tuple[str, str]]
 def operated_facts(report: Report) -> Facts:
     """What every operation tells, around what its own kind does."""
     if "keeps_function" in report:
-        kept = _("yes, to rounding") if report["keeps_function"] else _("no")
-        yield _("Says the same at that moment"), kept
+        yield _("Says the same at that moment"), _kept(report)
     tell = KINDS.get(str(report.get("kind")))
     if tell is not None:
         yield from tell(report)
@@ -136,6 +135,16 @@ KINDS: dict[str, Callable[[Report], Facts]] = {
     "distil": _distilled,
     "compose": _composed,
 }
+
+
+def _kept(report: Report) -> str:
+    """Whether the function is kept, and where rounding chose between halves of an expert, which they are."""
+    if report["keeps_function"]:
+        return _("yes, to rounding")
+    if undecided := report.get("undecided"):
+        words = {"experts": ", ".join(map(str, undecided["experts"])), "layer": undecided["layer"]}
+        return _("no: rounding chooses between experts %(experts)s of layer %(layer)s") % words
+    return _("no")
 
 
 def _now(now: str, before: str) -> str:

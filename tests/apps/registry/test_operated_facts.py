@@ -73,6 +73,16 @@ def test_what_they_say() -> None:
     assert facts_of(report_of(per_group, grouped()))["New expert"] == "4 + 9"
 
 
+def test_where_rounding_chooses_the_experts_are_named() -> None:
+    undecided = {"layers": 2, "layer": 4, "experts": [1, 5]}
+    report = {"keeps_function": False, "undecided": undecided}
+    assert facts_of(report) == {
+        "Says the same at that moment": "no: rounding chooses between experts 1, 5 of layer 4"
+    }
+    assert facts_of(report, "zh-hans").popitem()[1] == "否：第 4 层的专家 1, 5 之间由舍入决定"
+    assert facts_of({"keeps_function": False}).popitem()[1] == "no"
+
+
 def test_a_bias_that_was_raised_is_told_beside_the_load_that_it_held_off() -> None:
     woken = {"kind": "wake_expert", "woken": [3, 1], "share_before": [0.0, 0.5], "share_after": [1.0, 0.5]}
     facts = facts_of({**woken, "bias_raised": [0.25, 1.75]})

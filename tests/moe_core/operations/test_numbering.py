@@ -77,6 +77,23 @@ def test_new_experts_are_made_of_the_named_ones(plain: dict[str, Any]) -> None:
     follows(mixture(), OPERATION.parse(plain))
 
 
+HALVES: list[dict[str, Any]] = [
+    {"kind": "remove", "expert": [5, 0], "together": 2},
+    {"kind": "remove", "together": 2},
+    {"kind": "merge", "first": 2, "second": 4, "together": 2, "weights": "even"},
+]
+
+
+@pytest.mark.parametrize("plain", HALVES, ids=str)
+def test_halves_that_go_together_are_followed(plain: dict[str, Any]) -> None:
+    split, _ = operations.grow(
+        mixture(), OPERATION.parse({"kind": "grow", "num_experts": 8, "method": "split"})
+    )
+    told = follows(split, OPERATION.parse(plain))
+    assert split.spec.moe is not None and {len(made_of_F) for made_of_F in told.made_of_LF} == {6}
+    assert numbering(split.spec.moe, OPERATION.parse(plain), {}) is None
+
+
 @pytest.mark.parametrize("plain", GROUPS, ids=str)
 def test_groups_are_numbered_by_group(plain: dict[str, Any]) -> None:
     follows(grouped(), OPERATION.parse(plain))
