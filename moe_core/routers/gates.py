@@ -14,6 +14,7 @@ from moe_core.routers.call import GateCall, GateWeights
 from moe_core.routers.capacity import within_capacity
 from moe_core.routers.choosing import emptied
 from moe_core.routers.expert_choice import expert_choice
+from moe_core.routers.full_precision import in_full_precision
 from moe_core.routers.gshard_top2 import gshard_top2
 from moe_core.routers.hash import hash_gate
 from moe_core.routers.hierarchical import hierarchical
@@ -56,9 +57,14 @@ def decide(moe: MoeSpec, weights: GateWeights, call: GateCall) -> Routing:
     """Where the tokens of one call go, by the gate of a mixture and its tensors.
 
     The balancing bias that is stored with the gate adds to that of the call. Of twins each token sees one. Where ids are
-    forced, neither masks nor twins have a say.
+    forced, neither masks nor twins have a say. All of it is float32, under `torch.autocast` too.
     Raises SpecError for shapes that do not fit and for what a gate needs and was not given.
     """
+    with in_full_precision(call.hidden_TD.device):
+        return _decided(moe, weights, call)
+
+
+def _decided(moe: MoeSpec, weights: GateWeights, call: GateCall) -> Routing:
     stored_E = weights.get("selection_bias")
     if stored_E is not None:
         given_E = call.selection_bias_E
@@ -72,7 +78,9 @@ def decide(moe: MoeSpec, weights: GateWeights, call: GateCall) -> Routing:
         routing = _without_masked(routing, call)
     if call.selection_bias_E is not None:
         routing = replace(routing, selection_bias_E=call.selection_bias_E.detach())
-    return routing if moe.capacity is None else within_capacity(routing, moe.capacity, weights, call, moe.gate)
+    return (
+        routing if moe.capacity is None else within_capacity(routing, moe.capacity, weights, call, moe.gate)
+    )
 
 
 def _unmasked(call: GateCall) -> GateCall:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from moe_core.routers.full_precision import in_full_precision
+
 # In the place of an expert's number: the place is empty, its weight is zero.
 NO_EXPERT = -1
 
@@ -59,12 +61,14 @@ class SlotMix:
         x_TD = torch.where(self.enters_T[:, None], x_TD, 0.0)
         num_sequences, _, longest = self.dispatch_BSP.shape
         cells_CD = x_TD.new_zeros(num_sequences * longest, x_TD.shape[1]).index_copy(0, self.cell_T, x_TD)
-        return (self.dispatch_BSP @ cells_CD.view(num_sequences, longest, -1)).flatten(0, 1)
+        with in_full_precision(x_TD.device):
+            return (self.dispatch_BSP @ cells_CD.view(num_sequences, longest, -1)).flatten(0, 1)
 
     def tokens_of(self, out_RD: Tensor) -> Tensor:
         """(T, D) float32 or wider: what every token gets of the slots' outputs (R, D)."""
         out_BSD = out_RD.to(self.combine_BPS.dtype).view(*self.dispatch_BSP.shape[:2], -1)
-        return (self.combine_BPS @ out_BSD).flatten(0, 1)[self.cell_T]
+        with in_full_precision(out_RD.device):
+            return (self.combine_BPS @ out_BSD).flatten(0, 1)[self.cell_T]
 
     @property
     def dispatch_RT(self) -> Tensor:

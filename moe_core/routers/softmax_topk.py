@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moe_core.routers.call import GateCall, GateWeights
 from moe_core.routers.choosing import best, biased
+from moe_core.routers.full_precision import in_full_precision
 from moe_core.routers.fused import fused_topk
 from moe_core.routers.logits import linear_logits
 from moe_core.routers.routing import Routing
@@ -30,7 +31,7 @@ def route(
     selection_bias_E: Tensor | None = None,
     forced_TK: Tensor | None = None,
 ) -> Routing:
-    """Choose `top_k` experts for each token, in float32 whatever the input's dtype.
+    """Choose `top_k` experts for each token, in float32 whatever the input's dtype and under `torch.autocast`.
 
     hidden_TD and weight_ED may be any floating dtype. `bias_TE` (float32, may hold -inf) is added to the logits
     after the temperature and so changes weights too; `selection_bias_E` only changes which experts are picked.
@@ -48,7 +49,8 @@ def route(
         selection_bias_E=selection_bias_E,
         forced_TK=forced_TK,
     )
-    return softmax_topk(PLAIN, {"weight": weight_ED}, call)
+    with in_full_precision(hidden_TD.device):
+        return softmax_topk(PLAIN, {"weight": weight_ED}, call)
 
 
 def softmax_topk(gate: SoftmaxTopk, weights: GateWeights, call: GateCall) -> Routing:
