@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -32,8 +34,78 @@ def test_sinkhorn_equals_scaling_rows_and_columns_in_turn() -> None:
     for _ in range(50):
         matrix = matrix / matrix.sum(0) * 12 / 3
         matrix = matrix / matrix.sum(1, keepdim=True)
-    torch.testing.assert_close(sinkhorn(logits.double(), 50), matrix)
+    torch.testing.assert_close(sinkhorn(logits, 50).exp(), matrix)
     torch.testing.assert_close(matrix.sum(0), torch.full((3,), 4.0, dtype=torch.float64), rtol=1e-3, atol=0)
+
+
+def slow_logs(rows: list[list[float]], num_iterations: int) -> list[list[float]]:
+    """The same in logarithms, number by number, with sums that are exact."""
+
+    def total(logs: list[float]) -> float:
+        top = max(logs)
+        return top + math.log(math.fsum(math.exp(log - top) for log in logs))
+
+    share = math.log(len(rows) / len(rows[0]))
+    for _ in range(num_iterations):
+        columns = [total([row[expert] for row in rows]) for expert in range(len(rows[0]))]
+        rows = [[log - column + share for log, column in zip(row, columns, strict=True)] for row in rows]
+        rows = [[log - total(row) for log in row] for row in rows]
+    return rows
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
+def test_sinkhorn_keeps_the_order_of_what_underflows(scale: float) -> None:
+    logits = scale * skewed(40, 5)
+    logits[:10, 1] = NEG_INF
+    rows = slow_logs(logits.tolist(), 20)
+    torch.testing.assert_close(sinkhorn(logits, 20), torch.tensor(rows, dtype=torch.float64))
+    bias = torch.zeros(40, 5).masked_fill(logits == NEG_INF, NEG_INF)
+    found = ask(Sinkhorn(), logits.masked_fill(logits == NEG_INF, 0.0), 3, training=True, bias_TE=bias)
+    wanted = [sorted(range(5), key=lambda expert: -row[expert])[:3] for row in rows]
+    assert found.expert_ids_TK.tolist() == wanted
+
+
+@pytest.mark.parametrize("stored", [None, [0.0] * 8, [0.3, -0.2, 0.0, 0.1, 0.0, 0.0, 0.0, 0.0]])
+@pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
+def test_sinkhorn_gives_no_masked_expert_while_an_open_one_is_left(
+    temperature: float, stored: list[float] | None
+) -> None:
+    logits = 3.0 * torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    bias = torch.zeros(500, 8)
+    bias[:, :3] = NEG_INF
+    found = ask(
+        Sinkhorn(),
+        logits,
+        4,
+        training=True,
+        temperature=temperature,
+        bias_TE=bias,
+        selection_bias_E=None if stored is None else torch.tensor(stored),
+    )
+    assert (found.expert_ids_TK >= 3).all()
+
+
+@pytest.mark.parametrize("spoilt", [NEG_INF, float("inf"), float("nan")])
+def test_a_token_without_an_open_expert_or_number_leaves_the_others_even(spoilt: float) -> None:
+    logits = skewed(64, 4)
+    alone = ask(Sinkhorn(), logits, 2, training=True)
+    bias = torch.zeros(65, 4)
+    bias[64] = spoilt
+    beside = ask(Sinkhorn(), torch.cat([logits, logits[:1]]), 2, training=True, bias_TE=bias)
+    assert torch.equal(beside.expert_ids_TK[:64], alone.expert_ids_TK)
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_a_selection_bias_of_sinkhorn_is_on_one_scale_in_training_and_serving(scale: float) -> None:
+    """Every token has the same logits, each turned on by one: they are even, and there is nothing to scale."""
+    row = scale * torch.randn(16, generator=torch.Generator().manual_seed(0))
+    logits = torch.stack([row.roll(turn) for turn in range(16)])
+    bias = torch.linspace(-0.3, 0.3, 16)
+    trained, served = (
+        ask(Sinkhorn(), logits, 2, training=training, selection_bias_E=bias) for training in (True, False)
+    )
+    assert torch.equal(trained.expert_ids_TK, served.expert_ids_TK)
+    assert not torch.equal(served.expert_ids_TK, ask(Sinkhorn(), logits, 2).expert_ids_TK)
 
 
 @pytest.mark.parametrize("gate", [Sinkhorn(), Quantile()], ids=lambda gate: gate.kind)
