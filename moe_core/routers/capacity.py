@@ -1,7 +1,7 @@
 """Experts that are full: who goes first, and what becomes of the choices beyond.
 
 Every choice ends in exactly one of three sets: kept + rerouted + dropped = all choices, and no expert takes more than its
-capacity.
+capacity. Choices whose weight is NaN are dropped.
 
 Shapes: T tokens, E experts, K places.
 Source: Lepikhin et al. 2020, "GShard" (capacity by position, firsts before seconds); Fedus et al. 2021, "Switch" (the
@@ -28,6 +28,7 @@ def within_capacity(
 ) -> Routing:
     """The decision with no expert beyond its capacity; padding takes no place and gets no expert.
 
+    Nor does a choice whose weight is NaN take one that a number may want: it is dropped.
     Weights of kept choices stay as they are. A rerouted choice takes its weight along, so that a token's weights sum to
     what they did. Unlimited where the specification has no factor, and for forced ids.
     """
@@ -39,7 +40,8 @@ def within_capacity(
         return routing
     if call.real_T is not None:
         ids_TK = ids_TK.masked_fill(~call.real_T[:, None], NO_EXPERT)
-    queue_R = _queue(ids_TK, routing.weights_TK, capacity)
+    sound_TK = ~routing.weights_TK.detach().isnan()
+    queue_R = _queue(ids_TK.where(sound_TK, NO_EXPERT), routing.weights_TK, capacity)
     kept_TK = _first_in_line(ids_TK, queue_R, num_experts, limit)
     over_TK = (ids_TK >= 0) & ~kept_TK
     door = _Door(ids_TK.masked_fill(over_TK, NO_EXPERT), queue_R, limit)
@@ -47,7 +49,7 @@ def within_capacity(
     if capacity.overflow in ("next_best", "learned"):
         learns = capacity.overflow == "learned"
         scores_TE = _rescored(routing, weights, call) if learns else _order(gate, routing)
-        door.reroute(over_TK, scores_TE.detach())
+        door.reroute(over_TK & sound_TK, scores_TE.detach())
         if learns:
             weights_TK = _straight_through(weights_TK, scores_TE, door.ids_TK, over_TK)
     rerouted_TK = over_TK & (door.ids_TK >= 0)

@@ -176,6 +176,35 @@ def test_a_nan_is_counted_and_stays_in_its_token() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("priority", ["position", "weight"])
+@pytest.mark.parametrize("factor", [0.5, 1.0, 4.0])
+def test_a_nan_takes_no_place_that_a_number_may_want(priority: str, policy: str, factor: float) -> None:
+    """The others are served as if it were padding, and what it wanted is counted as dropped."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 6, generator=generator) + torch.linspace(2, 0, 6)
+    logits[7] = float("nan")
+    others = torch.arange(40) != 7
+    # Padding does not count for the limit, which is the same: 39 tokens of the padded batch, 40 of the other.
+    _, padded = limited(logits, 2, policy, factor * 40 / 39, priority, real_T=others)
+    _, found = limited(logits, 2, policy, factor, priority)
+    assert torch.equal(found.expert_ids_TK, padded.expert_ids_TK)
+    assert torch.equal(found.weights_TK[others], padded.weights_TK[others])
+    assert found.overflow is not None
+    assert found.overflow.dropped_TK[7].all()
+    assert found.weights_TK.isfinite().all()
+
+
+def test_who_was_turned_away_first_asks_first_for_the_places_that_are_left() -> None:
+    """By weight: the heavier of two that are turned away has the next best, wherever it stands in the batch."""
+    logits = torch.tensor([[3.0, 2.0, 0.0], [5.0, 2.0, 0.0], [9.0, 0.0, 0.0]])
+    capacity = CapacitySpec(train_factor=1.0, overflow="next_best", priority="weight")
+    moe = moe_of(SoftmaxTopk(), 3, 1, norm_topk_prob=False, capacity=capacity)
+    call = GateCall(logits, 1, norm_topk_prob=False, training=True)
+    found = decide(moe, {"weight": torch.eye(3)}, call)
+    assert found.expert_ids_TK[:, 0].tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_very_large_batch_is_limited_too(policy: str) -> None:
     logits = torch.randn(20_000, 8) + torch.linspace(2, 0, 8)
     _, found = limited(logits, 2, policy)
