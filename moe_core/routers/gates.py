@@ -12,6 +12,7 @@ from typing import Any
 from moe_core.routers.base import base
 from moe_core.routers.call import GateCall, GateWeights
 from moe_core.routers.capacity import within_capacity
+from moe_core.routers.checks import check_call
 from moe_core.routers.choosing import emptied
 from moe_core.routers.expert_choice import expert_choice
 from moe_core.routers.full_precision import in_full_precision
@@ -60,6 +61,7 @@ def decide(moe: MoeSpec, weights: GateWeights, call: GateCall) -> Routing:
     forced, neither masks nor twins have a say. All of it is float32, under `torch.autocast` too.
     Raises SpecError for shapes that do not fit and for what a gate needs and was not given.
     """
+    check_call(call, moe.num_experts)
     with in_full_precision(call.hidden_TD.device):
         return _decided(moe, weights, call)
 

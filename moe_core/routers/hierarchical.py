@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from moe_core.routers.call import GateCall, GateWeights
-from moe_core.routers.logits import adjusted, check_shapes
+from moe_core.routers.checks import check_shapes
+from moe_core.routers.logits import adjusted
 from moe_core.routers.routing import Routing
 from moe_core.routers.softmax_topk import softmax_choice
 from moe_core.spec.gate import Hierarchical

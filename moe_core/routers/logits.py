@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moe_core.errors import SpecError
 from moe_core.routers.call import Floor, GateCall, GateWeights
+from moe_core.routers.checks import check_shapes
 
 NEG_INF = float("-inf")
 # From logits (T, E) to what a gate has for shares.
@@ -95,13 +95,3 @@ def _two_sided(logits_TE: Tensor, floor: Floor) -> Tensor:
     """(T,) bool: tokens that a floor can move, with experts of their own and others; none that is NaN."""
     finite_TE = logits_TE.detach().isfinite()
     return (floor.mine_TE & finite_TE).any(-1) & (~floor.mine_TE & finite_TE).any(-1)
-
-
-def check_shapes(hidden_TD: Tensor, weight_ED: Tensor, top_k: int) -> None:
-    """Raise SpecError when the map does not fit the hidden states, or has fewer than top_k experts."""
-    if hidden_TD.ndim != 2 or weight_ED.ndim != 2 or hidden_TD.shape[1] != weight_ED.shape[1]:
-        raise SpecError(
-            f"hidden {tuple(hidden_TD.shape)} and router weight {tuple(weight_ED.shape)} must be (T, D) and (E, D)"
-        )
-    if not 1 <= top_k <= weight_ED.shape[0]:
-        raise SpecError(f"top_k ({top_k}) must be between 1 and the number of experts ({weight_ED.shape[0]})")

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from moe_core.routers.call import GateCall, GateWeights
+from moe_core.routers.checks import check_shapes
 from moe_core.routers.choosing import best
-from moe_core.routers.logits import NEG_INF, adjusted, check_shapes
+from moe_core.routers.logits import NEG_INF, adjusted
 from moe_core.routers.routing import Routing, SlotMix
 from moe_core.spec.gate import Soft
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from moe_core.routers.call import GateCall, GateWeights
+from moe_core.routers.checks import check_call, check_shapes, check_values
 from moe_core.routers.choosing import best, biased
 from moe_core.routers.full_precision import in_full_precision
 from moe_core.routers.fused import fused_topk
@@ -38,7 +39,8 @@ def route(
     Ties go to the lower expert number. A temperature of 0 is the limit: all weight on the best expert.
     `forced_TK` replaces the choice, keeping the router's own weights over the forced experts.
     A NaN in a token's logits makes that token's weights NaN and touches no other token.
-    Raises SpecError when shapes do not fit.
+    Raises SpecError when shapes do not fit or hidden_TD is not floating; and for forced ids that are no expert or twice in
+    a row and for a token with every expert masked, where these tensors are on the CPU (elsewhere nothing waits for them).
     """
     call = GateCall(
         hidden_TD,
@@ -49,6 +51,9 @@ def route(
         selection_bias_E=selection_bias_E,
         forced_TK=forced_TK,
     )
+    check_shapes(hidden_TD, weight_ED, top_k)
+    check_call(call, weight_ED.shape[0])
+    check_values(call, weight_ED.shape[0])
     with in_full_precision(hidden_TD.device):
         return softmax_topk(PLAIN, {"weight": weight_ED}, call)
 

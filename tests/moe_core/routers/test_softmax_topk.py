@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe_core.errors import SpecError
 from moe_core.routers import Routing, route
+from tests.moe_core.routers.every_gate import KINDS, WIDTH, asked, mixture, tensors_of
 
 NEG_INF = float("-inf")
 
@@ -175,3 +176,58 @@ def test_it_names_what_does_not_fit(
 ) -> None:
     with pytest.raises(SpecError, match=complaint):
         route(torch.zeros(hidden_shape), torch.zeros(weight_shape), top_k=top_k, temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"bias_TE": torch.zeros(3, 4)}, r"bias_TE \(3, 4\) must be \(T, E\) = \(2, 4\)"),
+        ({"bias_TE": torch.zeros(4)}, r"bias_TE \(4,\) must be \(T, E\) = \(2, 4\)"),
+        ({"selection_bias_E": torch.zeros(3)}, r"selection_bias_E \(3,\) must be \(E,\) = \(4,\)"),
+        ({"selection_bias_E": torch.zeros(2, 4)}, r"selection_bias_E \(2, 4\) must be \(E,\) = \(4,\)"),
+        ({"forced_TK": torch.tensor([[0, 1]])}, r"forced_TK \(1, 2\) must be \(T, K\) = \(2, 2\)"),
+        ({"forced_TK": torch.tensor([[0], [1]])}, r"forced_TK \(2, 1\) must be \(T, K\) = \(2, 2\)"),
+        ({"forced_TK": torch.tensor([0, 1])}, r"forced_TK \(2,\) must be \(T, K\) = \(2, 2\)"),
+        ({"forced_TK": torch.tensor([[0, 1], [2, 9]])}, "holds expert 9; there are 4"),
+        ({"forced_TK": torch.tensor([[0, 1], [-1, 2]])}, "holds expert -1; there are 4"),
+        ({"forced_TK": torch.tensor([[0, 1], [2, 2]])}, "names expert 2 twice"),
+        ({"forced_TK": torch.tensor([[0.0, 1], [2, 3]])}, "must be int64, not torch.float32"),
+        ({"bias_TE": torch.tensor([[0.0] * 4, [NEG_INF] * 4])}, "masks all 4 experts of token 1"),
+    ],
+)
+def test_it_names_what_is_given_beside_and_does_not_fit(given: dict[str, Tensor], complaint: str) -> None:
+    with pytest.raises(SpecError, match=complaint):
+        route(torch.zeros(2, 8), torch.zeros(4, 8), top_k=2, **given)  # type: ignore[arg-type]
+
+
+def test_hidden_states_that_are_no_floats_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"floating, not torch\.int64"):
+        route(torch.zeros(2, 8, dtype=torch.int64), torch.zeros(4, 8), top_k=2)
+
+
+def test_values_on_another_device_are_not_waited_for() -> None:
+    """A tensor without values stands for one whose values would have to be waited for."""
+    forced_TK = torch.empty(2, 2, dtype=torch.int64, device="meta")
+    bias_TE = torch.empty(2, 4, device="meta")
+    found = route(
+        torch.empty(2, 8, device="meta"), torch.empty(4, 8, device="meta"), top_k=2,
+        bias_TE=bias_TE, forced_TK=forced_TK,
+    )  # fmt: skip
+    assert found.weights_TK.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"bias_TE": torch.zeros(1, 4)}, "bias_TE"),
+        ({"noise_TE": torch.zeros(2, 3)}, "noise_TE"),
+        ({"selection_bias_E": torch.zeros(5)}, "selection_bias_E"),
+        ({"forced_TK": torch.zeros(3, 2, dtype=torch.int64)}, "forced_TK"),
+    ],
+)
+def test_every_gate_refuses_what_does_not_fit(given: dict[str, Tensor], complaint: str) -> None:
+    for kind in KINDS:
+        moe = mixture(kind, 4, 2)
+        assert moe is not None
+        with pytest.raises(SpecError, match=complaint):
+            asked(moe, tensors_of(moe, WIDTH), torch.zeros(2, WIDTH), False, **given)
