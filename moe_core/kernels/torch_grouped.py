@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn.functional import silu
 
+from moe_core.errors import SpecError
 from moe_core.kernels.precision import widens
 
 # Up to so many routed rows Python sorts them: a decoding step of 32 tokens with two experts each.
@@ -40,20 +41,24 @@ class Grouping:
 
 
 def group_rows(expert_ids_TK: Tensor, num_experts: int) -> Grouping:
-    """Sort the routed rows by expert, tokens in their order within each expert."""
+    """Sort the routed rows by expert, tokens in their order within each expert.
+
+    Raises SpecError for an id of E or more.
+    """
     flat_R = expert_ids_TK.reshape(-1)
     if flat_R.shape[0] <= FEW_ROWS:
-        return _group_few_rows(flat_R, expert_ids_TK.shape[1])
-    # Empty places go to the end, as if there were one expert more.
-    flat_R = torch.where(flat_R < 0, num_experts, flat_R)
-    counts = torch.bincount(flat_R, minlength=num_experts + 1)[:num_experts].tolist()
+        return _group_few_rows(flat_R, expert_ids_TK.shape[1], num_experts)
+    # Empty places come first, as if they were one expert more.
+    flat_R = flat_R.clamp(min=-1) + 1
+    empty, *counts = torch.bincount(flat_R, minlength=num_experts + 1).tolist()
+    _check_highest(len(counts) - 1, num_experts)
     ends = list(accumulate(counts))
     parts = [(e, slice(end - n, end)) for e, (n, end) in enumerate(zip(counts, ends, strict=True)) if n]
-    choice_R = torch.argsort(flat_R, stable=True)[: ends[-1] if ends else 0]
+    choice_R = torch.argsort(flat_R, stable=True)[empty:]
     return Grouping(choice_R // expert_ids_TK.shape[1], choice_R, parts)
 
 
-def _group_few_rows(flat_R: Tensor, top_k: int) -> Grouping:
+def _group_few_rows(flat_R: Tensor, top_k: int, num_experts: int) -> Grouping:
     """The same for a decoding step, where Python is quicker than a queue of small operations."""
     experts: list[int] = flat_R.tolist()
     filled = [choice for choice, expert in enumerate(experts) if expert >= 0]
@@ -63,9 +68,15 @@ def _group_few_rows(flat_R: Tensor, top_k: int) -> Grouping:
         end = start + len(list(members))
         parts.append((expert, slice(start, end)))
         start = end
+    _check_highest(parts[-1][0] if parts else -1, num_experts)
     tokens = [choice // top_k for choice in choices]
     token_R, choice_R = torch.tensor([tokens, choices], device=flat_R.device, dtype=torch.long)
     return Grouping(token_R, choice_R, parts)
+
+
+def _check_highest(expert: int, num_experts: int) -> None:
+    if expert >= num_experts:
+        raise SpecError(f"a token is routed to expert {expert}; there are {num_experts}, numbered from 0")
 
 
 def swiglu_experts_torch(

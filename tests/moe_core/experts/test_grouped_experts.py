@@ -168,3 +168,15 @@ def test_it_names_shapes_that_do_not_fit() -> None:
 def test_an_unknown_kernel_is_named_with_those_that_exist() -> None:
     with pytest.raises(SpecError, match="no expert kernel is named 'warp'; there are: .*torch"):
         dispatch.swiglu_experts(*tensors("ties"), kernel="warp")
+
+
+@pytest.mark.parametrize("num_tokens", [1, 32, 33, 200])
+@pytest.mark.parametrize("wrong", [4, 5, 1000])
+def test_an_expert_that_is_not_there_is_named_whatever_the_number_of_rows(
+    num_tokens: int, wrong: int
+) -> None:
+    ids_TK = torch.tensor([[0, -1]]).repeat(num_tokens, 1)
+    assert group_rows(ids_TK, 4).choice_R.tolist() == list(range(0, 2 * num_tokens, 2))
+    ids_TK[-1, 1] = wrong
+    with pytest.raises(SpecError, match=f"expert {wrong}; there are 4"):
+        group_rows(ids_TK, 4)
