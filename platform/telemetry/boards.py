@@ -13,7 +13,6 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from django.db.models import F
 from django.utils import timezone
 from numpy.typing import NDArray
 
@@ -25,7 +24,7 @@ from telemetry.models import Board, Rollup
 from telemetry.tally import Tally
 
 if TYPE_CHECKING:
-    from telemetry.ingest import Bucket, BucketKey
+    from telemetry.rollups import Bucket, BucketKey
 
 KIND = "board"
 WINDOW_S = 60
@@ -132,8 +131,9 @@ class BoardWriter:
         self.windows: dict[tuple[int, int], Window] = {}
         self.gauges: dict[int, dict[int, tuple[float, dict[str, int]]]] = defaultdict(dict)
 
-    def advance(self, buckets: dict[BucketKey, Bucket]) -> list[tuple[str, bytes]]:
-        """Add a batch inside its transaction; return the frames to publish when it is committed."""
+    def advance(self, buckets: dict[BucketKey, Bucket], *, is_shown: bool = True) -> list[tuple[str, bytes]]:
+        """Add a batch inside its transaction; return the frames to publish when it is committed, none where nobody
+        would see them."""
         frames = []
         changed: dict[int, Tally] = {}
         sampled_ms: dict[int, int] = {}
@@ -146,9 +146,9 @@ class BoardWriter:
             for replica, gauges in bucket.gauges.items():
                 self.gauges[deployment][replica] = (time.monotonic(), gauges)
         for deployment, tally in changed.items():
-            frame = self._frame(deployment, tally, sampled_ms[deployment])
-            if frame is not None:
-                frames.append((topic_of(deployment), frame))
+            board = self._advance_row(deployment, tally, sampled_ms[deployment])
+            if is_shown:
+                frames.append((topic_of(deployment), self._frame(board)))
         self._forget_old(int(time.time()))
         return frames
 
@@ -164,23 +164,25 @@ class BoardWriter:
             self.windows[key] = window_from_rows(deployment, version, now_s)
         return self.windows[key]
 
-    def _frame(self, deployment_id: int, tally: Tally, sampled_ms: int) -> bytes | None:
-        """Number the next frame and write the board's head."""
-        deployment = Deployment.objects.filter(pk=deployment_id).first()
-        if deployment is None:
-            return None
-        now = time.time()
-        gauges = self._gauges(deployment_id)
-        board, _made = Board.objects.select_for_update().get_or_create(deployment=deployment)
+    def _advance_row(self, deployment_id: int, tally: Tally, sampled_ms: int) -> Board:
+        """Write the board's head, with the next number."""
+        found = Board.objects.select_for_update().filter(deployment_id=deployment_id).first()
+        board = found or Board.objects.select_for_update().get_or_create(deployment_id=deployment_id)[0]
         columns = {} if tally.is_empty else Tally.of_row(board).plus(tally).columns()
-        sampled_ms = max(sampled_ms, board.sampled_ms or 0)
+        board.seq += 1
+        board.sampled_ms = max(sampled_ms, board.sampled_ms or 0)
+        board.gauges = self._gauges(deployment_id)
         Board.objects.filter(pk=board.pk).update(
-            **columns, seq=F("seq") + 1, at=timezone.now(), sampled_ms=sampled_ms, gauges=gauges
+            **columns, seq=board.seq, at=timezone.now(), sampled_ms=board.sampled_ms, gauges=board.gauges
         )
-        version = shown_version(deployment, [key[1] for key in self.windows if key[0] == deployment_id])
-        window = self.windows.get((deployment_id, version or 0), Window())
-        shown = picture(window, gauges, int(now), axes_of(deployment, version))
-        head = {"type": "event", "seq": board.seq + 1, "t_ms": int(now * 1000), "sampled_ms": sampled_ms}
+        return board
+
+    def _frame(self, board: Board) -> bytes:
+        now, deployment = time.time(), board.deployment
+        version = shown_version(deployment, [key[1] for key in self.windows if key[0] == deployment.pk])
+        window = self.windows.get((deployment.pk, version or 0), Window())
+        shown = picture(window, board.gauges, int(now), axes_of(deployment, version))
+        head = {"type": "event", "seq": board.seq, "t_ms": int(now * 1000), "sampled_ms": board.sampled_ms}
         head["version"] = version
         return json.dumps({**head, **shown}, separators=(",", ":")).encode()
 

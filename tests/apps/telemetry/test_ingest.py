@@ -135,7 +135,7 @@ def test_a_new_engine_of_the_same_replica_counts_from_nothing(replica, ingester)
 
 def test_a_batch_that_fails_changes_neither_rows_nor_the_board_in_memory(replica, ingester, monkeypatch):
     ingester.write([sample(replica, 1, counts(1))])
-    monkeypatch.setattr("telemetry.ingest.add_to_rollup", lambda key, bucket: 1 / 0)
+    monkeypatch.setattr("telemetry.ingest.add_to_rollups", lambda buckets: 1 / 0)
     with pytest.raises(ZeroDivisionError), transaction.atomic():
         ingester.write([sample(replica, 2, counts(1) + counts(2))])
     monkeypatch.undo()
@@ -222,7 +222,51 @@ def test_entries_gather_while_nobody_watches_and_are_read_at_once_while_somebody
     assert len(writes) >= 8
 
 
-def test_flushall_in_the_middle_loses_nothing(replica, ingester):
+def test_what_has_gathered_is_written_with_few_statements_and_no_frame_is_made_for_nobody(
+    replica, ingester, monkeypatch, django_assert_max_num_queries
+):
+    """Each second's row and each total is written once for the batch, however many samples it holds."""
+    published: list[str] = []
+    monkeypatch.setattr("telemetry.ingest.publish", lambda topic, frame: published.append(topic))
+    monkeypatch.setattr("telemetry.ingest.is_watched", lambda kind: False)
+    ingester.write([sample(replica, 1, counts(1), t_s=NOW_S)])
+    total, gathered = counts(1), []
+    for seq in range(2, 10):
+        total = total + counts(seq)
+        gathered.append(sample(replica, seq, total, t_s=NOW_S + seq, tokens=seq))
+    # Two of the transaction; replicas, counters, board: read, and the last two written; the windows of a board; rollups
+    # read, the two that are there written, and all others at once.
+    with django_assert_max_num_queries(14):
+        ingester.write(gathered)
+    assert published == []
+    assert Rollup.objects.filter(resolution_s=1).count() == 9
+    for resolution in (1, 10, 60):
+        assert (summed(resolution) == total).all()
+    assert Board.objects.get().output_tokens == 9
+    # Who comes then sees all of it.
+    shown = Tally.of_row(EngineCounter.objects.get()).cube.counts_PNLE
+    assert (shown == total).all()
+
+
+def test_gathering_goes_on_over_turns_and_ends_when_somebody_comes(replica, ingester, monkeypatch):
+    watched: list[bool] = []
+    writes: list[int] = []
+    monkeypatch.setattr("telemetry.ingest.is_watched", lambda kind: bool(watched))
+    monkeypatch.setattr(ingester, "write", lambda samples: writes.append(len(samples)))
+    client = redis.Redis.from_url(settings.REDIS_URL)
+    client.delete(STREAM)
+    client.xadd(STREAM, sample(replica, 1, counts(1)).entry())
+    ingester.turn(0.3)
+    client.xadd(STREAM, sample(replica, 2, counts(2)).entry())
+    ingester.turn(0.3)
+    assert writes == [1]
+    watched.append(True)
+    ingester.turn(0.3)
+    assert writes == [1, 1]
+
+
+def test_flushall_in_the_middle_loses_nothing(replica, ingester, monkeypatch):
+    monkeypatch.setattr("telemetry.ingest.is_watched", lambda kind: True)
     client = redis.Redis.from_url(settings.REDIS_URL)
     client.flushall()
     client.xadd(STREAM, sample(replica, 1, counts(1)).entry())
@@ -235,7 +279,8 @@ def test_flushall_in_the_middle_loses_nothing(replica, ingester):
     assert (summed(60) == total).all()
 
 
-def test_a_stream_that_began_anew_with_lower_ids_is_noticed(replica, ingester):
+def test_a_stream_that_began_anew_with_lower_ids_is_noticed(replica, ingester, monkeypatch):
+    monkeypatch.setattr("telemetry.ingest.is_watched", lambda kind: True)
     client = redis.Redis.from_url(settings.REDIS_URL)
     client.flushall()
     client.xadd(STREAM, sample(replica, 1, counts(1)).entry(), id="99999999999999-0")
@@ -251,6 +296,7 @@ def test_the_frame_the_snapshot_and_the_api_say_the_same(replica, ingester, monk
     monkeypatch.setattr(
         "telemetry.ingest.publish", lambda topic, frame: published.append((topic, json.loads(frame)))
     )
+    monkeypatch.setattr("telemetry.ingest.is_watched", lambda kind: True)
     now = time.time()
     total = counts(1) + counts(2)
     ingester.write([sample(replica, 1, counts(1), t_s=now - 2, tokens=10, first_ms=(50.0,))])

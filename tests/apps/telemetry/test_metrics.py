@@ -38,6 +38,7 @@ def frame(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The last frame of three samples, one expert asleep."""
     told: list[dict[str, Any]] = []
     monkeypatch.setattr("telemetry.ingest.publish", lambda topic, frame: told.append(json.loads(frame)))
+    monkeypatch.setattr("telemetry.ingest.is_watched", lambda kind: True)
     now, total, reach, ingester = time.time(), counts(0) * 0, np.zeros((2, 3, 2), dtype=np.int64), Ingester()
     for seq in range(1, 4):
         total, reach = (

@@ -34,6 +34,7 @@ def frames(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What is published."""
     told: list[dict[str, Any]] = []
     monkeypatch.setattr("telemetry.ingest.publish", lambda topic, frame: told.append(json.loads(frame)))
+    monkeypatch.setattr("telemetry.ingest.is_watched", lambda kind: True)
     return told
 
 
