@@ -13,6 +13,7 @@ from common.loops import loop, wake
 from deployments.announce import announce
 from deployments.conditions import conditions_of
 from deployments.engine_settings import need_of
+from deployments.lookout import Lookout
 from deployments.models import Deployment, DeploymentEvent, DeploymentRevision, Node, Replica
 from deployments.plan import (
     Action,
@@ -33,17 +34,29 @@ from deployments.states import ALIVE, ReplicaState, Wanted
 log = logging.getLogger(__name__)
 
 
-@loop("deployments", every_s=3)
-def reconcile_all() -> None:
-    """Take one look at everything; one deployment's error does not stop the others."""
+def reconcile_all() -> bool:
+    """Take one look at everything; one deployment's error does not stop the others. True when there was nothing to do."""
     lose_silent_replicas()
+    is_settled = True
     alive = Replica.objects.filter(deployment=OuterRef("pk"), state__in=ALIVE)
     due = Deployment.objects.filter(Q(deleted_at=None) | Exists(alive)).order_by("pk")
     for pk in list(due.values_list("pk", flat=True)):
         try:
-            reconcile(pk)
+            decided = reconcile(pk)
+            is_settled = is_settled and not decided.actions and not decided.unplaced
         except Exception:
             log.exception("deployment %s could not be reconciled", pk)
+            is_settled = False
+    return is_settled
+
+
+_lookout = Lookout(reconcile_all)
+
+
+@loop("deployments", every_s=3)
+def reconcile_what_changed() -> None:
+    """Take one turn."""
+    _lookout.turn()
 
 
 @transaction.atomic
