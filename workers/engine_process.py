@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -99,7 +101,7 @@ def _uses(replica: Replica) -> tuple[tuple[int, ...], ...]:
 class EngineProcess:
     """A running engine of one epoch."""
 
-    def __init__(self, replica: Replica, epoch: int) -> None:
+    def __init__(self, replica: Replica, epoch: int, on_end: Callable[[], None] = lambda: None) -> None:
         self.epoch = epoch
         self.spec = serve_spec(replica, epoch)
         self.folder = engine_folder(replica.pk)
@@ -117,6 +119,7 @@ class EngineProcess:
         for pipe, hear in ((self.process.stdout, self._hear_state), (self.process.stderr, self._hear_line)):
             assert pipe is not None
             threading.Thread(target=self._read, args=(pipe, hear), daemon=True).start()
+        threading.Thread(target=self._await_end, args=(on_end,), daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -180,6 +183,12 @@ class EngineProcess:
                 file.write(raw)
                 file.flush()
                 hear(raw.decode("utf-8", "replace").rstrip())
+
+    def _await_end(self, on_end: Callable[[], None]) -> None:
+        # It stays to be waited for: whoever asks how it ended still meets it under its number.
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        on_end()
 
     def _hear_line(self, line: str) -> None:
         self.tail.append(line)

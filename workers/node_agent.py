@@ -17,30 +17,31 @@ import psycopg
 from celery import bootsteps
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections, connection
-from psycopg import sql
 
+from common.bell import hear
 from common.errors import StaleLease
 from common.holders import this_process
 from common.leases import Claim, lease_release
-from common.loops import CHANNEL
 from deployments.observation import (
     bell_of,
     node_claim,
     node_report,
-    replicas_beat,
     replicas_let_go,
     replicas_on,
+    wishes_on,
 )
+from deployments.states import Wanted
 from workers.node_lease import NodeLease
 from workers.serve import Served
 
 log = logging.getLogger(__name__)
-TICK_S = 0.1
+# How long a turn may be away: where something comes or goes, and where all is at rest. What an engine's end, a wish or a
+# lost lease asks for is rung for.
+TICK_S, REST_S = 0.1, 1.0
 LOOK_EVERY_S = 1.0
 BEAT_EVERY_S = 2.0
 # The supervisor gives the worker ten seconds to end.
 STOP_PATIENCE_S = 8.0
-LIBPQ_WORDS = ("host", "port", "user", "password", "dbname", "sslmode", "sslrootcert")
 
 
 class NodeAgent(threading.Thread):
@@ -62,7 +63,7 @@ class NodeAgent(threading.Thread):
         try:
             while not self.stopping.is_set():
                 self._guarded_turn()
-                self.bell.wait(TICK_S)
+                self.bell.wait(REST_S if self.is_at_rest else TICK_S)
         finally:
             self._end()
             connection.close()
@@ -95,6 +96,11 @@ class NodeAgent(threading.Thread):
         """The right to this node, while it is ours."""
         return self.lease.claim if self.lease is not None else None
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the node is ours and all of its engines serve."""
+        return self.lease is not None and all(served.is_at_rest for served in self.served.values())
+
     def turn(self) -> None:
         """One round: hold the lease, read the rows, look after each replica, report."""
         now = time.monotonic()
@@ -125,26 +131,25 @@ class NodeAgent(threading.Thread):
         if claim is None:
             return
         log.info("this worker keeps the engines of %s (epoch %s)", self.node, claim.epoch)
-        self.lease = NodeLease(self.node, claim)
+        self.lease = NodeLease(self.node, claim, self.bell)
         self.lease.start()
         self._report(claim)
 
     def _read_rows(self) -> None:
-        rows = {row.pk: row for row in replicas_on(self.node)}
-        for pk, row in rows.items():
+        wishes = wishes_on(self.node)
+        for pk, wanted in wishes.items():
             if pk in self.served:
-                self.served[pk].row.wanted = row.wanted
-            else:
-                self.served[pk] = Served(row)
-        for pk in self.served.keys() - rows.keys():
+                self.served[pk].row.wanted = Wanted(wanted)
+        if wishes.keys() - self.served.keys():
+            for row in replicas_on(self.node):
+                self.served.setdefault(row.pk, Served(row, self.bell))
+        for pk in self.served.keys() - wishes.keys():
             log.warning("replica %s is no longer this node's; its engine is killed", pk)
             self.served.pop(pk).kill()
 
     def _report(self, claim: Claim) -> None:
-        node_report(claim, name=self.node, capacity=capacity())
         beats = [beat for served in self.served.values() if (beat := served.beat()) is not None]
-        if beats:
-            replicas_beat(claim, beats)
+        node_report(claim, name=self.node, capacity=capacity(), beats=beats)
 
     def _give_up(self) -> None:
         """Another agent has the node: nothing of ours may go on."""
@@ -183,20 +188,14 @@ class Bell(threading.Thread):
         """Listen, and begin again when cut off."""
         while not self.stopping.is_set():
             try:
-                self._listen()
+                hear(self._heard, self.stopping)
             except psycopg.Error as error:
                 log.info("the bell of the node is quiet: %s", error)
                 self.stopping.wait(1)
 
-    def _listen(self) -> None:
-        known = connection.get_connection_params()
-        parameters = {key: known[key] for key in LIBPQ_WORDS if key in known}
-        with psycopg.connect(**parameters, autocommit=True) as listener:
-            listener.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
-            while not self.stopping.is_set():
-                for notice in listener.notifies(timeout=1, stop_after=1):
-                    if notice.payload == self.word:
-                        self.bell.set()
+    def _heard(self, word: str) -> None:
+        if word == self.word:
+            self.bell.set()
 
 
 def capacity() -> dict[str, Any]:

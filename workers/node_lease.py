@@ -17,11 +17,11 @@ log = logging.getLogger(__name__)
 class NodeLease(threading.Thread):
     """Prolongs one claim. When it ran out and nobody took it meanwhile, it is taken again and nothing is lost."""
 
-    def __init__(self, node: str, claim: Claim) -> None:
+    def __init__(self, node: str, claim: Claim, bell: threading.Event) -> None:
         super().__init__(name="node-lease", daemon=True)
-        self.node, self.claim = node, claim
+        self.node, self.claim, self.bell = node, claim, bell
         self.done = threading.Event()
-        # Set when somebody else has the node: whatever this agent runs must end.
+        # Set, and the agent is rung for, when somebody else has the node: whatever this agent runs must end.
         self.lost = threading.Event()
 
     def run(self) -> None:
@@ -55,3 +55,4 @@ class NodeLease(threading.Thread):
             return
         log.error("the node %s belongs to another agent now: %s", self.node, reason)
         self.lost.set()
+        self.bell.set()

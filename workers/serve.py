@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import Any
 
@@ -17,7 +18,8 @@ from workers.sample_pump import SamplePump
 
 log = logging.getLogger(__name__)
 ASK_COMING_S = 0.1
-ASK_READY_S = 1.0
+# As often as the agent tells what it hears.
+ASK_READY_S = 2.0
 # An engine that is busy with a long step still answers; one that is silent for so long is stuck.
 STUCK_S = 30.0
 FIRST_PAUSE_S = 0.5
@@ -38,8 +40,10 @@ STATES = {
 class Served:
     """A replica, its engine while there is one, and what comes next. All methods belong to the agent's thread."""
 
-    def __init__(self, row: Replica) -> None:
+    def __init__(self, row: Replica, bell: threading.Event) -> None:
         self.row = row
+        # Rings when the engine has ended.
+        self.bell = bell
         self.engine: EngineProcess | None = None
         self.pump: SamplePump | None = None
         self.is_over = False
@@ -68,6 +72,11 @@ class Served:
             return None
         kept = ("running", "waiting", "kv_used", "kv_total", "rss_bytes")
         return self.row.pk, self.engine.epoch, {key: self.health.get(key, 0) for key in kept}
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether an engine serves as it should: nothing is due but to ask it now and then."""
+        return self.is_running and self.row.state == ReplicaState.READY and self.row.wanted == Wanted.RUN
 
     @property
     def is_running(self) -> bool:
@@ -112,7 +121,7 @@ class Served:
         self._ready_at = None
         self._ask_at = self._heard_at = time.monotonic()
         try:
-            self.engine = EngineProcess(self.row, epoch)
+            self.engine = EngineProcess(self.row, epoch, on_end=self.bell.set)
         except (OSError, NotFound, MoeCoreError) as error:
             log.warning("replica %s could not be laid out: %s", self.row.pk, error)
             words = str(error) if isinstance(error, NotFound | MoeCoreError) else error.strerror or ""

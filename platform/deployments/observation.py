@@ -30,15 +30,27 @@ def node_claim(*, name: str, holder: str) -> Claim | None:
     return lease_claim(resource=f"node:{name}", holder=holder)
 
 
-def node_report(claim: Claim, *, name: str, capacity: Mapping[str, Any]) -> Node:
-    """Say that the node is there and what it has; a node seen for the first time wakes the reconciler."""
+Beat = tuple[int, int, Mapping[str, Any]]
+
+
+def node_report(claim: Claim, *, name: str, capacity: Mapping[str, Any], beats: Iterable[Beat] = ()) -> None:
+    """Say that the node is there and what it has, and beat for its replicas with (replica, epoch, figures).
+
+    A node seen for the first time, or again, wakes the reconciler.
+    """
     with lease_guarded(claim):
-        node, made = Node.objects.get_or_create(name=name)
-        was_silent = made or node.heartbeat_at is None
-        Node.objects.filter(pk=node.pk).update(heartbeat_at=Now(), capacity=dict(capacity))
-        if was_silent:
+        told = {"heartbeat_at": Now(), "capacity": dict(capacity)}
+        if not Node.objects.filter(name=name, heartbeat_at__isnull=False).update(**told):
+            Node.objects.update_or_create(name=name, defaults=told)
             wake("deployments")
-    return node
+        for pk, epoch, stats in beats:
+            Replica.objects.filter(pk=pk, epoch=epoch).update(heartbeat_at=Now(), stats=dict(stats))
+
+
+def wishes_on(node_name: str) -> dict[int, str]:
+    """Return what is wanted of each replica that a node's agent has to look after."""
+    alive = Replica.objects.filter(node__name=node_name, state__in=ALIVE)
+    return dict(alive.values_list("pk", "wanted"))
 
 
 def replicas_on(node_name: str) -> QuerySet[Replica]:
@@ -89,13 +101,6 @@ def replica_seen(
         announce(replica.deployment_id)
         wake("deployments")
     return True
-
-
-def replicas_beat(claim: Claim, beats: Iterable[tuple[int, int, Mapping[str, Any]]]) -> None:
-    """Write the heartbeats of (replica, epoch, figures)."""
-    with lease_guarded(claim):
-        for pk, epoch, stats in beats:
-            Replica.objects.filter(pk=pk, epoch=epoch).update(heartbeat_at=Now(), stats=dict(stats))
 
 
 def replicas_let_go(claim: Claim, *, node_name: str) -> None:

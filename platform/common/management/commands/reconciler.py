@@ -12,12 +12,12 @@ from typing import Any
 import psycopg
 from django.core.management.base import BaseCommand
 from django.db import DatabaseError, connection
-from psycopg import sql
 
+from common.bell import hear
 from common.errors import StaleLease
 from common.holders import this_process
 from common.leases import Claim, lease_claim, lease_release, lease_renew
-from common.loops import CHANNEL, Loop, loops
+from common.loops import Loop, loops
 
 log = logging.getLogger(__name__)
 LEASE_TTL_S = 10
@@ -100,7 +100,7 @@ class Command(BaseCommand):
         log.info("reconciler turns %s", ", ".join(sorted(turners)))
         while not stop.is_set():
             try:
-                listen(turners, stop)
+                hear(lambda word: ring(turners, word), stop)
             except (psycopg.Error, DatabaseError) as error:
                 log.warning("reconciler lost its bell: %s", error)
                 stop.wait(1)
@@ -110,17 +110,7 @@ class Command(BaseCommand):
             turner.join(timeout=10)
 
 
-def listen(turners: dict[str, Turner], stop: threading.Event) -> None:
-    """Ring the loops that PostgreSQL notifies, until stopped or cut off."""
-    parameters = {
-        key: value for key, value in connection.get_connection_params().items() if key in LIBPQ_WORDS
-    }
-    with psycopg.connect(**parameters, autocommit=True) as bell:
-        bell.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
-        while not stop.is_set():
-            for notice in bell.notifies(timeout=1, stop_after=1):
-                if notice.payload in turners:
-                    turners[notice.payload].bell.set()
-
-
-LIBPQ_WORDS = {"host", "port", "user", "password", "dbname", "sslmode", "sslrootcert"}
+def ring(turners: dict[str, Turner], word: str) -> None:
+    """Wake the loop of that name, when it is one of ours."""
+    if word in turners:
+        turners[word].bell.set()
