@@ -11,6 +11,7 @@ from deployments.services import deployment_create
 from registry.models import ModelVersion
 from telemetry import latency
 from telemetry.cube import Cube, Shape
+from telemetry.models import Rollup
 from telemetry.sample import Sample
 from telemetry.tally import Tally
 from tests.apps.registry.fixtures import make_version, moe_spec
@@ -54,3 +55,11 @@ def sample(
         ),
         gauges={"running": 1, "waiting": 0, "kv_used": 16, "kv_total": 64},
     )
+
+
+def summed(resolution_s: int) -> np.ndarray:
+    """All counts of one resolution."""
+    total = Tally()
+    for row in Rollup.objects.filter(resolution_s=resolution_s).order_by("start_s"):
+        total = total.plus(Tally.of_row(row))
+    return total.cube.counts_PNLE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from typing import Any
 
@@ -23,7 +22,7 @@ from telemetry.retention import KEPT_S, forget_old
 from telemetry.sample import STREAM, Sample
 from telemetry.selectors import board_snapshot, expert_uses, routing_of_window
 from telemetry.tally import Tally
-from tests.apps.telemetry.samples import NOW_S, SHAPE, counts, sample, served_replica
+from tests.apps.telemetry.samples import NOW_S, SHAPE, counts, sample, served_replica, summed
 
 pytestmark = pytest.mark.django_db
 
@@ -36,14 +35,6 @@ def replica(people: Any, tmp_path: Any) -> Any:
 @pytest.fixture
 def ingester() -> Ingester:
     return Ingester()
-
-
-def summed(resolution_s: int) -> np.ndarray:
-    """All counts of one resolution."""
-    total = Tally()
-    for row in Rollup.objects.filter(resolution_s=resolution_s).order_by("start_s"):
-        total = total.plus(Tally.of_row(row))
-    return total.cube.counts_PNLE
 
 
 def test_an_entry_of_the_stream_is_read_back_as_it_was_written(replica):
@@ -187,82 +178,6 @@ def test_the_stream_is_read_from_its_beginning_by_a_new_reader_and_nothing_is_do
     for _ in range(3):
         Ingester().turn(0.2)
     assert (summed(60) == total).all()
-
-
-def test_entries_gather_while_nobody_watches_and_are_read_at_once_while_somebody_does(
-    replica, ingester, monkeypatch
-):
-    client = redis.Redis.from_url(settings.REDIS_URL)
-    writes: list[int] = []
-    monkeypatch.setattr(ingester, "write", lambda samples: writes.append(len(samples)))
-
-    def speak(for_s: float) -> None:
-        """Entries twenty times a second, while the ingester reads."""
-        client.delete(STREAM)
-        writes.clear()
-        stop = threading.Event()
-
-        def send() -> None:
-            seq = 0
-            while not stop.wait(0.05):
-                seq += 1
-                client.xadd(STREAM, sample(replica, seq, counts(seq), t_s=NOW_S + seq).entry())
-
-        speaker = threading.Thread(target=send)
-        speaker.start()
-        ingester.turn(for_s)
-        stop.set()
-        speaker.join()
-
-    monkeypatch.setattr("telemetry.ingest.GATHER_S", 0.5)
-    speak(1.2)
-    assert len(writes) <= 4
-    monkeypatch.setattr("telemetry.ingest.is_watched", lambda kind: True)
-    speak(1.2)
-    assert len(writes) >= 8
-
-
-def test_what_has_gathered_is_written_with_few_statements_and_no_frame_is_made_for_nobody(
-    replica, ingester, monkeypatch, django_assert_max_num_queries
-):
-    """Each second's row and each total is written once for the batch, however many samples it holds."""
-    published: list[str] = []
-    monkeypatch.setattr("telemetry.ingest.publish", lambda topic, frame: published.append(topic))
-    monkeypatch.setattr("telemetry.ingest.is_watched", lambda kind: False)
-    ingester.write([sample(replica, 1, counts(1), t_s=NOW_S)])
-    total, gathered = counts(1), []
-    for seq in range(2, 10):
-        total = total + counts(seq)
-        gathered.append(sample(replica, seq, total, t_s=NOW_S + seq, tokens=seq))
-    # Two of the transaction; replicas, counters, board: read, and the last two written; the windows of a board; rollups
-    # read, the two that are there written, and all others at once.
-    with django_assert_max_num_queries(14):
-        ingester.write(gathered)
-    assert published == []
-    assert Rollup.objects.filter(resolution_s=1).count() == 9
-    for resolution in (1, 10, 60):
-        assert (summed(resolution) == total).all()
-    assert Board.objects.get().output_tokens == 9
-    # Who comes then sees all of it.
-    shown = Tally.of_row(EngineCounter.objects.get()).cube.counts_PNLE
-    assert (shown == total).all()
-
-
-def test_gathering_goes_on_over_turns_and_ends_when_somebody_comes(replica, ingester, monkeypatch):
-    watched: list[bool] = []
-    writes: list[int] = []
-    monkeypatch.setattr("telemetry.ingest.is_watched", lambda kind: bool(watched))
-    monkeypatch.setattr(ingester, "write", lambda samples: writes.append(len(samples)))
-    client = redis.Redis.from_url(settings.REDIS_URL)
-    client.delete(STREAM)
-    client.xadd(STREAM, sample(replica, 1, counts(1)).entry())
-    ingester.turn(0.3)
-    client.xadd(STREAM, sample(replica, 2, counts(2)).entry())
-    ingester.turn(0.3)
-    assert writes == [1]
-    watched.append(True)
-    ingester.turn(0.3)
-    assert writes == [1, 1]
 
 
 def test_flushall_in_the_middle_loses_nothing(replica, ingester, monkeypatch):
