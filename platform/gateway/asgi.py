@@ -13,12 +13,13 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from gateway import engines
 from gateway.bodies import ChatBody, CompletionBody, TraceBody
 from gateway.callers import Callers, Principal
 from gateway.completions import Completions
 from gateway.database import Database
 from gateway.directory import Directory, Target
-from gateway.engines import EngineAway, Engines
+from gateway.engines import EngineAway
 from gateway.errors import ApiError, internal, no_such_model, unavailable
 from gateway.http import Call, ClientGone, Receive, Scope, Send
 from gateway.meter import Meter
@@ -37,9 +38,8 @@ class Gateway:
         self.database = Database()
         self.callers = Callers(self.database)
         self.directory = Directory(self.database)
-        self.engines = Engines()
         self.meter = Meter(self.database)
-        self.completions = Completions(self.database, self.callers, self.directory, self.engines, self.meter)
+        self.completions = Completions(self.database, self.callers, self.directory, self.meter)
         self.routes: dict[str, dict[str, Answer]] = {
             "/v1/models": {"GET": self.models, "HEAD": self.models},
             "/v1/chat/completions": {"POST": self.chat},
@@ -55,7 +55,6 @@ class Gateway:
     async def stop(self) -> None:
         """Close the pools; what was used is written first."""
         await self.meter.stop()
-        await self.engines.close()
         await self.database.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,7 +130,7 @@ class Gateway:
         replica = self.directory.choose(target, set())
         assert replica is not None
         try:
-            found = await self.engines.ask(replica, "/trace", {**body.for_engine(), "domain": domain})
+            found = await engines.ask(replica, "/trace", {**body.for_engine(), "domain": domain})
         except EngineAway as error:
             self.directory.forget(principal.team_id, target.name)
             raise unavailable("The replica has just ended; ask again.", code="not_ready") from error

@@ -8,13 +8,13 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from gateway import quota
+from gateway import engines, quota
 from gateway.answers import Kind, Shaper
 from gateway.bodies import Body
 from gateway.callers import Callers, Principal
 from gateway.database import Database
 from gateway.directory import Directory, ReplicaAddress, Target
-from gateway.engines import EngineAway, Engines, Stream
+from gateway.engines import EngineAway, Stream
 from gateway.errors import ApiError, outage, too_many, unauthenticated, unavailable
 from gateway.http import SSE_HEADERS, Call, Header
 from gateway.meter import Meter, Used
@@ -59,11 +59,9 @@ class Slots:
 class Completions:
     """Answers both kinds of completion."""
 
-    def __init__(
-        self, database: Database, callers: Callers, directory: Directory, engines: Engines, meter: Meter
-    ) -> None:
+    def __init__(self, database: Database, callers: Callers, directory: Directory, meter: Meter) -> None:
         self.database, self.callers, self.directory = database, callers, directory
-        self.engines, self.meter = engines, meter
+        self.meter = meter
         self.slots = Slots()
 
     async def answer(self, call: Call, principal: Principal, body: Body, kind: Kind) -> None:
@@ -150,7 +148,7 @@ class Completions:
         for _ in range(TRIES):
             replica, target = await self._next_replica(principal, target, tried)
             try:
-                ids: list[int] = (await self.engines.ask(replica, "/tokenize", text))["ids"]
+                ids: list[int] = (await engines.ask(replica, "/tokenize", text))["ids"]
                 return ids
             except EngineAway:
                 tried.add((replica.id, replica.epoch))
@@ -178,7 +176,7 @@ class Completions:
             replica, target = await self._next_replica(principal, target, tried)
             self.directory.in_flight[replica.id] += 1
             try:
-                stream = await self.engines.generate(replica, request)
+                stream = await engines.generate(replica, request)
             except EngineAway:
                 tried.add((replica.id, replica.epoch))
                 self.directory.forget(principal.team_id, target.name)

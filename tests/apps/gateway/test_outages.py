@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from django.utils import timezone
@@ -71,11 +72,11 @@ def asked(found: Target | ApiError, engine: BaseException) -> list[Used]:
 
 def asked_by(paths: Paths) -> list[Used]:
     books = Books()
-    doors: Any = Completions(None, None, paths, paths, books)  # type: ignore[arg-type]
+    doors: Any = Completions(None, None, paths, books)  # type: ignore[arg-type]
     scope = {"method": "POST", "path": "/v1/chat/completions", "headers": []}
     call = Call(scope, None, None, "r1")  # type: ignore[arg-type]
     body = ChatBody.model_validate({"model": "support", "messages": [{"role": "user", "content": "hi"}]})
-    with pytest.raises(ApiError):
+    with patch("gateway.engines.generate", paths.generate), pytest.raises(ApiError):
         asyncio.run(doors.answer(call, WHO, body, "chat"))
     return books.rows
 
