@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from moe_core import strict_json
 from moe_core.engine import samples, wire
-from moe_core.engine.events import Event, Failed
+from moe_core.engine.events import Delta, Event, Failed
 from moe_core.engine.grammar import GrammarMatcher
 from moe_core.engine.http_errors import Refusal
 from moe_core.engine.loop import EngineState
@@ -205,14 +205,18 @@ async def _stream(
 def _lines(
     service: EngineService, codec: TextCodec, mailbox: Mailbox, events: list[Event]
 ) -> Iterator[bytes]:
+    is_alone = len(mailbox.index_of) == 1
     for event in wire.merged(events):
+        if is_alone and isinstance(event, Delta) and not event.logprobs:
+            yield wire.plain_delta(event)
+            continue
         value = wire.to_json(event, codec)
         index = mailbox.index_of[event.sequence_id]
         if value["type"] == "start":
             if index:
                 continue
             value |= {"version": service.spec.version, "epoch": service.spec.epoch}
-        if len(mailbox.index_of) > 1:
+        if not is_alone:
             value["index"] = index
         yield wire.line(value)
         if value["type"] == "error":

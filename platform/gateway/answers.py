@@ -55,7 +55,7 @@ class Shaper:
     num_choices: int = 1
     created: int = field(default_factory=lambda: int(time.time()))
     choices: list[_Choice] = field(init=False)
-    _around: dict[int, tuple[str, str]] = field(default_factory=dict)
+    _around: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.choices = [_Choice(index) for index in range(self.num_choices)]
@@ -79,18 +79,24 @@ class Shaper:
         if not line["text"] and marks is None:
             return b""
         if marks is None:
-            before, after = self._around_text(choice.index)
-            return f"{before}{_encode(line['text'])}{after}".encode()
+            return self.plain(_encode(line["text"]).encode(), choice.index)
         piece = {"content": line["text"]} if self.kind == "chat" else line["text"]
         return self._chunk(choice, piece, None, marks)
 
-    def _around_text(self, index: int) -> tuple[str, str]:
+    def plain(self, text: bytes, index: int = 0) -> bytes:
+        """One chunk of text that is JSON already; nothing for none."""
+        if text == b'""':
+            return b""
+        before, after = self._around_text(index)
+        return before + text + after
+
+    def _around_text(self, index: int) -> tuple[bytes, bytes]:
         """What stands before and after the text of a chunk of one answer: the same in all of them, so written once."""
         known = self._around.get(index)
         if known is None:
             piece = {"content": SLOT} if self.kind == "chat" else SLOT
-            chunk = self._chunk(self.choices[index], piece, None, None).decode()
-            before, after = chunk.rsplit(f'"{SLOT}"', 1)
+            chunk = self._chunk(self.choices[index], piece, None, None)
+            before, after = chunk.rsplit(f'"{SLOT}"'.encode(), 1)
             known = self._around[index] = (before, after)
         return known
 

@@ -14,7 +14,7 @@ from gateway.bodies import Body
 from gateway.callers import Callers, Principal
 from gateway.database import Database
 from gateway.directory import Directory, ReplicaAddress, Target
-from gateway.engines import EngineAway, Stream
+from gateway.engines import EngineAway, Stream, event_of, plain_delta
 from gateway.errors import ApiError, outage, too_many, unauthenticated, unavailable
 from gateway.http import SSE_HEADERS, Call, Header
 from gateway.meter import Meter, Used
@@ -210,7 +210,11 @@ class Completions:
         async with self._fenced(call, principal, stream) as fence:
             try:
                 async for line in stream.lines():
-                    if await self._line(call, line, shaper, streams, used):
+                    if streams and (plain := plain_delta(line)):
+                        used.completion_tokens += plain[1]
+                        if data := shaper.plain(plain[0]):
+                            await call.write_part(data)
+                    elif await self._line(call, event_of(line), shaper, streams, used):
                         return
             except ApiError:
                 if fence.is_set():

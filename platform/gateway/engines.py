@@ -15,6 +15,8 @@ from gateway.wire import Wire
 MAX_LINE_BYTES = 32 << 20
 # What an engine says before it has done anything: another replica may take the request.
 ELSEWHERE = ("not_ready", "draining", "stale_epoch")
+# As `moe_core.engine.wire` writes them.
+DELTA, TOKENS = b'{"type":"delta","text":', b',"token_ids":['
 _decode = json.JSONDecoder().decode
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -29,18 +31,18 @@ class Stream:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
 
-    async def lines(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield the events to the last one.
+    async def lines(self) -> AsyncIterator[bytes]:
+        """Yield the events to the last one, each as its line: see `event_of` and `plain_delta`.
 
         Raises:
-            ApiError: when the engine dies, falls silent or says an error.
+            ApiError: when the engine dies or falls silent.
         """
         rest = b""
         try:
             while data := await self._wire.part():
                 *whole, rest = (rest + data).split(b"\n")
                 for line in whole:
-                    yield _event(line)
+                    yield line
                 if len(rest) > MAX_LINE_BYTES:
                     raise _unreadable()
         except (WireError, OSError) as error:
@@ -109,11 +111,30 @@ def _refusal(head: Head, body: bytes) -> ApiError | EngineAway:
     return from_engine(head.status, code, message, int(wait) if wait.isdigit() else None)
 
 
-def _event(line: bytes) -> dict[str, Any]:
+def event_of(line: bytes) -> dict[str, Any]:
+    """The event in a line.
+
+    Raises:
+        ApiError: when the engine says an error.
+    """
     value: dict[str, Any] = _decode(line.decode())
     if value["type"] == "error":
         raise from_engine(503, str(value["code"]), str(value["message"]))
     return value
+
+
+def plain_delta(line: bytes) -> tuple[bytes, int] | None:
+    """The text of a delta, as JSON, and the number of its tokens; None for an event that says anything else.
+
+    Most lines are such, and are cut and not read: within a text the quotes are escaped, so that what is looked for is not
+    found there.
+    """
+    if not line.startswith(DELTA):
+        return None
+    text, found, ids = line[len(DELTA) :].rpartition(TOKENS)
+    if not found or not ids.endswith(b"]}") or not ids[:-2].replace(b",", b"").isdigit():
+        return None
+    return text, ids.count(b",") + 1
 
 
 def _unreadable() -> ApiError:

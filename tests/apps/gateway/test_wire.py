@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gateway import engines, wire
 from gateway.directory import ReplicaAddress
-from gateway.engines import EngineAway
+from gateway.engines import EngineAway, event_of
 from gateway.errors import ApiError
 from gateway.framing import Body, WireError, head_of
 from gateway.wire import Wire
@@ -71,7 +71,7 @@ def plain(status: bytes, body: bytes, more: bytes = b"") -> bytes:
 async def told(address: ReplicaAddress) -> list[dict]:
     stream = await engines.generate(address, {"prompt": "x"})
     try:
-        return [line async for line in stream.lines()]
+        return [event_of(line) async for line in stream.lines()]
     finally:
         stream.close()
 
@@ -138,7 +138,7 @@ async def test_events_come_in_their_order_and_the_end_is_not_taken_for_one_that_
         found = []
         with pytest.raises(ApiError) as refused:
             async for line in stream.lines():
-                found.append(line["text"])
+                found.append(event_of(line)["text"])
         stream.close()
     assert found == ["日", "b"]
     assert refused.value.code == "engine_lost"
@@ -238,7 +238,7 @@ async def test_who_is_slow_to_read_holds_the_engine_up_and_is_not_taken_for_its_
     async with engine(tmp_path, speak) as address:
         stream = await engines.generate(address, {})
         lines = stream.lines()
-        assert (await anext(lines))["type"] == "start"
+        assert event_of(await anext(lines))["type"] == "start"
         await asyncio.sleep(0.7)
         held = sent
         assert held < 100 * len(line) / 2
