@@ -44,7 +44,8 @@ class ServeSpec(Spec):
     panel_dir: Path | None = None
     """Where packed weights are kept from one start to the next and shared by engines of one model; null: nowhere."""
     shares_panels: bool = False
-    """Whether they are mapped there; else they are read into memory of the engine's own, from where products are faster."""
+    """Whether they are mapped there in any case; else only where they lie in huge pages, from where products are as fast as
+    from huge pages of the engine's own, into which they are read otherwise."""
     version: Annotated[str, Field(max_length=200)] = ""
     """What answers say they come from."""
     epoch: Annotated[int, Field(ge=0)] = 0

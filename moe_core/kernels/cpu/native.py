@@ -14,7 +14,7 @@ from pathlib import Path
 from moe_core.kernels.cpu.build import library_path
 
 logger = logging.getLogger(__name__)
-ABI = 4
+ABI = 5
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 
@@ -54,6 +54,9 @@ class Library:
         self.multiply_registers = library.turnout_multiply_registers
         self.multiply_registers.argtypes = [_INT, _LONG, _LONG]
         self.multiply_registers.restype = _FLOAT
+        self.checksum = library.turnout_checksum
+        self.checksum.argtypes = [_POINTER, _LONG]
+        self.checksum.restype = ctypes.c_uint64
         self.step = library.turnout_step
         self.step.argtypes = [_POINTER] * 2
         self.attend = library.turnout_attend

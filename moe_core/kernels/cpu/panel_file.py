@@ -3,36 +3,32 @@
 The file holds sections on page borders, then a footer: JSON that names them, its length, and a mark. It is written under
 a temporary name and renamed when it is whole and on the disk. The digest of its pieces stands in the footer and is checked
 each time that it is used, beside the rest of a start. Mapped pages are shared by all processes that serve the model, and
-packed into by the first; who serves it alone packs into huge pages and writes the file from there, or reads it into huge
-pages, piece by piece with the digests: products read faster from them.
+packed into by the first. Who serves it alone packs into huge pages and writes the file from there; later it maps the file
+too where that lies in huge pages of the page cache, and else reads it into huge pages of its own: products read faster
+from them.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import io
 import json
 import logging
 import mmap
 import os
-import threading
 from collections.abc import Sequence
-from contextlib import nullcontext
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from moe_core.errors import MoeCoreError
 from moe_core.kernels.cpu.arena import ARENA, address_of, own_memory
+from moe_core.kernels.cpu.mapped_pages import keep, lies_in_huge_pages, map_file
+from moe_core.kernels.cpu.panel_pieces import Pieces, write_joined, write_whole
 from moe_core.kernels.cpu.shelf import PAGE_BYTES, Place
 
 logger = logging.getLogger(__name__)
-MARK = b"TURNOUT1"
+MARK = b"TURNOUT2"
 TAIL_BYTES = len(MARK) + 8
 MAX_FOOTER_BYTES = 64 << 20
-# What a thread reads and hashes at a time.
-PIECE_BYTES = 16 << 20
 
 
 class PanelFileError(MoeCoreError):
@@ -52,13 +48,12 @@ class PanelReader:
             self._footer, self._body_bytes = self._read_footer(file.fileno())
             if self._footer["key"] != key:
                 raise PanelFileError(f"{path.name} is of another model or other kernels")
-            if shared:
-                # Private, and never written: ctypes asks for memory that could be.
-                self._memory = mmap.mmap(file.fileno(), max(self._body_bytes, 1), access=mmap.ACCESS_COPY)
-            else:
+            self._memory = map_file(file.fileno(), self._body_bytes)
+            self._is_kept = not shared and lies_in_huge_pages(self._memory)
+            source = None if shared or self._is_kept else file.fileno()
+            if source is not None:
                 self._memory = own_memory(self._body_bytes)
-            source = None if shared else file.fileno()
-            self._pieces = _Pieces(self._memory, self._body_bytes, source, num_threads)
+            self._pieces = Pieces(self._memory, self._body_bytes, source, num_threads)
         self._address = address_of(self._memory)
         self._sections = {section["what"]: section for section in self._footer["sections"]}
         self._num_asked = 0
@@ -83,12 +78,14 @@ class PanelReader:
 
     def verify(self) -> None:
         """Wait for all of it. Raises PanelFileError unless its digest and the number of panels are as written."""
-        if self._pieces.digest() != self._footer["sha256"]:
+        if self._pieces.digest() != self._footer["digest"]:
             raise PanelFileError(f"{self.path.name} is damaged")
         if self._num_asked != len(self._sections):
             raise PanelFileError(
                 f"{self.path.name} has {len(self._sections)} panels, the model {self._num_asked}"
             )
+        if self._is_kept and not keep(self._memory):
+            logger.info("%s is mapped, and may be read anew when memory was short", self.path.name)
 
     def _read_footer(self, number: int) -> tuple[dict[str, Any], int]:
         size = os.fstat(number).st_size
@@ -103,61 +100,11 @@ class PanelReader:
             footer: dict[str, Any] = json.loads(os.pread(number, length, body_bytes))
             parts = [*footer["sections"], *footer["tensors"]]
             fits = all(0 <= one["start"] <= one["start"] + one["bytes"] <= body_bytes for one in parts)
-            if not fits or not isinstance(footer["sha256"], str) or not isinstance(footer["key"], str):
+            if not fits or not isinstance(footer["digest"], str) or not isinstance(footer["key"], str):
                 raise PanelFileError(f"{self.path.name} names what lies outside of it")
         except (ValueError, KeyError, TypeError) as error:
             raise PanelFileError(f"{self.path.name} has a footer that cannot be read") from error
         return footer, body_bytes
-
-
-class _Pieces:
-    """The pieces of a file's body on their way: each is read, unless it is mapped, and hashed by one of a few threads."""
-
-    def __init__(
-        self, memory: mmap.mmap, num_bytes: int, file: int | None = None, num_threads: int = 1
-    ) -> None:
-        self._view = memoryview(memory)[:num_bytes]
-        self._digests: list[bytes] = [b""] * -(-num_bytes // PIECE_BYTES)
-        # Its next is one call in C: no two threads get the same number.
-        self._numbers = count()
-        num_threads = max(1, min(num_threads, len(self._digests)))
-        # The caller may close the file at once.
-        sources = [None if file is None else io.FileIO(os.dup(file)) for _ in range(num_threads)]
-        self._threads = [
-            threading.Thread(target=self._work, args=(source,), name="panel-reader", daemon=True)
-            for source in sources
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def digest(self) -> str:
-        """Wait for all of them; what they are together. Not that of any file where one could not be read."""
-        for thread in self._threads:
-            thread.join()
-        return hashlib.sha256(b"".join(self._digests)).hexdigest()
-
-    def _work(self, source: io.FileIO | None) -> None:
-        with source or nullcontext():
-            while (number := next(self._numbers)) < len(self._digests):
-                piece = self._view[number * PIECE_BYTES : (number + 1) * PIECE_BYTES]
-                if source is not None and not _read_into(piece, source.fileno(), number * PIECE_BYTES):
-                    return
-                self._digests[number] = hashlib.sha256(piece).digest()
-
-
-def _read_into(piece: memoryview, file: int, start: int) -> bool:
-    """Fill it from there on; False when the file ends before, or cannot be read."""
-    filled = 0
-    try:
-        while filled < len(piece):
-            read = os.preadv(file, [piece[filled:]], start + filled)
-            if not read:
-                return False
-            filled += read
-    except OSError as error:
-        logger.warning("the panel file cannot be read: %s", error)
-        return False
-    return True
 
 
 class PanelWriter:
@@ -211,18 +158,13 @@ class PanelWriter:
         if not self._is_whole:
             return
         try:
-            self._write(data, self._end)
+            write_whole(self._file, data, self._end)
         except OSError as error:
             self._lacks_room(error)
             return
         place = {"start": self._end, "bytes": len(data)}
         self._tensors.append({"name": name, "dtype": dtype, "shape": list(shape), **place})
         self._end = -(-(self._end + len(data)) // PAGE_BYTES) * PAGE_BYTES
-
-    def _write(self, data: memoryview, start: int) -> None:
-        written = 0
-        while written < len(data):
-            written += os.pwrite(self._file, data[written:], start + written)
 
     def _lacks_room(self, error: OSError) -> None:
         logger.warning("no panel file is written: %s", error)
@@ -234,11 +176,9 @@ class PanelWriter:
             if not self._is_whole:
                 return False
             self._protect()
-            for data, start in self._unwritten:
-                self._write(data, start)
+            write_joined(self._file, self._unwritten)
             os.ftruncate(self._file, self._end)
-            with mmap.mmap(self._file, max(self._end, 1), access=mmap.ACCESS_READ) as whole:
-                digest = _Pieces(whole, self._end).digest()
+            digest = Pieces(map_file(self._file, self._end), self._end).digest()
             os.pwrite(self._file, self._footer(digest), self._end)
             os.fsync(self._file)
             os.rename(self._temporary, self.path)
@@ -261,7 +201,7 @@ class PanelWriter:
         self._temporary.unlink(missing_ok=True)
 
     def _footer(self, digest: str) -> bytes:
-        value = {"key": self._key, "sha256": digest, "sections": self._sections, "tensors": self._tensors}
+        value = {"key": self._key, "digest": digest, "sections": self._sections, "tensors": self._tensors}
         footer = json.dumps(value, separators=(",", ":")).encode()
         return footer + len(footer).to_bytes(8, "little") + MARK
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from moe_core.engine.engine import Engine
 from moe_core.engine.loading import build_engine
 from moe_core.engine.panel_cache import SUFFIX, PanelCache, sweep
 from moe_core.errors import HashMismatch
-from moe_core.kernels.cpu import panel_file
+from moe_core.kernels.cpu import panel_file, panel_pieces
 from moe_core.kernels.cpu.native import library
 from moe_core.kernels.cpu.panel_file import TAIL_BYTES
 from moe_core.kernels.cpu.panels import Panels
@@ -93,10 +94,13 @@ def regions_of(file: Path) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_panels_lie_in_memory_of_the_engines_own_unless_they_are_shared(
-    model_dir: Path, tmp_path: Path, shared: bool
+@pytest.mark.parametrize(("shared", "huge"), [(False, False), (False, True), (True, False)])
+def test_panels_are_mapped_where_they_are_shared_or_huge_in_the_page_cache_and_else_read(
+    model_dir: Path, tmp_path: Path, shared: bool, huge: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(panel_file, "lies_in_huge_pages", lambda memory: huge)
+    kept: list[mmap.mmap] = []
+    monkeypatch.setattr(panel_file, "keep", kept.append)
     spec = spec_of(model_dir, tmp_path, shares_panels=shared, num_threads=2)
     wanted = answer(start(spec)[0])
     # Of the second start alone: the first one's pages may be mapped still.
@@ -111,7 +115,9 @@ def test_panels_lie_in_memory_of_the_engines_own_unless_they_are_shared(
     # Before the first answer, and for good: no thread copies anything while requests are answered.
     assert stacks_of(engine)
     for one in stacks_of(engine):
-        assert any(begin <= one.struct.memory < end for begin, end in mapped) == shared
+        assert any(begin <= one.struct.memory < end for begin, end in mapped) == (shared or huge)
+    # What a process has for itself the kernel does not take back, and what is mapped in place of that neither.
+    assert bool(kept) == huge
     assert answer(engine) == wanted
 
 
@@ -155,10 +161,30 @@ def test_a_file_that_ends_while_it_is_read_is_packed_anew(
     assert answer(engine) == wanted
 
 
-def test_files_of_several_pieces_are_read_whole(
+def test_a_mapped_file_that_cannot_be_read_is_packed_anew(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(panel_file, "PIECE_BYTES", 5000)
+    """Touching it would end the process."""
+    spec = spec_of(model_dir, tmp_path, shares_panels=True)
+    wanted = answer(start(spec)[0])
+
+    def broken(memory: mmap.mmap, start: int, num_bytes: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(panel_pieces, "fetch", broken)
+    cache = PanelCache.of(spec)
+    assert cache is not None and cache.reader is not None
+    engine, _ = build_engine(spec, lambda state: None, cache)
+    assert cache.reader is None
+    assert answer(engine) == wanted
+
+
+@pytest.mark.parametrize("huge", [False, True])
+def test_files_of_several_pieces_are_read_whole(
+    model_dir: Path, tmp_path: Path, huge: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panel_file, "lies_in_huge_pages", lambda memory: huge)
+    monkeypatch.setattr(panel_pieces, "PIECE_BYTES", 5000)
     spec = spec_of(model_dir, tmp_path, num_threads=3)
     wanted = answer(start(spec)[0])
     engine, cache = start(spec)

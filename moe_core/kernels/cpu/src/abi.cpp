@@ -13,6 +13,7 @@
 #include <csignal>
 #endif
 
+#include "checksum.h"
 #include "ops.h"
 #include "pool.h"
 
@@ -93,7 +94,7 @@ const turnout::Ops& ops() {
 extern "C" {
 
 // Changes with every change of a signature below.
-TURNOUT_API int turnout_abi() { return 4; }
+TURNOUT_API int turnout_abi() { return 5; }
 
 TURNOUT_API const char* turnout_isa() {
   ops();
@@ -152,6 +153,10 @@ TURNOUT_API int64_t turnout_read_memory(const uint8_t* memory, int64_t bytes) { 
 
 TURNOUT_API float turnout_multiply_registers(int kind, int64_t units, int64_t rounds) {
   return ops().multiply_registers(kind, units, rounds);
+}
+
+TURNOUT_API uint64_t turnout_checksum(const uint8_t* bytes, int64_t num_bytes) {
+  return turnout::checksum(bytes, num_bytes);
 }
 
 TURNOUT_API int turnout_step(const turnout::ModelPlan* model, const turnout::StepPlan* step) {
