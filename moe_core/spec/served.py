@@ -1,13 +1,18 @@
-"""What an engine computes of a version that it packs as it loads it, told from the specification. No tensors."""
+"""What an engine computes of a version that it packs as it loads it, told from the specification. No tensors.
+
+What operations are is read when a version is packed: most engines start without.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from moe_core.sentences import CORE
-from moe_core.spec.demands import placed
-from moe_core.spec.foresee import attention_packs, foreseen
 from moe_core.spec.model import ModelSpec
-from moe_core.spec.operations import QuantiseSpec
 from moe_core.spec.quantisation import PACKINGS, WeightsName
+
+if TYPE_CHECKING:
+    from moe_core.spec.operations import QuantiseSpec
 
 
 def packing_for(stored: ModelSpec, weights: WeightsName) -> QuantiseSpec | None:
@@ -19,6 +24,10 @@ def packing_for(stored: ModelSpec, weights: WeightsName) -> QuantiseSpec | None:
     """
     if weights == "stored":
         return None
+    from moe_core.spec.demands import placed
+    from moe_core.spec.foresee import attention_packs
+    from moe_core.spec.operations import QuantiseSpec
+
     moe = stored.moe
     if moe is None:
         raise placed("weights", CORE.say("weights_without_experts", weights=weights))
@@ -37,7 +46,11 @@ def served_as(stored: ModelSpec, weights: WeightsName) -> ModelSpec:
     Raises SpecError as `packing_for` does.
     """
     packing = packing_for(stored, weights)
-    return stored if packing is None else foreseen(stored, packing)
+    if packing is None:
+        return stored
+    from moe_core.spec.foresee import foreseen
+
+    return foreseen(stored, packing)
 
 
 def misfit_of(weights: WeightsName, dtype: str, resident_experts: int | None) -> str | None:

@@ -60,6 +60,29 @@ def test_it_refuses(raw: bytes, code: str) -> None:
     assert caught.value.code == code
 
 
+def depth_of(value: object) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(depth_of, value.values()), default=0)
+    return 1 + max(map(depth_of, value), default=0) if isinstance(value, list) else 0
+
+
+BRACKETED = st.text(st.sampled_from('[]{}"\\,:n')) | st.just('""') | st.just("\\\\")
+
+
+@given(
+    st.recursive(
+        BRACKETED, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(BRACKETED, inner, max_size=3)
+    ),
+    st.sampled_from([None, 1]),
+)
+def test_its_depth_is_that_of_what_is_read_whatever_strings_hold(value: object, indent: int | None) -> None:
+    raw, depth = json.dumps(value, indent=indent).encode(), depth_of(value)
+    assert loads(raw, max_depth=depth) == value
+    if depth:
+        with pytest.raises(StrictJsonError, match="nests deeper"):
+            loads(raw, max_depth=depth - 1)
+
+
 def test_brackets_in_strings_do_not_count_as_depth() -> None:
     value = {"text": "[" * 500 + '"\\' + "{" * 500}
     assert loads(json.dumps(value).encode()) == value

@@ -36,7 +36,9 @@ def test_torch_is_linked_before_it_is_imported() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_without_torch_nothing_is_linked_and_the_collector_wakes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_nothing_is_linked_and_the_collector_wakes_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     try:
         head_start.begin()
@@ -46,3 +48,18 @@ def test_without_torch_nothing_is_linked_and_the_collector_wakes_again(monkeypat
         head_start.end()
         gc.unfreeze()
     assert gc.isenabled()
+
+
+NEEDED = """
+import sys
+from moe_core.engine import handlers, loading, service
+rooms = {"moe_core.spec": ("operations", "train", "layout", "foresee"),
+         "moe_core.model.families": ("gpt_oss", "deepseek_v3", "qwen3_moe", "turnout_moe")}
+spare = [name for room, files in rooms.items() for file in files if (name := f"{room}.{file}") in sys.modules]
+assert not spare, f"imported at every start, and needed by few engines: {spare}"
+"""
+
+
+def test_an_engines_start_reads_no_family_and_no_operation_that_it_does_not_serve() -> None:
+    done = subprocess.run([sys.executable, "-c", NEEDED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
