@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,8 +96,8 @@ class StepAttention:
 
     def _attend_rows(self, layer: int, rows: _Rows, q_BHd: Tensor, rule: AttentionRule) -> Tensor:
         keys, values = self._cache.blocks(layer)
-        if rule.is_plain and native.supports(q_BHd, keys, values, rule.scale):
-            return native.attend_rows(q_BHd, keys, values, rows.blocks_BM, rows.lengths_B)
+        if native.supports(q_BHd, keys):
+            return native.attend_rows(q_BHd, keys, values, rows.blocks_BM, rows.lengths_B, **_options(rule))
         num_rows, num_heads, head_dim = q_BHd.shape
         k_SGd, v_SGe = self._cache.gather(layer, rows.blocks_BM.view(-1))
         k = k_SGd.view(num_rows, -1, *k_SGd.shape[1:]).transpose(1, 2)
@@ -114,8 +115,8 @@ class StepAttention:
         self, layer: int, span: _Span, q_CHd: Tensor, k_CGd: Tensor, v_CGe: Tensor, rule: AttentionRule
     ) -> Tensor:
         keys, values = self._cache.blocks(layer)
-        if rule.is_plain and not has_tiles() and native.supports(q_CHd, keys, values, rule.scale):
-            return native.attend_prompt(q_CHd, keys, values, span.blocks_M, span.length)
+        if not has_tiles() and native.supports(q_CHd, keys):
+            return native.attend_prompt(q_CHd, keys, values, span.blocks_M, span.length, **_options(rule))
         num_queries = q_CHd.shape[1] // k_CGd.shape[1]
         if span.mask is not None:
             k_SGd, v_SGe = self._cache.gather(layer, span.blocks_M)
@@ -126,6 +127,10 @@ class StepAttention:
         else:
             out = attend_newest(q, k, v, rule)
         return out[0].transpose(0, 1)
+
+
+def _options(rule: AttentionRule) -> dict[str, Any]:
+    return {"scale": rule.scale, "window": rule.window, "sinks_H": rule.sinks_H}
 
 
 def _repeat_heads(x_SGd: Tensor, num_queries: int) -> Tensor:

@@ -14,6 +14,7 @@ from moe_core.kernels.cpu import experts
 from moe_core.kernels.cpu.linear import linear, linear_to_float
 from moe_core.kernels.cpu.native import library
 from moe_core.kernels.cpu.panels import ExpertPanels, Panels, bfloat16_panels, code_panels
+from moe_core.kernels.gating import Gating
 from moe_core.kernels.precision import has_tiles
 from moe_core.model.decoder import Decoder
 from moe_core.model.heads import Attention
@@ -89,9 +90,9 @@ class PanelDenseMlp(DenseMlp):
     panels: ExpertPanels
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """down(silu(gate(x)) · up(x)); raises SpecError while gradients are recorded."""
+        """down(gating(gate(x), up(x))); raises SpecError while gradients are recorded."""
         _refuse_gradients()
-        return self.panels.run(x_TD, *_the_one_expert(x_TD.shape[0]))
+        return self.panels.run(x_TD, *_the_one_expert(x_TD.shape[0]), self.gating)
 
 
 def _refuse_gradients() -> None:
@@ -103,11 +104,15 @@ class _InPanels:
     """What experts whose weights lie in panels have in common."""
 
     panels: ExpertPanels
+    gating: Gating
+    gate_up_bias_E2F: nn.Parameter | None
+    down_bias_ED: nn.Parameter | None
 
     def forward(self, hidden_TD: Tensor, routing: Routing) -> Tensor:
         """Weighted sum of the chosen experts' outputs: (T, D) bfloat16; raises SpecError while gradients are recorded."""
         _refuse_gradients()
-        return self.panels.run(hidden_TD, routing.expert_ids_TK, routing.weights_TK)
+        biases = (self.gate_up_bias_E2F, self.down_bias_ED)
+        return self.panels.run(hidden_TD, routing.expert_ids_TK, routing.weights_TK, self.gating, *biases)
 
 
 class PanelExperts(_InPanels, GroupedExperts):
@@ -137,11 +142,11 @@ def attach(model: nn.Module, num_threads: int, *, moves_experts: bool = True) ->
     for module in model.modules():
         if isinstance(module, PackedExperts | GroupedExperts) and not moves_experts:
             continue
-        if type(module) is PackedExperts and bfloat16 and module.gating.kind == "silu":
+        if type(module) is PackedExperts and bfloat16:
             _pack_codes(module)
         elif type(module) is GroupedExperts and panels and _fits_panels(module):
             _pack_bfloat16(module)
-        elif type(module) is DenseMlp and module.gating.kind == "silu":
+        elif type(module) is DenseMlp:
             _attach_dense(module, panels=panels)
     maps = [linear_map for attention in plain for linear_map in (attention.qkv_proj, attention.o_proj)]
     if isinstance(model, Decoder):
@@ -162,15 +167,16 @@ def attach(model: nn.Module, num_threads: int, *, moves_experts: bool = True) ->
 
 
 def _fits_panels(module: GroupedExperts) -> bool:
-    """Plain experts on the CPU, with the kernel left to choose."""
-    plain = module.gating.kind == "silu" and module.gate_up_bias_E2F is None and module.kernel is None
+    """Experts on the CPU, with the kernel left to choose."""
     # A model whose panels are mapped has no memory of its own.
-    return plain and module.down_EDF.device.type in ("cpu", "meta")
+    return module.kernel is None and module.down_EDF.device.type in ("cpu", "meta")
 
 
 def _attach_dense(module: DenseMlp, *, panels: bool) -> None:
     if not panels:
-        module.__class__ = DecodeDenseMlp
+        # Rows know silu alone.
+        if module.gating.kind == "silu":
+            module.__class__ = DecodeDenseMlp
         return
     gate_up, down = module.gate_up_proj, module.down_proj
     packed = bfloat16_panels(gate_up.weight[None], down.weight[None])

@@ -36,7 +36,7 @@ class Library:
         self.experts = library.turnout_experts
         self.experts.argtypes = [_POINTER] * 6 + [_LONG] * 5
         self.mixture = library.turnout_mixture
-        self.mixture.argtypes = [_POINTER] * 6 + [_LONG] * 2
+        self.mixture.argtypes = [_POINTER] * 7 + [_LONG] * 2
         self.map = library.turnout_map
         self.map.argtypes = [_POINTER] * 3 + [_INT, _LONG]
         self.map.restype = None
@@ -60,10 +60,10 @@ class Library:
         self.step = library.turnout_step
         self.step.argtypes = [_POINTER] * 2
         self.attend = library.turnout_attend
-        self.attend.argtypes = [_POINTER, _LONG, *[_POINTER] * 5, *[_LONG] * 6, _FLOAT]
+        self.attend.argtypes = [_POINTER, _POINTER, _LONG, *[_POINTER] * 3, *[_LONG] * 2]
         self.attend.restype = None
         self.attend_prompt = library.turnout_attend_prompt
-        self.attend_prompt.argtypes = [_POINTER, _LONG, *[_POINTER] * 4, *[_LONG] * 6, _FLOAT]
+        self.attend_prompt.argtypes = [_POINTER, _POINTER, _LONG, *[_POINTER] * 2, *[_LONG] * 2]
         self.attend_prompt.restype = None
 
     @property

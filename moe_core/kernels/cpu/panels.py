@@ -19,7 +19,9 @@ from torch import Tensor
 
 from moe_core.errors import SpecError
 from moe_core.kernels.cpu.native import library
+from moe_core.kernels.cpu.plan import GatingPlan
 from moe_core.kernels.cpu.shelf import place_for
+from moe_core.kernels.gating import PLAIN, Gating
 from moe_core.kernels.packing import Packed
 from moe_core.spec.quantisation import ExpertQuantSpec
 
@@ -137,11 +139,19 @@ class ExpertPanels:
         """What the layer's experts take in memory."""
         return self.gate_up.num_bytes + self.down.num_bytes
 
-    def run(self, hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        """Sum over the chosen experts of weight · down(silu(gate(x)) · up(x)): (T, D) bfloat16, summed in float32.
+    def run(
+        self,
+        hidden_TD: Tensor,
+        expert_ids_TK: Tensor,
+        weights_TK: Tensor,
+        gating: Gating = PLAIN,
+        gate_up_bias_E2F: Tensor | None = None,
+        down_bias_ED: Tensor | None = None,
+    ) -> Tensor:
+        """Sum over the chosen experts of weight · down(gating(gate(x), up(x))): (T, D) bfloat16, summed in float32.
 
-        `hidden_TD` is bfloat16 on the CPU; -1 is no expert. Raises SpecError for an expert that the layer has not and
-        for hidden states of another width or dtype.
+        `hidden_TD` is bfloat16 on the CPU, biases too; -1 is no expert. Raises SpecError for an expert that the layer has
+        not and for hidden states of another width or dtype.
         """
         native = library()
         assert native is not None
@@ -158,9 +168,11 @@ class ExpertPanels:
                 f"{tuple(hidden_TD.shape)} do not fit together: (T, K), (T, K), (T, D)"
             )
         out_TD = torch.empty_like(hidden_TD)
+        plan = GatingPlan.of(gating, gate_up_bias_E2F, down_bias_ED)
         failed = native.mixture(
             self.gate_up.address,
             self.down.address,
+            ctypes.addressof(plan),
             hidden_TD.data_ptr(),
             ids_TK.data_ptr(),
             weights_TK.data_ptr(),

@@ -4,7 +4,80 @@ from __future__ import annotations
 
 import ctypes
 
+from torch import Tensor
+
+from moe_core.kernels.gating import Gating
+
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
+# `turnout::GatingKind`.
+_KINDS = {"silu": 0, "gelu": 1, "clamped": 2, "clamped_silu": 3}
+
+
+class HeadsPlan(ctypes.Structure):
+    """`turnout::Heads`: query heads over paged keys and values."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("keys", "values", "sinks")),
+        *((name, _LONG) for name in ("num_heads", "num_kv", "key_dim", "value_dim", "block_tokens")),
+        *((name, _LONG) for name in ("value_row", "window")),
+        ("scale", _FLOAT),
+    )
+
+    @classmethod
+    def of(
+        cls,
+        num_heads: int,
+        k_NPGd: Tensor,
+        v_NPGe: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        sinks_H: Tensor | None = None,
+    ) -> HeadsPlan:
+        """Of `num_heads` query heads over the blocks of a cache, whose values may be a part of its keys."""
+        _, block_tokens, num_kv, key_dim = k_NPGd.shape
+        return cls(
+            k_NPGd.data_ptr(),
+            v_NPGe.data_ptr(),
+            None if sinks_H is None else sinks_H.data_ptr(),
+            num_heads,
+            num_kv,
+            key_dim,
+            v_NPGe.shape[3],
+            block_tokens,
+            v_NPGe.stride(1),
+            window or 0,
+            scale,
+        )
+
+
+class GatePlan(ctypes.Structure):
+    """`turnout::Gate`: the router of a layer and how it chooses."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("router", "bias")),
+        ("renormalise", _INT),
+        ("temperature", _FLOAT),
+    )
+
+
+class GatingPlan(ctypes.Structure):
+    """`turnout::Gating`: what stands between the halves of an expert, and the biases of its maps."""
+
+    _fields_ = (
+        ("kind", _INT),
+        ("alpha", _FLOAT),
+        ("limit", _FLOAT),
+        *((name, _POINTER) for name in ("gate_up_bias", "down_bias")),
+    )
+
+    @classmethod
+    def of(
+        cls, gating: Gating, gate_up_bias_E2F: Tensor | None = None, down_bias_ED: Tensor | None = None
+    ) -> GatingPlan:
+        """Of a gating and biases in bfloat16, both or neither; who asks keeps them alive."""
+        biases = (None if bias is None else bias.data_ptr() for bias in (gate_up_bias_E2F, down_bias_ED))
+        return cls(_KINDS[gating.kind], gating.alpha, gating.limit, *biases)
 
 
 class LayerPlan(ctypes.Structure):
@@ -12,13 +85,19 @@ class LayerPlan(ctypes.Structure):
 
     _fields_ = (
         *((name, _POINTER) for name in ("input_norm", "qkv_panels", "o_panels")),
-        *((name, _POINTER) for name in ("qkv", "q_norm", "k_norm", "o", "mlp_norm", "router")),
+        *((name, _POINTER) for name in ("qkv", "qkv_bias", "q_norm", "k_norm", "head_gate", "o", "o_bias")),
+        *((name, _POINTER) for name in ("mlp_norm", "cos", "sin")),
         *((name, _POINTER) for name in ("gate_up_panels", "down_panels", "gate_up", "down")),
         *((name, _POINTER) for name in ("shared_gate_up_panels", "shared_down_panels")),
-        *((name, _POINTER) for name in ("shared_gate_up", "shared_down", "keys", "values")),
+        *((name, _POINTER) for name in ("shared_gate_up", "shared_down", "shared_gate")),
+        ("heads", HeadsPlan),
+        ("gate", GatePlan),
+        ("gating", GatingPlan),
+        ("shared_gating", GatingPlan),
         *((name, _LONG) for name in ("num_experts", "top_k", "num_ff", "shared_num_ff", "moe_index")),
-        ("renormalise", _INT),
-        ("temperature", _FLOAT),
+        ("turning", _LONG),
+        ("whole_norms", _INT),
+        ("clip", _FLOAT),
     )
 
 
@@ -27,10 +106,10 @@ class ModelPlan(ctypes.Structure):
 
     _fields_ = (
         *((name, _POINTER) for name in ("embedding", "embedding_panels", "norm", "head")),
-        *((name, _POINTER) for name in ("head_panels", "cos", "sin", "layers")),
+        *((name, _POINTER) for name in ("head_panels", "layers")),
         *((name, _LONG) for name in ("num_layers", "width", "vocab_size")),
-        *((name, _LONG) for name in ("num_heads", "num_kv", "head_dim", "block_tokens")),
-        ("eps", _FLOAT),
+        *((name, _FLOAT) for name in ("eps", "norm_offset")),
+        ("interleaved", _INT),
     )
 
 

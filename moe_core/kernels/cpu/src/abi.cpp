@@ -126,9 +126,9 @@ TURNOUT_API int turnout_experts(const uint16_t* gate_up, const uint16_t* down, c
   return ops().experts(gate_up, down, x, ids, weights, out, T, k, E, D, F);
 }
 
-TURNOUT_API int turnout_mixture(const turnout::Panels* gate_up, const turnout::Panels* down, const uint16_t* x,
-                    const int64_t* ids, const float* weights, uint16_t* out, int64_t T, int64_t k) {
-  return ops().mixture(*gate_up, *down, x, ids, weights, out, T, k);
+TURNOUT_API int turnout_mixture(const turnout::Panels* gate_up, const turnout::Panels* down, const turnout::Gating* gating,
+                    const uint16_t* x, const int64_t* ids, const float* weights, uint16_t* out, int64_t T, int64_t k) {
+  return ops().mixture(*gate_up, *down, *gating, x, ids, weights, out, T, k);
 }
 
 TURNOUT_API void turnout_map(const turnout::Panels* weight, const uint16_t* x, void* out, int out_is_float, int64_t T) {
@@ -163,15 +163,13 @@ TURNOUT_API int turnout_step(const turnout::ModelPlan* model, const turnout::Ste
   return ops().step(*model, *step);
 }
 
-TURNOUT_API void turnout_attend(const uint16_t* q, int64_t q_stride, const uint16_t* keys, const uint16_t* values,
-                    const int64_t* tables, const int64_t* lengths, uint16_t* out, int64_t B, int64_t H, int64_t G,
-                    int64_t d, int64_t M, int64_t P, float scale) {
-  ops().attend(q, q_stride, keys, values, tables, lengths, out, B, H, G, d, M, P, scale);
+TURNOUT_API void turnout_attend(const turnout::Heads* heads, const uint16_t* q, int64_t q_stride, const int64_t* tables,
+                    const int64_t* lengths, uint16_t* out, int64_t B, int64_t M) {
+  ops().attend(*heads, q, q_stride, tables, lengths, out, B, M);
 }
 
-TURNOUT_API void turnout_attend_prompt(const uint16_t* q, int64_t q_stride, const uint16_t* keys, const uint16_t* values,
-                    const int64_t* table, uint16_t* out, int64_t T, int64_t length, int64_t H, int64_t G, int64_t d,
-                    int64_t P, float scale) {
-  ops().attend_prompt(q, q_stride, keys, values, table, out, T, length, H, G, d, P, scale);
+TURNOUT_API void turnout_attend_prompt(const turnout::Heads* heads, const uint16_t* q, int64_t q_stride,
+                    const int64_t* table, uint16_t* out, int64_t T, int64_t length) {
+  ops().attend_prompt(*heads, q, q_stride, table, out, T, length);
 }
 }

@@ -7,16 +7,20 @@
 #include <cmath>
 #include <vector>
 
+#include "plan.h"
 #include "pool.h"
 #include "routed.h"
 #include "vec16.h"
 
 namespace TURNOUT_ISA {
 
+using turnout::Heads;
 using turnout::Pool;
 
 // Keys of a stretch: two or more for a sequence of some hundred tokens, so that two threads have as much to do.
 constexpr int64_t kStretch = 128;
+// Of many query heads that share a key so many are one unit: the keys are then read once for each sixteen.
+constexpr int64_t kHeadsOfUnit = 16;
 // So many keys and values ahead are fetched into the cache.
 constexpr int64_t kAhead = 24;
 // Query heads that share a pass over values, and columns of 16 of such a pass: as many sums as there are registers for.
@@ -26,16 +30,28 @@ constexpr int kHeads = 4, kColumns = 4;
 constexpr int kHeads = 2, kColumns = 2;
 #endif
 
+// Query heads [h0, h0 + num_heads) over keys [first, first + num) of sequence b.
 struct Stretch {
-  int64_t b, g, first, num;
-  // Where the sums of the first stretch of the same head lie, and how many of them there are.
-  int64_t of_head, parts;
+  int64_t b, h0, num_heads, first, num;
+  // Where the sums of the first stretch of the same heads lie, and how many of them there are.
+  int64_t of_heads, parts;
 };
 
 struct StretchScratch {
-  std::vector<int64_t> at;    // (S,): where a key of this head lies
-  std::vector<float> scores;  // (Q, S)
+  std::vector<int64_t> keys, values;  // (S,): where they lie
+  std::vector<float> scores;          // (heads, S)
 };
+
+// Where a head's key, or its value, of token j of a sequence lies.
+static inline const bf16* key_of(const Heads& heads, const int64_t* table, int64_t j, int64_t g) {
+  return heads.keys + ((table[j / heads.P] * heads.P + j % heads.P) * heads.G + g) * heads.d;
+}
+static inline const bf16* value_of(const Heads& heads, const int64_t* table, int64_t j, int64_t g) {
+  return heads.values + (table[j / heads.P] * heads.P + j % heads.P) * heads.value_row + g * heads.e;
+}
+
+// A sink as a score before the scale.
+static inline float sink_of(const Heads& heads, int64_t h) { return widen(heads.sinks[h]) / heads.scale; }
 
 static inline float greatest(const float* x, int64_t num) {
   float best[16], all = x[0];
@@ -110,13 +126,13 @@ static void weigh_upto4(int num_heads, const bf16* values, const int64_t* at, in
   }
 }
 
-// What a query head has of one stretch: d sums, their shares' sum, the best score.
+// What the query heads of a unit have of one stretch: e sums each, their shares' sum, the best score.
 struct Sums {
   float* memory;
-  int64_t Q, d;
-  float* of(int64_t stretch) const { return memory + stretch * Q * (d + 2); }
-  float* totals(int64_t stretch) const { return of(stretch) + Q * d; }
-  float* bests(int64_t stretch) const { return totals(stretch) + Q; }
+  int64_t num_heads, e;
+  float* of(int64_t unit) const { return memory + unit * num_heads * (e + 2); }
+  float* totals(int64_t unit) const { return of(unit) + num_heads * e; }
+  float* bests(int64_t unit) const { return totals(unit) + num_heads; }
 };
 
 static void scores_of(const bf16* const* rows, int num_rows, const bf16* keys, const std::vector<int64_t>& at, int64_t d,
@@ -136,72 +152,93 @@ static void scores_of(const bf16* const* rows, int num_rows, const bf16* keys, c
   }
 }
 
-// Puts the stretches of one key-value head together: out (Q, d).
-static void put_together(const Sums& sums, int64_t first, int64_t parts, float scale, bf16* out) {
-  const int64_t d = sums.d;
-  for (int64_t h = 0; h < sums.Q; h++) {
+// Puts the stretches of the same heads together: out (heads, e).
+static void put_together(const Heads& heads, const Sums& sums, const Stretch& own, bf16* out) {
+  const int64_t e = sums.e, first = own.of_heads;
+  for (int64_t h = 0; h < own.num_heads; h++) {
     float best = sums.bests(first)[h], total = 0.0f;
-    for (int64_t p = 1; p < parts; p++) best = std::max(best, sums.bests(first + p)[h]);
-    float* __restrict whole = sums.of(first) + h * d;
-    for (int64_t p = 0; p < parts; p++) {
-      const float* __restrict more = sums.of(first + p) + h * d;
-      const float factor = exp_((sums.bests(first + p)[h] - best) * scale);
+    for (int64_t p = 1; p < own.parts; p++) best = std::max(best, sums.bests(first + p)[h]);
+    if (heads.sinks) {
+      const float sink = sink_of(heads, own.h0 + h);
+      best = std::max(best, sink);
+      total = exp_((sink - best) * heads.scale);
+    }
+    float* __restrict whole = sums.of(first) + h * e;
+    for (int64_t p = 0; p < own.parts; p++) {
+      const float* __restrict more = sums.of(first + p) + h * e;
+      const float factor = exp_((sums.bests(first + p)[h] - best) * heads.scale);
       total += factor * sums.totals(first + p)[h];
       if (p == 0)
-        for (int64_t i = 0; i < d; i++) whole[i] *= factor;
+        for (int64_t i = 0; i < e; i++) whole[i] *= factor;
       else
-        for (int64_t i = 0; i < d; i++) whole[i] += factor * more[i];
+        for (int64_t i = 0; i < e; i++) whole[i] += factor * more[i];
     }
     const float factor = 1.0f / total;
-    for (int64_t i = 0; i < d; i++) out[h * d + i] = narrow(whole[i] * factor);
+    for (int64_t i = 0; i < e; i++) out[h * e + i] = narrow(whole[i] * factor);
   }
 }
 
-static void attend(const bf16* q, int64_t q_stride, const bf16* keys, const bf16* values, const int64_t* tables,
-                   const int64_t* lengths, bf16* out, int64_t B, int64_t H, int64_t G, int64_t d, int64_t M, int64_t P,
-                   float scale) {
+// One stretch: `q` (heads, d) of its sequence's token.
+static void attend_stretch(const Heads& heads, const Stretch& own, const bf16* q, const int64_t* table, const Sums& sums,
+                           int64_t unit) {
+  static thread_local StretchScratch scratch;
+  const int64_t g = own.h0 / (heads.H / heads.G);
+  scratch.keys.resize(own.num);
+  scratch.values.resize(own.num);
+  for (int64_t j = 0; j < own.num;) {
+    const int64_t place = own.first + j, within = place % heads.P, end = std::min(own.num, j + heads.P - within);
+    int64_t slot = table[place / heads.P] * heads.P + within;
+    for (; j < end; j++, slot++) {
+      scratch.keys[j] = (slot * heads.G + g) * heads.d;
+      scratch.values[j] = slot * heads.value_row + g * heads.e;
+    }
+  }
+  scratch.scores.resize(kHeads * own.num);
+  float* scores = scratch.scores.data();
+  for (int64_t h = 0; h < own.num_heads; h += kHeads) {
+    const int some = static_cast<int>(std::min<int64_t>(kHeads, own.num_heads - h));
+    const bf16* rows[kHeads];
+    for (int r = 0; r < some; r++) rows[r] = q + (h + r) * heads.d;
+    scores_of(rows, some, heads.keys, scratch.keys, heads.d, scores);
+    for (int r = 0; r < some; r++) {
+      const float best = sums.bests(unit)[h + r] = greatest(scores + r * own.num, own.num);
+      sums.totals(unit)[h + r] = to_shares(scores + r * own.num, own.num, best, heads.scale);
+    }
+    weigh_upto4(some, heads.values, scratch.values.data(), own.num, scores, own.num, sums.of(unit) + h * heads.e, heads.e);
+  }
+}
+
+// out (B, H, e): of each sequence the query heads of one token, `q_stride` from one sequence to the next.
+static void attend(const Heads& heads, const bf16* q, int64_t q_stride, const int64_t* tables, const int64_t* lengths,
+                   bf16* out, int64_t B, int64_t M) {
   static thread_local std::vector<Stretch> stretches;
   static thread_local std::vector<float> memory;
   static thread_local std::vector<int> done;
-  const int64_t Q = H / G, step = G * d;
+  const int64_t Q = heads.H / heads.G, deals = ceil_div(Q, kHeadsOfUnit);
   stretches.clear();
   for (int64_t b = 0; b < B; b++) {
-    const int64_t parts = ceil_div(lengths[b], kStretch), before = static_cast<int64_t>(stretches.size());
-    for (int64_t g = 0; g < G; g++)
+    const int64_t first = heads.window ? std::max<int64_t>(0, lengths[b] - heads.window) : 0, seen = lengths[b] - first;
+    const int64_t parts = ceil_div(seen, kStretch);
+    for (int64_t deal = 0; deal < heads.G * deals; deal++) {
+      const int64_t g = deal / deals, h0 = Q * (deal % deals) / deals, end = Q * (deal % deals + 1) / deals;
+      const int64_t before = static_cast<int64_t>(stretches.size());
       for (int64_t p = 0; p < parts; p++)
-        stretches.push_back({b, g, p * kStretch, std::min(kStretch, lengths[b] - p * kStretch), before + g * parts, parts});
+        stretches.push_back(
+            {b, g * Q + h0, end - h0, first + p * kStretch, std::min(kStretch, seen - p * kStretch), before, parts});
+    }
   }
-  memory.resize(stretches.size() * Q * (d + 2));
+  const int64_t most_heads = ceil_div(Q, deals);
+  memory.resize(stretches.size() * most_heads * (heads.e + 2));
   done.assign(stretches.size(), 0);
   // Named for the helpers: what is local to a thread is theirs, not the caller's.
   const Stretch* own_stretches = stretches.data();
   int* own_done = done.data();
-  const Sums sums{memory.data(), Q, d};
+  const Sums sums{memory.data(), most_heads, heads.e};
   Pool::instance().run(static_cast<int64_t>(stretches.size()), [&](int64_t unit) {
-    static thread_local StretchScratch scratch;
     const Stretch& own = own_stretches[unit];
-    const int64_t* table = tables + own.b * M;
-    scratch.at.resize(own.num);
-    for (int64_t j = 0; j < own.num;) {
-      const int64_t place = own.first + j, within = place % P, end = std::min(own.num, j + P - within);
-      int64_t slot = table[place / P] * P + within;
-      for (; j < end; j++) scratch.at[j] = slot++ * step + own.g * d;
-    }
-    scratch.scores.resize(Q * own.num);
-    for (int64_t h = 0; h < Q; h += kHeads) {
-      const int some = static_cast<int>(std::min<int64_t>(kHeads, Q - h));
-      const bf16* rows[kHeads];
-      for (int r = 0; r < some; r++) rows[r] = q + own.b * q_stride + (own.g * Q + h + r) * d;
-      float* scores = scratch.scores.data() + h * own.num;
-      scores_of(rows, some, keys, scratch.at, d, scores);
-      for (int r = 0; r < some; r++) {
-        const float best = sums.bests(unit)[h + r] = greatest(scores + r * own.num, own.num);
-        sums.totals(unit)[h + r] = to_shares(scores + r * own.num, own.num, best, scale);
-      }
-      weigh_upto4(some, values, scratch.at.data(), own.num, scores, own.num, sums.of(unit) + h * d, d);
-    }
-    if (__atomic_add_fetch(own_done + own.of_head, 1, __ATOMIC_ACQ_REL) == own.parts)
-      put_together(sums, own.of_head, own.parts, scale, out + (own.b * H + own.g * Q) * d);
+    attend_stretch(heads, own, q + own.b * q_stride + own.h0 * heads.d, tables + own.b * M, sums, unit);
+    if (__atomic_add_fetch(own_done + own.of_heads, 1, __ATOMIC_ACQ_REL) == own.parts)
+      put_together(heads, sums, own, out + (own.b * heads.H + own.h0) * heads.e);
   });
 }
 

@@ -1,5 +1,6 @@
-// A mixture of SwiGLU experts, and a linear map, whose weights lie in panels; for one token as for a whole prompt.
+// A mixture of gated experts, and a linear map, whose weights lie in panels; for one token as for a whole prompt.
 #pragma once
+#include "gating.h"
 #include "multiply.h"
 #include "pool.h"
 #include "routed.h"
@@ -46,10 +47,6 @@ static void put_rows(Inputs& inputs, const Tile& tile, const Panels& panels, con
   }
 }
 
-static inline void silu_and_multiply(const float* gate, const float* up, float* out, int num) {
-  for (int i = 0; i < num; i++) out[i] = gate[i] / (1.0f + exp_(-gate[i])) * up[i];
-}
-
 // The tokens' rows in the order of the experts; codes are found once for a token, however many experts it has.
 static void gather_rows(Workspace& space, const Panels& gate_up, const bf16* x, int64_t T) {
   const Routed& routed = space.routed;
@@ -75,13 +72,16 @@ static void gather_rows(Workspace& space, const Panels& gate_up, const bf16* x, 
   });
 }
 
-// hidden[row] = silu(gate · x) * (up · x) in panels [first, end) of one expert.
-static void gate_and_up_panels(Workspace& space, const Panels& gate_up, int64_t active, int64_t first, int64_t end) {
+// hidden[row] = gating(gate · x, up · x) in panels [first, end) of one expert.
+static void gate_and_up_panels(Workspace& space, const Panels& gate_up, const Gating& gating, int64_t active,
+                               int64_t first, int64_t end) {
   const int64_t F = gate_up.rows / 2, expert = space.routed.active[active];
   const bool codes = gate_up.bits != 16;
-  alignas(64) float sums[kMost * 32], act[16];
+  alignas(64) float sums[kMost * 32], act[16], bias[32];
   for (int64_t p = first; p < end; p++) {
     const int width = static_cast<int>(std::min<int64_t>(16, F - p * 16));
+    for (int half = 0; half < 2 && gating.gate_up_bias; half++)
+      widen_bias(gating.gate_up_bias, (2 * expert + half) * F + p * 16, width, bias + half * 16, 16);
     for (int64_t i = space.first_tile[active]; i < space.first_tile[active + 1]; i++) {
       const Tile& tile = space.tiles[i];
       const bool by_itself = codes && tile.num == 1;
@@ -89,13 +89,15 @@ static void gate_and_up_panels(Workspace& space, const Panels& gate_up, int64_t 
       const bool last = i + 1 == space.first_tile[active + 1];
       multiply(tile.num, gate_up, gate_up.panel(expert, p), gate_up.panel(expert, last ? p + 1 : p), x, sums);
       for (int n = 0; n < tile.num; n++) {
-        silu_and_multiply(sums + n * 32, sums + n * 32 + 16, act, 16);
+        if (gating.gate_up_bias)
+          for (int i = 0; i < 32; i++) sums[n * 32 + i] += bias[i];
+        gate_and_multiply(gating, sums + n * 32, sums + n * 32 + 16, act, 16);
         const int64_t row = tile.first + n;
         if (codes) {
           std::memcpy(space.activation.data() + row * F + p * 16, act, width * 4);
           continue;
         }
-        // Past the last row of a panel act is 0, or NaN in a row that is NaN anyway.
+        // Past the last row of a panel act is 0 (whatever the gating), or NaN in a row that is NaN anyway.
         bf16 rounded[16];
         for (int i = 0; i < 16; i++) rounded[i] = narrow(act[i]);
         for (int i = 0; i < width; i += 2) std::memcpy(space.hidden.word(tile, row, p * 8 + i / 2), rounded + i, 4);
@@ -105,16 +107,18 @@ static void gate_and_up_panels(Workspace& space, const Panels& gate_up, int64_t 
 }
 
 // out[t] for output panels [p0, p1): each unit owns some columns of all tokens and adds experts in their order.
-static void down_panels(Workspace& space, const Panels& down, int64_t p0, int64_t p1, bf16* out, int64_t T) {
+static void down_panels(Workspace& space, const Panels& down, const bf16* down_bias, int64_t p0, int64_t p1, bf16* out,
+                        int64_t T) {
   const Routed& routed = space.routed;
   const int64_t D = down.rows, stride = (p1 - p0) * 32, num_active = static_cast<int64_t>(routed.active.size());
   static thread_local std::vector<float> totals;
   totals.assign(T * stride, 0.0f);
-  alignas(64) float sums[kMost * 32];
+  alignas(64) float sums[kMost * 32], bias[32];
   for (int64_t active = 0; active < num_active; active++) {
     const int64_t expert = routed.active[active], following = routed.active[std::min(active + 1, num_active - 1)];
     for (int64_t p = p0; p < p1; p++) {
       const uint8_t *panel = down.panel(expert, p), *after = p + 1 < p1 ? panel + down.panel_bytes() : down.panel(following, p0);
+      if (down_bias) widen_bias(down_bias, expert * D + p * 32, D - p * 32, bias, 32);
       for (int64_t i = space.first_tile[active]; i < space.first_tile[active + 1]; i++) {
         const Tile& tile = space.tiles[i];
         const uint8_t* next = i + 1 < space.first_tile[active + 1] ? panel : after;
@@ -122,6 +126,8 @@ static void down_panels(Workspace& space, const Panels& down, int64_t p0, int64_
         for (int n = 0; n < tile.num; n++) {
           float* total = totals.data() + routed.token[tile.first + n] * stride + (p - p0) * 32;
           const float weight = routed.weight[tile.first + n];
+          if (down_bias)
+            for (int64_t i = 0; i < 32; i++) sums[n * 32 + i] += bias[i];
           for (int64_t i = 0; i < 32; i++) total[i] += weight * sums[n * 32 + i];
         }
       }
@@ -133,8 +139,8 @@ static void down_panels(Workspace& space, const Panels& down, int64_t p0, int64_
 }
 
 // gate_up: E matrices (2F, D), their halves paired; down: E matrices (D, F).
-static int mixture(const Panels& gate_up, const Panels& down, const bf16* x, const int64_t* ids, const float* weights,
-                   bf16* out, int64_t T, int64_t k) {
+static int mixture(const Panels& gate_up, const Panels& down, const Gating& gating, const bf16* x, const int64_t* ids,
+                   const float* weights, bf16* out, int64_t T, int64_t k) {
   Workspace& space = workspace();
   Routed& routed = space.routed;
   const int64_t E = down.stack, F = down.cols;
@@ -155,7 +161,7 @@ static int mixture(const Panels& gate_up, const Panels& down, const bf16* x, con
   Pool::instance().run(num_active * f_units, [&](int64_t unit) {
     const TilesOfUnit of_unit;
     const int64_t p = unit % f_units * f_of_unit;
-    gate_and_up_panels(space, gate_up, unit / f_units, p, std::min(f_panels, p + f_of_unit));
+    gate_and_up_panels(space, gate_up, gating, unit / f_units, p, std::min(f_panels, p + f_of_unit));
   });
   if (codes)
     run_if_many(R, static_cast<int64_t>(space.tiles.size()), [&](int64_t i) {
@@ -166,7 +172,7 @@ static int mixture(const Panels& gate_up, const Panels& down, const bf16* x, con
   const int64_t d_panels = down.panels(), d_of_unit = 3;
   Pool::instance().run(ceil_div(d_panels, d_of_unit), [&](int64_t unit) {
     const TilesOfUnit of_unit;
-    down_panels(space, down, unit * d_of_unit, std::min(d_panels, (unit + 1) * d_of_unit), out, T);
+    down_panels(space, down, gating.down_bias, unit * d_of_unit, std::min(d_panels, (unit + 1) * d_of_unit), out, T);
   });
   return 0;
 }

@@ -14,8 +14,8 @@ struct Ops {
   int (*experts)(const uint16_t* gate_up, const uint16_t* down, const uint16_t* x, const int64_t* ids,
                  const float* weights, uint16_t* out, int64_t T, int64_t k, int64_t E, int64_t D, int64_t F);
   // The same with weights in panels: E matrices (2F, D), gate and up paired, and E matrices (D, F).
-  int (*mixture)(const Panels& gate_up, const Panels& down, const uint16_t* x, const int64_t* ids, const float* weights,
-                 uint16_t* out, int64_t T, int64_t k);
+  int (*mixture)(const Panels& gate_up, const Panels& down, const Gating& gating, const uint16_t* x, const int64_t* ids,
+                 const float* weights, uint16_t* out, int64_t T, int64_t k);
   // out[t][o] = row o · x[t] of one matrix in panels; out is float32 or bfloat16.
   void (*map)(const Panels& weight, const uint16_t* x, void* out, int out_is_float, int64_t T);
   // out[t] = row ids[t] of one matrix in bfloat16 panels; returns 0, or 1 for a row that it has not.
@@ -26,13 +26,11 @@ struct Ops {
   void (*quantise)(const void* weight, int is_bf16, int64_t rows, int64_t cols, int bits, int group, int symmetric,
                    uint8_t* codes, uint16_t* scales, uint8_t* zeros);
   // One query token a sequence over paged keys and values.
-  void (*attend)(const uint16_t* q, int64_t q_stride, const uint16_t* keys, const uint16_t* values,
-                 const int64_t* tables, const int64_t* lengths, uint16_t* out, int64_t B, int64_t H, int64_t G,
-                 int64_t d, int64_t M, int64_t P, float scale);
+  void (*attend)(const Heads& heads, const uint16_t* q, int64_t q_stride, const int64_t* tables, const int64_t* lengths,
+                 uint16_t* out, int64_t B, int64_t M);
   // The newest T tokens of one sequence of `length` over its paged keys and values, each seeing what is not after it.
-  void (*attend_prompt)(const uint16_t* q, int64_t q_stride, const uint16_t* keys, const uint16_t* values,
-                        const int64_t* table, uint16_t* out, int64_t T, int64_t length, int64_t H, int64_t G, int64_t d,
-                        int64_t P, float scale);
+  void (*attend_prompt)(const Heads& heads, const uint16_t* q, int64_t q_stride, const int64_t* table, uint16_t* out,
+                        int64_t T, int64_t length);
   // 1 when products in tiles are right on this machine, 0 when they are not or the set has none.
   int (*tiles_work)();
   // Limits of the machine: bytes read once, and products in registers (24 of 64 bytes a round and unit).

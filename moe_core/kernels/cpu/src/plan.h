@@ -6,34 +6,71 @@
 
 namespace turnout {
 
-// T tokens, D model width, H query heads, G key-value heads, d head_dim, E experts, K top_k, F expert width.
+// H query heads over paged keys and values of G heads, P tokens a block; d width of a key, e of a value.
+struct Heads {
+  uint16_t* keys;         // (blocks, P, G, d)
+  uint16_t* values;       // (blocks, P, G, e)
+  const uint16_t* sinks;  // (H) scores that take part in the softmax and carry no value, or none
+  int64_t H, G, d, e, P;
+  int64_t value_row;  // from a token's values to the next one's
+  int64_t window;     // how many keys a token sees, its own included; 0 for all
+  float scale;        // on the scores, before the softmax
+};
+
+// What stands between gate and up of an expert; numbered as in plan.py.
+enum GatingKind : int32_t { kSilu = 0, kGelu = 1, kClamped = 2, kClampedSilu = 3 };
+
+struct Gating {
+  int32_t kind;
+  float alpha, limit;            // of the clamped forms
+  const uint16_t* gate_up_bias;  // (E, 2F), or none
+  const uint16_t* down_bias;     // (E, D), or none
+};
+
+// How a token finds its experts.
+struct Gate {
+  const float* router;  // (E, D); none in a dense layer
+  const float* bias;    // (E) on the logits, or none
+  int32_t renormalise;
+  float temperature;
+};
+
+// T tokens, D model width, E experts, K top_k, F expert width.
 struct LayerPlan {
   const uint16_t* input_norm;  // (D)
   // Maps in panels where there are some, else as rows.
   const Panels* qkv_panels;
   const Panels* o_panels;
-  const uint16_t* qkv;         // ((H + 2G) d, D)
-  const uint16_t* q_norm;      // (d), or none
-  const uint16_t* k_norm;      // (d), or none
-  const uint16_t* o;           // (D, H d)
-  const uint16_t* mlp_norm;    // (D)
-  const float* router;         // (E, D); none in a dense layer
+  const uint16_t* qkv;        // ((H + 2G) d, D)
+  const uint16_t* qkv_bias;   // ((H + 2G) d), or none
+  const uint16_t* q_norm;     // (d), or (H d) of whole projections, or none
+  const uint16_t* k_norm;     // (d), or (G d), or none
+  const uint16_t* head_gate;  // (H, D), or none
+  const uint16_t* o;          // (D, H d)
+  const uint16_t* o_bias;     // (D), or none
+  const uint16_t* mlp_norm;   // (D), or none where the feed-forward reads what attention reads
+  const uint16_t* cos;        // (positions, turning / 2)
+  const uint16_t* sin;        // (positions, turning / 2)
   // The experts in panels, or as rows: (E, 2F, D) and (E, D, F). A dense feed-forward is one expert.
   const Panels* gate_up_panels;
   const Panels* down_panels;
   const uint16_t* gate_up;
   const uint16_t* down;
-  // The shared expert, in panels or as rows, or none.
+  // The shared expert, in panels or as rows, or none; and what weighs it, a map to one number, or none.
   const Panels* shared_gate_up_panels;
   const Panels* shared_down_panels;
   const uint16_t* shared_gate_up;
   const uint16_t* shared_down;
-  uint16_t* keys;    // (blocks, P, G, d)
-  uint16_t* values;  // (blocks, P, G, d)
+  const uint16_t* shared_gate;  // (D)
+  Heads heads;
+  Gate gate;
+  // Rows know silu alone.
+  Gating gating, shared_gating;
   int64_t E, K, F, shared_F;
-  int64_t moe_index;  // among the expert layers
-  int32_t renormalise;
-  float temperature;
+  int64_t moe_index;    // among the expert layers
+  int64_t turning;      // of a head, how many values turn with the position
+  int32_t whole_norms;  // one norm over all heads of queries, or of keys
+  float clip;           // bound on queries, keys and values; 0 for none
 };
 
 struct ModelPlan {
@@ -43,11 +80,11 @@ struct ModelPlan {
   const uint16_t* norm;  // (D)
   const uint16_t* head;  // (V, D)
   const Panels* head_panels;
-  const uint16_t* cos;        // (positions, d/2)
-  const uint16_t* sin;        // (positions, d/2)
   const LayerPlan* layers;
-  int64_t L, D, V, H, G, d, P;
+  int64_t L, D, V;
   float eps;
+  float norm_offset;    // added to the weights of norms: 1 where they are centred on zero
+  int32_t interleaved;  // pairs (2i, 2i + 1) turn, and come out apart by half
 };
 
 // T new tokens of B sequences, each one's side by side; sequences with a single token come first.

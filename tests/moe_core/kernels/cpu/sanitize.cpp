@@ -72,10 +72,13 @@ static void mixtures(int64_t T, int64_t E, int64_t k, int64_t D, int64_t F) {
     ids.get()[i] = i % 7 == 6 ? -1 : static_cast<int64_t>(chance() % E);
     weights.get()[i] = 0.5f;
   }
+  Exact<uint16_t> up_bias = bfloats(E * 2 * F), down_bias = bfloats(E * D);
+  const turnout::Gating clamped{turnout::kClamped, 1.7f, 2.0f, up_bias.get(), down_bias.get()};
   for (int bits : {16, 8, 4})
     for (bool symmetric : {true, false}) {
       Packed gate_up(E, 2 * F, D, bits, 32, symmetric, true), down(E, D, F, bits, 32, symmetric), up(E, F, D, bits, 32, symmetric);
-      check(!ops.mixture(gate_up.panels, down.panels, x.get(), ids.get(), weights.get(), out.get(), T, k), "mixture");
+      for (turnout::Gating gating : {turnout::Gating{}, clamped})
+        check(!ops.mixture(gate_up.panels, down.panels, gating, x.get(), ids.get(), weights.get(), out.get(), T, k), "mixture");
       Exact<float> floats(T * F);
       ops.map(up.panels, x.get(), floats.get(), 1, T);
     }
@@ -85,39 +88,54 @@ static void mixtures(int64_t T, int64_t E, int64_t k, int64_t D, int64_t F) {
   check(ops.experts(rows_in.get(), rows_out.get(), x.get(), ids.get(), weights.get(), out.get(), T, k, E, D, F) == 1, "bad id");
 }
 
-// A model of one dense and one mixture layer, three sequences of different lengths and new tokens.
+// A model of a plain layer, and of one with everything that a layer may have; three sequences of different lengths.
 static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, int64_t K, int64_t F, int64_t V) {
-  const int64_t P = 4, M = 3, blocks = 3 * M + 1, qkv_rows = (H + 2 * G) * d;
+  const int64_t P = 4, M = 3, blocks = 3 * M + 1, qkv_rows = (H + 2 * G) * d, turning = (d / 2 + 1) / 2 * 2;
   Exact<uint16_t> embedding = bfloats(V * D), norm = bfloats(D), qkv = bfloats(qkv_rows * D), o = bfloats(D * H * d),
                   head_norm = bfloats(d), up = bfloats(2 * F * D), down = bfloats(D * F), turns = bfloats(P * M * (d / 2)),
-                  keys(blocks * P * G * d), values(blocks * P * G * d);
-  Exact<float> router(E * D), prior(2 * E);
+                  keys(blocks * P * G * d), values(blocks * P * G * d), half_turns = bfloats(P * M * (turning / 2)),
+                  qkv_bias = bfloats(qkv_rows), q_norm = bfloats(H * d), k_norm = bfloats(G * d), head_gate = bfloats(H * D),
+                  up_bias = bfloats(E * 2 * F), down_bias = bfloats(E * D), sinks = bfloats(H);
+  Exact<float> router(E * D), prior(2 * E), router_bias(E);
   Packed qkv_panels(1, qkv_rows, D, 16, 0, true), gate_up(E, 2 * F, D, 4, 32, false, true), narrow(E, D, F, 4, 32, false);
-  turnout::LayerPlan dense{}, mixture{};
-  dense.input_norm = dense.mlp_norm = norm.get();
-  dense.qkv = qkv.get();
-  dense.q_norm = dense.k_norm = head_norm.get();
-  dense.o = o.get();
-  dense.gate_up = up.get();
-  dense.down = down.get();
-  dense.keys = keys.get();
-  dense.values = values.get();
-  dense.E = dense.K = 1;
-  dense.F = F;
-  mixture = dense;
-  mixture.qkv_panels = &qkv_panels.panels;
-  mixture.router = router.get();
-  mixture.gate_up_panels = &gate_up.panels;
-  mixture.down_panels = &narrow.panels;
-  mixture.shared_gate_up = up.get();
-  mixture.shared_down = down.get();
-  mixture.shared_F = F;
-  mixture.E = E;
-  mixture.K = K;
-  mixture.temperature = 0.7f;
-  turnout::LayerPlan layers[] = {dense, mixture};
-  turnout::ModelPlan model{embedding.get(), nullptr, norm.get(), embedding.get(), nullptr, turns.get(), turns.get(), layers,
-                           2, D, V, H, G, d, P, 1e-5f};
+  turnout::LayerPlan plain{}, full{};
+  plain.input_norm = plain.mlp_norm = norm.get();
+  plain.qkv = qkv.get();
+  plain.q_norm = plain.k_norm = head_norm.get();
+  plain.o = o.get();
+  plain.cos = plain.sin = turns.get();
+  plain.turning = d;
+  plain.gate_up = up.get();
+  plain.down = down.get();
+  plain.heads = {keys.get(), values.get(), nullptr, H, G, d, d, P, G * d, 0, 0.3f};
+  plain.E = plain.K = 1;
+  plain.F = F;
+  full = plain;
+  full.qkv_panels = &qkv_panels.panels;
+  full.qkv_bias = qkv_bias.get();
+  full.q_norm = q_norm.get();
+  full.k_norm = k_norm.get();
+  full.whole_norms = 1;
+  full.clip = 1.5f;
+  full.cos = full.sin = half_turns.get();
+  full.turning = turning;
+  full.heads.window = 3;
+  full.heads.sinks = sinks.get();
+  full.head_gate = head_gate.get();
+  full.o_bias = norm.get();
+  full.mlp_norm = nullptr;
+  full.gate = {router.get(), router_bias.get(), 0, 0.7f};
+  full.gating = {turnout::kClampedSilu, 0.0f, 0.5f, up_bias.get(), down_bias.get()};
+  full.gate_up_panels = &gate_up.panels;
+  full.down_panels = &narrow.panels;
+  full.shared_gate_up = up.get();
+  full.shared_down = down.get();
+  full.shared_gate = norm.get();
+  full.shared_F = F;
+  full.E = E;
+  full.K = K;
+  turnout::LayerPlan layers[] = {plain, full};
+  turnout::ModelPlan model{embedding.get(), nullptr, norm.get(), embedding.get(), nullptr, layers, 2, D, V, 1e-5f, 1.0f, 1};
   // Two sequences with one new token, and one with five.
   const int64_t B = 3, lengths_of[] = {1, 6, 11}, new_of[] = {1, 1, 5}, tokens = 7;
   Exact<int64_t> ids(tokens), positions(tokens), slots(tokens), tables(B * M), lengths(B), firsts(B + 1), rows(tokens),
@@ -152,7 +170,16 @@ static void prompts(int64_t T, int64_t length, int64_t H, int64_t G, int64_t d) 
   Exact<uint16_t> q = bfloats(T * H * d), keys = bfloats(blocks * P * G * d), values = bfloats(blocks * P * G * d), out(T * H * d);
   Exact<int64_t> table(blocks);
   for (int64_t m = 0; m < blocks; m++) table.get()[m] = blocks - 1 - m;
-  TURNOUT_ISA::kOps.attend_prompt(q.get(), H * d, keys.get(), values.get(), table.get(), out.get(), T, length, H, G, d, P, 0.3f);
+  Exact<uint16_t> sinks = bfloats(H);
+  for (int64_t window : {0, 1, 33}) {
+    const turnout::Heads heads{keys.get(), values.get(), window ? sinks.get() : nullptr, H, G, d, d, P, G * d, window, 0.3f};
+    TURNOUT_ISA::kOps.attend_prompt(heads, q.get(), H * d, table.get(), out.get(), T, length);
+  }
+  // Values that are the first of their keys, one head for all queries.
+  const int64_t e = (d + 1) / 2;
+  Exact<uint16_t> q_latent = bfloats(T * H * G * d), latents = bfloats(blocks * P * d), out_latent(T * H * G * e);
+  const turnout::Heads one{latents.get(), latents.get(), nullptr, H * G, 1, d, e, P, d, 0, 0.3f};
+  TURNOUT_ISA::kOps.attend_prompt(one, q_latent.get(), H * G * d, table.get(), out_latent.get(), T, length);
 }
 
 static void rounded(int64_t rows, int64_t cols) {

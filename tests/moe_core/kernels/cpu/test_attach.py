@@ -38,7 +38,7 @@ AS_ROWS, IN_PANELS = (
 @pytest.mark.parametrize("tiles", [False, True], ids=["panels", "rows"])
 @pytest.mark.parametrize(
     "spec",
-    [tiny_llama(), tiny_turnout(), tiny_family("deepseek_v3"), tiny_family("step3p5")],
+    [tiny_llama(), tiny_turnout(), *map(tiny_family, ("deepseek_v3", "step3p5", "gpt_oss"))],
     ids=lambda s: s.family,
 )
 def test_logits_agree_and_parameters_stay(kernels, monkeypatch, spec: ModelSpec, *, tiles: bool) -> None:
@@ -50,10 +50,10 @@ def test_logits_agree_and_parameters_stay(kernels, monkeypatch, spec: ModelSpec,
     before = model(ids).float()
     assert attach(model, 1) == kernels.isa
     assert {name: parameter.shape for name, parameter in model.named_parameters()} == shapes
-    # Clamped gatings stay with torch: the kernels know silu alone.
-    clamped = [m for m in model.modules() if getattr(m, "gating", PLAIN).kind == "clamped_silu"]
+    # Rows know silu alone: other gatings stay with torch.
+    clamped = [m for m in model.modules() if tiles and getattr(m, "gating", PLAIN).kind.startswith("clamped")]
     assert all(type(module) in (DenseMlp, GroupedExperts) for module in clamped)
-    assert bool(clamped) == (spec.family == "step3p5")
+    assert bool(clamped) == (tiles and spec.family in ("step3p5", "gpt_oss"))
     classes = {type(module) for module in model.modules() if module not in clamped}
     assert classes & (AS_ROWS if tiles else IN_PANELS)
     assert not classes & (IN_PANELS if tiles else {DecodeDenseMlp, GroupedExperts})
@@ -61,7 +61,8 @@ def test_logits_agree_and_parameters_stay(kernels, monkeypatch, spec: ModelSpec,
     # Routing may turn at a tie that rounding decides, so the share of agreement counts, not each logit.
     close = (after - before).abs() <= 0.05 * before.abs().max()
     assert close.float().mean() > 0.95
-    assert not torch.equal(after, before)
+    # Of gpt-oss as rows only maps of a few tokens are computed anew, and may round alike.
+    assert (tiles and spec.family == "gpt_oss") or not torch.equal(after, before)
 
 
 @pytest.mark.parametrize("packed", [False, True])

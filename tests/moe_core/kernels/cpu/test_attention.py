@@ -31,11 +31,21 @@ def paged(lengths: list[int], num_kv: int, head_dim: int):
     return keys, values, tables, own
 
 
-def truth(q_HD: torch.Tensor, k_SGd: torch.Tensor, v_SGd: torch.Tensor) -> torch.Tensor:
+def truth(
+    q_HD: torch.Tensor,
+    k_SGd: torch.Tensor,
+    v_SGe: torch.Tensor,
+    scale: float | None = None,
+    window: int | None = None,
+    sinks_H: torch.Tensor | None = None,
+) -> torch.Tensor:
     repeat = q_HD.shape[0] // k_SGd.shape[1]
-    k, v = (x.double().repeat_interleave(repeat, 1) for x in (k_SGd, v_SGd))
-    scores = torch.einsum("hd,shd->hs", q_HD.double(), k) * q_HD.shape[1] ** -0.5
-    return torch.einsum("hs,shd->hd", torch.softmax(scores, -1), v)
+    k, v = (x[-(window or 0) :].double().repeat_interleave(repeat, 1) for x in (k_SGd, v_SGe))
+    scores = torch.einsum("hd,shd->hs", q_HD.double(), k) * (scale or q_HD.shape[1] ** -0.5)
+    if sinks_H is not None:
+        scores = torch.cat([scores, sinks_H.double()[:, None]], dim=1)
+    shares = torch.softmax(scores, -1)[:, : v.shape[0]]
+    return torch.einsum("hs,she->he", shares, v)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +56,8 @@ def test_it_equals_float64_up_to_rounding(kernels, heads: int, num_kv: int, head
     keys, values, tables, own = paged(lengths, num_kv, head_dim)
     # A slice of query and key heads side by side, as the decoder hands them over.
     q_BHd = poisoned(len(lengths), heads + num_kv, head_dim, seed=99)[:, :heads]
-    assert supports(q_BHd, keys, values, head_dim**-0.5)
-    found = attend_rows(q_BHd, keys, values, tables, torch.tensor(lengths))
+    assert supports(q_BHd, keys)
+    found = attend_rows(q_BHd, keys, values, tables, torch.tensor(lengths), scale=head_dim**-0.5)
     for row, (k, v) in enumerate(own):
         assert_close(found[row], truth(q_BHd[row], k, v), 300)
 
@@ -63,7 +73,7 @@ def test_a_prompt_equals_float64_up_to_rounding(
 ) -> None:
     keys, values, tables, own = paged([length], num_kv, head_dim)
     q_THd = poisoned(num_tokens, heads + num_kv, head_dim, seed=99)[:, :heads]
-    found = attend_prompt(q_THd, keys, values, tables[0], length)
+    found = attend_prompt(q_THd, keys, values, tables[0], length, scale=head_dim**-0.5)
     assert found.isfinite().all()
     k, v = own[0]
     for place in range(num_tokens):
@@ -74,33 +84,91 @@ def test_a_prompt_equals_float64_up_to_rounding(
         assert bool((error <= 2.0**-8 * (wanted.abs() + v.abs().max().double()) + 1e-6).all())
 
 
+@pytest.mark.parametrize("window", [1, 5, 16, 33, 500])
+@pytest.mark.parametrize("has_sinks", [False, True], ids=["no sinks", "sinks"])
+def test_windows_and_sinks_are_those_of_float64(kernels, window: int, *, has_sinks: bool) -> None:
+    heads, num_kv, head_dim, lengths = 10, 2, 24, [1, 16, 37, 200]
+    sinks_H = poisoned(heads, seed=7, scale=2.0) if has_sinks else None
+    options = {"scale": 0.3, "window": window, "sinks_H": sinks_H}
+    keys, values, tables, own = paged(lengths, num_kv, head_dim)
+    # What has left the window of the newest token is never read.
+    for row, length in enumerate(lengths):
+        for place in range(max(0, length - window)):
+            keys[tables[row, place // BLOCK], place % BLOCK] = float("nan")
+            values[tables[row, place // BLOCK], place % BLOCK] = float("nan")
+    q_BHd = poisoned(len(lengths), heads, head_dim, seed=99)
+    found = attend_rows(q_BHd, keys, values, tables, torch.tensor(lengths), **options)
+    for row, (k, v) in enumerate(own):
+        assert_close(found[row], truth(q_BHd[row], k, v, **options), 200)
+
+
+@pytest.mark.parametrize(("num_tokens", "length"), [(5, 37), (70, 200), (3, 130)])
+@pytest.mark.parametrize("window", [None, 1, 16, 33])
+@pytest.mark.parametrize("has_sinks", [False, True], ids=["no sinks", "sinks"])
+def test_a_prompts_windows_and_sinks_are_those_of_float64(
+    kernels, num_tokens: int, length: int, window: int | None, *, has_sinks: bool
+) -> None:
+    heads, num_kv, head_dim = 10, 2, 24
+    sinks_H = poisoned(heads, seed=7, scale=2.0) if has_sinks else None
+    options = {"scale": 0.3, "window": window, "sinks_H": sinks_H}
+    keys, values, tables, own = paged([length], num_kv, head_dim)
+    q_THd = poisoned(num_tokens, heads, head_dim, seed=99)
+    found = attend_prompt(q_THd, keys, values, tables[0], length, **options)
+    k, v = own[0]
+    for place in range(num_tokens):
+        seen = length - num_tokens + place + 1
+        wanted = truth(q_THd[place], k[:seen], v[:seen], **options)
+        error = (found[place].double() - wanted).abs()
+        assert bool((error <= 2.0**-8 * (wanted.abs() + v.abs().max().double()) + 1e-6).all())
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_dim", "value_dim"), [(1, 2, 1), (17, 24, 16), (40, 41, 33), (128, 72, 64)]
+)
+def test_values_that_are_the_first_of_their_keys(kernels, heads: int, key_dim: int, value_dim: int) -> None:
+    """What latent attention keeps: one head for all queries."""
+    length, num_tokens, scale = 70, 9, 0.2
+    keys, _, tables, own = paged([length], 1, key_dim)
+    k, v = own[0][0], own[0][0][..., :value_dim]
+    q_THd, values = poisoned(num_tokens, heads, key_dim, seed=99), keys[..., :value_dim]
+    found = attend_prompt(q_THd, keys, values, tables[0], length, scale=scale)
+    newest = attend_rows(q_THd[-1:], keys, values, tables, torch.tensor([length]), scale=scale)
+    assert found.shape == (num_tokens, heads, value_dim)
+    assert_close(newest[0], truth(q_THd[-1], k, v, scale), 200)
+    for place in range(num_tokens):
+        seen = length - num_tokens + place + 1
+        wanted = truth(q_THd[place], k[:seen], v[:seen], scale)
+        error = (found[place].double() - wanted).abs()
+        assert bool((error <= 2.0**-8 * (wanted.abs() + v.abs().max().double()) + 1e-6).all())
+
+
 def test_a_prompt_is_the_same_on_any_number_of_threads(kernels) -> None:
     keys, values, tables, _ = paged([90], 2, 16)
     q_THd = poisoned(50, 6, 16)
-    found = attend_prompt(q_THd, keys, values, tables[0], 90)
+    found = attend_prompt(q_THd, keys, values, tables[0], 90, scale=0.25)
     kernels.set_threads(1)
-    assert torch.equal(found, attend_prompt(q_THd, keys, values, tables[0], 90))
+    assert torch.equal(found, attend_prompt(q_THd, keys, values, tables[0], 90, scale=0.25))
 
 
 def test_a_row_is_the_same_alone_and_on_any_number_of_threads(kernels) -> None:
     lengths = [300, 5, 129]
     keys, values, tables, _ = paged(lengths, 2, 40)
     q_BHd = poisoned(len(lengths), 6, 40)
-    found = attend_rows(q_BHd, keys, values, tables, torch.tensor(lengths))
+    found = attend_rows(q_BHd, keys, values, tables, torch.tensor(lengths), scale=40**-0.5)
     kernels.set_threads(1)
     for row, length in enumerate(lengths):
         one = slice(row, row + 1)
-        alone = attend_rows(q_BHd[one], keys, values, tables[one], torch.tensor([length]))
+        alone = attend_rows(q_BHd[one], keys, values, tables[one], torch.tensor([length]), scale=40**-0.5)
         assert torch.equal(found[one], alone)
 
 
 def test_what_comes_later_in_a_prompt_changes_nothing_before(kernels) -> None:
     keys, values, tables, _ = paged([40], 1, 8)
     q_THd = poisoned(40, 2, 8)
-    before = attend_prompt(q_THd, keys, values, tables[0], 40)
+    before = attend_prompt(q_THd, keys, values, tables[0], 40, scale=0.4)
     keys[tables[0, 2], 5:8] = 100.0
     values[tables[0, 2], 5:8] = -100.0
-    after = attend_prompt(q_THd, keys, values, tables[0], 40)
+    after = attend_prompt(q_THd, keys, values, tables[0], 40, scale=0.4)
     assert torch.equal(before[:37], after[:37])
     assert not torch.equal(before[37:], after[37:])
 
@@ -108,7 +176,7 @@ def test_what_comes_later_in_a_prompt_changes_nothing_before(kernels) -> None:
 def test_scores_that_differ_wildly_do_not_overflow(kernels) -> None:
     keys, values, tables, own = paged([40], 1, 8)
     q_BHd = poisoned(1, 2, 8, scale=300.0)
-    found = attend_rows(q_BHd, keys, values, tables, torch.tensor([40]))
+    found = attend_rows(q_BHd, keys, values, tables, torch.tensor([40]), scale=8**-0.5)
     assert_close(found[0], truth(q_BHd[0], *own[0]), 200)
 
 
@@ -117,7 +185,7 @@ def test_a_far_best_key_of_another_stretch_takes_all(kernels) -> None:
     q_BHd = poisoned(1, 4, 16, scale=30.0)
     for place in (7, 250):
         keys[tables[0, place // BLOCK], place % BLOCK] = own[0][0][place] = 40 * q_BHd[0, place % 4].sign()
-        found = attend_rows(q_BHd, keys, values, tables, torch.tensor([300]))
+        found = attend_rows(q_BHd, keys, values, tables, torch.tensor([300]), scale=0.25)
         assert_close(found[0], truth(q_BHd[0], *own[0]), 300)
 
 
@@ -125,6 +193,6 @@ def test_one_rows_nan_is_not_anothers(kernels) -> None:
     keys, values, tables, own = paged([20, 30], 2, 8)
     keys[tables[0, 0], 3] = float("nan")
     q_BHd = poisoned(2, 4, 8)
-    found = attend_rows(q_BHd, keys, values, tables, torch.tensor([20, 30]))
+    found = attend_rows(q_BHd, keys, values, tables, torch.tensor([20, 30]), scale=8**-0.5)
     assert found[0].isnan().all()
     assert_close(found[1], truth(q_BHd[1], *own[1]), 200)

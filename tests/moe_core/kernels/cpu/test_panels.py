@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moe_core.errors import SpecError
 from moe_core.kernels.cpu.panels import ExpertPanels, Panels, bfloat16_panels, code_panels
+from moe_core.kernels.gating import PLAIN, Gating
 from moe_core.kernels.packing import Packed, dequantise, quantise
 from moe_core.spec.quantisation import ExpertQuantSpec
 from tests.moe_core.kernels.cpu.conftest import assert_close, poisoned
@@ -42,7 +43,15 @@ def rounded_inputs(x_TW: Tensor, group: int) -> Tensor:
 
 
 def truth(
-    x_TD: Tensor, gate_up: Tensor, down: Tensor, ids_TK: Tensor, weights_TK: Tensor, group: int = 0
+    x_TD: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    ids_TK: Tensor,
+    weights_TK: Tensor,
+    group: int = 0,
+    gating: Gating = PLAIN,
+    gate_up_bias_E2F: Tensor | None = None,
+    down_bias_ED: Tensor | None = None,
 ) -> Tensor:
     """The formula in float64 with the roundings that the format has: inputs and activations."""
     out, num_ff = torch.zeros(x_TD.shape, dtype=torch.float64), down.shape[2]
@@ -50,9 +59,14 @@ def truth(
     for expert in range(down.shape[0]):
         tokens, places = torch.where(ids_TK == expert)
         both = x[tokens] @ gate_up[expert].double().T
-        act = torch.nn.functional.silu(both[:, :num_ff]) * both[:, num_ff:]
+        if gate_up_bias_E2F is not None:
+            both += gate_up_bias_E2F[expert].double()
+        act = gating(both[:, :num_ff], both[:, num_ff:])
         act = rounded_inputs(act, group) if group else act.bfloat16().double()
-        out.index_add_(0, tokens, weights_TK[tokens, places, None].double() * (act @ down[expert].double().T))
+        own = act @ down[expert].double().T
+        if down_bias_ED is not None:
+            own += down_bias_ED[expert].double()
+        out.index_add_(0, tokens, weights_TK[tokens, places, None].double() * own)
     return out
 
 
@@ -89,6 +103,39 @@ def test_codes_equal_float64_up_to_rounding(kernels, num_tokens: int, spec: Expe
     ids_TK, weights_TK = choices(num_tokens, shape[0], min(2, shape[0]))
     found = panels.run(x_TD, ids_TK, weights_TK)
     assert close(found, truth(x_TD, *exact, ids_TK, weights_TK, spec.group_size), 0.015)
+
+
+@pytest.mark.parametrize(("num_tokens", "shape"), SIZES, ids=str)
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize(
+    "gating",
+    [Gating("gelu"), Gating("clamped", alpha=1.3, limit=0.7), Gating("clamped_silu", limit=0.4), PLAIN],
+    ids=lambda g: g.kind,
+)
+def test_gatings_and_biases_are_those_of_float64(
+    kernels, num_tokens: int, shape, bits: int, gating: Gating
+) -> None:
+    num_experts, width, num_ff = shape
+    x_TD, exact = poisoned(num_tokens, width), layer(*shape)
+    panels = bfloat16_panels(*exact)
+    if bits == 8:
+        panels, exact = quantised(exact, FORMATS[0])
+    ids_TK, weights_TK = choices(num_tokens, num_experts, min(2, num_experts))
+    biases = (poisoned(num_experts, 2 * num_ff, seed=8), poisoned(num_experts, width, seed=9))
+    for own in ((None, None), biases):
+        found = panels.run(x_TD, ids_TK, weights_TK, gating, *own)
+        wanted = truth(x_TD, *exact, ids_TK, weights_TK, FORMATS[0].group_size * (bits == 8), gating, *own)
+        assert close(found, wanted, 0.015)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu", "clamped", "clamped_silu"])
+def test_nan_passes_every_gating(kernels, kind: str) -> None:
+    x_TD, panels = poisoned(3, 33), bfloat16_panels(*layer(4, 33, 17))
+    x_TD[1, 5] = float("nan")
+    ids_TK, weights_TK = choices(3, 4, 2)
+    found = panels.run(x_TD, ids_TK, weights_TK, Gating(kind))
+    assert found[1].isnan().all()
+    assert found[[0, 2]].isfinite().all()
 
 
 @pytest.mark.parametrize("spec", FORMATS, ids=lambda s: f"{s.bits}-{s.group_size}-{s.symmetric}")

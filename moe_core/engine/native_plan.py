@@ -1,0 +1,241 @@
+"""Which decoders the native step computes, and what it is told of one: where each weight lies."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe_core.engine.block_pool import BLOCK_TOKENS
+from moe_core.engine.kv_cache import PagedKVCache
+from moe_core.experts import GroupedExperts
+from moe_core.kernels.cpu.attach import (
+    DecodeLinear,
+    PanelDenseMlp,
+    PanelEmbedding,
+    PanelExperts,
+    PanelLinear,
+    PanelPackedExperts,
+    PanelPackedLinear,
+)
+from moe_core.kernels.cpu.panels import ExpertPanels, Panels
+from moe_core.kernels.cpu.plan import GatePlan, GatingPlan, HeadsPlan, LayerPlan, ModelPlan
+from moe_core.model.decoder import Block, Decoder
+from moe_core.model.heads import Attention
+from moe_core.model.layers import DenseMlp, MoeMlp
+from moe_core.model.rotary import Rotary, rotary_of
+from moe_core.spec import MoeSpec
+from moe_core.spec.gate import SoftmaxTopk
+
+IN_PANELS = (
+    PanelDenseMlp,
+    PanelEmbedding,
+    PanelExperts,
+    PanelLinear,
+    PanelPackedExperts,
+    PanelPackedLinear,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPlan:
+    """The plan of a model and its cache for C; `kept` keeps alive what it points to beside the model's weights."""
+
+    plan: ModelPlan
+    kept: tuple[Any, ...]
+
+    @property
+    def address(self) -> int:
+        """Where the plan lies, for C."""
+        return ctypes.addressof(self.plan)
+
+    @classmethod
+    def of(cls, model: Decoder, cache: PagedKVCache) -> HeldPlan:
+        """Of a model that `is_known`; positions reach as far as the cache does."""
+        spec = model.spec
+        num_positions = min(spec.max_position_embeddings, cache.num_blocks * BLOCK_TOKENS)
+        rotary = rotary_of(spec, torch.arange(num_positions), torch.bfloat16)
+        blocks = [block for block in model.layers if isinstance(block, Block)]
+        layers = (LayerPlan * len(blocks))(*(_layer_plan(block, cache, rotary) for block in blocks))
+        embedding, embedding_panels = _places(model.embed_tokens)
+        head, head_panels = _places(model.embed_tokens if model.lm_head is None else model.lm_head)
+        plan = ModelPlan(
+            embedding,
+            embedding_panels,
+            model.norm.weight.data_ptr(),
+            head,
+            head_panels,
+            ctypes.addressof(layers),
+            len(layers),
+            spec.hidden_size,
+            spec.vocab_size,
+            spec.rms_norm_eps,
+            float(spec.zero_centred_norms),
+            int(spec.rope.interleaved),
+        )
+        return cls(plan, (layers, rotary))
+
+
+def is_known(model: Decoder) -> bool:
+    """Whether every part of a model is one that the native step computes, in bfloat16 on the CPU."""
+    spec = model.spec
+    tensors = [*model.parameters(), *model.buffers()]
+    # Experts in panels keep parameters without memory; they are known by their class.
+    held = [tensor for tensor in tensors if tensor.device.type != "meta"]
+    return (
+        model.dtype is torch.bfloat16
+        and all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in held)
+        and (spec.moe is None or _knows_mixture(spec.moe))
+        and all(isinstance(block, Block) and _knows_block(block) for block in model.layers)
+    )
+
+
+def all_in_panels(model: Decoder) -> bool:
+    """Whether no map of a known model lies in rows; those with an output for each head, or one alone, do not count."""
+    maps: list[nn.Module] = [model.embed_tokens if model.lm_head is None else model.lm_head]
+    for block in model.layers:
+        assert isinstance(block, Block) and isinstance(block.attention, Attention)
+        maps += [block.attention.qkv_proj, block.attention.o_proj]
+        if isinstance(block.mlp, MoeMlp):
+            maps += [
+                block.mlp.experts,
+                *([] if block.mlp.shared_expert is None else [block.mlp.shared_expert]),
+            ]
+        else:
+            maps.append(block.mlp)
+    return all(isinstance(module, IN_PANELS) for module in maps)
+
+
+def _knows_mixture(moe: MoeSpec) -> bool:
+    free = moe.capacity is None and moe.twins is None and moe.temperature_at() > 0.0
+    return free and isinstance(moe.gate, SoftmaxTopk) and not moe.gate.selection_bias
+
+
+def _knows_block(block: Block) -> bool:
+    """A block whose kernels are attached, with a feed-forward that they compute."""
+    attention = block.attention
+    maps = DecodeLinear | PanelLinear | PanelPackedLinear
+    attached = isinstance(attention, Attention) and isinstance(attention.qkv_proj, maps)
+    return attached and _knows_feed_forward(block.mlp)
+
+
+def _knows_feed_forward(mlp: nn.Module) -> bool:
+    if isinstance(mlp, DenseMlp):
+        return _knows_dense(mlp)
+    if not isinstance(mlp, MoeMlp) or (mlp.shared_expert is not None and not _knows_dense(mlp.shared_expert)):
+        return False
+    experts = mlp.experts
+    if isinstance(experts, PanelExperts | PanelPackedExperts):
+        return True
+    if not isinstance(experts, GroupedExperts) or experts.gate_up_bias_E2F is not None:
+        return False
+    # Rows of bfloat16, where torch keeps the products of many rows.
+    return mlp.moe.quantisation is None and experts.kernel is None and experts.gating.kind == "silu"
+
+
+def _knows_dense(mlp: DenseMlp) -> bool:
+    return isinstance(mlp, PanelDenseMlp) or mlp.gating.kind == "silu"
+
+
+def _layer_plan(block: Block, cache: PagedKVCache, rotary: Rotary) -> LayerPlan:
+    plan = LayerPlan(
+        input_norm=block.input_norm.weight.data_ptr(),
+        mlp_norm=_address(block.mlp_norm),
+        gate=GatePlan(temperature=1.0),
+    )
+    assert isinstance(block.attention, Attention)
+    _tell_attention(plan, block.attention, cache, rotary)
+    if isinstance(block.mlp, MoeMlp):
+        _tell_mixture(plan, block.mlp)
+    else:
+        _tell(plan, ("gate_up", "down"), block.mlp)
+        plan.gating = GatingPlan.of(block.mlp.gating)
+        plan.num_experts, plan.top_k, plan.num_ff = 1, 1, block.mlp.down_proj.weight.shape[1]
+    return plan
+
+
+def _tell_attention(plan: LayerPlan, attention: Attention, cache: PagedKVCache, rotary: Rotary) -> None:
+    plan.heads = HeadsPlan.of(
+        attention.num_heads,
+        *cache.blocks(attention.layer),
+        scale=attention.scale,
+        window=attention.window,
+        sinks_H=attention.sinks_H,
+    )
+    _tell_positions(plan, rotary.within(attention.window))
+    _tell(plan, ("qkv",), attention.qkv_proj)
+    _tell(plan, ("o",), attention.o_proj)
+    plan.qkv_bias, plan.o_bias = _pointer(attention.qkv_proj.bias), _pointer(attention.o_proj.bias)
+    plan.q_norm, plan.k_norm = _address(attention.q_norm), _address(attention.k_norm)
+    plan.whole_norms = attention.kind.qk_norm == "projection"
+    plan.clip = attention.kind.clip_qkv or 0.0
+    plan.head_gate = _address(attention.g_proj)
+
+
+def _tell_positions(plan: LayerPlan, rotary: Rotary) -> None:
+    plan.cos, plan.sin = rotary.cos_T1h.data_ptr(), rotary.sin_T1h.data_ptr()
+    plan.turning = 2 * rotary.cos_T1h.shape[-1]
+
+
+def _tell_mixture(plan: LayerPlan, mlp: MoeMlp) -> None:
+    moe, experts, shared = mlp.moe, mlp.experts, mlp.shared_expert
+    assert isinstance(experts, GroupedExperts | PanelPackedExperts)
+    plan.num_experts, plan.top_k, plan.num_ff = moe.num_experts, moe.top_k, moe.moe_intermediate_size
+    plan.moe_index = mlp.moe_index
+    plan.gate = _gate_plan(mlp)
+    _tell(plan, ("gate_up", "down"), experts)
+    plan.gating = GatingPlan.of(experts.gating, experts.gate_up_bias_E2F, experts.down_bias_ED)
+    if shared is not None:
+        _tell(plan, ("shared_gate_up", "shared_down"), shared)
+        plan.shared_num_ff = shared.down_proj.weight.shape[1]
+        plan.shared_gating = GatingPlan.of(shared.gating)
+        plan.shared_gate = _address(mlp.shared_gate)
+
+
+def _gate_plan(mlp: MoeMlp) -> GatePlan:
+    moe, tensors = mlp.moe, mlp.router.tensors
+    return GatePlan(
+        router=tensors["weight"].data_ptr(),
+        bias=_pointer(tensors.get("bias")),
+        renormalise=moe.gate.sums_to_one(moe.norm_topk_prob),
+        temperature=moe.temperature_at(),
+    )
+
+
+def _tell(plan: LayerPlan, names: tuple[str, ...], module: nn.Module) -> None:
+    """Write where a module's weights lie, in panels or as rows, into the fields of those names."""
+    panels: tuple[Panels, ...] = ()
+    rows: tuple[Tensor, ...] = ()
+    if isinstance(module, PanelLinear | PanelPackedLinear):
+        panels = (module.panels,)
+    elif isinstance(module, PanelDenseMlp | PanelExperts | PanelPackedExperts):
+        experts: ExpertPanels = module.panels
+        panels = (experts.gate_up, experts.down)
+    elif isinstance(module, DenseMlp):
+        rows = (module.gate_up_proj.weight, module.down_proj.weight)
+    elif isinstance(module, GroupedExperts):
+        rows = (module.gate_up_E2FD, module.down_EDF)
+    else:
+        rows = (module.get_parameter("weight"),)
+    for name, own in zip(names, panels, strict=False):
+        setattr(plan, f"{name}_panels", own.address)
+    for name, weight in zip(names, rows, strict=False):
+        setattr(plan, name, weight.data_ptr())
+
+
+def _places(module: nn.Module) -> tuple[int | None, int | None]:
+    """Where a single matrix lies: as rows, or in panels."""
+    if isinstance(module, PanelEmbedding | PanelLinear | PanelPackedLinear):
+        return None, module.panels.address
+    return module.get_parameter("weight").data_ptr(), None
+
+
+def _address(module: nn.Module | None) -> int | None:
+    return None if module is None else module.get_parameter("weight").data_ptr()
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -1,0 +1,80 @@
+"""Models that the native step computes, one for each part that it knows, and engines over them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moe_core.engine.engine import Engine
+from moe_core.kernels import dispatch
+from moe_core.kernels.cpu.attach import attach
+from moe_core.model.decoder import Decoder
+from moe_core.model.init import random_decoder
+from moe_core.operations.quantise import quantise
+from moe_core.spec import ModelSpec
+from moe_core.spec.operations import QuantiseSpec
+from tests.moe_core.engine.conftest import MOE, TINY, serve_spec
+from tests.moe_core.tiny import tiny_family, tiny_llama, tiny_turnout
+
+
+def _turnout(**changes: object) -> ModelSpec:
+    return ModelSpec.parse({**tiny_turnout().model_dump(), **changes})
+
+
+WINDOW = {"sliding_window": 8, "sliding_layers": [1]}
+OWN_WINDOW = {"num_attention_heads": 8, "rope_theta": 100.0, "partial_rotary_factor": 0.5}
+SPECS = {
+    "dense": tiny_llama(),
+    "mixtral": ModelSpec.parse({"family": "mixtral", "moe": MOE, **TINY}),
+    "shared expert, dense layer": tiny_turnout(),
+    "head norms, odd sizes": ModelSpec.parse(
+        {
+            **TINY, "family": "qwen3_moe", "hidden_size": 33, "head_dim": 10, "attention": {"qk_norm": "head"},
+            "moe": {
+                "moe_layers": [0, 2], "num_experts": 7, "top_k": 3, "moe_intermediate_size": 19,
+                "norm_topk_prob": False,
+            },
+        }
+    ),
+    "sinks, windows, biases, clamps": tiny_family("gpt_oss"),
+    "windows with heads and positions of their own": _turnout(
+        attention={**WINDOW, "sliding": OWN_WINDOW, "sinks": True}
+    ),
+    "gated heads": _turnout(attention={**WINDOW, "head_gate": True}),
+    "norms around zero, half of a head turns": _turnout(
+        zero_centred_norms=True, attention={"qk_norm": "head"}, rope={"partial_rotary_factor": 0.5}
+    ),
+    "pairs side by side, bounds": _turnout(
+        rope={"interleaved": True}, expert_clamps=[0.5, 0.0, 0.0], dense_clamps=[0.4, 0.5, 0.0]
+    ),
+    "norms of whole projections, clipped": tiny_family("olmoe"),
+    "gelu": tiny_family("glam_moe"),
+    "blocks side by side": tiny_family("palm_moe"),
+    "weighed shared expert": tiny_family("qwen2_moe"),
+}  # fmt: skip
+
+
+def build(spec: ModelSpec, bits: tuple[int | None, ...] | None = None) -> Decoder:
+    model = random_decoder(spec, seed=4, std=0.3, dtype=torch.bfloat16).eval()
+    # Gates begin with biases of zero.
+    for layer in model.moe_layers():
+        for name, tensor in layer.router.tensors.items():
+            if name.endswith("bias"):
+                tensor.data.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(layer.layer))
+    if bits is not None:
+        names = ("quantisation", "attention", "head")
+        packing = {
+            name: {"bits": own, "group_size": 32}
+            for name, own in zip(names, bits, strict=True)
+            # Gated heads have a map that cannot be packed.
+            if own and not (name == "attention" and spec.attention.head_gate)
+        }
+        model, _ = quantise(model, QuantiseSpec.parse({"kind": "quantise", **packing}))
+        model.eval()
+    return model
+
+
+def engine_of(model: Decoder, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Engine:
+    monkeypatch.setattr(dispatch, "_KERNELS", list(dispatch._KERNELS))
+    attach(model, 1)
+    return Engine(serve_spec(**changes), model)
