@@ -28,7 +28,7 @@ from moe_core.model.heads import Attention
 from moe_core.model.layers import DenseMlp, MoeMlp
 from moe_core.model.rotary import Rotary, rotary_of
 from moe_core.spec import MoeSpec
-from moe_core.spec.gate import SoftmaxTopk
+from moe_core.spec.gate import SigmoidGroups, SoftmaxTopk
 
 IN_PANELS = (
     PanelDenseMlp,
@@ -110,8 +110,9 @@ def all_in_panels(model: Decoder) -> bool:
 
 
 def _knows_mixture(moe: MoeSpec) -> bool:
-    free = moe.capacity is None and moe.twins is None and moe.temperature_at() > 0.0
-    return free and isinstance(moe.gate, SoftmaxTopk) and not moe.gate.selection_bias
+    unlimited = moe.capacity is None or moe.capacity.eval_factor is None
+    free = unlimited and moe.twins is None and moe.temperature_at() > 0.0
+    return free and isinstance(moe.gate, SoftmaxTopk | SigmoidGroups)
 
 
 def _knows_block(block: Block) -> bool:
@@ -144,7 +145,6 @@ def _layer_plan(block: Block, cache: PagedKVCache, rotary: Rotary) -> LayerPlan:
     plan = LayerPlan(
         input_norm=block.input_norm.weight.data_ptr(),
         mlp_norm=_address(block.mlp_norm),
-        gate=GatePlan(temperature=1.0),
     )
     assert isinstance(block.attention, Attention)
     _tell_attention(plan, block.attention, cache, rotary)
@@ -185,7 +185,7 @@ def _tell_mixture(plan: LayerPlan, mlp: MoeMlp) -> None:
     assert isinstance(experts, GroupedExperts | PanelPackedExperts)
     plan.num_experts, plan.top_k, plan.num_ff = moe.num_experts, moe.top_k, moe.moe_intermediate_size
     plan.moe_index = mlp.moe_index
-    plan.gate = _gate_plan(mlp)
+    plan.gate = GatePlan.of(moe, mlp.router.tensors)
     _tell(plan, ("gate_up", "down"), experts)
     plan.gating = GatingPlan.of(experts.gating, experts.gate_up_bias_E2F, experts.down_bias_ED)
     if shared is not None:
@@ -193,16 +193,6 @@ def _tell_mixture(plan: LayerPlan, mlp: MoeMlp) -> None:
         plan.shared_num_ff = shared.down_proj.weight.shape[1]
         plan.shared_gating = GatingPlan.of(shared.gating)
         plan.shared_gate = _address(mlp.shared_gate)
-
-
-def _gate_plan(mlp: MoeMlp) -> GatePlan:
-    moe, tensors = mlp.moe, mlp.router.tensors
-    return GatePlan(
-        router=tensors["weight"].data_ptr(),
-        bias=_pointer(tensors.get("bias")),
-        renormalise=moe.gate.sums_to_one(moe.norm_topk_prob),
-        temperature=moe.temperature_at(),
-    )
 
 
 def _tell(plan: LayerPlan, names: tuple[str, ...], module: nn.Module) -> None:

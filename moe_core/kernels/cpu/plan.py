@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from moe_core.kernels.gating import Gating
+from moe_core.spec import MoeSpec
+from moe_core.spec.gate import SigmoidGroups
 
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
+# `turnout::ScoreKind`; 0 is the gate that chooses by its logits.
+_SCORES = {"softmax": 1, "sigmoid": 2, "sqrtsoftplus": 3}
 # `turnout::GatingKind`.
 _KINDS = {"silu": 0, "gelu": 1, "clamped": 2, "clamped_silu": 3}
 
@@ -55,10 +60,25 @@ class GatePlan(ctypes.Structure):
     """`turnout::Gate`: the router of a layer and how it chooses."""
 
     _fields_ = (
-        *((name, _POINTER) for name in ("router", "bias")),
-        ("renormalise", _INT),
-        ("temperature", _FLOAT),
+        *((name, _POINTER) for name in ("router", "bias", "selection_bias")),
+        *((name, _LONG) for name in ("num_groups", "topk_group")),
+        *((name, _INT) for name in ("scores", "two_best", "renormalise")),
+        *((name, _FLOAT) for name in ("temperature", "factor")),
     )
+
+    @classmethod
+    def of(cls, moe: MoeSpec, tensors: Mapping[str, Tensor]) -> GatePlan:
+        """Of a softmax_topk or sigmoid_groups gate and its tensors; who asks keeps these alive."""
+        own = {name: tensors[name].data_ptr() for name in ("bias", "selection_bias") if name in tensors}
+        plan = cls(router=tensors["weight"].data_ptr(), num_groups=1, topk_group=1, factor=1.0, **own)
+        plan.temperature, gate = moe.temperature_at(), moe.gate
+        if isinstance(gate, SigmoidGroups):
+            plan.num_groups, plan.topk_group = gate.num_groups, gate.topk_group
+            plan.scores, plan.two_best = _SCORES[gate.scores], gate.group_score == "two_best"
+            plan.renormalise, plan.factor = moe.norm_topk_prob, gate.routed_scaling_factor
+        else:
+            plan.renormalise = gate.sums_to_one(moe.norm_topk_prob)
+        return plan
 
 
 class GatingPlan(ctypes.Structure):

@@ -21,6 +21,11 @@ def _turnout(**changes: object) -> ModelSpec:
     return ModelSpec.parse({**tiny_turnout().model_dump(), **changes})
 
 
+def _gated(gate: dict[str, object], **changes: object) -> ModelSpec:
+    moe = {"num_experts": 8, "top_k": 3, "gate": gate, **changes}
+    return _turnout(moe={**tiny_turnout().model_dump()["moe"], **moe})
+
+
 WINDOW = {"sliding_window": 8, "sliding_layers": [1]}
 OWN_WINDOW = {"num_attention_heads": 8, "rope_theta": 100.0, "partial_rotary_factor": 0.5}
 SPECS = {
@@ -51,6 +56,19 @@ SPECS = {
     "gelu": tiny_family("glam_moe"),
     "blocks side by side": tiny_family("palm_moe"),
     "weighed shared expert": tiny_family("qwen2_moe"),
+    "sigmoid of the best groups": _gated(
+        {"kind": "sigmoid_groups", "num_groups": 4, "topk_group": 2, "routed_scaling_factor": 2.5}, temperature=0.8
+    ),
+    "softmax of the best groups, as they are": _gated(
+        {"kind": "sigmoid_groups", "num_groups": 4, "topk_group": 2, "scores": "softmax", "group_score": "best",
+         "selection_bias": False, "routed_scaling_factor": 4.0}, norm_topk_prob=False,
+    ),
+    "root of a softplus": _gated({"kind": "sigmoid_groups", "scores": "sqrtsoftplus", "logit_bias": True}),
+    "softmax whose choice is biased": _gated({"kind": "softmax_topk", "selection_bias": True}),
+    "softmax whose choice is biased, as it is": _gated(
+        {"kind": "softmax_topk", "selection_bias": True}, norm_topk_prob=False
+    ),
+    "step3p5": tiny_family("step3p5"),
 }  # fmt: skip
 
 

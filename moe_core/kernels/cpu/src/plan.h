@@ -27,12 +27,19 @@ struct Gating {
   const uint16_t* down_bias;     // (E, D), or none
 };
 
+// What makes scores of a router's logits; numbered as in plan.py. `kTopk` is the softmax whose choice is by logits.
+enum ScoreKind : int32_t { kTopk = 0, kSoftmax = 1, kSigmoid = 2, kSqrtSoftplus = 3 };
+
 // How a token finds its experts.
 struct Gate {
-  const float* router;  // (E, D); none in a dense layer
-  const float* bias;    // (E) on the logits, or none
+  const float* router;          // (E, D); none in a dense layer
+  const float* bias;            // (E) on the logits, or none
+  const float* selection_bias;  // (E) on what chooses alone, or none
+  int64_t num_groups, topk_group;  // experts come from so many of the groups
+  int32_t scores;
+  int32_t two_best;  // a group is worth its two best experts, or its best
   int32_t renormalise;
-  float temperature;
+  float temperature, factor;  // under the logits; on the weights
 };
 
 // T tokens, D model width, E experts, K top_k, F expert width.

@@ -124,7 +124,7 @@ static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, in
   full.head_gate = head_gate.get();
   full.o_bias = norm.get();
   full.mlp_norm = nullptr;
-  full.gate = {router.get(), router_bias.get(), 0, 0.7f};
+  full.gate = {router.get(), router_bias.get(), router_bias.get(), 2, 1, turnout::kSigmoid, 1, 1, 0.7f, 2.5f};
   full.gating = {turnout::kClampedSilu, 0.0f, 0.5f, up_bias.get(), down_bias.get()};
   full.gate_up_panels = &gate_up.panels;
   full.down_panels = &narrow.panels;
