@@ -21,10 +21,11 @@ from moe_core.kernels.cpu.attach import (
     PanelPackedExperts,
     PanelPackedLinear,
 )
+from moe_core.kernels.cpu.latent import PanelLatentAttention
 from moe_core.kernels.cpu.panels import ExpertPanels, Panels
-from moe_core.kernels.cpu.plan import GatePlan, GatingPlan, HeadsPlan, LayerPlan, ModelPlan
+from moe_core.kernels.cpu.plan import GatePlan, GatingPlan, HeadsPlan, LatentPlan, LayerPlan, ModelPlan
 from moe_core.model.decoder import Block, Decoder
-from moe_core.model.heads import Attention
+from moe_core.model.heads import LATENT_NORM_EPS, Attention
 from moe_core.model.layers import DenseMlp, MoeMlp
 from moe_core.model.rotary import Rotary, rotary_of
 from moe_core.spec import MoeSpec
@@ -97,8 +98,10 @@ def all_in_panels(model: Decoder) -> bool:
     """Whether no map of a known model lies in rows; those with an output for each head, or one alone, do not count."""
     maps: list[nn.Module] = [model.embed_tokens if model.lm_head is None else model.lm_head]
     for block in model.layers:
-        assert isinstance(block, Block) and isinstance(block.attention, Attention)
-        maps += [block.attention.qkv_proj, block.attention.o_proj]
+        assert isinstance(block, Block)
+        # Latent attention is known in panels alone.
+        if isinstance(block.attention, Attention):
+            maps += [block.attention.qkv_proj, block.attention.o_proj]
         if isinstance(block.mlp, MoeMlp):
             maps += [
                 block.mlp.experts,
@@ -119,7 +122,10 @@ def _knows_block(block: Block) -> bool:
     """A block whose kernels are attached, with a feed-forward that they compute."""
     attention = block.attention
     maps = DecodeLinear | PanelLinear | PanelPackedLinear
-    attached = isinstance(attention, Attention) and isinstance(attention.qkv_proj, maps)
+    if isinstance(attention, Attention):
+        attached = isinstance(attention.qkv_proj, maps)
+    else:
+        attached = isinstance(attention, PanelLatentAttention)
     return attached and _knows_feed_forward(block.mlp)
 
 
@@ -146,8 +152,11 @@ def _layer_plan(block: Block, cache: PagedKVCache, rotary: Rotary) -> LayerPlan:
         input_norm=block.input_norm.weight.data_ptr(),
         mlp_norm=_address(block.mlp_norm),
     )
-    assert isinstance(block.attention, Attention)
-    _tell_attention(plan, block.attention, cache, rotary)
+    if isinstance(block.attention, PanelLatentAttention):
+        _tell_latent(plan, block.attention, cache, rotary)
+    else:
+        assert isinstance(block.attention, Attention)
+        _tell_attention(plan, block.attention, cache, rotary)
     if isinstance(block.mlp, MoeMlp):
         _tell_mixture(plan, block.mlp)
     else:
@@ -173,6 +182,27 @@ def _tell_attention(plan: LayerPlan, attention: Attention, cache: PagedKVCache, 
     plan.whole_norms = attention.kind.qk_norm == "projection"
     plan.clip = attention.kind.clip_qkv or 0.0
     plan.head_gate = _address(attention.g_proj)
+
+
+def _tell_latent(
+    plan: LayerPlan, attention: PanelLatentAttention, cache: PagedKVCache, rotary: Rotary
+) -> None:
+    rule, blocks = attention.rule, cache.blocks(attention.layer)
+    plan.heads = HeadsPlan.of(attention.num_heads, *blocks, scale=rule.scale)
+    _tell_positions(plan, rotary)
+    _tell(plan, ("qkv",), attention.q_proj)
+    _tell(plan, ("o",), attention.o_proj)
+    plan.latent = LatentPlan(
+        q_norm=_address(attention.q_a_norm),
+        kv_down_panels=_places(attention.kv_a_proj)[1],
+        kv_norm=_address(attention.kv_a_norm),
+        up_keys=attention.panels.keys.address,
+        up_values=attention.panels.values.address,
+        q_rank=attention.mla.q_lora_rank or 0,
+        eps=LATENT_NORM_EPS,
+    )
+    if attention.q_a_proj is not None:
+        plan.latent.q_down_panels = _places(attention.q_a_proj)[1]
 
 
 def _tell_positions(plan: LayerPlan, rotary: Rotary) -> None:

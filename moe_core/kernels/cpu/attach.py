@@ -11,13 +11,14 @@ from moe_core.errors import SpecError
 from moe_core.experts import GroupedExperts, PackedExperts
 from moe_core.experts.packed import MATRICES
 from moe_core.kernels.cpu import experts
+from moe_core.kernels.cpu.latent import LatentPanels, PanelLatentAttention
 from moe_core.kernels.cpu.linear import linear, linear_to_float
 from moe_core.kernels.cpu.native import library
 from moe_core.kernels.cpu.panels import ExpertPanels, Panels, bfloat16_panels, code_panels
 from moe_core.kernels.gating import Gating
 from moe_core.kernels.precision import has_tiles
 from moe_core.model.decoder import Decoder
-from moe_core.model.heads import Attention
+from moe_core.model.heads import Attention, LatentAttention
 from moe_core.model.layers import DenseMlp, Embedding, Linear
 from moe_core.model.packed_linear import PackedLinear
 from moe_core.routers import Routing
@@ -137,7 +138,6 @@ def attach(model: nn.Module, num_threads: int, *, moves_experts: bool = True) ->
     bfloat16 = next(model.parameters()).dtype is torch.bfloat16
     # Where torch multiplies in tiles and panels do not, it is faster for many rows, and needs rows as they lie.
     panels = bfloat16 and (native.isa == "amx" or not has_tiles())
-    # Latent attention reads weights of its maps by themselves.
     plain = [module for module in model.modules() if isinstance(module, Attention)]
     for module in model.modules():
         if isinstance(module, PackedExperts | GroupedExperts) and not moves_experts:
@@ -148,6 +148,8 @@ def attach(model: nn.Module, num_threads: int, *, moves_experts: bool = True) ->
             _pack_bfloat16(module)
         elif type(module) is DenseMlp:
             _attach_dense(module, panels=panels)
+        elif type(module) is LatentAttention and panels:
+            _pack_latent(module)
     maps = [linear_map for attention in plain for linear_map in (attention.qkv_proj, attention.o_proj)]
     if isinstance(model, Decoder):
         maps += [] if model.lm_head is None else [model.lm_head]
@@ -192,6 +194,17 @@ def _pack_linear(module: Linear) -> None:
     _forget(module, "weight")
     module.__class__ = PanelLinear
     assert isinstance(module, PanelLinear)
+    module.panels = panels
+
+
+def _pack_latent(module: LatentAttention) -> None:
+    panels = LatentPanels.of(module)
+    _forget(module.kv_b_proj, "weight")
+    for linear_map in (module.q_a_proj, module.q_proj, module.kv_a_proj, module.o_proj):
+        if linear_map is not None:
+            _pack_linear(linear_map)
+    module.__class__ = PanelLatentAttention
+    assert isinstance(module, PanelLatentAttention)
     module.panels = panels
 
 

@@ -40,6 +40,9 @@ class Library:
         self.map = library.turnout_map
         self.map.argtypes = [_POINTER] * 3 + [_INT, _LONG]
         self.map.restype = None
+        self.map_heads = library.turnout_map_heads
+        self.map_heads.argtypes = [_POINTER, _POINTER, _LONG, _LONG, _POINTER, *[_LONG] * 3]
+        self.map_heads.restype = None
         self.look_up = library.turnout_look_up
         self.look_up.argtypes = [_POINTER] * 3 + [_LONG]
         self.pack = library.turnout_pack

@@ -115,6 +115,25 @@ class Panels:
         native.map(self.address, x_TK.data_ptr(), out_TO.data_ptr(), is_float, x_TK.shape[0])
         return out_TO
 
+    def map_each(self, x_TSK: Tensor) -> Tensor:
+        """x · weightᵀ with a matrix of the stack for each head: (T, S, rows) bfloat16, sums in float32.
+
+        Raises SpecError unless `x_TSK` is bfloat16 (T, S, cols).
+        """
+        native = library()
+        assert native is not None
+        shape = (self.struct.stack, self.struct.cols)
+        if x_TSK.dtype is not torch.bfloat16 or tuple(x_TSK.shape[1:]) != shape:
+            raise SpecError(
+                f"the input is {x_TSK.dtype} {tuple(x_TSK.shape)}; it must be bfloat16 (T, {shape[0]}, {shape[1]})"
+            )
+        if x_TSK.stride(2) != 1:
+            x_TSK = x_TSK.contiguous()
+        out_TSR = torch.empty(x_TSK.shape[0], self.struct.stack, self.struct.rows, dtype=torch.bfloat16)
+        places = [(tensor.data_ptr(), *tensor.stride()[:2]) for tensor in (x_TSK, out_TSR)]
+        native.map_heads(self.address, *places[0], *places[1], x_TSK.shape[0])
+        return out_TSR
+
     def look_up(self, ids_T: Tensor) -> Tensor:
         """Rows of a single matrix: (T, cols) bfloat16. Raises SpecError for a row that it has not."""
         native = library()

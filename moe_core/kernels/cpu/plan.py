@@ -56,6 +56,17 @@ class HeadsPlan(ctypes.Structure):
         )
 
 
+class LatentPlan(ctypes.Structure):
+    """`turnout::Latent`: the maps of latent attention beside those to queries and back; all zero for none."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("q_down_panels", "q_norm", "kv_down_panels", "kv_norm")),
+        *((name, _POINTER) for name in ("up_keys", "up_values")),
+        ("q_rank", _LONG),
+        ("eps", _FLOAT),
+    )
+
+
 class GatePlan(ctypes.Structure):
     """`turnout::Gate`: the router of a layer and how it chooses."""
 
@@ -111,6 +122,7 @@ class LayerPlan(ctypes.Structure):
         *((name, _POINTER) for name in ("shared_gate_up_panels", "shared_down_panels")),
         *((name, _POINTER) for name in ("shared_gate_up", "shared_down", "shared_gate")),
         ("heads", HeadsPlan),
+        ("latent", LatentPlan),
         ("gate", GatePlan),
         ("gating", GatingPlan),
         ("shared_gating", GatingPlan),

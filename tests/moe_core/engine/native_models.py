@@ -69,6 +69,8 @@ SPECS = {
         {"kind": "softmax_topk", "selection_bias": True}, norm_topk_prob=False
     ),
     "step3p5": tiny_family("step3p5"),
+    "latents": tiny_family("deepseek_v3"),
+    "latents without one for queries": tiny_family("deepseek_v2"),
 }  # fmt: skip
 
 
@@ -84,8 +86,8 @@ def build(spec: ModelSpec, bits: tuple[int | None, ...] | None = None) -> Decode
         packing = {
             name: {"bits": own, "group_size": 32}
             for name, own in zip(names, bits, strict=True)
-            # Gated heads have a map that cannot be packed.
-            if own and not (name == "attention" and spec.attention.head_gate)
+            # Gated heads and latents have maps that cannot be packed.
+            if own and not (name == "attention" and (spec.attention.head_gate or spec.attention.mla))
         }
         model, _ = quantise(model, QuantiseSpec.parse({"kind": "quantise", **packing}))
         model.eval()

@@ -13,7 +13,7 @@ from moe_core.model.init import random_decoder
 from moe_core.spec import ModelSpec
 from tests.moe_core.engine.conftest import Run, serve_spec
 from tests.moe_core.engine.native_models import OWN_WINDOW, SPECS, WINDOW, build, engine_of
-from tests.moe_core.tiny import tiny_family, tiny_turnout
+from tests.moe_core.tiny import tiny_turnout
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the kernels are not compiled here")
 PROMPTS = [[5], list(range(3, 40)), [9] * 16, list(range(60, 77))]
@@ -88,10 +88,11 @@ def test_logits_and_counts_are_those_of_torch(
 
 
 def rows_know(engine: Engine) -> bool:
-    """Whether weights that lie as rows have kernels: silu without biases; packed experts lie in panels anyway."""
+    """Whether weights that lie as rows have kernels: silu without biases, no latents; packed experts lie in panels anyway."""
     modules = [module for module in engine.runner.model.modules() if hasattr(module, "gating")]
     plain = [m.gating.kind == "silu" and getattr(m, "gate_up_bias_E2F", None) is None for m in modules]
-    return all(one or hasattr(module, "panels") for one, module in zip(plain, modules, strict=True))
+    silu = all(one or hasattr(module, "panels") for one, module in zip(plain, modules, strict=True))
+    return silu and engine.runner.model.spec.attention.mla is None
 
 
 @pytest.mark.parametrize("name", ["mixtral", "sigmoid of the best groups", "softmax whose choice is biased"])
@@ -130,7 +131,7 @@ def test_a_mask_is_kept_also_where_it_empties_groups(monkeypatch, name: str) -> 
     assert set(counts[1, 1].sum(0).nonzero().flatten().tolist()) == set(experts)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "sinks, windows, biases, clamps"])
+@pytest.mark.parametrize("name", ["mixtral", "sinks, windows, biases, clamps", "latents"])
 def test_a_sequence_does_not_depend_on_its_company(monkeypatch, name: str) -> None:
     engine = engine_of(build(SPECS[name]), monkeypatch)
     assert engine.runner.native is not None
@@ -199,12 +200,6 @@ def test_weights_in_rows_take_decoding_steps_only(monkeypatch) -> None:
     decode = engine._plan()
     assert native.takes(decode)
     assert not native.takes(decode * (MAX_ROWS + 1))
-
-
-@pytest.mark.parametrize("family", ["deepseek_v3", "deepseek_v2"])
-def test_what_it_does_not_know_stays_with_torch(monkeypatch, family: str) -> None:
-    model = random_decoder(tiny_family(family), seed=1, std=0.2, dtype=torch.bfloat16).eval()
-    assert engine_of(model, monkeypatch).runner.native is None
 
 
 @pytest.mark.parametrize(

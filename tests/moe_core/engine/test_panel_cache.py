@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,30 @@ from moe_core.kernels.cpu import panel_file, panel_pieces
 from moe_core.kernels.cpu.native import library
 from moe_core.kernels.cpu.panel_file import TAIL_BYTES
 from moe_core.kernels.cpu.panels import Panels
+from moe_core.model.init import random_decoder
 from moe_core.operations.quantise import quantise
 from moe_core.spec import ServeSpec
 from moe_core.spec.operations import QuantiseSpec
 from moe_core.spec.quantisation import ExpertQuantSpec
 from tests.moe_core.engine.conftest import Run
-from tests.moe_core.engine.model_dirs import tiny_model, write_byte_tokenizer, write_model_dir
+from tests.moe_core.engine.model_dirs import NUM_TOKENS, tiny_model, write_byte_tokenizer, write_model_dir
+from tests.moe_core.tiny import STD, tiny_family
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the kernels are not compiled")
 PROMPT = list(b"the same words")
+# Latents, and biases of experts beside their panels.
+FAMILIES = ("deepseek_v3", "gpt_oss")
 
 
-@pytest.fixture(scope="module", params=["bfloat16", "4 bits", "8 bits", "dense"])
+@pytest.fixture(scope="module", params=["bfloat16", "4 bits", "8 bits", "dense", *FAMILIES])
 def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny"
     if request.param == "dense":
         write_model_dir(path, tiny_model(family="llama", moe=None))
+    elif request.param in FAMILIES:
+        longer = {"vocab_size": NUM_TOKENS, "max_position_embeddings": 2048}
+        spec = tiny_family(request.param).model_copy(update=longer)
+        write_model_dir(path, random_decoder(spec, 3, STD))
     elif request.param == "bfloat16":
         write_model_dir(path, tiny_model(tie_word_embeddings=True))
     else:
@@ -49,13 +58,13 @@ def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def spec_of(model_dir: Path, panels: Path, **more: Any) -> ServeSpec:
-    fields = {
+    told = {
         "socket_path": Path("none"),
         "kv_tokens": 1024,
         "files": hashes_of(model_dir),
         "panel_dir": panels,
     }
-    return ServeSpec(model_dir=model_dir, **(fields | more))
+    return ServeSpec(model_dir=model_dir, **(told | more))
 
 
 def start(spec: ServeSpec) -> tuple[Engine, PanelCache]:
@@ -81,7 +90,11 @@ def answer(engine: Engine) -> list[int]:
 
 def stacks_of(engine: Engine) -> list[Panels]:
     held = [m.panels for m in engine.runner.model.modules() if hasattr(m, "panels")]
-    return [p for one in held for p in ([one] if isinstance(one, Panels) else [one.gate_up, one.down])]
+    # Experts and latents hold two.
+    parts = [
+        [one] if isinstance(one, Panels) else [getattr(one, f.name) for f in fields(one)] for one in held
+    ]
+    return [panels for part in parts for panels in part]
 
 
 def regions_of(file: Path) -> list[tuple[int, int]]:

@@ -135,6 +135,11 @@ TURNOUT_API void turnout_map(const turnout::Panels* weight, const uint16_t* x, v
   ops().map(*weight, x, out, out_is_float, T);
 }
 
+TURNOUT_API void turnout_map_heads(const turnout::Panels* stack, const uint16_t* x, int64_t x_token, int64_t x_head,
+                    uint16_t* out, int64_t out_token, int64_t out_head, int64_t T) {
+  ops().map_heads(*stack, x, x_token, x_head, out, out_token, out_head, T);
+}
+
 TURNOUT_API int turnout_look_up(const turnout::Panels* weight, const int64_t* ids, uint16_t* out, int64_t T) {
   return ops().look_up(*weight, ids, out, T);
 }

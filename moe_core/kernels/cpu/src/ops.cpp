@@ -12,7 +12,7 @@
 namespace TURNOUT_ISA {
 
 extern const turnout::Ops kOps;
-const turnout::Ops kOps = {linear,        experts,    mixture,     map,                look_up, pack, quantise, attend,
-                            attend_prompt, tiles_work, read_memory, multiply_registers, step};
+const turnout::Ops kOps = {linear,   experts, mixture,       map,        map_heads,   look_up,            pack,
+                            quantise, attend,  attend_prompt, tiles_work, read_memory, multiply_registers, step};
 
 }  // namespace TURNOUT_ISA

@@ -18,6 +18,9 @@ struct Ops {
                  const float* weights, uint16_t* out, int64_t T, int64_t k);
   // out[t][o] = row o · x[t] of one matrix in panels; out is float32 or bfloat16.
   void (*map)(const Panels& weight, const uint16_t* x, void* out, int out_is_float, int64_t T);
+  // out[t][s] = matrix s · x[t][s] of a stack in panels, one for each head; strides of a token and of a head.
+  void (*map_heads)(const Panels& stack, const uint16_t* x, int64_t x_token, int64_t x_head, uint16_t* out,
+                    int64_t out_token, int64_t out_head, int64_t T);
   // out[t] = row ids[t] of one matrix in bfloat16 panels; returns 0, or 1 for a row that it has not.
   int (*look_up)(const Panels& weight, const int64_t* ids, uint16_t* out, int64_t T);
   // Rows as a checkpoint holds them into panels.

@@ -42,18 +42,31 @@ struct Gate {
   float temperature, factor;  // under the logits; on the weights
 };
 
+// Latent attention, all in panels: r width of the latent, p values of a key that turn, n values of a head's query that do not.
+// Queries of H heads of r + p values see one key of as many, whose first r are its value.
+struct Latent {
+  const Panels* q_down_panels;   // (q_rank, D), or none
+  const uint16_t* q_norm;        // (q_rank)
+  const Panels* kv_down_panels;  // (r + p, D)
+  const uint16_t* kv_norm;       // (r)
+  const Panels* up_keys;         // H matrices (r, n)
+  const Panels* up_values;       // H matrices (v, r)
+  int64_t q_rank;                // 0 where queries come straight from the hidden state
+  float eps;                     // of the two norms
+};
+
 // T tokens, D model width, E experts, K top_k, F expert width.
 struct LayerPlan {
   const uint16_t* input_norm;  // (D)
   // Maps in panels where there are some, else as rows.
   const Panels* qkv_panels;
   const Panels* o_panels;
-  const uint16_t* qkv;        // ((H + 2G) d, D)
+  const uint16_t* qkv;        // ((H + 2G) d, D); of latent attention (H (n + p), q_rank or D)
   const uint16_t* qkv_bias;   // ((H + 2G) d), or none
   const uint16_t* q_norm;     // (d), or (H d) of whole projections, or none
   const uint16_t* k_norm;     // (d), or (G d), or none
   const uint16_t* head_gate;  // (H, D), or none
-  const uint16_t* o;          // (D, H d)
+  const uint16_t* o;          // (D, H d), or (D, H v)
   const uint16_t* o_bias;     // (D), or none
   const uint16_t* mlp_norm;   // (D), or none where the feed-forward reads what attention reads
   const uint16_t* cos;        // (positions, turning / 2)
@@ -70,6 +83,7 @@ struct LayerPlan {
   const uint16_t* shared_down;
   const uint16_t* shared_gate;  // (D)
   Heads heads;
+  Latent latent;  // none where `up_keys` is: heads with keys and values of their own
   Gate gate;
   // Rows know silu alone.
   Gating gating, shared_gating;

@@ -2,33 +2,12 @@
 #pragma once
 #include <vector>
 
-#include "attention.h"
 #include "gates.h"
-#include "plan.h"
-#include "prompt_attention.h"
+#include "latent_attention.h"
 #include "row_experts.h"
-#include "rows.h"
+#include "step_space.h"
 
 namespace TURNOUT_ISA {
-
-using turnout::LayerPlan;
-using turnout::ModelPlan;
-using turnout::StepPlan;
-
-// What a step works in; each calling thread keeps its own.
-struct StepSpace {
-  std::vector<bf16> x, normed, qkv, attended, out, shared, shares;
-  std::vector<int64_t> ids;
-  std::vector<float> weights, logits;
-  std::vector<Prompt> prompts;
-  int64_t num_singles = 0;
-};
-
-static void norm_rows(const ModelPlan& model, const bf16* x, const bf16* weight, StepSpace& space, int64_t T) {
-  for_rows(T, [&](int64_t t) {
-    rms_norm(x + t * model.D, weight, space.normed.data() + t * model.D, model.D, model.eps, model.norm_offset);
-  });
-}
 
 // One token's queries, keys and values out of their map: biases, norms, bounds, positions.
 static void finish_heads(const ModelPlan& model, const LayerPlan& layer, bf16* qkv, int64_t position) {
@@ -47,13 +26,6 @@ static void finish_heads(const ModelPlan& model, const LayerPlan& layer, bf16* q
   const int64_t place = position * (layer.turning / 2);
   for (int64_t h = 0; h < H + G; h++)
     turn(qkv + h * d, layer.cos + place, layer.sin + place, layer.turning, model.interleaved);
-}
-
-// Attention of all sequences of a step over what their caches hold: queries (T, H, d), out (T, H, e).
-static void attend_all(const Heads& heads, const StepPlan& step, const StepSpace& space, const bf16* q, int64_t q_stride,
-                       bf16* out) {
-  attend(heads, q, q_stride, step.tables, step.lengths, out, space.num_singles, step.M);
-  if (!space.prompts.empty()) attend_prompts(heads, space.prompts, q, q_stride, out);
 }
 
 static void attention_of(const ModelPlan& model, const LayerPlan& layer, const StepPlan& step, StepSpace& space) {
@@ -150,7 +122,10 @@ static int step(const ModelPlan& model, const StepPlan& step) {
   }
   for (int64_t l = 0; l < model.L; l++) {
     const LayerPlan& layer = model.layers[l];
-    attention_of(model, layer, step, space);
+    if (layer.latent.up_keys)
+      latent_attention_of(model, layer, step, space);
+    else
+      attention_of(model, layer, step, space);
     if (layer.mlp_norm) norm_rows(model, space.x.data(), layer.mlp_norm, space, T);
     if (int failed = experts_of(model, layer, step, space)) return failed;
     if (layer.shared_gate_up || layer.shared_gate_up_panels) add_shared_expert(model, layer, T, space);

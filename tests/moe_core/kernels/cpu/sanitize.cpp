@@ -88,7 +88,7 @@ static void mixtures(int64_t T, int64_t E, int64_t k, int64_t D, int64_t F) {
   check(ops.experts(rows_in.get(), rows_out.get(), x.get(), ids.get(), weights.get(), out.get(), T, k, E, D, F) == 1, "bad id");
 }
 
-// A model of a plain layer, and of one with everything that a layer may have; three sequences of different lengths.
+// A model of a plain layer, of one with everything that heads may have, and of one with latents; three sequences of different lengths.
 static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, int64_t K, int64_t F, int64_t V) {
   const int64_t P = 4, M = 3, blocks = 3 * M + 1, qkv_rows = (H + 2 * G) * d, turning = (d / 2 + 1) / 2 * 2;
   Exact<uint16_t> embedding = bfloats(V * D), norm = bfloats(D), qkv = bfloats(qkv_rows * D), o = bfloats(D * H * d),
@@ -134,8 +134,21 @@ static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, in
   full.shared_F = F;
   full.E = E;
   full.K = K;
-  turnout::LayerPlan layers[] = {plain, full};
-  turnout::ModelPlan model{embedding.get(), nullptr, norm.get(), embedding.get(), nullptr, layers, 2, D, V, 1e-5f, 1.0f, 1};
+  // Latents of 7 and 4 values with positions, values of 5, queries through 6.
+  const int64_t r = 7, p = 4, v = 5, q_rank = 6;
+  Exact<uint16_t> latents(blocks * P * (r + p)), o_latent = bfloats(D * H * v), q_down_norm = bfloats(q_rank),
+                  kv_norm = bfloats(r), latent_turns = bfloats(P * M * (p / 2));
+  Packed q_up(1, H * (d + p), q_rank, 16, 0, true), q_down(1, q_rank, D, 16, 0, true), kv_down(1, r + p, D, 16, 0, true),
+      up_keys(H, r, d, 16, 0, true), up_values(H, v, r, 16, 0, true);
+  turnout::LayerPlan latent = full;
+  latent.qkv_panels = &q_up.panels;
+  latent.o = o_latent.get();
+  latent.cos = latent.sin = latent_turns.get();
+  latent.turning = p;
+  latent.heads = {latents.get(), latents.get(), nullptr, H, 1, r + p, r, P, r + p, 0, 0.3f};
+  latent.latent = {&q_down.panels, q_down_norm.get(), &kv_down.panels, kv_norm.get(), &up_keys.panels, &up_values.panels, q_rank, 1e-6f};
+  turnout::LayerPlan layers[] = {plain, full, latent};
+  turnout::ModelPlan model{embedding.get(), nullptr, norm.get(), embedding.get(), nullptr, layers, 3, D, V, 1e-5f, 1.0f, 1};
   // Two sequences with one new token, and one with five.
   const int64_t B = 3, lengths_of[] = {1, 6, 11}, new_of[] = {1, 1, 5}, tokens = 7;
   Exact<int64_t> ids(tokens), positions(tokens), slots(tokens), tables(B * M), lengths(B), firsts(B + 1), rows(tokens),

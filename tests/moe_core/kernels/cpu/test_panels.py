@@ -146,6 +146,22 @@ def test_eight_bits_of_input_cost_little(kernels, spec: ExpertQuantSpec) -> None
     assert float((found.double() - wanted).norm() / wanted.norm()) < 0.02
 
 
+@pytest.mark.parametrize("num_tokens", [0, 1, 12, 13, 40])
+@pytest.mark.parametrize(("heads", "rows", "columns"), [(1, 1, 1), (5, 7, 33), (3, 130, 64)])
+def test_a_matrix_for_each_head_equals_float64(kernels, num_tokens, heads, rows, columns) -> None:
+    weight = poisoned(heads, rows, columns, seed=1)
+    # A slice of wider heads, as queries come; what lies between is not read.
+    x = poisoned(num_tokens, heads, columns + 3)
+    x[..., columns:] = float("nan")
+    found = Panels.of_bfloat16(weight).map_each(x[..., :columns])
+    assert found.shape == (num_tokens, heads, rows)
+    if num_tokens:
+        wanted = torch.einsum("thk,hrk->thr", x[..., :columns].double(), weight.double())
+        assert_close(found, wanted, columns)
+    with pytest.raises(SpecError, match="it must be bfloat16"):
+        Panels.of_bfloat16(weight).map_each(x)
+
+
 @pytest.mark.parametrize("num_tokens", [1, 2, 11, 12, 13, 40])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (15, 7), (16, 32), (49, 33), (130, 576)])
 def test_a_linear_map_equals_float64_up_to_rounding(kernels, num_tokens, rows, columns) -> None:
