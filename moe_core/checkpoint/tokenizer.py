@@ -53,6 +53,8 @@ class Tokenizer:
         self._raw, self._plain = raw, _build(raw)
         self._plain.encode_special_tokens = True
         self._added: dict[int, AddedToken] = self._plain.get_added_tokens_decoder()
+        # Of tokens that were answered: no more than there are.
+        self._bytes_of: dict[int, bytes] = {}
         self.bos_id = self._id_of(self.config.bos_token)
         self.pad_id = self._id_of(self.config.pad_token)
         ends = [self.config.eos_token, *self.config.more_eos_tokens]
@@ -134,6 +136,12 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; none for control tokens and for ids without a token."""
+        known = self._bytes_of.get(token_id)
+        if known is None:
+            known = self._bytes_of[token_id] = self._spelt(token_id)
+        return known
+
+    def _spelt(self, token_id: int) -> bytes:
         added = self._added.get(token_id)
         if added is not None:
             return b"" if added.special else added.content.encode()

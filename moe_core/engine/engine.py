@@ -192,7 +192,7 @@ class Engine:
                 self.stats.count_tokens(chunks)
                 self.scheduler.commit(chunks)
                 sampled = [chunk.sequence for chunk in chunks if chunk.wants_sample]
-                events += self._advance(sampled, sample(logits, sampled) if sampled else [])
+                events += self._advance(sampled, self._sample(logits, sampled) if sampled else [])
         self.stats.publish_if_due(self)
         return events
 
@@ -219,6 +219,8 @@ class Engine:
             yield self._finish(sequence, FinishReason.CANCELLED)
 
     def _end_overdue(self) -> Iterable[Event]:
+        if not self.scheduler.waiting:
+            return
         oldest = time.monotonic() - self.spec.max_wait_s
         for sequence in self.scheduler.waiting.members():
             if sequence.started_at is None and sequence.arrived_at < oldest:
@@ -227,6 +229,8 @@ class Engine:
 
     def _plan(self) -> list[Chunk]:
         chunks = self.scheduler.schedule()
+        if len(chunks) < 2:
+            return chunks
         # Attention takes single tokens as one batch, in front.
         return sorted(chunks, key=lambda chunk: chunk.num_tokens > 1)
 
@@ -241,7 +245,9 @@ class Engine:
     def _settle(self, drafter: NgramDrafter, chunks: list[Chunk], logits: Tensor) -> Iterable[Event]:
         """A step with guesses: keep those that the model says too, and what it says after the last of them."""
         sampling = [chunk for chunk in chunks if chunk.wants_sample]
-        drawn = iter(sample(logits, [one.sequence for one in sampling for _ in range(1 + len(one.drafts))]))
+        drawn = iter(
+            self._sample(logits, [one.sequence for one in sampling for _ in range(1 + len(one.drafts))])
+        )
         said = {chunk.sequence.id: [next(drawn) for _ in range(1 + len(chunk.drafts))] for chunk in sampling}
         settled: list[Chunk] = []
         for chunk in chunks:
@@ -262,6 +268,9 @@ class Engine:
             else:
                 # After its tokens are known: its full blocks are named by them.
                 self.scheduler.commit([chunk])
+
+    def _sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sample]:
+        return sample(logits, sequences, self.runner.likeliest(logits))
 
     def _advance(self, sequences: list[Sequence], samples: list[Sample]) -> Iterable[Event]:
         now = time.monotonic()
@@ -309,7 +318,7 @@ class Engine:
             sequence.num_prompt_tokens,
             sequence.num_reused_tokens,
             sequence.num_output_tokens,
-            _timing_ms(sequence),
+            sequence.timing_ms(),
             None if sequence.routed_experts is None else sequence.routed_experts.encoded(),
         )
 
@@ -336,14 +345,3 @@ class Engine:
         longest = min(num_prompt_tokens + sampling.max_tokens, self.max_tokens) - start
         require_room(spec.moe, spec.num_hidden_layers, longest)
         return RoutedExperts(spec.moe, spec.num_hidden_layers, start)
-
-
-def _timing_ms(sequence: Sequence) -> dict[str, float | None]:
-    def since_arrival(moment: float | None) -> float | None:
-        return None if moment is None else round((moment - sequence.arrived_at) * 1000, 2)
-
-    return {
-        "queue_ms": since_arrival(sequence.started_at),
-        "first_token_ms": since_arrival(sequence.first_token_at),
-        "total_ms": since_arrival(time.monotonic()),
-    }

@@ -17,11 +17,11 @@ from collections.abc import Sequence as Chunks
 import torch
 from torch import Tensor
 
-from moe_core.engine.block_pool import BLOCK_TOKENS, NULL_BLOCK
 from moe_core.engine.kv_cache import PagedKVCache
 from moe_core.engine.native_plan import HeldPlan, all_in_panels, is_known
 from moe_core.engine.routing_counts import RoutingCounts
 from moe_core.engine.scheduler import Chunk
+from moe_core.engine.step_numbers import StepNumbers
 from moe_core.errors import SpecError
 from moe_core.kernels.cpu.native import Library, library
 from moe_core.kernels.cpu.plan import StepPlan
@@ -47,8 +47,12 @@ class NativeStep:
         self._native, self._model, self._counts = native, model, counts
         self._vocab_size = model.spec.vocab_size
         self._prior = None if prior is None or not prior.has_bias else prior.table_NLE.contiguous()
+        self._prior_address = None if self._prior is None else self._prior.data_ptr()
+        self._prior_stride = 0 if self._prior is None else self._prior.stride(0)
         self._any_number = all_in_panels(model)
         self._held = HeldPlan.of(model, cache)
+        self._plan_address = self._held.address
+        self._make_room(0)
 
     @classmethod
     def of(
@@ -71,91 +75,49 @@ class NativeStep:
         return len(chunks) <= MAX_ROWS and all(c.num_tokens == 1 and c.wants_sample for c in chunks)
 
     def run(self, chunks: Chunks[Chunk]) -> Tensor:
-        """Float32 logits (S, V) of the tokens that are sampled; the experts taken are left with the counts.
+        """Float32 logits (S, V) of the tokens that are sampled, good until the next step; the experts taken are left with
+        the counts.
 
         Chunks with a single token come first. Raises SpecError for a token outside the vocabulary.
         """
-        numbers = _Numbers()
-        sampled: list[int] = []
+        numbers = StepNumbers()
         for chunk in chunks:
             numbers.add(chunk, self._prior_row(chunk.sequence.domain))
-            if chunk.wants_sample:
-                sampled += range(numbers.num_tokens - 1 - len(chunk.drafts), numbers.num_tokens)
-        columns = numbers.columns(sampled)
-        logits_SV = torch.empty(len(sampled), self._vocab_size)
-        step = self._step(columns, numbers, logits_SV)
-        failed = self._native.step(self._held.address, ctypes.addressof(step))
+        if len(numbers.sampled) != len(self.likeliest_S):
+            self._make_room(len(numbers.sampled))
+        columns = numbers.columns()
+        step = self._step(columns.buffer_info()[0], numbers)
+        failed = self._native.step(self._plan_address, ctypes.addressof(step))
         if failed:
             raise SpecError(FAILURES[failed])
-        return logits_SV
+        # While they are in the cache.
+        num_sampled, found = len(self.likeliest_S), self.likeliest_S.buffer_info()[0]
+        self._native.largest(self._logits_address, num_sampled, self._vocab_size, found)
+        return self.logits_SV
+
+    def _make_room(self, num_sampled: int) -> None:
+        """For so many samples, kept from one step to the next: fresh memory takes longer than what is done with it."""
+        self.logits_SV = torch.empty(num_sampled, self._vocab_size)
+        self._logits_address = self.logits_SV.data_ptr()
+        # -1 where a row is not finite.
+        self.likeliest_S = array("q", bytes(array("q").itemsize * num_sampled))
 
     def _prior_row(self, domain: int) -> int:
         # Of no domain is the last row of the prior's table, which -1 does not find in C.
         return domain if domain >= 0 or self._prior is None else self._prior.shape[0] - 1
 
-    def _step(self, columns: list[array[int]], numbers: _Numbers, logits_SV: Tensor) -> StepPlan:
-        prior, counts = self._prior, self._counts
+    def _step(self, columns: int, numbers: StepNumbers) -> StepPlan:
+        counts, num_tokens = self._counts, len(numbers.ids)
+        chosen, chosen_stride = (None, 0) if counts is None else counts.place_for(num_tokens)
         return StepPlan(
-            *(column.buffer_info()[0] for column in columns),
-            None if prior is None else prior.data_ptr(),
-            None if counts is None else counts.ids_LTK.data_ptr(),
-            logits_SV.data_ptr(),
-            numbers.num_tokens,
+            *numbers.addresses(columns),
+            self._prior_address,
+            chosen,
+            self._logits_address,
+            num_tokens,
             len(numbers.lengths),
             numbers.longest,
-            logits_SV.shape[0],
-            0 if prior is None else prior.stride(0),
-            0 if counts is None else counts.ids_LTK.stride(0),
+            len(numbers.sampled),
+            self._prior_stride,
+            chosen_stride,
         )
-
-
-class _Numbers:
-    """The whole numbers of a step, as `StepPlan` wants them."""
-
-    def __init__(self) -> None:
-        self._ids, self._positions, self._slots = array("q"), array("q"), array("q")
-        self._prior_rows, self._firsts, self.lengths = array("q"), array("q", [0]), array("q")
-        self._blocks: list[list[int]] = []
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens so far."""
-        return len(self._ids)
-
-    @property
-    def longest(self) -> int:
-        """Blocks of the longest sequence."""
-        return max(map(len, self._blocks))
-
-    def add(self, chunk: Chunk, prior_row: int) -> None:
-        """The tokens of one chunk, after those of all before it."""
-        own = chunk.sequence.block_ids
-        self._ids.extend(chunk.token_ids)
-        self._positions.extend(range(chunk.start, chunk.end))
-        for block in range(chunk.start // BLOCK_TOKENS, -(-chunk.end // BLOCK_TOKENS)):
-            first = max(chunk.start - block * BLOCK_TOKENS, 0)
-            end = min(chunk.end - block * BLOCK_TOKENS, BLOCK_TOKENS)
-            self._slots.extend(range(own[block] * BLOCK_TOKENS + first, own[block] * BLOCK_TOKENS + end))
-        self._prior_rows.extend([prior_row] * chunk.num_tokens)
-        self._firsts.append(self.num_tokens)
-        self.lengths.append(chunk.end)
-        self._blocks.append(own)
-
-    def columns(self, sampled: list[int]) -> list[array[int]]:
-        """In the order of `StepPlan`."""
-        tables, longest = array("q"), self.longest
-        for own in self._blocks:
-            tables.extend(own)
-            tables.extend([NULL_BLOCK] * (longest - len(own)))
-        # An address is wanted even of no number.
-        wanted = array("q", sampled or [0])
-        return [
-            self._ids,
-            self._positions,
-            self._slots,
-            self._prior_rows,
-            self._firsts,
-            self.lengths,
-            tables,
-            wanted,
-        ]

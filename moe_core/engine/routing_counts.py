@@ -41,13 +41,17 @@ class RoutingCounts:
             len(PHASES), num_domains + 1, num_layers, moe.num_experts, dtype=torch.int64, device=device
         )
         self._reach_PN2 = torch.zeros(len(PHASES), num_domains + 1, 2, dtype=torch.int64, device=device)
+        self._num_rows = num_domains + 1
         self._labels_NE = labels_NE.to(device)
         self._index_of = {layer: index for index, layer in enumerate(moe.moe_layers)}
-        # The choice of every expert layer in the step that runs; whoever computes the step fills it.
-        shape = (num_layers, max_batch_tokens, moe.num_places)
-        self.ids_LTK = torch.zeros(shape, dtype=torch.int64, device=device)
-        # Choices that are not added up yet: of the first tokens, whose rows of the table and domains are beside them.
+        # Choices that are not added up yet, of tokens whose rows of the table and domains are beside them; the second half
+        # is for the step that runs, unless that one's choices were written where they are kept.
+        self._most = max_batch_tokens
+        shape = (num_layers, 2 * max_batch_tokens, moe.num_places)
         self._kept_LTK = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._address, self._stride = self._kept_LTK.data_ptr(), self._kept_LTK.stride(0)
+        self._bytes_of_token = self._kept_LTK.stride(1) * self._kept_LTK.element_size()
+        self._step_at = max_batch_tokens
         self._rows: list[int] = []
         self._domains: list[int] = []
         self._layer_base_L11 = (torch.arange(num_layers, device=device) * moe.num_experts)[:, None, None]
@@ -70,6 +74,23 @@ class RoutingCounts:
         self._counts_PNLE.zero_()
         self._reach_PN2.zero_()
 
+    @property
+    def ids_LTK(self) -> Tensor:
+        """The choice of every expert layer in the step that runs, or ran last; who computes a step in torch fills it."""
+        return self._kept_LTK[:, self._step_at : self._step_at + self._most]
+
+    def set_apart(self) -> None:
+        """The next step's choices are written beside those that are kept, where a recording finds them too."""
+        self._step_at = self._most
+
+    def place_for(self, num_tokens: int) -> tuple[int, int]:
+        """Where a native step writes its choices, which is where they are kept: an address, and what lies between layers, in
+        numbers."""
+        if len(self._rows) + num_tokens > self._most:
+            self._add_up()
+        self._step_at = len(self._rows)
+        return self._address + self._step_at * self._bytes_of_token, self._stride
+
     def observe(self, layer: int, routing: Routing) -> None:
         """Keep one layer's choice until the step ends."""
         ids_TK = routing.expert_ids_TK
@@ -90,22 +111,26 @@ class RoutingCounts:
             self._count(chunks)
 
     def _count(self, chunks: Chunks[Chunk]) -> None:
-        places, rows, domains = [], [], []
-        num_rows = self._counts_PNLE.shape[1]
-        first = 0
+        places: list[int] = []
+        rows: list[int] = []
+        domains: list[int] = []
+        num_rows, first = self._num_rows, 0
         for chunk in chunks:
-            sequence = chunk.sequence
-            for position in range(max(chunk.start, sequence.num_counted_tokens), chunk.end):
-                phase = int(position >= sequence.num_prompt_tokens)
-                places.append(first + position - chunk.start)
-                rows.append(phase * num_rows + sequence.domain + 1)
-                domains.append(sequence.domain)
+            sequence, moved, end = chunk.sequence, first - chunk.start, chunk.end
+            begin = max(chunk.start, sequence.num_counted_tokens)
+            if begin < end:
+                # From here on it is the answer.
+                border = min(max(begin, sequence.num_prompt_tokens), end)
+                row = sequence.domain + 1
+                places += range(begin + moved, end + moved)
+                rows += [row] * (border - begin) + [num_rows + row] * (end - border)
+                domains += [sequence.domain] * (end - begin)
             first += chunk.num_tokens + chunk.num_rejected
-        if len(self._rows) + len(rows) > self._kept_LTK.shape[1]:
+        if len(self._rows) + len(rows) > self._most:
             self._add_up()
         start, end = len(self._rows), len(self._rows) + len(rows)
-        ids_LTK = self.ids_LTK[:, :first] if len(places) == first else self.ids_LTK[:, places]
-        self._kept_LTK[:, start:end] = ids_LTK
+        if self._step_at != start or len(places) != first:
+            self._kept_LTK[:, start:end] = self.ids_LTK[:, places]
         self._rows += rows
         self._domains += domains
 

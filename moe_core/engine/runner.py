@@ -80,7 +80,6 @@ class ModelRunner:
         if records(model.spec, self.device):
             self.graphs = DecodeGraphs(self.cache, model.dtype, max_batch_tokens, self._decode)
 
-    @torch.inference_mode()
     def run(self, chunks: Chunks[Chunk], *, counted: bool = True, one_by_one: bool = False) -> Tensor:
         """Float32 logits (B, V) of the chunks that want a sample, in their order; single tokens must come first.
 
@@ -88,28 +87,34 @@ class ModelRunner:
         kernels round by the number of rows that they see.
         """
         if one_by_one and len(chunks) > 1:
-            # A recording's logits are good until it runs again.
+            # A step's logits are good until the next one.
             return torch.cat([self._run([chunk], counted).clone() for chunk in chunks])
         return self._run(chunks, counted)
 
+    def likeliest(self, logits_BV: Tensor) -> Chunks[int] | None:
+        """Of the last step's logits the likeliest token of each row, -1 where it is not finite; None where nobody looked."""
+        native = self.native
+        return native.likeliest_S if native is not None and native.logits_SV is logits_BV else None
+
     def _run(self, chunks: Chunks[Chunk], counted: bool) -> Tensor:
-        logits_BV = self._quick(chunks)
-        if logits_BV is None:
+        # One native call makes no tensor that could want a gradient.
+        if self.native is not None and self.native.takes(chunks):
+            logits_BV = self.native.run(chunks)
+        else:
             logits_BV = self._in_torch(chunks)
         # Guesses are counted when it is known which were right: by `count`.
         if self.counts is not None and not any(chunk.drafts for chunk in chunks):
             self.counts.end_of_step(chunks, counted=counted)
         return logits_BV
 
-    def _quick(self, chunks: Chunks[Chunk]) -> Tensor | None:
-        """The logits of a step that is one native call, or recorded on the GPU; None where it is neither."""
-        if self.native is not None and self.native.takes(chunks):
-            return self.native.run(chunks)
-        if self.graphs is not None and self.graphs.takes(chunks):
-            return self.graphs.run(chunks)
-        return None
-
+    @torch.inference_mode()
     def _in_torch(self, chunks: Chunks[Chunk]) -> Tensor:
+        if self.counts is not None:
+            self.counts.set_apart()
+        if self.graphs is not None and self.graphs.takes(chunks):
+            recorded_BV = self.graphs.run(chunks)
+            if recorded_BV is not None:
+                return recorded_BV
         ids: list[int] = []
         for chunk in chunks:
             ids += chunk.token_ids

@@ -6,6 +6,7 @@ Shapes: B rows, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from moe_core.engine.sampling_params import SamplingParams
 from moe_core.engine.score_edits import ScoreEdits
 from moe_core.engine.sequence import Sequence
 from moe_core.errors import EngineError
+from moe_core.kernels.cpu.native import library
 
 # Below this the division would overflow before it changed the choice.
 MIN_TEMPERATURE = 1e-5
@@ -53,33 +55,43 @@ NOT_FINITE = Sample(
 )
 
 
-def sample(logits_BV: Tensor, sequences: Rows[Sequence]) -> list[Sample]:
-    """One token for each row; a row's choice is the same whatever the other rows are."""
-    logits_BV = logits_BV.float()
-    best_B, finite_B = _best_and_finite(logits_BV)
+def sample(logits_BV: Tensor, sequences: Rows[Sequence], best_B: Rows[int] | None = None) -> list[Sample]:
+    """One token for each row; a row's choice is the same whatever the other rows are.
+
+    `best_B` is the likeliest token of each row, -1 where it is not finite, for who knows it of float32 logits.
+    """
+    if best_B is None:
+        logits_BV = logits_BV.float()
+        best_B = _likeliest(logits_BV)
     samples = []
     for row, sequence in enumerate(sequences):
-        if not finite_B[row]:
+        params, token_id = sequence.sampling, best_B[row]
+        if token_id < 0:
             samples.append(NOT_FINITE)
             continue
-        params, token_id = sequence.sampling, best_B[row]
         if sequence.score_edits is not None:
             samples.append(_sample_edited(logits_BV[row], sequence, sequence.score_edits))
             continue
         if params.temperature >= MIN_TEMPERATURE:
             token_id = draw(logits_BV[row], params, uniform(params.seed, sequence.num_output_tokens))
-        samples.append(Sample(token_id, _logprob(logits_BV[row], token_id, params.num_logprobs)))
+        # A row is taken out only where it is looked at: that takes as long as all else that a greedy token needs here.
+        logprob = (
+            None if params.num_logprobs is None else _logprob(logits_BV[row], token_id, params.num_logprobs)
+        )
+        samples.append(Sample(token_id, logprob))
     return samples
 
 
-def _best_and_finite(logits_BV: Tensor) -> tuple[list[int], list[bool]]:
-    """Of each row the likeliest token, and whether all of it is finite: one sum finds NaN and infinity anywhere."""
-    if logits_BV.device.type != "cpu":
-        return logits_BV.argmax(-1).tolist(), torch.isfinite(logits_BV.sum(-1)).tolist()
-    # A row at a time as numpy does it takes a third of torch's time.
-    rows = logits_BV.detach().numpy()
-    with np.errstate(invalid="ignore", over="ignore"):
-        return rows.argmax(-1).tolist(), np.isfinite(rows.sum(-1)).tolist()
+def _likeliest(logits_BV: Tensor) -> Rows[int]:
+    """The likeliest token of each row, or -1 where not all of it is finite."""
+    native = library()
+    if native is None or logits_BV.device.type != "cpu" or not logits_BV.is_contiguous():
+        # One sum finds NaN and infinity anywhere.
+        best_B: list[int] = logits_BV.argmax(-1).where(torch.isfinite(logits_BV.sum(-1)), -1).tolist()
+        return best_B
+    found_B = array("q", bytes(8 * len(logits_BV)))
+    native.largest(logits_BV.data_ptr(), *logits_BV.shape, found_B.buffer_info()[0])
+    return found_B
 
 
 def _sample_edited(logits_V: Tensor, sequence: Sequence, edits: ScoreEdits) -> Sample:

@@ -118,6 +118,9 @@ class Scheduler:
         self._preempted = False
         self.num_steps += 1
         decodes = list(self._decode_chunks())
+        if len(decodes) == len(self.running) and not self.waiting:
+            # Nobody has a prompt, and nobody was preempted: who is waits.
+            return decodes
         limit = self._chunk_limit() if decodes else self.max_batch_tokens
         left = self.max_batch_tokens - len(decodes)
         if self.drafter is not None:

@@ -92,6 +92,18 @@ class Sequence:
         """Whether any of its tokens was computed for it, and not for another before."""
         return self.num_counted_tokens > self.num_reused_tokens
 
+    def timing_ms(self) -> dict[str, float | None]:
+        """Milliseconds since it arrived: until it left the queue, until its first token, until now."""
+        moments = {
+            "queue_ms": self.started_at,
+            "first_token_ms": self.first_token_at,
+            "total_ms": time.monotonic(),
+        }
+        return {
+            name: None if moment is None else round((moment - self.arrived_at) * 1000, 2)
+            for name, moment in moments.items()
+        }
+
     def block_hash(self, index: int) -> bytes:
         """The chain hash of the full block `index`."""
         while len(self._hashes) <= index:

@@ -14,7 +14,7 @@ from pathlib import Path
 from moe_core.kernels.cpu.build import library_path
 
 logger = logging.getLogger(__name__)
-ABI = 5
+ABI = 6
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 
@@ -60,6 +60,9 @@ class Library:
         self.checksum = library.turnout_checksum
         self.checksum.argtypes = [_POINTER, _LONG]
         self.checksum.restype = ctypes.c_uint64
+        self.largest = library.turnout_largest
+        self.largest.argtypes = [_POINTER, _LONG, _LONG, _POINTER]
+        self.largest.restype = None
         self.step = library.turnout_step
         self.step.argtypes = [_POINTER] * 2
         self.attend = library.turnout_attend

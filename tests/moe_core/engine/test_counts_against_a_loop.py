@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,6 +58,38 @@ def test_every_token_is_counted_once_for_each_of_its_experts(chunks: list[Any], 
         assert torch.equal(counts.reach_PN2, times * reach)
     counts.forget()
     assert not counts.counts_PNLE.any() and not counts.reach_PN2.any()
+
+
+def test_choices_written_where_they_are_kept_count_as_those_beside_them_do() -> None:
+    """As native steps and steps in torch write them, in turn, with more tokens than there is room for."""
+    native, beside = (RoutingCounts(MOE, LABELS, max_batch_tokens=16) for _ in range(2))
+    drawn = torch.Generator().manual_seed(2)
+    for turn in range(9):
+        for chunks in STEPS.values():
+            num_tokens = sum(one.num_tokens + one.num_rejected for one in chunks)
+            ids_LTK = torch.randint(-1, EXPERTS, (LAYERS, num_tokens, TOP_K), generator=drawn)
+            if turn % 3 == 1:
+                native.set_apart()
+            else:
+                write(ids_LTK, *native.place_for(num_tokens))
+            for counts in (beside, native) if turn % 3 == 1 else (beside,):
+                counts.ids_LTK[:, :num_tokens] = ids_LTK
+            assert torch.equal(native.ids_LTK[:, :num_tokens], ids_LTK)
+            native.end_of_step(chunks, counted=turn != 6)
+            beside.end_of_step(chunks, counted=turn != 6)
+        if turn == 4:
+            assert torch.equal(native.counts_PNLE, beside.counts_PNLE)
+    assert native.counts_PNLE.sum() > 500
+    assert torch.equal(native.counts_PNLE, beside.counts_PNLE)
+    assert torch.equal(native.reach_PN2, beside.reach_PN2)
+
+
+def write(ids_LTK: torch.Tensor, address: int, stride: int) -> None:
+    """As a kernel does: each layer's choices, one token after the other."""
+    for layer, ids_TK in enumerate(ids_LTK):
+        numbers = ids_TK.flatten().tolist()
+        place = ctypes.c_int64 * len(numbers)
+        place.from_address(address + 8 * stride * layer)[:] = numbers
 
 
 def plain(sequence: Any) -> Any:

@@ -254,3 +254,34 @@ def test_nan_reaches_only_its_own_sequence(monkeypatch) -> None:
     # The tied head makes logit 50 NaN for everybody; the rest tells the rows apart.
     assert logits[0].isnan().all()
     assert logits[1, :50].isfinite().all()
+
+
+def test_a_step_tells_the_likeliest_token_of_its_own_logits_and_of_no_others(monkeypatch) -> None:
+    model = build(SPECS["mixtral"])
+    engine = engine_of(model, monkeypatch)
+    run, runner = Run(engine), engine.runner
+    for number in (3, 4, 5):
+        run.submit([7, 8, number], 6, ignore_eos=True)
+    for num_rows in (3, 3, 2):
+        if num_rows < len(engine._sequences):
+            engine.cancel(next(iter(engine._sequences)))
+        run.step()
+        chunks = engine._plan()
+        logits = runner.run(chunks, counted=False)
+        assert list(runner.likeliest(logits)) == logits.argmax(-1).tolist()
+        assert len(logits) == num_rows
+        assert runner.likeliest(logits.clone()) is None
+    # Rows computed one by one are joined, and the last one's answer is not that of all.
+    assert runner.likeliest(runner.run(chunks, counted=False, one_by_one=True)) is None
+    native, runner.native = runner.native, None
+    assert runner.likeliest(logits) is None
+    runner.native = native
+
+
+def test_logits_are_written_where_those_of_the_step_before_were(monkeypatch) -> None:
+    engine = engine_of(build(SPECS["mixtral"]), monkeypatch)
+    run = Run(engine)
+    run.submit([7, 8, 3], 6, ignore_eos=True)
+    run.step()
+    first = engine.runner.run(engine._plan(), counted=False)
+    assert engine.runner.run(engine._plan(), counted=False) is first

@@ -94,7 +94,7 @@ const turnout::Ops& ops() {
 extern "C" {
 
 // Changes with every change of a signature below.
-TURNOUT_API int turnout_abi() { return 5; }
+TURNOUT_API int turnout_abi() { return 6; }
 
 TURNOUT_API const char* turnout_isa() {
   ops();
@@ -158,6 +158,10 @@ TURNOUT_API int64_t turnout_read_memory(const uint8_t* memory, int64_t bytes) { 
 
 TURNOUT_API float turnout_multiply_registers(int kind, int64_t units, int64_t rounds) {
   return ops().multiply_registers(kind, units, rounds);
+}
+
+TURNOUT_API void turnout_largest(const float* scores, int64_t rows, int64_t cols, int64_t* out) {
+  ops().largest(scores, rows, cols, out);
 }
 
 TURNOUT_API uint64_t turnout_checksum(const uint8_t* bytes, int64_t num_bytes) {

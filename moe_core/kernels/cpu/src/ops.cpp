@@ -2,6 +2,7 @@
 #include "ops.h"
 
 #include "attention.h"
+#include "largest.h"
 #include "limits.h"
 #include "linear.h"
 #include "mixture.h"
@@ -12,7 +13,7 @@
 namespace TURNOUT_ISA {
 
 extern const turnout::Ops kOps;
-const turnout::Ops kOps = {linear,   experts, mixture,       map,        map_heads,   look_up,            pack,
-                            quantise, attend,  attend_prompt, tiles_work, read_memory, multiply_registers, step};
+const turnout::Ops kOps = {linear,   experts, mixture,       map,     map_heads,  look_up,     pack,
+                            quantise, attend,  attend_prompt, largest, tiles_work, read_memory, multiply_registers, step};
 
 }  // namespace TURNOUT_ISA

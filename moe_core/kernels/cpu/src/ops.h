@@ -34,6 +34,8 @@ struct Ops {
   // The newest T tokens of one sequence of `length` over its paged keys and values, each seeing what is not after it.
   void (*attend_prompt)(const Heads& heads, const uint16_t* q, int64_t q_stride, const int64_t* table, uint16_t* out,
                         int64_t T, int64_t length);
+  // out[t] = the first of the largest of a row of scores, or -1 where any of it is not finite.
+  void (*largest)(const float* scores, int64_t rows, int64_t cols, int64_t* out);
   // 1 when products in tiles are right on this machine, 0 when they are not or the set has none.
   int (*tiles_work)();
   // Limits of the machine: bytes read once, and products in registers (24 of 64 bytes a round and unit).

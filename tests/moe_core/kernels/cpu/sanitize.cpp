@@ -212,6 +212,15 @@ static void rounded(int64_t rows, int64_t cols) {
       }
 }
 
+static void scores(int64_t rows, int64_t cols) {
+  Exact<float> values(rows * cols);
+  Exact<int64_t> best(rows);
+  for (int64_t i = 0; i < rows * cols; i++) values.get()[i] = static_cast<float>(chance() % 100);
+  values.get()[0] = std::numeric_limits<float>::infinity();
+  TURNOUT_ISA::kOps.largest(values.get(), rows, cols, best.get());
+  check(best.get()[0] == -1, "a row that is not finite has no largest");
+}
+
 int main() {
   for (int threads : {1, 3}) {
     turnout::Pool::instance().set_threads(threads);
@@ -222,6 +231,8 @@ int main() {
     rounded(1, 1);
     rounded(19, 45);
     rounded(3, 200);
+    scores(1, 1);
+    scores(5, 37);
     prompts(1, 1, 1, 1, 1);
     prompts(5, 37, 6, 2, 7);
     prompts(40, 64, 3, 3, 33);
