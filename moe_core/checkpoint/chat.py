@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
 
-from moe_core.checkpoint.chat_formats import FormatName, Named, Part, Role, Wording
+from moe_core.checkpoint.chat_formats import WORDINGS, FormatName, Named, Part, Role, Wording
 from moe_core.errors import SpecError
 from moe_core.spec.base import Spec
 
 MAX_MESSAGES = 4096
 MAX_CONTENT_CHARS = 2 * 1024 * 1024
+MAX_SYSTEM_CHARS = 10_000
 
 # Templates whose whole text is known: what stands before and after the default system prompt.
 _SMOLLM_HEAD = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
@@ -21,6 +23,7 @@ _SMOLLM_TAIL = (
     "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
     "'\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+_KIMI_SYSTEM = re.compile(r"<\|im_system\|>system<\|im_middle\|>([^'{}\\%<]+)<\|im_end\|>")
 
 
 class ChatMessage(Spec):
@@ -32,10 +35,16 @@ class ChatMessage(Spec):
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """The name of a format and the system prompt that stands in when none is given."""
+    """The name of a format, the system prompt that stands in when none is given, and whether the begin token comes first."""
 
     name: FormatName
     default_system: str | None = None
+    begins: bool = False
+
+    @property
+    def wording(self) -> Wording:
+        """How it is written."""
+        return WORDINGS[self.name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +59,50 @@ class ChatPiece:
         return any(low <= start < high for low, high in self.learnt)
 
 
-def recognise(template: str | None, has_chatml_tokens: bool) -> ChatFormat | None:
-    """The format that a template text stands for, compared as text; None when the model cannot chat."""
-    if not has_chatml_tokens:
-        return None
+def recognise(template: str | None, tokens: Collection[str], *, has_eos: bool = True) -> ChatFormat | None:
+    """The format that a template text stands for, compared as text; None when the model cannot chat.
+
+    `tokens` are the control tokens of the vocabulary. One with those of chatml means chatml, unless the template is that of
+    another format.
+    """
     # A line break may be written as itself or as an escape.
     template = (template or "").replace("\\n", "\n")
-    if template.startswith(_SMOLLM_HEAD) and template.endswith(_SMOLLM_TAIL):
+    begins = "bos_token" in template
+    words = in_one_spelling(template)
+    for name, wording in WORDINGS.items():
+        if wording.marks and (has_eos or not wording.needs_eos) and _fits(wording, words, tokens):
+            return ChatFormat(name, _default_system(name, template), begins)
+    if not WORDINGS["chatml"].tokens <= set(tokens):
+        return None
+    return ChatFormat("chatml", _default_system("chatml", template), begins)
+
+
+def in_one_spelling(template: str) -> str:
+    """A template's text with one kind of quotes, single blanks, tight braces and keys in brackets."""
+    words = re.sub(r"[ \t]+", " ", template.replace('"', "'")).replace(
+        "message.content", "message['content']"
+    )
+    return re.sub(r"\s*-?\}\}", "}}", re.sub(r"\{\{-?\s*", "{{", words))
+
+
+def _fits(wording: Wording, words: str, tokens: Collection[str]) -> bool:
+    return (
+        all(mark in words for mark in wording.marks)
+        and not any(mark in words for mark in wording.not_marks)
+        and all(token in tokens for token in wording.tokens)
+        and not any(token in tokens for token in wording.not_tokens)
+    )
+
+
+def _default_system(name: FormatName, template: str) -> str | None:
+    """The system prompt that a template puts where none is given, in the templates whose place for it is known."""
+    # Its dates are said even then.
+    system = "" if name == "llama3_1" else None
+    if name == "chatml" and template.startswith(_SMOLLM_HEAD) and template.endswith(_SMOLLM_TAIL):
         system = template[len(_SMOLLM_HEAD) : len(template) - len(_SMOLLM_TAIL)]
-        if not set(system) & set("'{}\\%"):
-            return ChatFormat("chatml", system)
-    return ChatFormat("chatml")
+    if name == "kimi" and (found := _KIMI_SYSTEM.search(template)):
+        system = found[1]
+    return None if system is None or set(system) & set("'{}\\%") or len(system) > MAX_SYSTEM_CHARS else system
 
 
 def parse_messages(messages: Sequence[ChatMessage | dict[str, str]]) -> list[ChatMessage]:
@@ -81,16 +123,31 @@ def pieces_of(
     wording: Wording, messages: Sequence[ChatMessage], add_generation_prompt: bool = False
 ) -> list[ChatPiece]:
     """The conversation as runs of text and control tokens."""
-    parts: list[tuple[Part, bool]] = [(part, False) for part in wording.begin]
-    for message in messages:
-        turn = wording.turns[message.role]
-        learnt = message.role == "assistant"
+    parts: list[tuple[Part, bool]] = []
+    turns = _arranged(wording, [(message.role, message.content) for message in messages])
+    for place, (role, content) in enumerate(turns, start=1):
+        turn, learnt = wording.turns[role], role == "assistant"
+        if learnt and place == len(turns) and wording.closing is not None:
+            turn = wording.closing
+        said = content.strip() if wording.strips else content
         parts += [(part, False) for part in turn.head]
-        parts += [(part, learnt) for part in (turn.lead + message.content, *turn.end)]
+        parts += [(part, learnt) for part in (turn.lead + said, *turn.end)]
         parts.append((turn.tail, False))
     if add_generation_prompt:
         parts += [(part, False) for part in wording.opening]
     return _joined(parts)
+
+
+def _arranged(wording: Wording, turns: list[tuple[Role, str]]) -> list[tuple[Role, str]]:
+    """The turns with the system's words where the format has them."""
+    system = "\n\n".join(content for role, content in turns if role == "system")
+    if wording.system == "turn" or not system:
+        return turns
+    others = [turn for turn in turns if turn[0] != "system"]
+    asked = next((place for place, (role, _) in enumerate(others) if role == "user"), None)
+    if wording.system == "front" or asked is None:
+        return [("system", system), *others]
+    return [*others[:asked], ("user", f"{system}\n\n{others[asked][1]}"), *others[asked + 1 :]]
 
 
 def _joined(parts: Sequence[tuple[Part, bool]]) -> list[ChatPiece]:

@@ -11,7 +11,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from moe_core.checkpoint.atomic import write_json
 from moe_core.checkpoint.chat import recognise
-from moe_core.checkpoint.chat_formats import IM_END, IM_START
 from moe_core.checkpoint.gguf_config import CONTROL_TOKEN, end_tokens
 from moe_core.checkpoint.gguf_header import GgufHead
 from moe_core.checkpoint.gguf_sentencepiece import sentencepiece_tokenizer
@@ -136,7 +135,7 @@ def config_from(said: Mapping[str, Any]) -> TokenizerConfig:
     tokens: list[str] = said.get("tokenizer.ggml.tokens", [])
     ends = [tokens[index] for index in end_tokens(said) if index < len(tokens)]
     template, kind = said.get("tokenizer.chat_template"), said.get("tokenizer.ggml.model")
-    chat = recognise(template if isinstance(template, str) else None, {IM_START, IM_END} <= set(tokens))
+    chat = recognise(template if isinstance(template, str) else None, set(tokens), has_eos=bool(ends))
     return TokenizerConfig(
         bos_token=_token(said, tokens, "bos"),
         eos_token=ends[0] if ends else None,
@@ -144,9 +143,7 @@ def config_from(said: Mapping[str, Any]) -> TokenizerConfig:
         pad_token=_token(said, tokens, "padding"),
         # llama.cpp begins SentencePiece prompts with it unless told otherwise.
         add_bos_token=said.get("tokenizer.ggml.add_bos_token", kind == SENTENCEPIECE) is True,
-        chat_format=None
-        if chat is None
-        else ChatFormatConfig(name=chat.name, default_system=chat.default_system),
+        chat_format=ChatFormatConfig.of(chat),
     )
 
 

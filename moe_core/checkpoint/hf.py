@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from moe_core.checkpoint.atomic import new_directory, write_json
 from moe_core.checkpoint.chat import recognise
-from moe_core.checkpoint.chat_formats import IM_END, IM_START
+from moe_core.checkpoint.chat_formats import THOUGHT
 from moe_core.checkpoint.files import parse_json_object, read_bytes, read_json_object
 from moe_core.checkpoint.gguf_config import END_TOKENS
 from moe_core.checkpoint.layout import CONFIG_FILE, MAX_CONFIG_BYTES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
@@ -81,9 +81,12 @@ def tokenizer_config_from(
     """Our closed subset out of whatever a tokenizer_config.json says; all else in it is left behind."""
     bos = _known(said.get("bos_token"), tokenizer)
     eos = _known(said.get("eos_token"), tokenizer)
-    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    added = tokenizer.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special}
     more = tuple(token for token in END_TOKENS if token in special and token != eos)
-    chat = recognise(template, {IM_START, IM_END} <= special)
+    # Tokens around thoughts may be said by users, too.
+    thought = {token.content for token in added} & set(THOUGHT)
+    chat = recognise(template, special | thought, has_eos=eos is not None)
     opening = tokenizer.encode("", add_special_tokens=True).ids
     return TokenizerConfig(
         bos_token=bos,
@@ -91,9 +94,7 @@ def tokenizer_config_from(
         more_eos_tokens=more if eos else (),
         pad_token=_known(said.get("pad_token"), tokenizer),
         add_bos_token=bos is not None and opening[:1] == [tokenizer.token_to_id(bos)],
-        chat_format=None
-        if chat is None
-        else ChatFormatConfig(name=chat.name, default_system=chat.default_system),
+        chat_format=ChatFormatConfig.of(chat),
     )
 
 

@@ -18,7 +18,7 @@ from moe_core.checkpoint.chat import (
     pieces_of,
     with_default_system,
 )
-from moe_core.checkpoint.chat_formats import PLAIN, PLAIN_WITHOUT_EOS, WORDINGS, Control, Named
+from moe_core.checkpoint.chat_formats import PLAIN, PLAIN_WITHOUT_EOS, Control
 from moe_core.checkpoint.files import parse_json_object, read_bytes, read_json_object
 from moe_core.checkpoint.layout import MAX_CONFIG_BYTES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from moe_core.checkpoint.stream import Spelling, StreamDecoder
@@ -91,10 +91,11 @@ class Tokenizer:
 
         Raises SpecError when the messages are not a conversation or the model has no chat format.
         """
-        if self.chat_format is None:
+        chat = self.chat_format
+        if chat is None or chat.wording.is_for_logs_only:
             raise SpecError("this model has no chat format; send a prompt instead of messages")
-        turns = with_default_system(self.chat_format, parse_messages(messages))
-        return self._tokens(pieces_of(WORDINGS[self.chat_format.name], turns, add_generation_prompt)).ids
+        turns = with_default_system(chat, parse_messages(messages))
+        return self._tokens(pieces_of(chat.wording, turns, add_generation_prompt), chat.begins).ids
 
     def log_tokens(self, messages: Sequence[Message]) -> ChatTokens:
         """A conversation of the logs as ids, with the mask of what the assistant is trained to say.
@@ -102,13 +103,15 @@ class Tokenizer:
         It is written as it is, without a default system prompt: in the model's chat format, or as plain paragraphs
         (`chat_formats.PLAIN`) where it has none. Raises SpecError when the messages are not a conversation.
         """
+        turns, chat = parse_messages(messages), self.chat_format
+        if chat is not None:
+            return self._tokens(pieces_of(chat.wording, turns), chat.begins)
         plain = PLAIN if self.eos_ids else PLAIN_WITHOUT_EOS
-        wording = plain if self.chat_format is None else WORDINGS[self.chat_format.name]
-        return self._tokens(pieces_of(wording, parse_messages(messages)))
+        return self._tokens(pieces_of(plain, turns), self.config.add_bos_token)
 
-    def _tokens(self, pieces: Sequence[ChatPiece]) -> ChatTokens:
-        ids: list[int] = []
-        learnt: list[bool] = []
+    def _tokens(self, pieces: Sequence[ChatPiece], begins: bool) -> ChatTokens:
+        ids = [self.bos_id] if begins and self.bos_id is not None else []
+        learnt = [False] * len(ids)
         for piece in pieces:
             piece_ids, starts = self._piece(piece)
             ids += piece_ids
@@ -120,15 +123,9 @@ class Tokenizer:
         if isinstance(piece.part, str):
             encoding = self._plain.encode(piece.part, add_special_tokens=False)
             return encoding.ids, [start for start, _ in encoding.offsets]
-        token = self._control(piece.part)
-        return ([], []) if token is None else ([token], [0])
-
-    def _control(self, part: Control | Named) -> int | None:
-        if isinstance(part, Control):
-            return self._needed(part.text)
-        if part is Named.EOS:
-            return self.eos_ids[0] if self.eos_ids else None
-        return self.bos_id if self.config.add_bos_token else None
+        if isinstance(piece.part, Control):
+            return [self._needed(piece.part.text)], [0]
+        return list(self.eos_ids[:1]), [0] * len(self.eos_ids[:1])
 
     def stream(self) -> StreamDecoder:
         """A decoder for one answer, token by token; control tokens give no text."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from moe_core.checkpoint.chat import ChatFormat
+from moe_core.checkpoint.chat import MAX_SYSTEM_CHARS, ChatFormat
 from moe_core.checkpoint.chat_formats import FormatName
 from moe_core.spec.base import Spec
 
@@ -17,7 +17,15 @@ class ChatFormatConfig(Spec):
     """Which of our formats a model was trained to chat in."""
 
     name: FormatName = "chatml"
-    default_system: Annotated[str, Field(max_length=10_000)] | None = None
+    default_system: Annotated[str, Field(max_length=MAX_SYSTEM_CHARS)] | None = None
+    begins: bool = False
+
+    @classmethod
+    def of(cls, chat: ChatFormat | None) -> Self | None:
+        """What is written for a format that was recognised."""
+        if chat is None:
+            return None
+        return cls(name=chat.name, default_system=chat.default_system, begins=chat.begins)
 
 
 class TokenizerConfig(Spec):
@@ -36,4 +44,5 @@ class TokenizerConfig(Spec):
         """The chat format to use, or None."""
         if self.chat_format is None:
             return None
-        return ChatFormat(self.chat_format.name, self.chat_format.default_system)
+        said = self.chat_format
+        return ChatFormat(said.name, said.default_system, said.begins)

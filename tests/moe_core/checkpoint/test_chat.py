@@ -6,6 +6,7 @@ import pytest
 
 from moe_core.checkpoint.chat import ChatFormat, recognise
 
+CHATML = {"<|im_start|>", "<|im_end|>"}
 SMOLLM = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
     "SYSTEM<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
@@ -15,7 +16,7 @@ SMOLLM = (
 
 @pytest.mark.parametrize("template", [SMOLLM, SMOLLM.replace("\n", "\\n")])
 def test_a_known_template_gives_its_default_system_prompt(template: str) -> None:
-    known = recognise(template.replace("SYSTEM", "You are kind."), has_chatml_tokens=True)
+    known = recognise(template.replace("SYSTEM", "You are kind."), CHATML)
     assert known == ChatFormat("chatml", "You are kind.")
 
 
@@ -32,8 +33,8 @@ def test_a_known_template_gives_its_default_system_prompt(template: str) -> None
     ],
 )
 def test_any_other_template_is_left_aside(template: str | None) -> None:
-    assert recognise(template, has_chatml_tokens=True) == ChatFormat("chatml", None)
+    assert recognise(template, CHATML) == ChatFormat("chatml", None)
 
 
 def test_without_the_tokens_of_a_format_a_model_cannot_chat() -> None:
-    assert recognise(SMOLLM, has_chatml_tokens=False) is None
+    assert recognise(SMOLLM, set()) is None
