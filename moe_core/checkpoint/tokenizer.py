@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
@@ -46,6 +48,7 @@ class Tokenizer:
         data = parse_json_object(raw, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
         check_tokenizer_json(data)
         self._spelling = Spelling.of(data)
+        self._has_first_space = bool(_first_spaces(data.get("pre_tokenizer")))
         self.config = TokenizerConfig.parse(
             read_json_object(directory / TOKENIZER_CONFIG_FILE, MAX_CONFIG_BYTES)
         )
@@ -64,6 +67,18 @@ class Tokenizer:
     def _honouring(self) -> RustTokenizer:
         """Made when it is first asked for: serving never does, and a large vocabulary takes a tenth of a second."""
         return _build(self._raw)
+
+    @cached_property
+    def _inside(self) -> RustTokenizer:
+        """The plain reading for text behind a control token, where SentencePiece may put no space first."""
+        if not self._has_first_space:
+            return self._plain
+        data = parse_json_object(self._raw, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
+        for part in _first_spaces(data["pre_tokenizer"]):
+            part["prepend_scheme"] = "never"
+        tokenizer = _build(json.dumps(data).encode())
+        tokenizer.encode_special_tokens = True
+        return tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -106,22 +121,24 @@ class Tokenizer:
         turns, chat = parse_messages(messages), self.chat_format
         if chat is not None:
             return self._tokens(pieces_of(chat.wording, turns), chat.begins)
-        plain = PLAIN if self.eos_ids else PLAIN_WITHOUT_EOS
-        return self._tokens(pieces_of(plain, turns), self.config.add_bos_token)
+        pieces = pieces_of(PLAIN if self.eos_ids else PLAIN_WITHOUT_EOS, turns)
+        # As `encode` reads a prompt: its begin token does not stand in the text.
+        return self._tokens(pieces, self.config.add_bos_token, is_in_text=False)
 
-    def _tokens(self, pieces: Sequence[ChatPiece], begins: bool) -> ChatTokens:
+    def _tokens(self, pieces: Sequence[ChatPiece], begins: bool, *, is_in_text: bool = True) -> ChatTokens:
         ids = [self.bos_id] if begins and self.bos_id is not None else []
         learnt = [False] * len(ids)
-        for piece in pieces:
-            piece_ids, starts = self._piece(piece)
+        is_start = not ids or not is_in_text
+        for place, piece in enumerate(pieces):
+            piece_ids, starts = self._piece(piece, self._plain if is_start and place == 0 else self._inside)
             ids += piece_ids
             learnt += map(piece.learns, starts)
         return ChatTokens(ids, learnt)
 
-    def _piece(self, piece: ChatPiece) -> tuple[list[int], list[int]]:
+    def _piece(self, piece: ChatPiece, reading: RustTokenizer) -> tuple[list[int], list[int]]:
         """Ids of a piece and the character at which each starts."""
         if isinstance(piece.part, str):
-            encoding = self._plain.encode(piece.part, add_special_tokens=False)
+            encoding = reading.encode(piece.part, add_special_tokens=False)
             return encoding.ids, [start for start, _ in encoding.offsets]
         if isinstance(piece.part, Control):
             return [self._needed(piece.part.text)], [0]
@@ -164,6 +181,14 @@ class Tokenizer:
                 f"{TOKENIZER_FILE}: has no token {token!r}, which {TOKENIZER_CONFIG_FILE} names"
             )
         return token_id
+
+
+def _first_spaces(part: Any) -> list[dict[str, Any]]:
+    """The parts of a pre-tokenizer that put a space before the first word of a text alone."""
+    if not isinstance(part, dict):
+        return []
+    inner = [found for child in part.get("pretokenizers", ()) for found in _first_spaces(child)]
+    return [part, *inner] if part.get("prepend_scheme") == "first" else inner
 
 
 def _build(raw: bytes) -> RustTokenizer:

@@ -63,6 +63,8 @@ class Case:
     lead: str = ""
     end: str = ""
     is_sentencepiece: bool = False
+    # SentencePiece's first space before the first word of a text alone, as transformers 5 saves it.
+    prepends_first: bool = False
     strips: bool = False
 
 
@@ -128,7 +130,7 @@ HARMONY_CASE = Case(
 
 def rust_tokenizer(case: Case) -> RustTokenizer:
     """Bytes or SentencePiece's spelling, with a few pieces that reach over the borders of heads and messages."""
-    tokenizer = _sentencepiece() if case.is_sentencepiece else _bytes()
+    tokenizer = _sentencepiece(case.prepends_first) if case.is_sentencepiece else _bytes()
     tokenizer.add_special_tokens([_added(text, special=True) for text in dict.fromkeys(case.control)])
     tokenizer.add_tokens([_added(text, special=False) for text in case.thoughts])
     return tokenizer
@@ -160,12 +162,15 @@ def _bytes() -> RustTokenizer:
     return tokenizer
 
 
-def _sentencepiece() -> RustTokenizer:
+def _sentencepiece(prepends_first: bool) -> RustTokenizer:
     pairs = [("▁", "["), ("▁", "H"), ("▁", "▁")]
     pieces = ["<unk>", "▁", *map(chr, range(33, 127)), *(f"<0x{byte:02X}>" for byte in range(256))]
     model = models.BPE(_merged(pieces, pairs), pairs, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     tokenizer = RustTokenizer(model)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    if prepends_first:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    else:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(parts)
     return tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,24 @@ def test_a_conversation_has_the_ids_of_the_template(name: str, talk: Talk, tmp_p
     assert tokenizer.chat_format is not None and tokenizer.chat_format.name == name
     assert tokenizer.format_chat(talk[:-1]) == their_ids(case, talk[:-1], asks=True)
     assert tokenizer.format_chat(talk, add_generation_prompt=False) == their_ids(case, talk)
+
+
+@pytest.mark.parametrize("name", ["mistral", "mistral_spaced"])
+def test_a_first_space_stands_at_the_start_of_the_text_alone(name: str, tmp_path: Path) -> None:
+    case = replace(CASES[name], prepends_first=True)
+    tokenizer = chat_tokenizer(case, tmp_path, case.template)
+    for talk in TALKS:
+        assert tokenizer.log_tokens(talk).ids == their_ids(case, talk)
+
+
+def test_plain_logs_begin_as_a_prompt_does(tmp_path: Path) -> None:
+    case = replace(CASES["mistral"], prepends_first=True)
+    tokenizer = chat_tokenizer(case, tmp_path, None)
+    ids = tokenizer.log_tokens(TALKS[2]).ids
+    end = tokenizer.eos_ids[0]
+    begin = tokenizer.encode("User:  Hello?\n\n\nAssistant: Hi there\n")
+    assert ids[: len(begin) + 1] == [*begin, end]
+    assert tokenizer.token_text(ids[len(begin) + 1]) == "U"
 
 
 @pytest.mark.parametrize("name", CASES)
