@@ -300,6 +300,10 @@ CORE = Sentences(
             "domain '{domain}' would lose {loss} nats; at most {most} are allowed. Choose other experts or raise "
             "max_loss_increase"
         ),
+        "domain_loss_not_finite": (
+            "the loss of domain '{domain}' is {before} before and {after} after, and no limit can be held against that; "
+            "start from a sound copy of the model"
+        ),
         "other_shape": "the model of domain '{domain}' has another shape than that of '{first}'",
         "decoders_only": (
             "{model} is not a decoder; of the operations on experts only quantise and dequantise are for encoder–decoders"

@@ -8,6 +8,7 @@ Source: Lu et al. 2024, "Not All Experts are Equal" (removal); Li et al. 2024, "
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -202,12 +203,17 @@ def _check_apart(first_LG: list[list[int]], second_LG: list[list[int]]) -> None:
 def _check_loss(report: dict[str, Any], at_most: float | None) -> None:
     if at_most is None:
         return
-    if "loss_change" not in report:
+    change = report.get("loss_change")
+    if not change:
         raise SpecError.of("loss_unmeasured")
-    worst = max(report["loss_change"], key=report["loss_change"].__getitem__)
-    if report["loss_change"][worst] > at_most:
-        loss = f"{report['loss_change'][worst]:.4f}"
-        raise SpecError.of("domain_loses", domain=worst, loss=loss, most=at_most)
+    # No comparison with NaN is true, so that it would pass any limit.
+    for domain in change:
+        before, after = report["loss_before"][domain], report["loss_after"][domain]
+        if not math.isfinite(before) or not math.isfinite(after):
+            raise SpecError.of("domain_loss_not_finite", domain=domain, before=before, after=after)
+    worst = max(change, key=change.__getitem__)
+    if change[worst] > at_most:
+        raise SpecError.of("domain_loses", domain=worst, loss=f"{change[worst]:.4f}", most=at_most)
 
 
 def _usage(

@@ -80,6 +80,10 @@ OPERATIONS: Mapping[str, str] = {
         "The domain “%(domain)s” would lose %(loss)s nats; at most %(most)s are allowed. Choose other experts or "
         "allow more."
     ),
+    "domain_loss_not_finite": gettext_noop(
+        "The loss of the domain “%(domain)s” is %(before)s before and %(after)s after, and no limit can be held against "
+        "that; start from a sound version."
+    ),
     "other_shape": gettext_noop(
         "The version of the domain “%(domain)s” has another shape than that of “%(first)s”."
     ),
