@@ -92,9 +92,9 @@ _FAMILIES: dict[str, dict[str, object]] = {
 FAMILIES = tuple(_FAMILIES)
 
 
-def tiny_family(family: str) -> ModelSpec:
-    """A tiny member of a family, by the keys of its own config.json."""
-    return spec_of({"model_type": family, **_SHAPE, **_FAMILIES[family]})
+def tiny_family(family: str, **keys: object) -> ModelSpec:
+    """A tiny member of a family, by the keys of its own config.json and the given ones."""
+    return spec_of({"model_type": family, **_SHAPE, **_FAMILIES[family], **keys})
 
 
 _SEQ2SEQ: dict[str, dict[str, object]] = {

@@ -85,7 +85,8 @@ def _keys(spec: ModelSpec) -> dict[str, Any]:
         "num_local_experts": moe.num_experts,
         "num_experts_per_tok": moe.top_k,
         "attention_bias": kind.qkv_bias,
-        "sliding_window": kind.sliding_window,
+        # transformers makes a window's mask even where no layer has one, and cannot without a number.
+        "sliding_window": kind.sliding_window or GptOssConfig.model_fields["sliding_window"].default,
         "layer_types": [
             "sliding_attention" if layer in sliding else "full_attention"
             for layer in range(spec.num_hidden_layers)
