@@ -6,6 +6,7 @@ Shapes: B batch, S sequence.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from operator import index
 from typing import Any
 
@@ -17,13 +18,15 @@ from moe_core.spec import ModelSpec
 
 
 def check_ids(ids_BS: Any, vocab_size: int) -> None:
-    """Raise InputError unless these are token ids: an integer tensor (B, S) with values from 0 to vocab_size - 1."""
+    """Raise InputError unless these are token ids: a tensor (B, S) of int64 or int32 from 0 to vocab_size - 1."""
     if not isinstance(ids_BS, Tensor):
         raise InputError(
             f"input_ids must be a tensor of integers (B, S), not {type(ids_BS).__name__}; give torch.tensor([[...]])"
         )
-    if ids_BS.is_floating_point() or ids_BS.is_complex() or ids_BS.dtype is torch.bool:
-        raise InputError(f"input_ids has dtype {ids_BS.dtype}; token ids are integers, such as torch.int64")
+    if ids_BS.dtype not in (torch.int64, torch.int32):
+        raise InputError(
+            f"input_ids has dtype {ids_BS.dtype}; token ids are integers of torch.int64 or torch.int32: give ids.long()"
+        )
     if ids_BS.dim() != 2:
         shape = tuple(ids_BS.shape)
         raise InputError(f"input_ids has shape {shape}; give (batch, sequence): for one text ids[None]")
@@ -42,7 +45,7 @@ def check_length(num_tokens: int, spec: ModelSpec) -> None:
 
 
 def checked_prompt(ids: Sequence[int] | Tensor, max_new_tokens: int, vocab_size: int) -> list[int]:
-    """A prompt as a list of token ids. Raises InputError when it is none, or the number of new tokens is negative."""
+    """A prompt as a list of token ids. Raises InputError when it is none, or the number of new tokens is no whole one."""
     if isinstance(ids, Tensor) and ids.dim() != 1:
         raise InputError(
             f"a prompt is one text, and this has shape {tuple(ids.shape)}; give ids[0], text by text"
@@ -56,8 +59,8 @@ def checked_prompt(ids: Sequence[int] | Tensor, max_new_tokens: int, vocab_size:
         ) from error
     if not prompt:
         raise InputError("the prompt has no token; give at least one, such as the model's bos_token_id")
-    if max_new_tokens < 0:
-        raise InputError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
+        raise InputError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number, 0 or more")
     _check_range(min(prompt), max(prompt), vocab_size)
     return prompt
 

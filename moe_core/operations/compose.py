@@ -39,7 +39,7 @@ from moe_core.operations.parts import (
     rebuilt,
     tensors_of,
 )
-from moe_core.operations.prompts import Prompts
+from moe_core.operations.prompts import Prompts, check_prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec import MoeSpec
 from moe_core.spec.operations import ComposeSpec
@@ -62,6 +62,7 @@ def compose(
     prompts.
     """
     check_spec(spec, ComposeSpec)
+    check_prompts(prompts)
     _check(models, spec, prompts)
     composed = rebuilt(models[0], foretold(models[0], spec))
     trunk = _join_trunks(composed, models, spec.trunk)

@@ -30,7 +30,7 @@ from moe_core.operations.edit import ALIGNMENT_TOKENS, router_inputs
 from moe_core.operations.learning import check_next_tokens, mean_counted, train
 from moe_core.operations.measure import compare, loads, loss_by_domain, next_token_losses
 from moe_core.operations.parts import check_spec, foretold, moe_part, per_expert, rebuilt
-from moe_core.operations.prompts import Prompts
+from moe_core.operations.prompts import Prompts, check_prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers import Routing
 from moe_core.spec import MoeSpec
@@ -55,6 +55,8 @@ def distil(
     larger than the teacher and for prompts of one token, NonFiniteLoss when learning fails.
     """
     check_spec(spec, DistilSpec)
+    check_prompts(prompts)
+    check_prompts(measured_on, or_none=True)
     check_next_tokens(prompts)
     # What cannot be is told before anything is computed.
     foretold(teacher, spec)

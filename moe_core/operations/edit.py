@@ -28,7 +28,7 @@ from moe_core.operations.parts import (
     spec_with,
     with_experts,
 )
-from moe_core.operations.prompts import Prompts
+from moe_core.operations.prompts import Prompts, check_prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec import MoeSpec
 from moe_core.spec.demands import groups_of, spread
@@ -47,6 +47,7 @@ def preview_removal(
 ) -> dict[str, Any]:
     """What removing would cost, measured on the model as it would be made; the given one is not touched."""
     check_spec(spec, RemoveExpertSpec)
+    check_prompts(prompts)
     experts = _to_remove(model, spec, prompts, watch)
     return {"experts": _told(experts), **compare(model, _removed(model, experts), prompts, watch=watch)}
 
@@ -76,6 +77,7 @@ def remove_expert(
     left, when of the halves of an expert some would be left behind, or when a domain would lose more than is allowed.
     """
     check_spec(spec, RemoveExpertSpec)
+    check_prompts(prompts, or_none=True)
     experts = _to_remove(model, spec, prompts, watch)
     report: dict[str, Any] = {"kind": spec.kind, "experts": _told(experts), "keeps_function": False}
     removed = _removed(model, experts)
@@ -96,6 +98,7 @@ def merge_experts(
     second's. Raises SpecError as removal does.
     """
     check_spec(spec, MergeExpertsSpec)
+    check_prompts(prompts, or_none=True)
     told = foretold(model, spec)
     moe = moe_part(model)
     first, second = (

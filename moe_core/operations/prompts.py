@@ -34,6 +34,7 @@ class Prompts:
     @classmethod
     def of(cls, by_domain: Mapping[str, Sequence[Sequence[int]]]) -> Prompts:
         """Prompts from lists of token ids; raises SpecError for a domain or a prompt that is empty, and for text."""
+        _check_by_domain(by_domain)
         for code, prompts in by_domain.items():
             for prompt in prompts:
                 _check_ids(code, prompt)
@@ -93,6 +94,27 @@ class Prompts:
     def real_T(self) -> Tensor:
         """(T,) bool: no padding."""
         return self.real_NS.flatten()
+
+
+def check_prompts(prompts: object, *, or_none: bool = False) -> None:
+    """Raise SpecError for what are no prompts; with `or_none` there may be none."""
+    if not isinstance(prompts, Prompts) and not (or_none and prompts is None):
+        raise SpecError(
+            f"an operation takes its texts as Prompts, not a {type(prompts).__name__}; tokenize them and make some with "
+            "Prompts.of({'domain': [[5, 6], [7]]})"
+        )
+
+
+def _check_by_domain(by_domain: object) -> None:
+    if not isinstance(by_domain, Mapping):
+        raise SpecError(
+            f"prompts are given by domain, as {{'law': [[5, 6], [7]]}}, and not as {repr(by_domain)[:40]}; name a domain"
+        )
+    for code, prompts in by_domain.items():
+        if not isinstance(prompts, Sequence):
+            raise SpecError(
+                f"domain {code!r} has no list of prompts but {repr(prompts)[:40]}; give a list of lists of token ids"
+            )
 
 
 def _check_ids(code: str, prompt: object) -> None:

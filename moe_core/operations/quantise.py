@@ -28,7 +28,7 @@ from moe_core.model.seq2seq import EncoderDecoder
 from moe_core.operations import packed_bytes
 from moe_core.operations.measure import compare
 from moe_core.operations.parts import check_spec, foretold, moe_part, rebuilt, tensors_of
-from moe_core.operations.prompts import Prompts
+from moe_core.operations.prompts import Prompts, check_prompts
 from moe_core.operations.quantise_seq2seq import dequantise_seq2seq, quantise_seq2seq
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec.operations import DequantiseSpec, QuantiseSpec
@@ -64,6 +64,7 @@ def quantise(
         if prompts is not None:
             raise SpecError("prompts are measured on decoders; quantise an encoder–decoder without them")
         return quantise_seq2seq(model, spec, watch)
+    check_prompts(prompts, or_none=True)
     packed = pack(model, spec, watch)
     errors: list[dict[str, float]] = []
     for old, new in zip(model.moe_layers(), packed.moe_layers(), strict=True):

@@ -23,7 +23,7 @@ from moe_core.operations.grow import add_expert, release_twins
 from moe_core.operations.learning import check_next_tokens, learn_rows, mean_loss
 from moe_core.operations.measure import compare, hidden_of, listening, loads
 from moe_core.operations.parts import check_spec, foretold, moe_part
-from moe_core.operations.prompts import Prompts
+from moe_core.operations.prompts import Prompts, check_prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec.operations import AddExpertSpec, ReleaseTwinsSpec, SpecialiseCloneSpec
 
@@ -41,6 +41,8 @@ def specialise_clone(
     prompts, and for a model in which a hash chooses between other twins.
     """
     check_spec(spec, SpecialiseCloneSpec)
+    check_prompts(prompts)
+    check_prompts(measured_on, or_none=True)
     foretold(model, spec)
     moe = moe_part(model)
     mine = prompts.take(prompts.of_domain(spec.domain))

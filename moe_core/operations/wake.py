@@ -29,7 +29,7 @@ from moe_core.operations.learning import check_next_tokens, learn_rows, mean_los
 from moe_core.operations.measure import compare, listening, loads
 from moe_core.operations.parts import check_spec, foretold, moe_part, rebuilt
 from moe_core.operations.picking import BIASES, leads, pick_scores, raise_bias
-from moe_core.operations.prompts import Prompts
+from moe_core.operations.prompts import Prompts, check_prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec import MoeSpec
 from moe_core.spec.demands import spread
@@ -52,6 +52,8 @@ def wake_expert(
     prompts learnt from). Raises SpecError where every expert is always chosen, and for twins, which share their tokens.
     """
     check_spec(spec, WakeExpertSpec)
+    check_prompts(prompts)
+    check_prompts(measured_on, or_none=True)
     foretold(model, spec)
     moe = moe_part(model)
     check_next_tokens(prompts)

@@ -39,6 +39,11 @@ def directory(model: Decoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (torch.tensor([1, 2]), r"has shape \(2,\); give \(batch, sequence\)"),
         (torch.tensor([[1.0]]), "dtype torch.float32; token ids are integers"),
         (torch.tensor([[True]]), "dtype torch.bool"),
+        (
+            torch.tensor([[1, 2]]).byte(),
+            r"dtype torch.uint8; .* torch.int64 or torch.int32: give ids.long\(\)",
+        ),
+        (torch.tensor([[1, 2]], dtype=torch.int16), "dtype torch.int16"),
         ([[1, 2]], "not list; give torch.tensor"),
         (torch.zeros(1, 129, dtype=torch.long), r"129 tokens are more than the model's 128 positions"),
     ],
@@ -61,6 +66,9 @@ def test_a_batch_of_nothing_has_logits_of_nothing(model: Decoder) -> None:
         ([500], 4, "token id 500"),
         (torch.tensor([[5, 6]]), 4, r"shape \(1, 2\); give ids\[0\]"),
         ([5], -1, "max_new_tokens is -1"),
+        ([5], 2.5, "max_new_tokens is 2.5; it must be a whole number, 0 or more"),
+        ([5], None, "max_new_tokens is None; it must be a whole number"),
+        ([5], "4", "max_new_tokens is '4'; it must be a whole number"),
         ([5] * 100, 29, "129 tokens are more than the model's 128 positions"),
         ("12", 4, "not '12'; encode text"),
         ([1.7, 2], 4, r"whole numbers, and not \[1.7, 2\]"),
@@ -68,7 +76,7 @@ def test_a_batch_of_nothing_has_logits_of_nothing(model: Decoder) -> None:
         (5, 4, "whole numbers"),
     ],
 )
-def test_generation_refuses_what_is_no_prompt(model: Decoder, ids: Any, count: int, complaint: str) -> None:
+def test_generation_refuses_what_is_no_prompt(model: Decoder, ids: Any, count: Any, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         model.generate(ids, count)
 

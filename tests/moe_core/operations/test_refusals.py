@@ -30,7 +30,9 @@ from moe_core.operations import (
 from moe_core.operations.prompts import Prompts
 from moe_core.spec import foresee
 from moe_core.spec.operations import (
+    ComposeSpec,
     DistilSpec,
+    MergeExpertsSpec,
     QuantiseSpec,
     RemoveExpertSpec,
     SpecialiseCloneSpec,
@@ -45,6 +47,41 @@ from tests.moe_core.operations.models import mixture, some_prompts
 def test_prompts_that_are_not_token_ids_are_refused(prompt: Any) -> None:
     with pytest.raises(SpecError, match="domain 'law' .*not a list of token ids.*tokenize it first"):
         Prompts.of({"law": [prompt]})
+
+
+@pytest.mark.parametrize("plain", [[[1, 2]], None, "hello", 5])
+def test_prompts_without_a_domain_are_refused(plain: Any) -> None:
+    with pytest.raises(SpecError, match="prompts are given by domain, as .*; name a domain"):
+        Prompts.of(plain)
+
+
+@pytest.mark.parametrize("plain", [5, None, torch.tensor([[1, 2]])])
+def test_a_domain_without_a_list_of_prompts_is_refused(plain: Any) -> None:
+    with pytest.raises(SpecError, match="domain 'law' has no list of prompts but .*; give a list of lists"):
+        Prompts.of({"law": plain})
+
+
+MEASURING: list[tuple[Callable[[Any], Any], bool]] = [
+    (lambda prompts: remove_expert(mixture(), RemoveExpertSpec(expert=1), prompts), True),
+    (lambda prompts: preview_removal(mixture(), RemoveExpertSpec(expert=1), prompts), False),
+    (lambda prompts: merge_experts(mixture(), MergeExpertsSpec(first=0, second=1), prompts), True),
+    (lambda prompts: quantise(mixture(), QuantiseSpec(), prompts), True),
+    (lambda prompts: distil(mixture(), DistilSpec(num_experts=2, steps=1), prompts), False),
+    (
+        lambda prompts: distil(mixture(), DistilSpec(num_experts=2, steps=1), some_prompts(), prompts),
+        True,
+    ),
+    (lambda prompts: wake_expert(mixture(), WakeExpertSpec(expert=1, steps=1), prompts), False),
+    (lambda prompts: specialise_clone(mixture(), SpecialiseCloneSpec(domain="law", steps=1), prompts), False),
+    (lambda prompts: compose([mixture()] * 2, ComposeSpec(domains=("law", "code")), prompts), False),
+]
+
+
+@pytest.mark.parametrize(("act", "takes_none"), MEASURING)
+def test_what_are_no_prompts_is_refused(act: Callable[[Any], Any], takes_none: bool) -> None:
+    for plain in ("hello", {"law": [[1, 2]]}, [[1, 2]], *(() if takes_none else (None,))):
+        with pytest.raises(SpecError, match=rf"as Prompts, not a {type(plain).__name__}; .* Prompts\.of"):
+            act(plain)
 
 
 LONG = Prompts.of({"law": [[5] * 300], "code": [[6] * 20]})
@@ -127,7 +164,9 @@ OF_THE_LIBRARY = {
     ("parts.py", "with_experts"),
     ("metrics.py", "margins"),
     ("metrics.py", "_common_T"),
+    ("prompts.py", "_check_by_domain"),
     ("prompts.py", "_check_ids"),
+    ("prompts.py", "check_prompts"),
     ("quantise.py", "quantise"),
     ("compose.py", "_check"),
     ("compose.py", "_fill_experts"),
