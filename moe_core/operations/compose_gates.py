@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 from moe_core.model.layers import MoeMlp, Router
 from moe_core.operations.gate_fit import (
@@ -27,9 +27,9 @@ from moe_core.operations.gate_fit import (
     accuracy,
     calibrated_temperature,
     cautious_temperature,
-    divergence,
     fit_rows,
     grounded,
+    temperature_of_chance,
 )
 from moe_core.routers import GateCall, Routing
 from moe_core.routers.gates import decide
@@ -97,13 +97,29 @@ class Made:
 
     def cost(self, sharpness: float) -> float:
         """KL in nats to the gate from the domains, or where more than its shares chooses from the models' own gates."""
+        return self.seen.mean(self.costs_N(sharpness), self.num_domains)
+
+    def unsure_cost(self, sharpness: float) -> float:
+        """The same, up to what no temperature changes, of labels that are as sure as so few tokens make them."""
+        return self.seen.mean(
+            self.costs_N(sharpness, self.seen.unsure_NC(self.num_domains)), self.num_domains
+        )
+
+    def costs_N(self, sharpness: float, label_NC: Tensor | None = None) -> Tensor:
+        """(N,) float64: what each token adds to the cost; labels count where the shares of a softmax alone choose."""
         if shares_choose(self.moe):
-            return divergence(self._domain_logits(sharpness), self.seen)
+            labels = self.seen.domain_N if label_NC is None else label_NC
+            return cross_entropy(self._domain_logits(sharpness), labels, reduction="none")
         routing = self.routing(sharpness)
         shares_NE = (1.0 - 2.0 * UNROUTED) * routed(routing) + UNROUTED * routing.probs_TE.double()
         shares_NE = shares_NE + UNROUTED / self.moe.num_experts
         apart_NE = self.wanted_NE * (self.wanted_NE.clamp(min=TINY).log() - shares_NE.log())
-        return self.seen.mean(apart_NE.sum(-1), self.num_domains)
+        return apart_NE.sum(-1)
+
+    def beats_chance(self, sharpness: float) -> bool:
+        """Whether the domains' rows save more than a standard error of what a gate without them costs."""
+        saved_N = self.costs_N(0.0) - self.costs_N(sharpness)
+        return self.seen.mean(saved_N, self.num_domains) > self.seen.standard_error(saved_N, self.num_domains)
 
     def _domain_logits(self, sharpness: float) -> Tensor:
         """(N, C): the log share of each domain, up to what all have in common."""
@@ -137,8 +153,7 @@ def fit_gate(layer: MoeMlp, spec: ComposeSpec, models: Sequence[Router], samples
     if not shifts_cancel(layer.moe):
         rows_CD = grounded(rows_CD, samples.fitted, spec.ridge)
     tuned, held_out = (Made.of(router, rows_CD, models, seen) for seen in (samples.tuned, samples.held_out))
-    search = calibrated_temperature if shares_choose(layer.moe) else cautious_temperature
-    temperature = search(tuned.cost)
+    temperature, beats_chance = settled_temperature(tuned)
     # The gate divides by the models' own temperature.
     domain_ED = (rows_CD / temperature * layer.moe.temperature_at()).float()
     router.weight.add_(domain_ED.repeat_interleave(layer.moe.num_experts // num_domains, dim=0))
@@ -146,8 +161,22 @@ def fit_gate(layer: MoeMlp, spec: ComposeSpec, models: Sequence[Router], samples
         **told(held_out, temperature, samples),
         # Of dense models none has a choice of its own.
         "own_choices": held_out.kept_choices(1.0 / temperature) if models else None,
+        "beats_chance": beats_chance,
         "fitted_tokens": len(samples.fitted.domain_N),
     }
+
+
+def settled_temperature(tuned: Made) -> tuple[float, bool]:
+    """How far the rows of the domains are divided, and whether the tokens that tell say that they are of use at all.
+
+    Where they do not, any high temperature is as good and a low one is a guess: 1 is kept, or what makes the gate about
+    even if it costs more than that.
+    """
+    search = calibrated_temperature if shares_choose(tuned.moe) else cautious_temperature
+    temperature = search(tuned.unsure_cost)
+    if tuned.beats_chance(1.0 / temperature):
+        return temperature, True
+    return min(max(temperature, 1.0), temperature_of_chance(tuned.cost)), False
 
 
 def told(made: Made, temperature: float, samples: Samples) -> dict[str, Any]:

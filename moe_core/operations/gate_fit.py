@@ -5,7 +5,8 @@ the identity, whitens them: a direction in which all tokens are large says no mo
 constant term, because the router has none.
 
 Shapes: N tokens, D model width, C domains, E experts.
-Source: Hoerl and Kennard 1970 (ridge); Guo et al. 2017, "On Calibration of Modern Neural Networks" (temperature); what is
+Source: Hoerl and Kennard 1970 (ridge); Guo et al. 2017, "On Calibration of Modern Neural Networks" (temperature); Platt
+1999, "Probabilistic Outputs for Support Vector Machines" (labels that are not sure, where few tell the temperature); what is
 mended is the gate of mean hidden states, taken before the norm and over padding, that merging tools use.
 """
 
@@ -24,6 +25,8 @@ GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 SHARPEST, SEARCH_STEPS, PRECISION = 12.0, 60, 1e-6
 # Where a cost may have several valleys: so many places are tried, and what costs so few nats more is as good.
 PLACES, BISECTIONS, SLACK = 49, 8, 0.05
+# So few nats above an even gate are no loss where nothing was found to gain.
+NO_LOSS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,23 @@ class Labelled:
         count_C = torch.bincount(self.domain_N, minlength=num_domains).double()
         weight_N = 1.0 / count_C[self.domain_N]
         return weight_N / weight_N.sum()
+
+    def unsure_NC(self, num_domains: int) -> Tensor:
+        """(N, C) float64: each token's domain as sure as the n tokens of a domain make it, (n + 1) / (n + C).
+
+        With sure labels a gate that is right about a few tokens could not be too sharp.
+        """
+        count_C = torch.bincount(self.domain_N, minlength=num_domains).double()
+        count_N1 = count_C[self.domain_N, None]
+        return (one_hot(self.domain_N, num_domains) * count_N1 + 1.0) / (count_N1 + num_domains)
+
+    def standard_error(self, figure_N: Tensor, num_domains: int) -> float:
+        """Of `mean`: tokens of one prompt are taken for as alike as they are, and not for less than alike."""
+        figure_N, weight_N = figure_N.double(), self.weights_N(num_domains)
+        apart_N = weight_N * (figure_N - (weight_N * figure_N).sum())
+        prompts, place_N = torch.unique(self.prompt_N, return_inverse=True)
+        apart_P = torch.zeros(len(prompts)).double().index_add_(0, place_N, apart_N)
+        return float(torch.maximum(apart_N.square().sum(), apart_P.square().sum()).sqrt())
 
 
 def fit_rows(
@@ -143,6 +163,18 @@ def cautious_temperature(cost: Callable[[float], float], slack: float = SLACK) -
         middle = 0.5 * (low + high)
         low, high = (low, middle) if at(middle) <= bound else (middle, high)
     return math.exp(-high)
+
+
+def temperature_of_chance(cost: Callable[[float], float]) -> float:
+    """The lowest temperature from 1 on that costs hardly more than an even gate: where even is as good, what is enough."""
+    low, high = 0.0, SHARPEST
+    bound = cost(0.0) + NO_LOSS
+    if cost(1.0) <= bound:
+        return 1.0
+    for _ in range(SEARCH_STEPS):
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if cost(math.exp(-middle)) <= bound else (middle, high)
+    return math.exp(high)
 
 
 def _lowest(at: Callable[[float], float], low: float, high: float) -> float:

@@ -115,6 +115,8 @@ def _composed(report: Report) -> Facts:
         told = [layer[name] for layer in layers if layer.get(name) is not None]
         if told:
             yield title, figures.percent(_mean(told), 1)
+    if silent := [layer["layer"] for layer in layers if layer.get("beats_chance") is False]:
+        yield _("Layers whose gates tell the domains no better than chance"), ", ".join(map(str, silent))
     if report.get("temperature_acts") is False:
         yield (
             _("Calibrated temperature"),

@@ -92,6 +92,15 @@ def test_a_bias_that_was_raised_is_told_beside_the_load_that_it_held_off() -> No
     assert "Its bias was raised by" not in facts_of({**woken, "bias_raised": []})
 
 
+def test_layers_whose_gates_are_at_chance_are_named() -> None:
+    layers = [{"layer": n, "token_accuracy": 0.5, "beats_chance": n == 4} for n in (0, 2, 4)]
+    report = {"kind": "compose", "layers": layers}
+    title = "Layers whose gates tell the domains no better than chance"
+    assert facts_of(report)[title] == "0, 2"
+    assert facts_of(report, "zh-hans")["门控分辨领域不优于随机的层"] == "0, 2"
+    assert title not in facts_of({"kind": "compose", "layers": layers[2:]})
+
+
 def test_a_composed_model_is_held_against_the_best_of_its_parts() -> None:
     report = report_of(ASKED[-1])
     told = operated_report(report)

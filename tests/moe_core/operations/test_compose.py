@@ -18,9 +18,6 @@ from moe_core.operations import compose
 from moe_core.operations.gate_fit import (
     Labelled,
     accuracy,
-    calibrated_temperature,
-    cautious_temperature,
-    divergence,
     fit_rows,
 )
 from moe_core.operations.measure import listening, loss_by_domain
@@ -288,30 +285,6 @@ def test_calibration_lowers_the_divergence_on_tokens_that_it_did_not_see() -> No
         assert layer["kl"] < 0.3
 
 
-def labelled(num_tokens: int, sharpness: float, seed: int) -> tuple[Labelled, torch.Tensor]:
-    """Tokens whose domains were drawn from a gate of known rows and sharpness."""
-    generator = torch.Generator().manual_seed(seed)
-    rows_CD = torch.randn(3, 6, generator=generator, dtype=torch.float64)
-    x_ND = torch.randn(num_tokens, 6, generator=generator, dtype=torch.float64)
-    probs = torch.softmax(sharpness * x_ND @ rows_CD.T, -1)
-    domain_N = torch.multinomial(probs, 1, generator=generator)[:, 0]
-    return Labelled(x_ND, domain_N, torch.arange(num_tokens)), rows_CD
-
-
-@pytest.mark.parametrize("sharpness", [0.2, 1.0, 5.0])
-def test_the_temperature_that_labels_were_drawn_with_is_found(sharpness: float) -> None:
-    seen, rows_CD = labelled(20_000, sharpness, 1)
-    logits_NC = seen.x_ND @ rows_CD.T
-
-    def cost(sharpness: float) -> float:
-        return divergence(sharpness * logits_NC, seen)
-
-    for found in (calibrated_temperature(cost), cautious_temperature(cost, slack=0.0)):
-        assert found == pytest.approx(1.0 / sharpness, rel=0.08)
-        at_best = divergence(logits_NC / found, seen)
-        assert at_best <= min(divergence(logits_NC / t, seen) for t in (found * 0.9, found * 1.1))
-
-
 def test_a_large_direction_that_says_nothing_does_not_lead_a_whitened_gate_astray() -> None:
     generator = torch.Generator().manual_seed(2)
     domain_N = torch.arange(400) % 2
@@ -327,13 +300,6 @@ def test_a_large_direction_that_says_nothing_does_not_lead_a_whitened_gate_astra
     assert right["ridge"] > 0.95
     assert right["logistic"] > 0.95
     assert right["mean"] < 0.8
-
-
-def test_a_domain_with_many_tokens_has_no_more_weight() -> None:
-    seen, _ = labelled(600, 1.0, 3)
-    twice = torch.cat([torch.arange(600), *[torch.nonzero(seen.domain_N == 1)[:, 0]] * 3])
-    more = Labelled(seen.x_ND[twice], seen.domain_N[twice], seen.prompt_N[twice])
-    assert torch.allclose(fit_rows(seen, 3, "ridge", 0.01), fit_rows(more, 3, "ridge", 0.01))
 
 
 def test_what_does_not_go_together_is_refused() -> None:
