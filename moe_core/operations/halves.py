@@ -95,6 +95,16 @@ def check_halves(before: Decoder, after: Decoder, gone_LG: Sequence[Collection[i
         raise SpecError.of("halves_undecided", experts=_named(undecided_in(new)[0]), layer=old.layer)
 
 
+def check_learns_alone(model: Decoder, expert_L: Sequence[int]) -> None:
+    """Raise SpecError where the gate row of an expert of each layer could not change without that of its other halves."""
+    for layer, expert in zip(model.moe_layers(), expert_L, strict=True):
+        kin = _kin_of(layer, sharing(layer))
+        own = next(one for one in kin if expert in one.experts)
+        chooses = layer.moe.top_k < sum(one.size for one in kin)
+        if own.are_halves and chooses and not undecided_in(layer):
+            raise SpecError.of("halves_undecided", experts=_named(own.experts), layer=layer.layer)
+
+
 def undecided_in(layer: MoeMlp) -> list[list[int]]:
     """The halves of a layer of which a token may be given a part, those of each expert together.
 

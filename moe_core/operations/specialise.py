@@ -20,6 +20,7 @@ from torch.nn.functional import logsigmoid
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.grow import add_expert, release_twins
+from moe_core.operations.halves import check_learns_alone
 from moe_core.operations.learning import check_next_tokens, learn_rows, mean_loss
 from moe_core.operations.measure import compare, hidden_of, listening, loads
 from moe_core.operations.parts import check_spec, foretold, moe_part
@@ -38,13 +39,15 @@ def specialise_clone(
     """The model with a clone that has learnt `spec.domain`; every other tensor, and every other row, bit for bit.
 
     Loss is told per domain on `measured_on` (default: the prompts learnt from). Raises SpecError for a domain without
-    prompts, and for a model in which a hash chooses between other twins.
+    prompts, for a model in which a hash chooses between other twins, and for half of an expert as the source: the clone
+    would stand for it and not share the gate row of the other half.
     """
     check_spec(spec, SpecialiseCloneSpec)
     check_prompts(prompts)
     check_prompts(measured_on, or_none=True)
     foretold(model, spec)
     moe = moe_part(model)
+    check_learns_alone(model, [spec.source] * len(moe.moe_layers))
     mine = prompts.take(prompts.of_domain(spec.domain))
     check_next_tokens(mine)
     others = [row for row in range(len(prompts)) if prompts.codes[int(prompts.domain_N[row])] != spec.domain]

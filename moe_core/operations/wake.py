@@ -25,6 +25,7 @@ from torch.nn.functional import logsigmoid
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.edit import router_inputs
+from moe_core.operations.halves import check_learns_alone
 from moe_core.operations.learning import check_next_tokens, learn_rows, mean_loss
 from moe_core.operations.measure import compare, listening, loads
 from moe_core.operations.parts import check_spec, foretold, moe_part, rebuilt
@@ -49,7 +50,8 @@ def wake_expert(
     """The model in which one expert of each layer has learnt; every other tensor, and every other row, bit for bit.
 
     The report has its share of the load by layer before and after, over the fair share, on `measured_on` (default: the
-    prompts learnt from). Raises SpecError where every expert is always chosen, and for twins, which share their tokens.
+    prompts learnt from). Raises SpecError where every expert is always chosen, for twins, which share their tokens, and for
+    half of an expert, whose gate row is that of the other half.
     """
     check_spec(spec, WakeExpertSpec)
     check_prompts(prompts)
@@ -58,6 +60,7 @@ def wake_expert(
     moe = moe_part(model)
     check_next_tokens(prompts)
     chosen = [experts[0] for experts in _chosen(model, spec, prompts, watch)]
+    check_learns_alone(model, chosen)
     woken = rebuilt(model, model.spec)
     raised = _raise_biases(woken, chosen, spec, prompts, watch)
     rows = dict(zip(moe.moe_layers, chosen, strict=True))

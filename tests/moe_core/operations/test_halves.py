@@ -17,7 +17,9 @@ from moe_core.operations import (
     preview_removal,
     release_twins,
     remove_expert,
+    specialise_clone,
     upcycle,
+    wake_expert,
 )
 from moe_core.operations.halves import undecided_in
 from moe_core.operations.parts import per_expert, spec_with, tensors_of, with_experts
@@ -29,7 +31,9 @@ from moe_core.spec.operations import (
     MergeExpertsSpec,
     ReleaseTwinsSpec,
     RemoveExpertSpec,
+    SpecialiseCloneSpec,
     UpcycleSpec,
+    WakeExpertSpec,
 )
 from tests.moe_core.operations.models import distance, mixture, some_prompts
 from tests.moe_core.tiny import STD, tiny_family, tiny_llama, tiny_mixtral
@@ -222,6 +226,19 @@ def test_halves_merge_with_halves() -> None:
     assert company_moves(merged) < 4e-6
     with pytest.raises(SpecError, match="expert 1 cannot be merged with itself"):
         merge_experts(model, MergeExpertsSpec(first=1, second=5, together=2))
+
+
+@pytest.mark.parametrize("make", [lambda: split(mixture()), sliced], ids=["split", "slices"])
+def test_half_of_an_expert_does_not_learn_a_gate_row_of_its_own(make: Any) -> None:
+    told = r"experts \d, \d of layer 0 share one gate row.*rounding alone would choose"
+    with pytest.raises(SpecError, match=told):
+        wake_expert(make(), WakeExpertSpec(expert=1, steps=1), some_prompts())
+    with pytest.raises(SpecError, match=told):
+        specialise_clone(make(), SpecialiseCloneSpec(domain="law", steps=1), some_prompts())
+    # Copies may: they answer alike, whichever is chosen.
+    doubled = grow(mixture(), GrowSpec(num_experts=8, method="double_k"))[0]
+    woken, _ = wake_expert(doubled, WakeExpertSpec(expert=1, steps=1, learning_rate=1e-9), some_prompts())
+    assert moved(doubled, woken) < 1e-4
 
 
 def test_copies_and_twins_are_not_halves() -> None:
