@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from moe_core.spec.complaints import Fault, Place, refusal_of, refuse
@@ -19,6 +28,8 @@ LayerIndex = Annotated[int, Field(ge=0, lt=512)]
 Code = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 Weight = Annotated[float, Field(ge=0.0, le=1e3, allow_inf_nan=False)]
 
+# The field by which one of several specifications is chosen.
+KIND = "kind"
 # What JSON tells apart; a path, a tuple or a date has no kind of its own there.
 STRICT = frozenset({"int", "float", "bool", "str"})
 
@@ -41,6 +52,17 @@ class Spec(BaseModel):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema: CoreSchema = _strict(handler(source))
+        return schema
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The name of a kind is required: among several kinds, where it always stands, none is taken without it."""
+        schema = handler(core_schema)
+        own = handler.resolve_ref_schema(schema)
+        if "const" in own.get("properties", {}).get(KIND, {}) and KIND not in own.get("required", []):
+            own["required"] = [KIND, *own.get("required", [])]
         return schema
 
     @classmethod

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter
 
 from moe_core.errors import SpecError
@@ -24,6 +25,7 @@ from moe_core.spec.gate import (
     SoftmaxTopk,
     Switch,
 )
+from moe_core.spec.operations import OperationSpec
 from tests.moe_core.tiny import tiny_llama, tiny_turnout
 
 GATES: list[type[Gate]] = list(get_args(get_args(GateSpec)[0]))
@@ -52,6 +54,36 @@ def test_the_kind_picks_the_gate() -> None:
     assert found == SigmoidGroups(num_groups=4)
     schema = TypeAdapter(GateSpec).json_schema()
     assert sorted(schema["discriminator"]["mapping"]) == sorted(kind_of(gate) for gate in GATES)
+
+
+@pytest.mark.parametrize("spec", [LayoutSpec, GateSpec, OperationSpec], ids=["layout", "gate", "operation"])
+def test_a_schema_asks_for_the_name_of_every_kind(spec: Any) -> None:
+    """As validation does: a schema that lets it be left out accepts what is refused."""
+    schema = TypeAdapter(spec).json_schema()
+    kinds = [
+        part for part in schema["$defs"].values() if "const" in part.get("properties", {}).get("kind", {})
+    ]
+    assert len(kinds) > 5
+    for part in kinds:
+        assert part["required"].count("kind") == 1, part["title"]
+    # A temperature has a kind too, but may leave it out.
+    schedules = [part for part in schema["$defs"].values() if part["title"] == "TemperatureSpec"]
+    assert all("kind" not in part.get("required", []) for part in schedules)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"gate": {"p": 0.5}}, {"gate": {}}, {"expert_kinds": [{"width": 8}] * 4}, {"gate": {"kind": "top_p"}}],
+)
+def test_the_schema_of_a_layout_and_its_validation_agree_on_kinds(change: dict[str, Any]) -> None:
+    layout = {"moe_layers": [0, 1], "num_experts": 4, "top_k": 2, **change}
+    schema = Draft202012Validator(LayoutSpec.model_json_schema())
+    try:
+        LayoutSpec.parse(layout)
+    except SpecError:
+        assert not schema.is_valid(layout)
+    else:
+        assert schema.is_valid(layout)
 
 
 def test_a_mixture_that_names_no_gate_is_written_as_ever() -> None:
