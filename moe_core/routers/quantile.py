@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from moe_core.routers.call import GateCall, GateWeights
+from moe_core.routers.choosing import best
 from moe_core.routers.logits import NEG_INF, linear_logits
 from moe_core.routers.routing import Routing
 from moe_core.routers.softmax_topk import softmax_choice
@@ -23,17 +23,17 @@ from moe_core.spec.gate import Quantile
 def quantile_gate(gate: Quantile, weights: GateWeights, call: GateCall) -> Routing:
     """Softmax top-k whose balancing bias is solved anew for each batch while training; the stored one when serving.
 
-    `statistics["selection_bias"]` is the bias found, (E,), to be remembered (see `loss_free.remembered`).
+    While training shares and bias are float64: where the softmax saturates, float32 rounds the shares of many tokens to
+    the same number, among which no threshold can tell.
+    `statistics["selection_bias"]` is the bias found, (E,) float32, to be remembered (see `loss_free.remembered`).
     """
     logits_TE = linear_logits(weights, call)
-    found: dict[str, Tensor] = {}
-    if call.training and call.forced_TK is None:
-        scores_TE = torch.where(logits_TE == NEG_INF, NEG_INF, torch.softmax(logits_TE, -1)).detach()
-        if call.real_T is not None:
-            scores_TE = scores_TE[call.real_T]
-        start_E = torch.zeros_like(logits_TE[0]) if call.selection_bias_E is None else call.selection_bias_E
-        bias_E = balancing_bias(scores_TE, call.top_k, gate.num_iterations, start_E.detach())
-        call = replace(call, selection_bias_E=bias_E)
-        found["selection_bias"] = bias_E
-    routing = softmax_choice(logits_TE, call, renormalised=call.norm_topk_prob)
-    return replace(routing, statistics=found)
+    if not call.training or call.forced_TK is not None:
+        return softmax_choice(logits_TE, call, renormalised=call.norm_topk_prob)
+    shares_TE = torch.softmax(logits_TE.detach().double(), -1).masked_fill(logits_TE == NEG_INF, NEG_INF)
+    counted_TE = shares_TE if call.real_T is None else shares_TE[call.real_T]
+    start_E = torch.zeros_like(shares_TE[0]) if call.selection_bias_E is None else call.selection_bias_E
+    bias_E = balancing_bias(counted_TE, call.top_k, gate.num_iterations, start_E.detach().double())
+    chosen = replace(call, forced_TK=best(shares_TE + bias_E, call.top_k))
+    routing = softmax_choice(logits_TE, chosen, renormalised=call.norm_topk_prob)
+    return replace(routing, statistics={"selection_bias": bias_E.float()})

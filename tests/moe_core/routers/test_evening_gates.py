@@ -152,6 +152,31 @@ def test_quantiles_equal_ranking_every_token_anew(case: str, top_k: int) -> None
     assert torch.equal(found, slow_bias(scores, top_k, 6, torch.linspace(-0.2, 0.2, 7)))
 
 
+@pytest.mark.parametrize(("spread", "skew"), [(1.0, 1.0), (5.0, 5.0), (8.0, 3.0)])
+def test_quantiles_even_loads_where_the_softmax_saturates(spread: float, skew: float) -> None:
+    """In float32 the likeliest experts of many tokens have a share of exactly one, which leaves no threshold between them."""
+    generator = torch.Generator().manual_seed(1)
+    logits = spread * torch.randn(2048, 64, generator=generator) + skew * torch.randn(64, generator=generator)
+    found = ask(Quantile(), logits, 8, training=True)
+    assert max_vio(found) < 0.05
+    torch.testing.assert_close(
+        found.weights_TK, torch.softmax(logits.gather(1, found.expert_ids_TK), -1), rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("num_rounds", [1, 6])
+def test_quantiles_equal_ranking_every_token_anew_where_values_move_far(num_rounds: int) -> None:
+    """More experts than are kept of a token, so that what falls out of them has to be searched again."""
+    generator = torch.Generator().manual_seed(2)
+    logits = 2.0 * torch.randn(301, 40, generator=generator) + 3.0 * torch.randn(40, generator=generator)
+    scores = torch.softmax(logits, -1)
+    scores[:50, 3:] = NEG_INF
+    scores[50:90, 7] = NEG_INF
+    start = torch.randn(40, generator=generator)
+    found = balancing_bias(scores, 3, num_rounds, start)
+    assert torch.equal(found, slow_bias(scores, 3, num_rounds, start))
+
+
 def slow_bias(scores_TE: Tensor, top_k: int, num_rounds: int, start_E: Tensor) -> Tensor:
     """One expert after the other, all tokens' other experts sorted for each."""
     bias_E, num_experts = start_E.clone(), scores_TE.shape[1]
