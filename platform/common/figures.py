@@ -46,8 +46,8 @@ def plain(value: object) -> str:
 
 
 def sentences(*each: str) -> str:
-    """Sentences one after the other: English parts them with a space, Chinese does not."""
-    return ("" if is_chinese() else " ").join(sentence for sentence in each if sentence)
+    """Sentences one after the other, each of them once: English parts them with a space, Chinese does not."""
+    return ("" if is_chinese() else " ").join(dict.fromkeys(sentence for sentence in each if sentence))
 
 
 def named(name: object, value: object) -> str:

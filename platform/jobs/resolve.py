@@ -173,7 +173,7 @@ def _tune_spec(
             routing.deranged(tune.seed)
     if fields:
         reason = _("These parts do not fit together: %(reason)s")
-        raise Invalid(reason % {"reason": sentences(*dict.fromkeys(fields.values()))}, fields=fields)
+        raise Invalid(reason % {"reason": sentences(*fields.values())}, fields=fields)
     return tune
 
 

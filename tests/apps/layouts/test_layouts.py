@@ -23,7 +23,14 @@ from tests.apps.registry.fixtures import make_version, moe_spec
 
 pytestmark = pytest.mark.django_db
 SPEC = {"moe_layers": [1, 3], "num_experts": 8, "top_k": 2}
-FORM = {"name": "L", "layers": "1, 3", "num_experts": "8", "top_k": "2", "num_shared_experts": "0", "note": "why"}
+FORM = {
+    "name": "L",
+    "layers": "1, 3",
+    "num_experts": "8",
+    "top_k": "2",
+    "num_shared_experts": "0",
+    "note": "why",
+}
 
 
 @pytest.fixture
@@ -38,7 +45,11 @@ def layout(people, base):
 
 def test_every_save_is_a_revision_and_a_stale_one_is_refused(people, layout):
     revised = services.layout_revise(
-        caller=people.owner, layout_id=layout.pk, expected_revision=1, spec={**SPEC, "top_k": 1}, note="cheaper"
+        caller=people.owner,
+        layout_id=layout.pk,
+        expected_revision=1,
+        spec={**SPEC, "top_k": 1},
+        note="cheaper",
     )
     assert (revised.revision, revised.spec["top_k"]) == (2, 1)
     assert [row.spec["top_k"] for row in revised.revisions.order_by("revision")] == [2, 1]
@@ -70,6 +81,14 @@ def test_every_save_is_a_revision_and_a_stale_one_is_refused(people, layout):
 def test_a_layout_that_cannot_be_built_is_refused(people, base, spec):
     with pytest.raises(Invalid):
         services.layout_create(caller=people.owner, name="L", base_version_id=base.pk, spec=spec)
+
+
+def test_what_is_wrong_with_every_kind_of_expert_is_said_once_and_shown_at_each(people, base):
+    spec = {**SPEC, "expert_kinds": [{"kind": "swiglu"}] * 8}
+    with pytest.raises(Invalid) as found:
+        services.layout_create(caller=people.owner, name="L", base_version_id=base.pk, spec=spec)
+    assert len(found.value.fields) == 8
+    assert {found.value.message} == set(found.value.fields.values())
 
 
 def test_a_mixture_is_no_base_and_neither_is_another_teams_model(people, tmp_path):
@@ -125,7 +144,9 @@ def test_the_editor_answers_while_typing_and_says_what_is_wrong(people, base):
     whole = preview(base, SPEC)
     assert f'data-bytes="{whole["mixture"]["bytes"]["int4"]}"' in good
     assert "hx-swap-oob" in good
-    bad = client.post(reverse("layouts:preview"), {**FORM, "base_version": base.pk, "layers": "9"}).content.decode()
+    bad = client.post(
+        reverse("layouts:preview"), {**FORM, "base_version": base.pk, "layers": "9"}
+    ).content.decode()
     assert "Layer 9 is outside" in bad
     assert not Layout.objects.exists()
 
@@ -138,7 +159,9 @@ def test_everything_that_is_wrong_is_told_at_once(people, base):
         errors = reply.context["form"].errors
         assert reply.status_code == 422 and set(errors) == {"name", "top_k", "layers"}, errors
         assert words[0] in errors["top_k"][0] and words[1] in errors["layers"][0]
-        preview = client.post(reverse("layouts:preview"), wrong, headers={"accept-language": language}).content.decode()
+        preview = client.post(
+            reverse("layouts:preview"), wrong, headers={"accept-language": language}
+        ).content.decode()
         assert all(word in preview for word in words)
 
 
@@ -148,7 +171,9 @@ def test_a_person_makes_and_revises_a_layout(people, base):
     layout = Layout.objects.get()
     assert (made.status_code, made["Location"]) == (302, reverse("layouts:detail", args=[layout.pk]))
     page = reverse("layouts:detail", args=[layout.pk])
-    client.post(page, {**FORM, "base_version": base.pk, "revision": 1, "num_experts": 4, "num_shared_experts": 1})
+    client.post(
+        page, {**FORM, "base_version": base.pk, "revision": 1, "num_experts": 4, "num_shared_experts": 1}
+    )
     layout.refresh_from_db()
     assert (layout.revision, layout.spec["num_experts"], layout.spec["num_shared_experts"]) == (2, 4, 1)
     text = client.get(page).content.decode()
@@ -176,12 +201,17 @@ def test_the_pages_open_for_the_team_only(people, layout, language):
     pages = [reverse("layouts:list"), reverse("layouts:new"), reverse("layouts:detail", args=[layout.pk])]
     for page in pages:
         for who in ("owner", "teammate"):
-            assert people.client(who).get(page, headers={"accept-language": language}).status_code == 200, page
+            assert people.client(who).get(page, headers={"accept-language": language}).status_code == 200, (
+                page
+            )
     stranger = people.client("outsider")
     assert stranger.get(pages[2]).status_code == 404
     assert stranger.get(reverse("layouts:export", args=[layout.pk])).status_code == 404
     assert b"First" not in stranger.get(pages[0]).content
-    assert people.client("teammate").post(pages[1], {**FORM, "base_version": layout.base_version_id}).status_code == 403
+    assert (
+        people.client("teammate").post(pages[1], {**FORM, "base_version": layout.base_version_id}).status_code
+        == 403
+    )
 
 
 def test_programs_do_the_same_over_rest(people, base):
@@ -191,14 +221,20 @@ def test_programs_do_the_same_over_rest(people, base):
     ).json()
     assert cost["mixture"]["total"] > cost["dense"]["total"]
     made = client.post(
-        "/api/v1/layouts/", {"name": "R", "base_version": base.pk, "spec": SPEC}, content_type="application/json"
+        "/api/v1/layouts/",
+        {"name": "R", "base_version": base.pk, "spec": SPEC},
+        content_type="application/json",
     )
     assert made.status_code == 201, made.content
     url = f"/api/v1/layouts/{made.json()['id']}/"
-    changed = client.patch(url, {"revision": 1, "spec": {**SPEC, "top_k": 1}}, content_type="application/json")
+    changed = client.patch(
+        url, {"revision": 1, "spec": {**SPEC, "top_k": 1}}, content_type="application/json"
+    )
     assert changed.json()["revision"] == 2
     assert [one["revision"] for one in client.get(f"{url}revisions/").json()] == [2, 1]
-    assert client.get(f"{url}cost/").json()["mixture"]["active_per_token"] < cost["mixture"]["active_per_token"]
+    assert (
+        client.get(f"{url}cost/").json()["mixture"]["active_per_token"] < cost["mixture"]["active_per_token"]
+    )
     again = client.patch(url, {"revision": 1, "name": "S"}, content_type="application/json")
     assert (again.status_code, again.json()["code"]) == (409, "stale_revision")
     stranger = Client(headers=people.bearer("outsider", "read", "write"))
@@ -208,9 +244,14 @@ def test_programs_do_the_same_over_rest(people, base):
     )
     assert theirs.status_code == 404
     reader = Client(headers=people.bearer("teammate", "read"))
-    assert reader.post(
-        "/api/v1/layouts/preview/", {"base_version": base.pk, "spec": SPEC}, content_type="application/json"
-    ).status_code == 200
+    assert (
+        reader.post(
+            "/api/v1/layouts/preview/",
+            {"base_version": base.pk, "spec": SPEC},
+            content_type="application/json",
+        ).status_code
+        == 200
+    )
     assert reader.delete(url).status_code == 403
     assert client.delete(url).status_code == 204
 
@@ -235,7 +276,9 @@ def test_what_the_browser_would_hold_back_is_sent_and_answered(people, base, typ
     form = editor[editor.index('<form id="layout-form"') :].split(">", 1)[0]
     assert " novalidate" in form
     assert 'hx-sync="this:queue last"' in form
-    answer = client.post(reverse("layouts:preview"), {**FORM, "base_version": base.pk, **typed}).content.decode()
+    answer = client.post(
+        reverse("layouts:preview"), {**FORM, "base_version": base.pk, **typed}
+    ).content.decode()
     assert words in answer
     assert 'data-state="danger"' in answer
     assert 'data-cost="total"' not in answer
@@ -243,13 +286,18 @@ def test_what_the_browser_would_hold_back_is_sent_and_answered(people, base, typ
 
 @pytest.mark.parametrize(
     ("language", "words"),
-    [("en", "top-k (9) must not exceed the number of experts (8)."), ("zh-hans", "top-k（9）不能大于专家数（8）。")],
+    [
+        ("en", "top-k (9) must not exceed the number of experts (8)."),
+        ("zh-hans", "top-k（9）不能大于专家数（8）。"),
+    ],
 )
 def test_a_layout_that_cannot_be_built_says_why_in_the_readers_language(people, base, language, words):
     client = people.client("owner")
     client.cookies["django_language"] = language
     answer = client.post(
-        reverse("layouts:preview"), {**FORM, "base_version": base.pk, "top_k": "9"}, headers={"accept-language": language}
+        reverse("layouts:preview"),
+        {**FORM, "base_version": base.pk, "top_k": "9"},
+        headers={"accept-language": language},
     ).content.decode()
     assert words in answer
     assert "LayoutSpec" not in answer and "Value error" not in answer
