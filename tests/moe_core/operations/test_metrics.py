@@ -119,6 +119,12 @@ def test_batches_are_measured_apart_and_the_run_as_a_whole() -> None:
     assert max_violation(load_BLE.sum(0)) == pytest.approx(0.0)
 
 
+def test_a_batch_that_routed_nothing_counts_for_no_mean() -> None:
+    load_BLE = torch.tensor([[[4, 0]], [[0, 0]], [[2, 2]]])
+    assert max_violation_batch(load_BLE) == pytest.approx((1.0 + 0.0) / 2)
+    assert max_violation_batch(torch.zeros(2, 1, 2, dtype=torch.long)) == 0.0
+
+
 @given(st.lists(loads.filter(lambda load: len(load) == 1), min_size=1, max_size=4))
 def test_a_run_of_batches_as_long_as_each_other_is_never_less_even_than_they(
     batches: list[list[list[int]]],

@@ -67,6 +67,18 @@ def test_every_figure_of_two_batches_by_hand() -> None:
     json.dumps(report, allow_nan=False)
 
 
+def test_a_domain_without_tokens_does_not_count_for_specialisation() -> None:
+    """Of four domains two have tokens: one sends all to an expert, the other half to each of two."""
+    figures = RoutingFigures(mixture(num_experts=3, top_k=1).spec.moe, 4)  # type: ignore[arg-type]
+    found = routing([[0], [0], [1], [2]], [[1.0, 0.0, 0.0]] * 4)
+    real_T = torch.ones(4, dtype=torch.bool)
+    figures.add(2, found, real_T, torch.arange(4), torch.tensor([1, 1, 3, 3]))
+    assert figures.report()["layers"][0]["domain_specialisation"] == pytest.approx((1.0 + 0.5) / 2)
+    nobodys = RoutingFigures(mixture(num_experts=3, top_k=1).spec.moe, 4)  # type: ignore[arg-type]
+    nobodys.add(2, found, real_T, torch.arange(4), torch.full((4,), -1))
+    assert nobodys.report()["layers"][0]["domain_specialisation"] is None
+
+
 def test_a_model_agrees_with_itself_and_less_with_its_packed_self() -> None:
     model, prompts = mixture(top_k=2), some_prompts(per_domain=6)
     packed, _ = quantise(model, QuantiseSpec())

@@ -29,6 +29,19 @@ def test_every_gate_tensor_that_learns_is_in_the_first_group() -> None:
     assert len(gates["params"]) + len(others["params"]) == sum(p.requires_grad for p in model.parameters())
 
 
+def test_weight_decay_pulls_at_everything_but_gates() -> None:
+    model = model_with(SigmoidGroups())
+    gates, others = split_parameters(model)
+    before = [parameter.detach().clone() for parameter in [*gates, *others]]
+    optimiser = torch.optim.AdamW(parameter_groups(model, 1e-2, 1e-2), weight_decay=0.5)
+    for parameter in [*gates, *others]:
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    for number, (parameter, was) in enumerate(zip([*gates, *others], before, strict=True)):
+        expected = was if number < len(gates) else was * (1 - 1e-2 * 0.5)
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-6, atol=0)
+
+
 def test_a_burst_of_a_gate_is_clipped_while_the_others_stay() -> None:
     model = model_with(SigmoidGroups())
     gates, others = split_parameters(model)
