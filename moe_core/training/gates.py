@@ -51,7 +51,7 @@ def _learning(model: Decoder) -> Iterator[tuple[int, str, Tensor]]:
 class BalanceBias:
     """The bias that picks experts: moved against their load after each step, or taken from gates that solve it.
 
-    With costs the load is work: choices times what a token on each expert costs.
+    With costs the load that moves it is work: choices times what one costs. Gates that solve it even choices.
     """
 
     def __init__(self, model: Decoder, rate: float, cost_E: Tensor | None) -> None:

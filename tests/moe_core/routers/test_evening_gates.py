@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_core.routers import Routing, load_of
+from moe_core.routers import GateCall, Routing, decide, load_of
 from moe_core.routers.sinkhorn import sinkhorn
 from moe_core.routers.thresholds import balancing_bias
+from moe_core.spec import MoeSpec
 from moe_core.spec.gate import ExpertChoice, Quantile, Sinkhorn
-from tests.moe_core.routers.gate_cases import ask
+from tests.moe_core.routers.gate_cases import ask, tensors_of
 
 NEG_INF = float("-inf")
 
@@ -121,6 +122,18 @@ def test_loads_are_even_while_training_and_the_gates_own_when_serving(
     chosen = logits.gather(1, even.expert_ids_TK)
     torch.testing.assert_close(even.weights_TK, torch.softmax(chosen, -1))
     assert torch.equal(even.probs_TE, plain.probs_TE)
+
+
+@pytest.mark.parametrize("gate", [Quantile(), ExpertChoice()], ids=lambda gate: gate.kind)
+def test_what_a_gate_evens_by_itself_is_tokens_and_not_work(gate: Quantile | ExpertChoice) -> None:
+    kinds = [{"kind": "swiglu", "width": width} for width in (64, 8, 8, 8)]
+    fields = {"moe_layers": (0,), "num_experts": 4, "top_k": 1, "moe_intermediate_size": 64}
+    moe = MoeSpec.parse({**fields, "gate": gate, "expert_kinds": kinds})
+    weights = {**tensors_of(moe, 4), "weight": torch.eye(4)}
+    found = decide(moe, weights, GateCall(skewed(400, 4), 1, training=True))
+    costs = moe.balance_costs(4)
+    assert costs is not None and costs[0] > 7 * costs[1]
+    assert max_vio(found) < 0.01
 
 
 @pytest.mark.parametrize(
