@@ -13,7 +13,9 @@ from typing import TypedDict
 from django.utils.translation import gettext, gettext_noop
 
 from common.figures import is_chinese, sentences
+from common.told_complaints import COMPLAINTS
 from common.told_operations import OPERATIONS
+from common.told_runs import RUNS
 from common.told_serving import SERVING
 from moe_core.errors import SpecError
 from moe_core.sentences import CORE, RUN, Sentences
@@ -135,29 +137,6 @@ WORDS: Mapping[str, str] = {
         "Its slots mix every token of a window, later ones included, so that learning rewards reading ahead; "
         "choose a gate that sends each token by itself, such as “softmax_topk”."
     ),
-    "kind_missing": gettext_noop("%(field)s is missing, which tells what this is; give it a value."),
-    "kind_unknown": gettext_noop("There is no %(field)s called “%(tag)s”; there are: %(known)s."),
-    "not_a_list": gettext_noop("This must be a list."),
-    "list_too_short": gettext_noop("This must have at least %(least)s entries."),
-    "list_too_long": gettext_noop("This may have at most %(most)s entries."),
-    "value_missing": gettext_noop("This is missing; give it a value."),
-    "field_unknown": gettext_noop("There is no such field."),
-    "not_null": gettext_noop("This must be null."),
-    "not_above": gettext_noop("This must be above %(limit)s."),
-    "not_at_least": gettext_noop("This must be at least %(limit)s."),
-    "not_below": gettext_noop("This must be below %(limit)s."),
-    "not_at_most": gettext_noop("This must be at most %(limit)s."),
-    "not_a_multiple": gettext_noop("This must be a multiple of %(factor)s."),
-    "not_finite": gettext_noop("This must be a finite number."),
-    "not_a_whole_number": gettext_noop("This must be a whole number."),
-    "not_a_number": gettext_noop("This must be a number."),
-    "not_a_truth": gettext_noop("This must be true or false."),
-    "not_a_text": gettext_noop("This must be text."),
-    "text_too_short": gettext_noop("This must have at least %(least)s characters."),
-    "text_too_long": gettext_noop("This may have at most %(most)s characters."),
-    "not_of_pattern": gettext_noop("This must match the pattern %(pattern)s."),
-    "not_one_of": gettext_noop("This must be one of these: %(known)s."),
-    "not_an_object": gettext_noop("This must be an object with named fields."),
     "too_many_experts": gettext_noop(
         "%(num_experts)s experts are more than the %(most)s that a layer may have; make fewer."
     ),
@@ -257,23 +236,9 @@ WORDS: Mapping[str, str] = {
     "another_run": gettext_noop(
         "%(path)s: belongs to a run with other settings or inputs; resume with those, or start a new job."
     ),
-    "killed": gettext_noop("The process was killed (signal %(signal)s), as happens when memory runs out."),
-    "signalled": gettext_noop("The process was ended by signal %(signal)s (%(name)s)."),
-    "ended": gettext_noop("The process ended with status %(status)s and without a result."),
-    "worker_failed": gettext_noop("The worker failed: %(why)s"),
-    "converting": gettext_noop("converting %(name)s to safetensors"),
-    "operation_begins": gettext_noop("operation “%(operation)s” begins; models: %(count)s"),
-    "prompts_taken": gettext_noop("prompts taken from %(file)s, by domain: %(counts)s"),
-    "plain_logs": gettext_noop(
-        "the model has no chat format; logs are read as plain paragraphs with the role in words"
-    ),
-    "no_domain_named": gettext_noop("no row of %(file)s names a domain; nothing is measured on it"),
-    "resumed": gettext_noop("resumed in stage “%(stage)s” after step %(step)s"),
-    "passed_over": gettext_noop("%(checkpoint)s was passed over: %(why)s"),
-    "other_environment": gettext_noop(
-        "%(checkpoint)s was made with %(then)s, this process has %(now)s: results may differ in their last digits"
-    ),
+    **COMPLAINTS,
     **OPERATIONS,
+    **RUNS,
     **SERVING,
 }
 BOOKS = (CORE, PROCESS, RUN)
