@@ -52,9 +52,10 @@ def chance_of_choice(clean_TE: Tensor, noisy_TE: Tensor, spread_TE: Tensor, top_
     num_experts = noisy_TE.shape[1]
     if top_k >= num_experts:
         return torch.ones_like(clean_TE)
-    best_TK = noisy_TE.detach().topk(top_k + 1, dim=-1).values
+    # What there is to beat moves with the others' logits and noise, and takes its part of the gradient.
+    best_TK = noisy_TE.topk(top_k + 1, dim=-1).values
     # To be chosen, an expert that is in must beat the (k+1)-th, one that is out the k-th of the others.
-    is_in_TE = noisy_TE.detach() > best_TK[:, top_k:]
+    is_in_TE = noisy_TE > best_TK[:, top_k:]
     to_beat_TE = torch.where(is_in_TE, best_TK[:, top_k:], best_TK[:, top_k - 1 : top_k])
     # Masked experts, and those with nothing to beat, are taken out before the quotient: one that is infinite has a
     # gradient of NaN behind any mask.

@@ -66,6 +66,36 @@ def test_the_load_loss_teaches_both_maps() -> None:
         assert grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_of_the_load_is_that_of_its_value(masked: bool) -> None:
+    generator = torch.Generator().manual_seed(7)
+    x_TD = torch.randn(64, 16, generator=generator)
+    maps = [0.3 * torch.randn(8, 16, generator=generator), 0.1 * torch.randn(8, 16, generator=generator)]
+    bias_TE = torch.zeros(64, 8)
+    if masked:
+        bias_TE[::2, 5:] = float("-inf")
+
+    def load(weight_ED: torch.Tensor, noise_ED: torch.Tensor) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(1)
+        call = GateCall(x_TD, 2, training=True, rng=rng, num_experts=8, bias_TE=bias_TE)
+        weights = {"weight": weight_ED, "noise_weight": noise_ED}
+        return decide(moe_of(NoisyTopk(), 8, 2), weights, call).losses["load"]
+
+    ours = torch.autograd.grad(load(*(one.requires_grad_() for one in maps)), maps)
+    with torch.no_grad():
+        for place in (0, 1):
+            for _ in range(5):
+                step = [torch.zeros(8, 16), torch.zeros(8, 16)]
+                step[place] = torch.randn(8, 16, generator=generator)
+                ahead, behind = (
+                    load(*(one + sign * 2e-4 * own for one, own in zip(maps, step, strict=True)))
+                    for sign in (1, -1)
+                )
+                wanted = float(ahead - behind) / 4e-4
+                found = float(sum((one * own).sum() for one, own in zip(ours, step, strict=True)))
+                assert found == pytest.approx(wanted, rel=0.02, abs=0.02)
+
+
 def test_padding_has_no_load_and_no_tokens_have_none() -> None:
     logits = torch.tensor([[9.0, 0.0], [0.0, 9.0], [9.0, 0.0]])
     real = torch.tensor([True, True, False])
