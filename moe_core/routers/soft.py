@@ -51,7 +51,8 @@ def soft(gate: Soft, weights: GateWeights, call: GateCall) -> Routing:
 
 def slot_logits(hidden_TD: Tensor, slots_SD: Tensor, scale_1: Tensor | None) -> Tensor:
     """(T, S): products of tokens and slots, of unit length and times the scale where there is one."""
-    x_TD = hidden_TD.to(torch.promote_types(hidden_TD.dtype, torch.float32))
+    dtype = torch.promote_types(torch.promote_types(hidden_TD.dtype, slots_SD.dtype), torch.float32)
+    x_TD, slots_SD = hidden_TD.to(dtype), slots_SD.to(dtype)
     if scale_1 is None:
         return x_TD @ slots_SD.t()
     # A slot of zeros stays one: its mixture is the plain mean.

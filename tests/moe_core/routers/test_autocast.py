@@ -1,4 +1,4 @@
-"""Autocast narrows the model around a gate; the gate decides as if it were not there."""
+"""Autocast narrows the model around a gate; the gate decides as if it were not there, in whatever precision it is asked."""
 
 from __future__ import annotations
 
@@ -63,6 +63,22 @@ def test_every_gate_and_its_gradients_are_the_same_under_autocast(
     # Backward outside the context, as torch wants it.
     for one, other in zip(gradients_of(found), gradients_of(plain), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [False, True], ids=["serving", "training"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_every_gate_takes_hidden_states_of_any_precision(
+    kind: str, training: bool, dtype: torch.dtype
+) -> None:
+    moe = mixture(kind, 8, 2)
+    assert moe is not None
+    tensors = tensors_of(moe, WIDTH)
+    x_TD = torch.randn(24, WIDTH, generator=torch.Generator().manual_seed(3)).to(dtype)
+    found, plain = (asked(moe, tensors, x, training) for x in (x_TD, x_TD.float()))
+    for one, other in zip(weighed(found), weighed(plain), strict=True):
+        assert one.dtype in (torch.float32, torch.float64)
+        torch.testing.assert_close(one.float(), other, rtol=1e-4, atol=1e-6)
 
 
 def test_slots_are_mixed_in_float32_under_autocast() -> None:
