@@ -140,7 +140,7 @@ def _words(system: Turn, answer: Turn) -> Mapping[Role, Turn]:
 
 
 _LLAMA3: Mapping[Role, Turn] = {role: _llama3(role) for role in ROLES}
-_LLAMA3_MARKS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+_LLAMA3_MARKS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "trim")
 # Llama 3.1 to 3.3 say them before every system prompt; the second is the templates' own date.
 _LLAMA3_DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
 _TULU = Turn(("<|assistant|>\n",), end=(Named.EOS,), tail="\n")
@@ -196,7 +196,7 @@ WORDINGS: Mapping[FormatName, Wording] = {
         _mistral(""),
         system="user",
         marks=("'[INST] '", "' [/INST]'", f"{_CONTENT} + eos_token"),
-        not_marks=("<<SYS>>", f"' ' + {_CONTENT}", "' [INST] '"),
+        not_marks=("<<SYS>>", f"' ' + {_CONTENT}", "' [INST] '", "eos_token + ' '"),
         not_tokens=("[INST]", "[/INST]"),
     ),
     "kimi": Wording(
