@@ -178,6 +178,7 @@ def test_a_version_that_an_operation_made_shows_its_lineage_and_its_report(peopl
     text = people.client("owner").get(reverse("registry:version", args=[made.pk])).content.decode()
     assert f"Add one: made from {mixture.label} by job 7" in text
     assert "What the operation did" in text
+    assert "loss on held-out logs, lower is better" in text
     assert "by 0.200 nats a token" in text
     assert text.count('data-state="caution"') >= 2
 
