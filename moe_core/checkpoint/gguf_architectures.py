@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from moe_core.checkpoint.gguf_header import GgufHead
+from moe_core.checkpoint.gguf_keys import unknown_key
 from moe_core.checkpoint.gguf_step import RELEASED, step35
 from moe_core.errors import FormatError, SpecError
 from moe_core.model.families.rope import RopeParameters
@@ -43,17 +44,23 @@ class Keys:
 
     def __init__(self, head: GgufHead, architecture: str, name: str, values: Values) -> None:
         self.head, self.architecture, self.name, self.values = head, architecture, name, values
+        # What was asked for so far.
+        self.asked: set[str] = set()
+
+    def _get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return self.head.metadata.get(f"{self.architecture}.{key}", default)
 
     def number(self, key: str, default: float | None = None) -> Any:
         """A number; FormatError without one, when there is no default."""
-        value = self.head.metadata.get(f"{self.architecture}.{key}", default)
+        value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.refusal(f"{key} must be a number, not {str(value)[:40]!r}")
         return value
 
     def numbers(self, key: str, count: int, default: float | None = None) -> list[Any]:
         """A number for each of `count` layers; one number is for all, and values for further layers are left out."""
-        value = self.head.metadata.get(f"{self.architecture}.{key}", default)
+        value = self._get(key, default)
         if not isinstance(value, np.ndarray):
             return [self.number(key, default)] * count
         if value.ndim != 1 or len(value) < count:
@@ -62,14 +69,18 @@ class Keys:
 
     def has(self, key: str) -> bool:
         """Whether the file says anything about it."""
-        return f"{self.architecture}.{key}" in self.head.metadata
+        return self._get(key) is not None
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean."""
-        value = self.head.metadata.get(f"{self.architecture}.{key}", default)
+        value = self._get(key, default)
         if not isinstance(value, bool):
             raise self.refusal(f"{key} must be true or false, not {str(value)[:40]!r}")
         return value
+
+    def text(self, key: str, default: str) -> Any:
+        """A word, or whatever stands in its place."""
+        return self._get(key, default)
 
     def refusal(self, why: str) -> FormatError:
         """An error about a key, without its prefix."""
@@ -77,8 +88,15 @@ class Keys:
 
 
 def config_from(keys: Keys) -> Config:
-    """The config.json of the model; FormatError for what is not known here."""
-    return {**_common(keys), **ARCHITECTURES[keys.architecture](keys)}
+    """The config.json of the model; FormatError for what is not known here, keys that nobody asks for among it."""
+    config = {**_common(keys), **ARCHITECTURES[keys.architecture](keys)}
+    unknown = unknown_key(keys.head.metadata, keys.architecture, keys.asked)
+    if unknown is not None:
+        value = str(keys.head.metadata[f"{keys.architecture}.{unknown}"])[:40]
+        raise keys.refusal(
+            f"{unknown} is {value}, and what it changes is not computed; load the model's Hugging Face directory instead"
+        )
+    return config
 
 
 def _common(keys: Keys) -> Config:
@@ -109,7 +127,7 @@ def _common(keys: Keys) -> Config:
 
 
 def _rope(keys: Keys) -> Config:
-    kind = keys.head.metadata.get(f"{keys.architecture}.rope.scaling.type", "none")
+    kind = keys.text("rope.scaling.type", "none")
     theta = {"rope_theta": keys.number("rope.freq_base", 10_000.0)}
     if kind == "none":
         return theta | (_stretching(keys, theta["rope_theta"]) if ROPE_FREQS in keys.head.tensors else {})
@@ -291,7 +309,7 @@ def _gpt_oss(keys: Keys) -> Config:
 
 
 def _step35(keys: Keys) -> Config:
-    kind = keys.head.metadata.get(f"{keys.architecture}.rope.scaling.type", "none")
+    kind = keys.text("rope.scaling.type", "none")
     if kind != "none":
         raise keys.refusal(f"rope.scaling.type is {str(kind)[:40]!r}; only divisors of pairs are read")
     return step35(keys, _step_rope)
