@@ -89,8 +89,15 @@ def test_a_clock_that_is_hours_off_changes_no_figure(seen: Instance, page: Page)
     behind = float(re.findall(r"([\d.]+) s behind", page.locator(STATE).inner_text())[0])
     assert behind < 10
     # The newest point of the last hour stands at its right end, not eleven hours away.
-    drawn = page.locator("#history path.a").get_attribute("d") or ""
-    heights = {float(y) for _x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", drawn)}
+    # What nobody watched is written after some seconds, and history is read when the page is.
+    for _ in range(20):
+        drawn = page.locator("#history path.a").get_attribute("d") or ""
+        heights = {float(y) for _x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", drawn)}
+        if len(heights) > 1:
+            break
+        page.wait_for_timeout(1_000)
+        page.reload()
+        expect(page.locator(STATE)).to_contain_text("behind", timeout=20_000)
     assert len(heights) > 1
     for chosen in ("10 min", "1 h", "Last minute"):
         page.get_by_role("button", name=chosen, exact=True).click()
