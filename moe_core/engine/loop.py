@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from enum import StrEnum
 from typing import TypeVar
 
+from moe_core.engine import turns
 from moe_core.engine.engine import Engine
 from moe_core.engine.events import Event
 from moe_core.errors import EngineError
@@ -80,6 +81,7 @@ class EngineLoop(threading.Thread):
 
     def run(self) -> None:
         """Build, serve until stopped, and tell when it breaks."""
+        turns.compute()  # the kernels' own threads start from this one
         try:
             engine = self._build(lambda state: self._on_state(state, None))
             self._on_state(EngineState.READY, None)

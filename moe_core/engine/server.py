@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_core import strict_json
-from moe_core.engine import head_start
+from moe_core.engine import head_start, turns
 from moe_core.errors import CheckpointError, MoeCoreError, SpecError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     _prepare_process()
+    turns.give_way()
     head_start.begin()
     try:
         spec = read_spec(arguments)

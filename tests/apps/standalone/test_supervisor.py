@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 
@@ -121,3 +122,14 @@ def test_a_log_that_has_grown_too_large_is_set_aside(tmp_path, monkeypatch):
 def test_exits_are_described_in_words():
     assert describe_exit(2) == "exit status 2"
     assert describe_exit(-9) == "killed by SIGKILL"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="policies of processes are Linux's")
+def test_what_gives_way_hands_it_on_to_what_it_starts():
+    script = (
+        "import os, subprocess, sys\nfrom standalone import processes\n"
+        "processes.give_way()\n"
+        "subprocess.run([sys.executable, '-c', 'import os; print(os.sched_getscheduler(0))'], check=True)"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert int(told) == os.SCHED_BATCH

@@ -125,3 +125,14 @@ async def test_a_domain_that_names_a_missing_expert_is_told_with_exit_code_3(has
         failed = await state_line(process, "failed")
         assert await asyncio.wait_for(process.wait(), 30) == 3
     assert "expert 9" in failed["message"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="policies of threads are Linux's")
+async def test_threads_that_answer_give_way_to_those_that_compute(tmp_path, hashed_dir):
+    model_dir, files = hashed_dir
+    async with engine_process(tmp_path, model_dir, files, num_threads=2) as process:
+        await state_line(process, "ready")
+        threads = set(map(int, os.listdir(f"/proc/{process.pid}/task")))
+        policies = {thread: os.sched_getscheduler(thread) for thread in threads}
+    assert policies.pop(process.pid) == os.SCHED_BATCH
+    assert list(policies.values()).count(os.SCHED_OTHER) >= 2, policies
