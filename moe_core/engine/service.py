@@ -45,18 +45,25 @@ class Mailbox:
         self.index_of: dict[int, int] = {}
         self._events: list[Event] = []
         self._arrived = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
 
     def put(self, event: Event) -> None:
         """Add an event; on the asyncio thread."""
         self._events.append(event)
-        if self._every_s and isinstance(event, Delta) and time.monotonic() < self._due_at:
-            return
-        self._arrived.set()
+        left_s = self._due_at - time.monotonic() if self._every_s and isinstance(event, Delta) else 0.0
+        if left_s <= 0.0:
+            self._arrived.set()
+        elif self._alarm is None:
+            # What is kept back comes in time even when no other text follows for long.
+            self._alarm = asyncio.get_running_loop().call_later(left_s, self._arrived.set)
 
     async def take(self) -> list[Event]:
         """All events since the last call, at least one."""
         await self._arrived.wait()
         self._arrived.clear()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         events, self._events = self._events, []
         self._due_at = time.monotonic() + self._every_s
         return events

@@ -51,6 +51,15 @@ async def test_a_patient_reader_is_woken_by_the_first_text_and_by_the_end() -> N
     assert await waiting == [delta(1, 6), delta(1, 7), done]
 
 
+async def test_text_that_is_kept_back_comes_in_time_though_nothing_follows() -> None:
+    mailbox = Mailbox(every_s=0.05)
+    mailbox.put(delta(1, 5))
+    await mailbox.take()
+    mailbox.put(delta(1, 6))
+    async with asyncio.timeout(10):
+        assert await mailbox.take() == [delta(1, 6)]
+
+
 async def test_an_interval_changes_the_lines_and_not_the_answer(tmp_path) -> None:
     write_model_dir(tmp_path / "model", tiny_model())
     async with running_engine(tmp_path / "model", tmp_path) as engine:
