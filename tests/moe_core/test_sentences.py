@@ -7,7 +7,7 @@ import re
 import pytest
 
 from moe_core.errors import HashMismatch, MoeCoreError, SpecError
-from moe_core.sentences import CORE
+from moe_core.sentences import CORE, fields, layouts, operations, serving, training
 from moe_core.spec import LayoutSpec
 from tests.moe_core.tiny import tiny_llama
 
@@ -16,6 +16,12 @@ from tests.moe_core.tiny import tiny_llama
 def test_understanding_is_the_inverse_of_saying(code: str) -> None:
     values = {place: f"<{place}>" for place in re.findall(r"\{(\w+)\}", CORE.templates[code])}
     assert CORE.understand(CORE.say(code, **values)) == (code, values)
+
+
+def test_no_code_stands_twice() -> None:
+    parts = (layouts.LAYOUTS, training.TRAINING, operations.OPERATIONS, serving.SERVING, fields.FIELDS)
+    codes = [code for part in parts for code in part]
+    assert sorted(codes) == sorted(CORE.templates)
 
 
 def test_other_texts_are_not_understood() -> None:

@@ -1,0 +1,27 @@
+"""What an engine cannot load or take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SERVING: Mapping[str, str] = {
+    "weights_without_experts": (
+        "weights '{weights}' are packed from experts in 16 bits, and this version has no experts; "
+        "leave weights 'stored'"
+    ),
+    "weights_packed": (
+        "weights '{weights}' are packed from experts in 16 bits, and this version is packed in {bits} bits already; "
+        "leave weights 'stored'"
+    ),
+    "weights_of_kinds": (
+        "weights '{weights}' are packed from experts that are alike, and those of this version are of different kinds "
+        "and widths (expert_kinds); leave weights 'stored'"
+    ),
+    "weights_in_bfloat16": (
+        "weights '{weights}' are computed in bfloat16 with all experts in memory; leave dtype and resident_experts out, "
+        "or give weights 'stored'"
+    ),
+    "prompt_too_long": "the prompt has {tokens} tokens; this deployment takes at most {most}",
+    "busy": "{waiting} requests wait already; at most {most} may: try again",
+    "wrong_hash": ("{path}: sha256 is {actual}, expected {expected}; fetch the file again or import it anew"),
+}
