@@ -75,7 +75,11 @@ OPERATIONS: Mapping[str, str] = {
         "{experts} experts are named for {layers} expert layers; name one for each, or one for all"
     ),
     "too_few_left": ("{num_experts} experts cannot lose one when top_k is {top_k}; lower top_k first"),
-    "too_few_left_together": "{num_experts} experts cannot lose {gone} at once: {why}",
+    "too_few_left_together": (
+        "{num_experts} experts cannot lose {gone} at once: for top_k {top_k} at least {least} must stay, so that at most "
+        "{most} may go"
+    ),
+    "last_expert": "the last expert must stay; use a model of at least two",
     "halves_apart": (
         "experts {experts} of layer {layer} share one gate row and answer differently, as halves of one expert do, so "
         "that a token must have all of them or none; set together to {size}, so that none of them is left behind"

@@ -73,23 +73,33 @@ def fewer(moe: MoeSpec, gone_LG: Gone, field: str = "") -> dict[str, Any]:
     Raises SpecError, of `field` where the experts are to blame, when too few are left or twins forbid it.
     """
     left = moe.num_experts - len(gone_LG[0])
-    each = len(gone_LG[0]) // num_groups_of(moe)
-    if each > 1:
-        why = moe.gate.complaint(left, moe.top_k) if left else CORE.say("group_empty")
-        if left < moe.top_k:
-            why = CORE.say("top_k_over_experts", top_k=moe.top_k, num_experts=left)
-        if why:
-            raise SpecError.of(
-                "too_few_left_together", num_experts=len(groups_of(moe)[0]), gone=each, why=why
-            )
-    elif num_groups_of(moe) > 1:
-        why = moe.gate.complaint(left, moe.top_k) if left else CORE.say("group_empty")
-        if why:
-            raise SpecError.of("groups_too_small", size=len(groups_of(moe)[0]), why=why)
-    elif left < moe.top_k:
-        raise SpecError.of("too_few_left", num_experts=moe.num_experts, top_k=moe.top_k)
+    _check_enough_left(moe, len(gone_LG[0]) // num_groups_of(moe))
     twins = None if moe.twins is None else _fewer_twins(moe, moe.twins, gone_LG, field)
     return {"num_experts": left, "twins": twins}
+
+
+def _check_enough_left(moe: MoeSpec, gone: int) -> None:
+    """Raise SpecError where a token would find too few experts when so many go from each group of the gate."""
+    size, groups = len(groups_of(moe)[0]), num_groups_of(moe)
+    most = next(most for most in range(size - 1, -1, -1) if _is_enough(moe, size - most))
+    if gone <= most:
+        return
+    if most:
+        values = {"num_experts": size, "gone": gone, "top_k": moe.top_k}
+        raise SpecError.of("too_few_left_together", **values, least=size - most, most=most)
+    if groups > 1:
+        left = moe.num_experts - groups
+        why = moe.gate.complaint(left, moe.top_k) if left else CORE.say("group_empty")
+        raise SpecError.of("groups_too_small", size=size, why=why)
+    if moe.num_experts == 1:
+        raise SpecError.of("last_expert")
+    raise SpecError.of("too_few_left", num_experts=moe.num_experts, top_k=moe.top_k)
+
+
+def _is_enough(moe: MoeSpec, size: int) -> bool:
+    """Whether groups of so many experts have those of a token."""
+    num_experts = size * num_groups_of(moe)
+    return num_experts >= moe.top_k and moe.gate.complaint(num_experts, moe.top_k) is None
 
 
 def without(num_experts: int, gone_LG: Gone) -> list[list[int]]:

@@ -8,7 +8,11 @@ from django.utils.translation import gettext_noop
 
 OPERATIONS: Mapping[str, str] = {
     "groups_too_small": gettext_noop("Groups of %(size)s experts cannot lose one each: %(why)s"),
-    "too_few_left_together": gettext_noop("%(num_experts)s experts cannot lose %(gone)s at once: %(why)s"),
+    "too_few_left_together": gettext_noop(
+        "%(num_experts)s experts cannot lose %(gone)s at once: for top-k %(top_k)s at least %(least)s must stay, so that at "
+        "most %(most)s may go."
+    ),
+    "last_expert": gettext_noop("The last expert must stay; use a version of at least two."),
     "halves_apart": gettext_noop(
         "Experts %(experts)s of layer %(layer)s share one gate row and answer differently, as the halves of one expert do, "
         "so that a token must have all of them or none. Let %(size)s go together, so that none of them is left behind."

@@ -115,6 +115,8 @@ def test_the_least_used_expert_is_found_in_each_layer() -> None:
 def test_too_few_experts_and_wrong_names_are_refused() -> None:
     with pytest.raises(SpecError, match="2 experts cannot lose one when top_k is 2"):
         remove_expert(mixture(num_experts=2), RemoveExpertSpec(expert=0))
+    with pytest.raises(SpecError, match="^the last expert must stay"):
+        remove_expert(mixture(num_experts=1, top_k=1), RemoveExpertSpec(expert=0))
     with pytest.raises(SpecError, match="3 experts are named for 2 expert layers"):
         remove_expert(mixture(), RemoveExpertSpec(expert=(0, 1, 2)))
     with pytest.raises(SpecError, match="cannot be merged with itself"):

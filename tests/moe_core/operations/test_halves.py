@@ -199,8 +199,28 @@ def test_the_least_used_halves_are_found() -> None:
     assert report["experts"] == [[expert, expert + 4] for expert in whole]
     with pytest.raises(SpecError, match="in layer 0 there are no 3 experts of one gate row"):
         remove_expert(model, RemoveExpertSpec(together=3), prompts)
-    with pytest.raises(SpecError, match="8 experts cannot lose 5 at once"):
-        remove_expert(model, RemoveExpertSpec(expert=0, together=5))
+
+
+@pytest.mark.parametrize("gone", [5, 8])
+def test_no_more_go_at_once_than_leave_a_token_its_experts(gone: int) -> None:
+    said = (
+        f"^8 experts cannot lose {gone} at once: for top_k 4 at least 4 must stay, so that at most 4 may go$"
+    )
+    with pytest.raises(SpecError, match=said):
+        remove_expert(split(mixture()), RemoveExpertSpec(expert=0, together=gone))
+
+
+def test_where_not_one_may_go_it_is_said_that_way() -> None:
+    with pytest.raises(SpecError, match="^2 experts cannot lose one when top_k is 2"):
+        remove_expert(mixture(num_experts=2), RemoveExpertSpec(expert=0, together=2))
+    gate = {"kind": "sigmoid_groups", "num_groups": 2, "topk_group": 1, "group_score": "best"}
+    model = mixture(num_experts=8, top_k=2, gate=gate)
+    with pytest.raises(SpecError, match="^4 experts cannot lose 4 at once: for top_k 2 at least 2 must stay"):
+        remove_expert(model, RemoveExpertSpec(expert=0, per_group=True, together=4))
+    with pytest.raises(SpecError, match="^groups of 4 experts cannot lose one each: top_k"):
+        remove_expert(
+            mixture(num_experts=8, top_k=4, gate=gate), RemoveExpertSpec(expert=0, per_group=True, together=3)
+        )
 
 
 def test_halves_in_groups_go_from_every_group() -> None:
