@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.checkpoint.files import file_size, read_exactly
-from moe_core.checkpoint.gguf_quants import QUANT_BY_ID, Quant
+from moe_core.checkpoint.gguf_quants import QUANT_BY_ID, UNREAD, Quant
 from moe_core.errors import FormatError
 
 MAGIC = b"GGUF"
@@ -194,16 +194,23 @@ def _declared(cursor: _Cursor) -> tuple[str, tuple[int, ...], Quant, int]:
     shape = tuple(cursor.natural(MAX_ELEMENTS, f"an axis of {name}") for _ in range(num_axes))[::-1]
     if not 1 <= math.prod(shape) <= MAX_ELEMENTS:
         raise cursor.fail(f"{name} has {math.prod(shape)} elements; 1 to {MAX_ELEMENTS} are read")
-    kind: int = cursor.scalar(4)
-    quant = QUANT_BY_ID.get(kind)
-    if quant is None:
-        known = ", ".join(known.name for known in QUANT_BY_ID.values())
-        raise cursor.fail(f"{name} is stored as type {kind}; read are {known}")
+    quant = _quant(cursor, name)
     if shape[-1] % quant.block_elements:
         raise cursor.fail(
             f"{name} has rows of {shape[-1]}, no multiple of {quant.name}'s {quant.block_elements}"
         )
     return name, shape, quant, cursor.natural((1 << 63) - 1, f"the offset of {name}")
+
+
+def _quant(cursor: _Cursor, tensor: str) -> Quant:
+    kind: int = cursor.scalar(4)
+    if kind in QUANT_BY_ID:
+        return QUANT_BY_ID[kind]
+    known = ", ".join(quant.name for quant in QUANT_BY_ID.values())
+    raise cursor.fail(
+        f"{tensor} is stored as {UNREAD.get(kind, f'type {kind}')}; read are {known}: take a file of the model in one of "
+        "them (Q8_0, Q4_K_M), or its Hugging Face directory"
+    )
 
 
 def _placed(

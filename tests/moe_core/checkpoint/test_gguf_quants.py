@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gguf.quants import dequantize, quantize
 
-from moe_core.checkpoint.gguf_quants import QUANT_BY_ID, Quant
+from moe_core.checkpoint.gguf_quants import QUANT_BY_ID, UNREAD, Quant
 
 
 @pytest.mark.parametrize("quant", QUANT_BY_ID.values(), ids=lambda quant: quant.name)
@@ -31,3 +31,9 @@ def test_quantised_weights_come_back_near_what_they_were(name: str) -> None:
     packed = quantize(weights, gguf.GGMLQuantizationType(quant.type_id))
     error = np.abs(quant.unpack(packed) - weights).max()
     assert error < {"Q8_0": 0.02, "Q5_0": 0.15, "Q5_1": 0.15, "Q4_0": 0.4, "Q4_1": 0.3}[name]
+
+
+def test_every_storage_type_is_read_or_known_by_name() -> None:
+    names = {quant.type_id: quant.name for quant in QUANT_BY_ID.values()}
+    assert not names.keys() & UNREAD.keys()
+    assert names | UNREAD == {int(kind): kind.name for kind in gguf.GGMLQuantizationType}
