@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from moe_core.checkpoint.gguf_header import GgufHead
-from moe_core.checkpoint.gguf_keys import unknown_key
+from moe_core.checkpoint.gguf_keys import scaling_type, unknown_key
 from moe_core.checkpoint.gguf_step import RELEASED, step35
 from moe_core.errors import FormatError, SpecError
 from moe_core.model.families.rope import RopeParameters
@@ -78,9 +78,10 @@ class Keys:
             raise self.refusal(f"{key} must be true or false, not {str(value)[:40]!r}")
         return value
 
-    def text(self, key: str, default: str) -> Any:
-        """A word, or whatever stands in its place."""
-        return self._get(key, default)
+    def scaling(self) -> Any:
+        """How rotary positions are scaled; "none" where they are not."""
+        self.asked.add("rope.scaling.type")
+        return scaling_type(self.head.metadata, self.architecture)
 
     def refusal(self, why: str) -> FormatError:
         """An error about a key, without its prefix."""
@@ -127,7 +128,7 @@ def _common(keys: Keys) -> Config:
 
 
 def _rope(keys: Keys) -> Config:
-    kind = keys.text("rope.scaling.type", "none")
+    kind = keys.scaling()
     theta = {"rope_theta": keys.number("rope.freq_base", 10_000.0)}
     if kind == "none":
         return theta | (_stretching(keys, theta["rope_theta"]) if ROPE_FREQS in keys.head.tensors else {})
@@ -309,7 +310,7 @@ def _gpt_oss(keys: Keys) -> Config:
 
 
 def _step35(keys: Keys) -> Config:
-    kind = keys.text("rope.scaling.type", "none")
+    kind = keys.scaling()
     if kind != "none":
         raise keys.refusal(f"rope.scaling.type is {str(kind)[:40]!r}; only divisors of pairs are read")
     return step35(keys, _step_rope)

@@ -33,17 +33,29 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
+def scaling_type(metadata: Mapping[str, Any], architecture: str) -> Any:
+    """How rotary positions are scaled: "none" without a type, and for a linear one by 1, which changes nothing."""
+    kind = metadata.get(f"{architecture}.rope.scaling.type", "none")
+    factors = [metadata.get(f"{architecture}.{key}") for key in ("rope.scaling.factor", "rope.scale_linear")]
+    # The old key counts where the new one is missing.
+    factor = next((value for value in factors if value is not None), 1.0)
+    return "none" if kind == "linear" and _is_neutral("rope.scaling.factor", factor) else kind
+
+
+def _is_neutral(key: str, value: Any) -> bool:
+    return any(type(value) is type(one) and value == one for one in NEUTRAL.get(key, ()))
+
+
 def unknown_key(metadata: Mapping[str, Any], architecture: str, asked: Collection[str]) -> str | None:
     """The first key of the architecture that nobody asked for and that may change what is computed; None without one."""
     prefix = f"{architecture}."
-    kind = metadata.get(f"{prefix}rope.scaling.type")
-    idle = WITHOUT_SCALING if kind in (None, "none") else frozenset[str]()
+    idle = WITHOUT_SCALING if scaling_type(metadata, architecture) == "none" else frozenset[str]()
     # Without a type llama.cpp takes a factor for one of linear scaling.
-    idle |= {"rope.scaling.factor"} if kind == "none" else set()
+    idle |= {"rope.scaling.factor"} if metadata.get(f"{prefix}rope.scaling.type") == "none" else set()
     for whole, value in metadata.items():
         key = whole.removeprefix(prefix)
         if key == whole or key in asked or key in WITHOUT_EFFECT or key in idle:
             continue
-        if not any(type(value) is type(one) and value == one for one in NEUTRAL.get(key, ())):
+        if not _is_neutral(key, value):
             return key
     return None

@@ -252,7 +252,7 @@ def test_hostile_files_take_little_memory(tmp_path: Path) -> None:
         (("general.architecture", "qwen2"), "architecture 'qwen2' is not served"),
         (("llama.block_count", 1 << 40), "block_count"),
         (("llama.attention.head_count", "six"), "must be a number"),
-        (("llama.rope.scaling.type", "linear"), "scaled"),
+        (("llama.rope.scaling.type", "longrope"), "scaled"),
         (("llama.rope.dimension_count", 2), "only a part of each head"),
         (("tokenizer.ggml.model", "rwkv"), "tokenizer 'rwkv' is not served"),
         (("tokenizer.ggml.model", "llama"), "tokenizer.ggml.scores must be 97 numbers"),

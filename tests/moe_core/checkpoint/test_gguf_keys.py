@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import moe_core
 from moe_core.checkpoint.gguf_keys import unknown_key
@@ -16,6 +17,7 @@ pytest.importorskip("transformers")
 from tests.moe_core.checkpoint import gguf_models
 from tests.moe_core.checkpoint.test_gguf_families import CASE
 from tests.moe_core.model.hf_families import model_of
+from tests.moe_core.model.test_family_parity import IDS
 
 
 def with_key(name: str, key: str, value: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -72,6 +74,30 @@ def test_a_key_with_a_value_that_changes_nothing_is_read_over(
     name: str, key: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moe_core.load(with_key(name, key, value, tmp_path, monkeypatch), "float32")
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "step3p5"])
+@pytest.mark.parametrize("factor", [1.0, 0.0])
+def test_linear_scaling_by_one_is_no_scaling(
+    name: str, factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = moe_core.load(with_key(name, "rope.scale_linear", 1.0, tmp_path, monkeypatch), "float32")
+    with_key(name, "rope.scaling.type", "linear", tmp_path, monkeypatch)
+    with_key(name, "rope.scaling.original_context_length", 4096, tmp_path, monkeypatch)
+    path = with_key(name, "rope.scaling.factor", factor, tmp_path, monkeypatch)
+    model = moe_core.load(path, "float32")
+    assert model.spec == plain.spec
+    assert torch.equal(model(IDS), plain(IDS))
+
+
+@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
+@pytest.mark.parametrize("name", ["llama", "step3p5"])
+def test_linear_scaling_by_more_is_refused(
+    name: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_key(name, "rope.scaling.type", "linear", tmp_path, monkeypatch)
+    with pytest.raises(FormatError, match="'linear'"):
+        moe_core.load(with_key(name, key, 4.0, tmp_path, monkeypatch), "float32")
 
 
 def test_a_factor_counts_unless_scaling_is_none() -> None:
