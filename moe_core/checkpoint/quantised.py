@@ -1,6 +1,7 @@
 """Weights in eight and four bits as DeepSeek and gpt-oss release them, widened while they are read.
 
-fp8: `X` in E4M3 beside `X_scale_inv`, a float32 factor for each block of 128 by 128.
+fp8: `X` in E4M3 beside `X_scale_inv`, a factor for each block of 128 by 128: float32, or a power of two by its exponent
+(E8M0).
 mxfp4: `X_blocks` (…, G, 16) with two E2M1 numbers a byte, the low half first, beside `X_scales` (…, G), the exponent of a
 power of two for each group of 32. Both are given out as if `X` were stored in float32, in the axes of transformers.
 
@@ -82,7 +83,7 @@ class WidenedWeights:
         if tensor + BLOCKS in self.reader.names:
             return self._mxfp4(tensor)
         if self.reader.info(tensor).dtype == "F8_E4M3":
-            scale = self._scale(tensor, tensor + SCALE, "F32")
+            scale = self._scale(tensor, tensor + SCALE, "F32", "F8_E8M0")
             return fp8_blocks(self.reader.tensor(tensor), scale, tensor)
         return self.reader.tensor(tensor)
 
@@ -103,23 +104,23 @@ class WidenedWeights:
         # Stored as (experts, rows, columns); transformers holds the map transposed.
         return mxfp4(blocks, scales).transpose(-1, -2)
 
-    def _scale(self, owner: str, name: str, dtype: str) -> Tensor:
+    def _scale(self, owner: str, name: str, *dtypes: str) -> Tensor:
         if name not in self.reader.names:
             raise FormatError(f"{owner}: is quantised, but the files lack {name}")
-        if self.reader.info(name).dtype != dtype:
-            raise FormatError(f"{name}: has dtype {self.reader.info(name).dtype}; it must be {dtype}")
+        if (dtype := self.reader.info(name).dtype) not in dtypes:
+            raise FormatError(f"{name}: has dtype {dtype}; it must be {' or '.join(dtypes)}")
         return self.reader.tensor(name)
 
 
 def fp8_blocks(codes_RC: Tensor, scale_rc: Tensor, name: str = "weight") -> Tensor:
-    """E4M3 codes (…, R, C) times the float32 factor of each 128 by 128 block: float32 (…, R, C).
+    """E4M3 codes (…, R, C) times the factor of each 128 by 128 block, float32 or E8M0: float32 (…, R, C).
 
     Raises FormatError when there are not as many factors as blocks.
     """
     *outer, rows, columns = codes_RC.shape
     if tuple(scale_rc.shape) != (*outer, -(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK)):
         raise FormatError(f"{name}: {rows} by {columns} weights do not fit scales {list(scale_rc.shape)}")
-    spread = scale_rc.repeat_interleave(FP8_BLOCK, -2).repeat_interleave(FP8_BLOCK, -1)
+    spread = scale_rc.float().repeat_interleave(FP8_BLOCK, -2).repeat_interleave(FP8_BLOCK, -1)
     return codes_RC.float() * spread[..., :rows, :columns]
 
 

@@ -26,7 +26,7 @@ TENSOR_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,200}\Z")
 
 DTYPE_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-    "F8_E4M3": 1,
+    "F8_E4M3": 1, "F8_E8M0": 1,
 }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ class QuantisationConfig(Spec):
     activation_scheme: str | None = None
     modules_to_not_convert: list[str] | None = Field(default=None, max_length=4096)
     modules_to_convert: list[str] | None = Field(default=None, max_length=4096)
-    # Whether the factors of blocks are powers of two; they are float32 in the files either way.
+    # Whether the factors of blocks are powers of two, which may then be stored as float32 or as their exponents.
     scale_fmt: Literal["ue8m0", "float"] | None = None
     # Everything is widened here.
     dequantize: bool | None = None

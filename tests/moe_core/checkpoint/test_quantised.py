@@ -49,6 +49,19 @@ def test_fp8_blocks_equal_decoding_by_hand() -> None:
         fp8_blocks(codes.view(torch.float8_e4m3fn), scales.t())
 
 
+def test_factors_that_are_powers_of_two_may_be_stored_as_exponents() -> None:
+    codes = torch.arange(2 * 256, dtype=torch.uint8).view(2, 256)
+    codes = torch.where(codes & 0x7F == 0x7F, 0, codes)
+    exponents = torch.tensor([[0, 140]], dtype=torch.uint8)
+    got = fp8_blocks(codes.view(torch.float8_e4m3fn), exponents.view(torch.float8_e8m0fnu))
+    assert got.dtype == torch.float32
+    by_hand = [
+        [e4m3(int(codes[row, column])) * 2.0 ** ((0, 140)[column // 128] - 127) for column in range(256)]
+        for row in range(2)
+    ]
+    assert torch.equal(got, torch.tensor(by_hand))
+
+
 def test_stacked_fp8_blocks_are_each_experts_own() -> None:
     generator = torch.Generator().manual_seed(5)
     codes = torch.randint(0, 120, (3, 130, 140), dtype=torch.uint8, generator=generator)
@@ -104,17 +117,19 @@ def rewritten(
     return directory
 
 
+@pytest.mark.parametrize(
+    "scale", [torch.tensor([[0.03]]), torch.tensor([[2.0**-5]]).to(torch.float8_e8m0fnu)], ids=["F32", "E8M0"]
+)
 @torch.no_grad()
-def test_a_directory_in_fp8_loads_as_what_it_stands_for(tmp_path: Path) -> None:
+def test_a_directory_in_fp8_loads_as_what_it_stands_for(scale: Tensor, tmp_path: Path) -> None:
     model = random_decoder(tiny_family("deepseek_v3"), 1, STD)
     name, expert = "model.layers.1.mlp.experts.2.up_proj.weight", 2
     inner = model.spec.moe.moe_intermediate_size
-    scale = torch.tensor([[0.03]])
-    codes = (model.layers[1].mlp.experts.gate_up_E2FD[expert, inner:] / scale).to(torch.float8_e4m3fn)
+    codes = (model.layers[1].mlp.experts.gate_up_E2FD[expert, inner:] / scale.float()).to(torch.float8_e4m3fn)
     quantised = rewritten(model, tmp_path / "m", {name: codes, name + "_scale_inv": scale}, set(), "fp8")
     loaded = moe_core.load(quantised)
     assert not torch.equal(loaded(IDS), model(IDS))
-    model.layers[1].mlp.experts.gate_up_E2FD[expert, inner:] = codes.float() * scale
+    model.layers[1].mlp.experts.gate_up_E2FD[expert, inner:] = codes.float() * scale.float()
     assert torch.equal(loaded(IDS), model(IDS))
 
 
@@ -135,6 +150,10 @@ def test_a_scale_that_is_missing_or_superfluous_is_named(tmp_path: Path) -> None
         "fp8",
     )
     with pytest.raises(FormatError, match="o_proj.weight: is quantised, but the files lack"):
+        moe_core.load(bad)
+    halves = {name + "_scale_inv": torch.ones(1, 1, dtype=torch.float16)}
+    bad = rewritten(model, tmp_path / "c", {**codes, **halves}, set(), "fp8")
+    with pytest.raises(FormatError, match="scale_inv: has dtype F16; it must be F32 or F8_E8M0"):
         moe_core.load(bad)
 
 
