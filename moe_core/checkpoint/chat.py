@@ -100,7 +100,7 @@ def _default_system(name: FormatName, template: str) -> str | None:
     system = "" if name == "llama3_1" else None
     if name == "chatml" and template.startswith(_SMOLLM_HEAD) and template.endswith(_SMOLLM_TAIL):
         system = template[len(_SMOLLM_HEAD) : len(template) - len(_SMOLLM_TAIL)]
-    if name == "kimi" and (found := _KIMI_SYSTEM.search(template)):
+    if name in ("kimi", "kimi_thinking") and (found := _KIMI_SYSTEM.search(template)):
         system = found[1]
     return None if system is None or set(system) & set("'{}\\%") or len(system) > MAX_SYSTEM_CHARS else system
 

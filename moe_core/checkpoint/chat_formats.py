@@ -5,7 +5,8 @@ never run. "plain" is for logs alone, where a model has no format that is known:
 answer closed by the end token.
 Source: the prompts of SmolLM2 and Qwen (chatml), Llama 3 (arXiv 2407.21783), Tülu 2 and OLMoE (arXiv 2311.10702,
 2409.02060), DeepSeek-V2 (arXiv 2405.04434; the plain format names the system too), DeepSeek-V3 (arXiv 2412.19437) and V3.1,
-Mixtral (arXiv 2401.04088), Kimi-K2 (arXiv 2507.20534) and gpt-oss ("harmony"); each compared with its template.
+Mixtral (arXiv 2401.04088), Kimi-K2 (arXiv 2507.20534), Kimi-K2-Thinking and gpt-oss ("harmony"); each compared with its
+template.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ FormatName = Literal[
     "mistral",
     "mistral_spaced",
     "kimi",
+    "kimi_thinking",
     "harmony",
 ]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
@@ -111,8 +113,14 @@ def _llama3(role: Role, before: str = "") -> Turn:
     return Turn(head, end=(Control("<|eot_id|>"),))
 
 
-def _kimi(role: Role) -> Turn:
-    return Turn((Control(f"<|im_{role}|>"), role, Control("<|im_middle|>")), end=(Control("<|im_end|>"),))
+def _kimi(role: Role, *after: Part) -> Turn:
+    head = (Control(f"<|im_{role}|>"), role, Control("<|im_middle|>"), *after)
+    return Turn(head, end=(Control("<|im_end|>"),))
+
+
+def _kimi_mark(role: Role) -> str:
+    """A head as the template of Kimi-K2-Thinking has it, which takes the role from the message."""
+    return f"<|im_{role}|>{{{{role_name}}}}<|im_middle|>"
 
 
 def _harmony(name: str, *, before: str = "", after: str = "", end: str = "<|end|>") -> Turn:
@@ -203,6 +211,16 @@ WORDINGS: Mapping[FormatName, Wording] = {
         {role: _kimi(role) for role in ROLES},
         marks=("<|im_user|>user<|im_middle|>", "<|im_assistant|>assistant<|im_middle|>"),
         not_marks=("<think>",),
+    ),
+    "kimi_thinking": Wording(
+        {**{role: _kimi(role) for role in ROLES}, "assistant": _kimi("assistant", *map(Control, THOUGHT))},
+        # Answers of the past have no thoughts; whether the next one has is the model's to say.
+        asks=_kimi("assistant").head,
+        marks=(
+            *map(_kimi_mark, ROLES),
+            "".join(THOUGHT) + "{{render_content(message)}}",
+            "{%- if add_generation_prompt -%}\n <|im_assistant|>assistant<|im_middle|>\n{%- endif -%}",
+        ),
     ),
     "harmony": Wording(
         {

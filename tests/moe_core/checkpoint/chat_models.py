@@ -116,6 +116,21 @@ CASES = {
         KIMI,
         end="<|im_end|>",
     ),
+    "kimi_thinking": Case(
+        "{% macro render_content(one) -%}{{ one['content'] }}{%- endmacro -%}"
+        "{% macro set_roles(one) -%}{%- set role_name = one['role'] -%}"
+        "{%- if role_name == 'user' -%}<|im_user|>{{role_name}}<|im_middle|>"
+        "{%- elif role_name == 'assistant' -%}<|im_assistant|>{{role_name}}<|im_middle|>"
+        "{%- else -%}<|im_system|>{{role_name}}<|im_middle|>{%- endif -%}{%- endmacro -%}"
+        "{%- if messages[0]['role'] != 'system' -%}"
+        "<|im_system|>system<|im_middle|>You are Kimi.<|im_end|>{%- endif -%}"
+        "{%- for message in messages -%}{{set_roles(message)}}{%- if message['role'] == 'assistant' -%}"
+        "<think></think>{{render_content(message)}}{%- else -%}{{render_content(message)}}{%- endif -%}<|im_end|>"
+        "{%- endfor -%}\n{%- if add_generation_prompt -%}\n  <|im_assistant|>assistant<|im_middle|>\n{%- endif -%}\n",
+        KIMI,
+        ("<think>", "</think>"),
+        end="<|im_end|>",
+    ),
 }
 # gpt-oss without the head that says date and effort, which logs do not have.
 HARMONY_CASE = Case(

@@ -21,6 +21,7 @@ SAID = {"role": "assistant", "content": "Hi there\n"}
 AGAIN = [{"role": "user", "content": "\nHow"}, {"role": "assistant", "content": "So"}]
 TALKS = [[ASKED, SAID], [SYSTEM, ASKED, SAID], [ASKED, SAID, *AGAIN], [SYSTEM, ASKED, SAID, *AGAIN]]
 Talk = list[dict[str, str]]
+KIMI_THINKS = (*CASES["kimi_thinking"].control, *CASES["kimi_thinking"].thoughts)
 
 
 def their_ids(case: Case, talk: Talk, *, asks: bool = False) -> list[int]:
@@ -130,6 +131,9 @@ def test_a_gguf_file_says_the_same(name: str) -> None:
         ("mistral", CASES["mistral"].control, ("+ eos_token }}", "+ eos_token + ' ' }}")),
         ("deepseek_v3_1", CASES["deepseek_v3_1"].control, ("", "")),
         ("kimi", CASES["kimi"].control, ("message['content']", "'<think></think>' + message['content']")),
+        # Kimi-K2.5 begins the thoughts for the model.
+        ("kimi_thinking", KIMI_THINKS, ("<|im_middle|>\n{%- endif", "<|im_middle|><think>\n{%- endif")),
+        ("kimi_thinking", CASES["kimi_thinking"].control, ("", "")),
     ],
 )
 def test_what_only_looks_like_a_format_is_none(
