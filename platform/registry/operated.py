@@ -13,6 +13,7 @@ from django.utils.translation import gettext_lazy
 from common import figures, gains
 from common.verdict import Verdict
 from registry.operated_facts import operated_facts
+from registry.packed import PackedErrors, packed_errors
 
 OPERATIONS: dict[str, Promise] = {
     "grow": gettext_lazy("Grow"),
@@ -56,13 +57,14 @@ class Operated:
 
     facts: list[tuple[str, str]]
     domains: list[DomainChange]
+    packed: PackedErrors | None = None
 
 
 def operated_report(report: Mapping[str, Any]) -> Operated | None:
     """What a report says; None where it is not the report of an operation."""
     if report.get("kind") not in OPERATIONS:
         return None
-    return Operated(list(operated_facts(report)), list(_domains(report)))
+    return Operated(list(operated_facts(report)), list(_domains(report)), packed_errors(report))
 
 
 def operation_title(kind: str) -> str:

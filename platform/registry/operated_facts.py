@@ -8,6 +8,7 @@ from typing import Any
 from django.utils.translation import gettext as _
 
 from common import figures
+from registry.packed import packed_facts
 
 Report = Mapping[str, Any]
 Facts = Iterator[tuple[str, str]]
@@ -86,9 +87,7 @@ def _packed(report: Report) -> Facts:
     yield _("Bits a weight, as stored"), figures.number(report["bits_per_weight"], 2)
     yield _("Experts' bytes"), _("%(now)s of %(before)s at 16 bits") % words
     yield _("Saved"), figures.percent(report["saved"], 1)
-    errors = [layer[name] for layer in report.get("error", []) for name in layer if name != "layer"]
-    if errors:
-        yield _("Relative error of the experts' weights"), figures.percent(_mean(errors), 1)
+    yield from packed_facts(report)
 
 
 def _unpacked(report: Report) -> Facts:

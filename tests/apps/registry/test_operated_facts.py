@@ -6,12 +6,15 @@ import re
 from typing import Any
 
 import pytest
+from django.template.loader import render_to_string
 from django.utils.translation import override
 
+from common import figures
 from moe_core import operations
 from moe_core.spec.operations import OPERATION, GrowSpec
 from registry.operated import operated_report, operated_verdict
 from registry.operated_facts import KINDS, operated_facts
+from registry.packed import packed_errors
 from tests.moe_core.operations.models import mixture, some_prompts
 from tests.moe_core.operations.test_groups import grouped
 
@@ -71,6 +74,35 @@ def test_what_they_say() -> None:
     assert facts_of(report_of(ASKED[3]))["Merged, by layer"] == "1 → 0 in all layers"
     per_group = {"kind": "add", "source": 1, "per_group": True}
     assert facts_of(report_of(per_group, grouped()))["New expert"] == "4 + 9"
+
+
+def test_what_packing_changed_is_told_for_experts_attention_and_head() -> None:
+    asked = {"kind": "quantise", "attention": {"bits": 8}, "head": {"bits": 4}}
+    report = report_of(asked)
+    facts = facts_of(report)
+    assert facts["Relative error of the output map"] == figures.percent(report["head_error"], 2)
+    errors = [layer[name] for layer in report["attention_error"] for name in ("qkv_proj", "o_proj")]
+    assert facts["Relative error of attention's maps"] == figures.percent(sum(errors) / len(errors), 2)
+    with override("en"):
+        table = packed_errors(report)
+    assert table is not None
+    assert table.columns[1:] == ["Experts' down", "Attention's QKV", "Attention's output"]
+    assert [title for title, _ in table.rows] == ["layer 0", "layer 1", "layer 2"]
+    # The second layer has no experts.
+    assert table.rows[1][1][:2] == [figures.MISSING] * 2
+    last = {**report["error"][1], **report["attention_error"][2]}
+    names = ("gate_up", "down", "qkv_proj", "o_proj")
+    assert table.rows[2][1] == [figures.percent(last[name], 2) for name in names]
+
+
+@pytest.mark.parametrize(("language", "said"), [("en", "layer 2"), ("zh-hans", "第 2 层")])
+def test_the_page_has_the_table_where_something_was_packed(language: str, said: str) -> None:
+    with override(language):
+        asked = {"kind": "quantise", "attention": {"bits": 8}}
+        page = render_to_string("registry/operated.html", {"operated": operated_report(report_of(asked))})
+        other = render_to_string("registry/operated.html", {"operated": operated_report(report_of(ASKED[0]))})
+    assert said in page and "figures-table" in page and page.count('<td class="num">') >= 12
+    assert "figures-table" not in other
 
 
 def test_where_rounding_chooses_the_experts_are_named() -> None:
