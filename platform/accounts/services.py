@@ -18,6 +18,7 @@ from accounts.caller import Caller
 from accounts.models import ApiToken, Membership, SetupToken, Team, User
 from accounts.tokens import token_digest, token_new, token_shown
 from common.errors import Conflict, Invalid, NotFound
+from common.figures import listed
 
 SETUP_LINK_LIFE = timedelta(hours=24)
 SETUP_LOCK = 0x73657475
@@ -172,7 +173,7 @@ def _known_scopes(scopes: list[str]) -> list[Scope]:
     """Return the scopes in order, refusing unknown ones by name."""
     unknown = sorted(set(scopes) - set(Scope.values))
     if unknown or not scopes:
-        known = ", ".join(Scope.values)
+        known = listed(Scope.values)
         reason = _("Choose at least one of the scopes %(known)s.") % {"known": known}
         raise Invalid(reason, fields={"scopes": reason})
     return [scope for scope in Scope if scope.value in scopes]

@@ -21,6 +21,7 @@ from accounts.middleware import TEAM_KEY
 from accounts.models import User
 from accounts.selectors import audit_of, invitations_of, members_of, memberships_of, tokens_of
 from common.errors import DomainError, Invalid, NotFound
+from common.figures import listed
 
 SHOWN_INVITATIONS = 50
 MAX_WORDS = 200
@@ -112,7 +113,7 @@ def member_role(request: HttpRequest, pk: int) -> HttpResponse:
     """Give a member another role."""
     form = RoleForm(request.POST)
     if not form.is_valid():
-        raise Invalid(_("Choose one of the roles %(roles)s.") % {"roles": ", ".join(Role.values)})
+        raise Invalid(_("Choose one of the roles %(roles)s.") % {"roles": listed(Role.values)})
     member_role_set(caller=request.caller, membership_id=pk, role=Role(form.cleaned_data["role"]))
     messages.success(request, _("The role is set."))
     return redirect("accounts:team")

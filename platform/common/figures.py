@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import ROUND_HALF_UP, Decimal
 
 from django.utils import timezone
@@ -31,17 +31,21 @@ def number(value: float | str | None, digits: int = 0) -> str:
     return f"{MINUS}{text}" if value < 0 and any(mark in "123456789" for mark in text) else text
 
 
+def listed(entries: Iterable[object]) -> str:
+    """Entries one after the other: Chinese parts those of a list with a comma of its own."""
+    return ("、" if is_chinese() else ", ").join(map(str, entries))
+
+
 def plain(value: object) -> str:
     """A value of JSON as people write it: lists without brackets, mappings as “name value”, yes and no."""
-    comma = "、" if is_chinese() else ", "
     if value is None or value == "":
         return MISSING
     if isinstance(value, bool):
         return gettext("yes") if value else gettext("no")
     if isinstance(value, Mapping):
-        return comma.join(f"{name} {plain(each)}" for name, each in value.items()) or MISSING
+        return listed(f"{name} {plain(each)}" for name, each in value.items()) or MISSING
     if isinstance(value, list | tuple):
-        return comma.join(map(plain, value)) or MISSING
+        return listed(map(plain, value)) or MISSING
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

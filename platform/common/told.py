@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import TypedDict
 
+from django.utils.functional import Promise
 from django.utils.translation import gettext, gettext_noop
 
-from common.figures import is_chinese, sentences
+from common.figures import is_chinese, listed, sentences
 from common.told_complaints import COMPLAINTS
 from common.told_operations import OPERATIONS
 from common.told_runs import RUNS
@@ -29,6 +30,11 @@ PROCESS = Sentences(
         "worker_failed": "The worker failed: {why}",
     }
 )
+# Places of sentences that hold lists.
+LISTS = ("experts", "expert", "domains", "codes", "known", "counts")
+# By place what the reader calls the values there.
+Names = Mapping[str, Mapping[str, str | Promise]]
+NO_NAMES: Names = {}
 WORDS: Mapping[str, str] = {
     "top_k_over_experts": gettext_noop(
         "top-k (%(top_k)s) must not exceed the number of experts (%(num_experts)s)."
@@ -277,9 +283,12 @@ def ended(sentence: str) -> str:
     return f"{sentence}。" if HAN.search(sentence[-1]) else f"{sentence}."
 
 
-def line_told(text: str) -> str:
-    """Return one line of a log in the reader's language where it is a sentence of ours, else as it is."""
-    return _known(text.strip()) or gettext(text) if text.strip() else text
+def line_told(text: str, names: Names = NO_NAMES) -> str:
+    """Return one line of a log in the reader's language where it is a sentence of ours, else as it is.
+
+    `names` are what the reader calls the values of some places, such as the kinds of operations.
+    """
+    return _known(text.strip(), names) or gettext(text) if text.strip() else text
 
 
 class Understood(TypedDict):
@@ -306,13 +315,19 @@ def templates() -> dict[str, str]:
     return {code: PLACE.sub(r"{\1}", gettext(words)) for code, words in WORDS.items()}
 
 
-def _known(text: str) -> str | None:
+def _known(text: str, names: Names = NO_NAMES) -> str | None:
     said = understood(text)
-    return None if said is None else _spoken(said)
+    return None if said is None else _spoken(said, names)
 
 
-def _spoken(said: Understood) -> str:
-    values = {
-        name: value if isinstance(value, str) else _spoken(value) for name, value in said["values"].items()
-    }
+def _spoken(said: Understood, names: Names) -> str:
+    values = {name: _value(name, value, names) for name, value in said["values"].items()}
     return gettext(WORDS[said["code"]]) % values
+
+
+def _value(name: str, value: str | Understood, names: Names) -> str:
+    if not isinstance(value, str):
+        return _spoken(value, names)
+    if name in LISTS:
+        return listed(value.split(", "))
+    return str(names[name].get(value, value)) if name in names else value

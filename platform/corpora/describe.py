@@ -53,7 +53,7 @@ def corpus_verdict(corpus: Corpus) -> Verdict:
         return Verdict(
             "caution",
             strong,
-            sentence % {"domains": ", ".join(row["code"] or _("no domain") for row in poor)},
+            sentence % {"domains": figures.listed(row["code"] or _("no domain") for row in poor)},
         )
     if counts["refused"]:
         rest = ngettext("%(refused)s row was refused.", "%(refused)s rows were refused.", counts["refused"])

@@ -17,6 +17,7 @@ from accounts.access import Role
 from accounts.audit import audit_record
 from accounts.caller import Caller
 from common.errors import Conflict, DomainError, Invalid, StaleLease
+from common.figures import listed
 from common.holders import this_process
 from common.leases import Claim, lease_claim, lease_guarded, lease_release
 from common.loops import wake
@@ -191,7 +192,7 @@ def checked_encoding(name: str) -> str:
     """Return an encoding of `corpora.encodings.NAMED`, or "" for none; raise Invalid for anything else."""
     name = (name or "").strip().lower()
     if name and name not in NAMED:
-        known = ", ".join(NAMED)
+        known = listed(NAMED)
         sentence = _("There is no encoding “%(name)s” here; there are: %(known)s.")
         words = {"name": name[:40], "known": known}
         raise Invalid(sentence % words, fields={"encoding": sentence % words})

@@ -8,6 +8,7 @@ from typing import Any
 from django.utils.translation import gettext as _
 
 from common.errors import Invalid
+from common.figures import listed
 from deployments.domains import check_fits, copy_of
 from registry.models import ModelVersion
 from registry.numbering import Route, route, tuned_ancestor
@@ -72,7 +73,7 @@ def translated(
     if empty := [code for code, one in followed.items() if not one.experts]:
         sentence = _("Of %(domains)s no expert is left in %(version)s; choose another domain map.")
         raise Invalid(
-            sentence % {"domains": ", ".join(empty), "version": version},
+            sentence % {"domains": listed(empty), "version": version},
             fields={"domain_map": _("Choose another map, or none.")},
         )
     changed = {
@@ -94,14 +95,14 @@ def _rules_of_layers(domains: dict[str, Any], way: Route) -> dict[str, Any]:
 def _refuse_lost(lost: dict[str, list[int]], version: ModelVersion) -> None:
     words = [
         _("%(experts)s of %(domain)s")
-        % {"experts": ", ".join(f"E{expert}" for expert in experts), "domain": code or _("no domain")}
+        % {"experts": listed(f"E{expert}" for expert in experts), "domain": code or _("no domain")}
         for code, experts in lost.items()
     ]
     sentence = _(
         "These experts are not in %(version)s any more, or not under one number in all layers: %(experts)s. Choose another "
         "domain map, or confirm that it is served without them."
     )
-    refusal = sentence % {"version": version, "experts": ", ".join(words)}
+    refusal = sentence % {"version": version, "experts": listed(words)}
     raise Invalid(refusal, code=EXPERTS_GONE, fields={"domain_map": refusal})
 
 

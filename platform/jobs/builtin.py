@@ -9,6 +9,7 @@ from pathlib import Path
 from django.utils.translation import gettext as _
 
 from common.errors import NotFound, Unavailable
+from common.figures import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def builtin_get(name: str) -> Builtin:
     if name not in CATALOGUE:
         raise NotFound(
             _("There is no built-in model “%(name)s”; there are: %(known)s.")
-            % {"name": name[:80], "known": ", ".join(CATALOGUE)},
+            % {"name": name[:80], "known": listed(CATALOGUE)},
         )
     return CATALOGUE[name]
 

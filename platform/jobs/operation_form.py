@@ -12,7 +12,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from accounts.models import Team
-from common.figures import sentences
+from common.figures import listed, sentences
 from common.spec_fields import Ask, Part
 from corpora.selectors import corpora_of
 from jobs.chosen import ChosenField
@@ -131,7 +131,7 @@ class OperateForm(forms.Form):
         """Say under a field which domains the logs have."""
         if self.codes:
             field, more = self.fields[name], "" if len(self.codes) <= MAX_CODES else " …"
-            words = {"codes": ", ".join(self.codes[:MAX_CODES]) + more}
+            words = {"codes": listed(self.codes[:MAX_CODES]) + more}
             field.help_text = sentences(str(field.help_text), gettext("The logs have: %(codes)s.") % words)
 
     @property

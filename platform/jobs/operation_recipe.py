@@ -64,7 +64,7 @@ def _value(kind: str, name: str, value: Any) -> str:
     if isinstance(value, list):
         if name == "moe_layers":
             return layers_text(value)
-        return ", ".join(map(str, value[:LISTED])) + (" …" if len(value) > LISTED else "")
+        return figures.listed(value[:LISTED]) + (" …" if len(value) > LISTED else "")
     form = FORMS.get(kind)
     ask = {**form.asks, **form.more}.get(name) if form else None
     return said(ask, value) if ask is not None else figures.plain(value)

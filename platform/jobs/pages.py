@@ -14,15 +14,17 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from common import figures
 from common.spec_fields import Part, default_of
-from common.told import line_told
+from common.told import Names, line_told
 from common.uses import Kind, is_present
 from jobs.by_stage import num_turns, stages_of
 from jobs.choices import HELD, JobKind, JobState
 from jobs.models import Job, JobEvent
 from jobs.operation_recipe import operation_recipe
+from jobs.stages import STAGES
 from jobs.tune_fields import DEEP, PARTS, TEACHING
 from moe_core.spec import TuneSpec
 from registry.moe_facts import said
+from registry.operated import OPERATIONS
 
 ETA_FROM = 0.08
 # Its stages take about the shares of the time that `jobs.stages` gives them, and tell how far they are inside. The
@@ -192,7 +194,7 @@ def time_left_s(job: Job) -> float | None:
 def log_lines(job: Job) -> list[tuple[datetime | None, str]]:
     """The whole kept log with the end that only the row holds."""
     kept = [
-        (event.at, line_told(str(event.payload.get("text", ""))))
+        (event.at, line_told(str(event.payload.get("text", "")), _names(job)))
         for event in JobEvent.objects.filter(job=job, kind="log").order_by("seq")
     ]
     texts = {text for _at, text in kept[-400:]}
@@ -201,4 +203,8 @@ def log_lines(job: Job) -> list[tuple[datetime | None, str]]:
 
 def tail_lines(job: Job) -> list[str]:
     """The end of the log as the worker last saw it, in the reader's language where a line is one of ours."""
-    return [line_told(line) for line in job.log_tail.splitlines()]
+    return [line_told(line, _names(job)) for line in job.log_tail.splitlines()]
+
+
+def _names(job: Job) -> Names:
+    return {"operation": OPERATIONS, "stage": {stage.key: stage.title for stage in STAGES[job.kind]}}

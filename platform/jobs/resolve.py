@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 
 from accounts.caller import Caller
 from common.errors import Invalid
-from common.figures import sentences
+from common.figures import listed, sentences
 from common.told import told_faults
 from corpora.selectors import corpus_get, training_files
 from jobs.builtin import builtin_get
@@ -50,7 +50,7 @@ def resolve(*, caller: Caller, kind: str, spec: Any) -> Resolved:
         return resolve_tune(caller, spec_parse(TuneRequest, spec))
     if kind == JobKind.OPERATE:
         return resolve_operate(caller, spec_parse(OperateRequest, spec))
-    known = ", ".join(JobKind.values)
+    known = listed(JobKind.values)
     raise Invalid(
         _("There is no kind of job “%(kind)s”; there are: %(known)s.")
         % {"kind": str(kind)[:40], "known": known},

@@ -9,7 +9,7 @@ from django.utils.translation import gettext as _
 
 from accounts.caller import Caller
 from common.errors import Invalid
-from common.figures import sentences
+from common.figures import listed, sentences
 from common.told import told
 from corpora.selectors import corpus_get, training_files
 from jobs.coverage import codes_without_rows
@@ -126,8 +126,8 @@ def _check_rows(operation: Any, counts: Mapping[str, Any]) -> None:
     else:
         return
     if lacking := codes_without_rows(counts, codes, at_least):
-        known = ", ".join(code for code in counts.get("by_domain") or {} if code) or "—"
-        words = {"domains": ", ".join(lacking), "least": at_least, "known": known}
+        known = listed(code for code in counts.get("by_domain") or {} if code) or "—"
+        words = {"domains": listed(lacking), "least": at_least, "known": known}
         sentence = _(
             "These logs have fewer than %(least)s rows to train on of %(domains)s; they have rows of: %(known)s."
         )

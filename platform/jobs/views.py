@@ -18,7 +18,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.access import Role, role_required
 from accounts.caller import Caller
 from common.errors import DomainError, NotFound
-from common.told import templates
+from common.told import LISTS, templates
 from jobs import pages, services
 from jobs.by_stage import latest_own, learning_plan, stage_figures
 from jobs.choices import ENDED, OPEN, JobKind, JobState
@@ -111,6 +111,7 @@ def job_context(job: Job) -> dict[str, Any]:
         "by_stage": by_stage,
         "part_words": PART_WORDS,
         "said_words": templates(),
+        "said_lists": LISTS,
         "operation_words": OPERATIONS,
         "tail": pages.tail_lines(job),
         "plan": plan,

@@ -10,6 +10,7 @@ from django.forms import BoundField
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from common.figures import listed
 from common.spec_fields import BOUNDS, WHOLE, Ask, facts_of, spec_field
 from common.told import told
 from moe_core.errors import SpecError
@@ -101,7 +102,7 @@ def _beside(error: SpecError, row: Row, schema: type[Spec]) -> Iterator[tuple[st
         if column == "width" and row["width"] is None:
             yield column, _("How wide?")
         elif column == "activation":
-            known = ", ".join(facts_of(schema, "activation")["enum"])
+            known = listed(facts_of(schema, "activation")["enum"])
             yield column, _("This kind takes %(known)s.") % {"known": known}
         else:
             yield column, told(sentence)

@@ -150,7 +150,7 @@ def how_made(version: ModelVersion) -> str:
     if lineage.get("kind") == "operate":
         return _("%(operation)s: made from %(parent)s by job %(job)s") % {
             "operation": operation_title(str((lineage.get("operation") or {}).get("kind", ""))),
-            "parent": ", ".join(_made_of(version)),
+            "parent": figures.listed(_made_of(version)),
             "job": lineage.get("job_id", "—"),
         }
     if lineage.get("kind") == "import":

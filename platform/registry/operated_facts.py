@@ -62,7 +62,7 @@ def _specialised(report: Report) -> Facts:
     # Of each domain: how much of all choices goes to the clone.
     shares = sorted(report.get("clone_share", {}).items(), key=lambda one: -one[1])
     if shares:
-        told = ", ".join(f"{code} {figures.percent(share, 1)}" for code, share in shares)
+        told = figures.listed(f"{code} {figures.percent(share, 1)}" for code, share in shares)
         yield _("Its share of all choices"), told
 
 
@@ -115,7 +115,7 @@ def _composed(report: Report) -> Facts:
         if told:
             yield title, figures.percent(_mean(told), 1)
     if silent := [layer["layer"] for layer in layers if layer.get("beats_chance") is False]:
-        yield _("Layers whose gates tell the domains no better than chance"), ", ".join(map(str, silent))
+        yield _("Layers whose gates tell the domains no better than chance"), figures.listed(silent)
     if report.get("temperature_acts") is False:
         yield (
             _("Calibrated temperature"),
@@ -143,7 +143,7 @@ def _kept(report: Report) -> str:
     if report["keeps_function"]:
         return _("yes, to rounding")
     if undecided := report.get("undecided"):
-        words = {"experts": ", ".join(map(str, undecided["experts"])), "layer": undecided["layer"]}
+        words = {"experts": figures.listed(undecided["experts"]), "layer": undecided["layer"]}
         return _("no: rounding chooses between experts %(experts)s of layer %(layer)s") % words
     return _("no")
 
@@ -162,7 +162,7 @@ def _by_layer(each: Sequence[Any]) -> str:
     told = [one if isinstance(one, str) else _experts(one) for one in each]
     if len(told) > 1 and len(set(told)) == 1:
         return _("%(entry)s in all layers") % {"entry": told[0]}
-    return ", ".join(told)
+    return figures.listed(told)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -21,6 +21,7 @@ from accounts.audit import audit_record
 from accounts.caller import Caller
 from accounts.models import Team, User
 from common.errors import Conflict, Invalid, NotFound
+from common.figures import listed
 from common.told import told
 from moe_core.errors import HashMismatch, SpecError
 from moe_core.spec import ModelSpec
@@ -185,7 +186,7 @@ def upload_create(
         found.append(kind_of(head, shown))
         if found[0] not in allowed:
             sentence = _("A file of the kind %(kind)s is not taken here; send one of: %(kinds)s.")
-            words = {"kind": found[0].label, "kinds": ", ".join(kind.label for kind in allowed)}
+            words = {"kind": found[0].label, "kinds": listed(kind.label for kind in allowed)}
             raise Invalid(sentence % words, code="refused_format")
 
     try:

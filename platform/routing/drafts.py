@@ -11,7 +11,7 @@ from typing import Any
 from django.http import QueryDict
 from django.utils.translation import gettext as _
 
-from common.figures import is_chinese
+from common.figures import is_chinese, listed
 from routing.models import CODE, NUM_COLOURS, DomainMap
 from routing.plan import MAX_DOMAINS, MAX_EXAMPLES, MapPlan
 from routing.policy_form import PolicyForm
@@ -191,19 +191,19 @@ def remarks_of(draft: Draft) -> list[str]:
             owners.setdefault(expert, []).append(one.title)
     for expert, titles in sorted(owners.items()):
         if len(titles) > 1:
-            words = {"expert": expert, "domains": ", ".join(titles)}
+            words = {"expert": expert, "domains": listed(titles)}
             found.append(_("Expert %(expert)s is shared by %(domains)s; each will blur the other.") % words)
     if not draft.general_experts and draft.domains:
         found.append(_("There is no general expert: requests without a domain have no home."))
     idle = sorted(set(range(draft.num_experts)) - set(owners) - set(draft.general_experts))
     if idle and draft.domains:
-        shown = ", ".join(map(str, idle[:8])) + ("…" if len(idle) > 8 else "")
+        shown = listed(idle[:8]) + ("…" if len(idle) > 8 else "")
         found.append(_("No domain and no general use for these experts: %(experts)s.") % {"experts": shown})
     if len(draft.domains) == 1:
         found.append(_("With a single domain there is no control: its labels cannot be misplaced."))
     poor = [one.title for one in draft.domains if len(one.examples) < 3]
     if poor:
-        found.append(_("Fewer than three examples: %(domains)s.") % {"domains": ", ".join(poor)})
+        found.append(_("Fewer than three examples: %(domains)s.") % {"domains": listed(poor)})
     return found
 
 

@@ -13,6 +13,7 @@ from django.forms import BoundField
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from common.figures import listed
 from common.layers import layers_text, parse_layers
 from common.spec_fields import Ask, Part, was_omitted
 from common.told import told
@@ -114,7 +115,7 @@ class PolicyForm(forms.Form):
 def _rule(line: str) -> tuple[list[int], dict[str, Any]]:
     found = RULE.fullmatch(line)
     if not found or found["mode"] not in MODES:
-        words = {"line": line[:60], "modes": ", ".join(MODES)}
+        words = {"line": line[:60], "modes": listed(MODES)}
         raise ValidationError(_("“%(line)s” is no rule: write layers and one of %(modes)s.") % words)
     mode, value = found["mode"], found["value"]
     if value and mode not in VALUES:

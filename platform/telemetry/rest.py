@@ -16,6 +16,7 @@ from rest_framework.views import APIView
 
 from accounts.permissions import READ_ONLY, TeamScoped
 from common.errors import Invalid
+from common.figures import listed
 from deployments.selectors import deployment_get
 from telemetry.metrics import registry_of
 from telemetry.selectors import routing_of_window
@@ -133,6 +134,6 @@ def window_seconds(text: str) -> int:
     if text in NAMED_WINDOWS:
         return NAMED_WINDOWS[text]
     if not text.isdigit() or len(text) > 9:
-        known = ", ".join(NAMED_WINDOWS)
+        known = listed(NAMED_WINDOWS)
         raise Invalid(_("A window is a number of seconds or one of %(known)s.") % {"known": known})
     return int(text)

@@ -151,3 +151,9 @@ register.filter("clock", figures.clock)
 def details(values: Mapping[str, object]) -> list[tuple[str, str]]:
     """The names and values of a mapping as people write them; what is empty is left out, nought and no are not."""
     return [(name, figures.plain(value)) for name, value in values.items() if value not in (None, "", [], {})]
+
+
+@register.filter
+def listed(entries: Iterable[object], before: str = "") -> str:
+    """Entries of a list as text, each with the same letters before it."""
+    return figures.listed(f"{before}{entry}" for entry in entries)

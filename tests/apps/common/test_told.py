@@ -70,6 +70,21 @@ def test_a_sentence_is_understood_with_the_sentence_within_it() -> None:
     assert understood("the moon is full") is None
 
 
+def test_lists_within_a_sentence_have_the_comma_of_its_language() -> None:
+    said = CORE.say("halves_apart", experts="1, 5", layer=0, size=2)
+    assert "Experts 1, 5 of layer 0" in told(said)
+    with override("zh-hans"):
+        assert "专家 1、5 " in told(said)
+        assert "law 3、code 4" in line_told(RUN.say("prompts_taken", file="a, b.csv", counts="law 3, code 4"))
+        assert "a, b.csv" in line_told(RUN.say("prompts_taken", file="a, b.csv", counts="law 3, code 4"))
+
+
+def test_what_the_reader_has_names_for_is_called_by_them() -> None:
+    line = RUN.say("operation_begins", operation="grow", count=1)
+    assert "“grow”" in line_told(line) and "“Widen”" in line_told(line, {"operation": {"grow": "Widen"}})
+    assert "“grow”" in line_told(line, {"operation": {"add": "More"}})
+
+
 def test_lines_of_a_log_are_said_in_the_readers_language_and_others_stay_as_they_are() -> None:
     line = RUN.say("resumed", stage="route", step=4)
     with override("zh-hans"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from django.template import Context, Template
 from django.utils.translation import override
 
 from common import figures
@@ -28,6 +29,14 @@ def test_large_counts_follow_the_habits_of_each_language() -> None:
     with override("zh-hans"):
         assert figures.compact_parts(134_515_008) == ("1.35", "亿")
         assert figures.compact_parts(18_420) == ("1.84", "万")
+
+
+def test_a_list_has_the_comma_of_its_language() -> None:
+    assert figures.listed([1, 5]) == "1, 5"
+    page = Template('{% load ui %}{{ numbers|listed:"E" }}')
+    with override("zh-hans"):
+        assert figures.listed([1, 5]) == "1、5"
+        assert page.render(Context({"numbers": [0, 7]})) == "E0、E7"
 
 
 def test_percent_has_a_thin_space_in_english_and_none_in_chinese() -> None:

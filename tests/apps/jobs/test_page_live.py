@@ -120,3 +120,17 @@ def test_the_share_to_the_deranged_maps_experts_is_none_to_the_domains_own(peopl
         expect(row.locator('[data-figure="mapped_share"]')).to_have_text("—")
         expect(row).to_contain_text("its map deranged")
         expect(page.get_by_text("the last on the curves, are left out")).to_be_visible()
+
+
+def test_a_line_that_comes_in_is_said_as_the_page_says_it(people: People, tune: Job) -> None:
+    move(tune, state="running", stage="specialise")
+    with shown(people.client("owner"), language="zh-hans") as page:
+        wire = Wire(page, tune)
+        wire.open()
+        for code, values in (
+            ("operation_begins", {"operation": "grow", "count": "1"}),
+            ("prompts_taken", {"file": "a.csv", "counts": "law 3, code 4"}),
+        ):
+            wire.tell("log", level="info", text="in English", code=code, values=values)
+        expect(page.locator("#log")).to_contain_text("操作“扩展”开始")
+        expect(page.locator("#log")).to_contain_text("law 3、code 4")

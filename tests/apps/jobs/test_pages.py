@@ -230,6 +230,14 @@ def test_the_end_of_a_log_is_shown_line_by_line_in_the_readers_language(people, 
     assert "在阶段“route”第 4 步之后恢复\nTraceback (most recent call last):" in shown
 
 
+def test_a_line_of_a_log_calls_operations_and_stages_as_the_page_does(people, tune) -> None:
+    tail = "operation grow begins; models: 1\nresumed in stage route after step 4"
+    Job.objects.filter(pk=tune.pk).update(state="failed", ended_at=tune.created_at, error="x", log_tail=tail)
+    page = text(people.client("owner").get(f"/jobs/{tune.pk}/", headers={"accept-language": "zh-hans"}))
+    shown = page[page.index('data-part="tail"') :]
+    assert "操作“扩展”开始" in shown and "在阶段“调优路由器”第 4 步之后恢复" in shown
+
+
 def test_without_a_checkpoint_a_stopped_job_says_that_it_begins_anew(people, job) -> None:
     for state, ended in (("cancelled", job.created_at), ("paused", None)):
         Job.objects.filter(pk=job.pk).update(state=state, ended_at=ended)

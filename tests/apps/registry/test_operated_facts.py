@@ -111,7 +111,7 @@ def test_where_rounding_chooses_the_experts_are_named() -> None:
     assert facts_of(report) == {
         "Says the same at that moment": "no: rounding chooses between experts 1, 5 of layer 4"
     }
-    assert facts_of(report, "zh-hans").popitem()[1] == "否：第 4 层的专家 1, 5 之间由舍入决定"
+    assert facts_of(report, "zh-hans").popitem()[1] == "否：第 4 层的专家 1、5 之间由舍入决定"
     assert facts_of({"keeps_function": False}).popitem()[1] == "no"
 
 
@@ -129,7 +129,7 @@ def test_layers_whose_gates_are_at_chance_are_named() -> None:
     report = {"kind": "compose", "layers": layers}
     title = "Layers whose gates tell the domains no better than chance"
     assert facts_of(report)[title] == "0, 2"
-    assert facts_of(report, "zh-hans")["门控分辨领域不优于随机的层"] == "0, 2"
+    assert facts_of(report, "zh-hans")["门控分辨领域不优于随机的层"] == "0、2"
     assert title not in facts_of({"kind": "compose", "layers": layers[2:]})
 
 

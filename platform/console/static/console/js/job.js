@@ -10,7 +10,7 @@
 //   #heat with #heat-at                                       expert load of the last step, every layer
 //   canvas#history with select#layer and #history-at          expert load by step, one layer
 //   #log (role="log") with input#follow                       the last lines
-//   data-said='{"resumed": "resumed in stage …"…}', data-operations   sentences by code: events carry code and values
+//   data-said='{"resumed": "resumed in stage …"…}', data-operations, data-lists   sentences by code: events carry code and values
 //   [data-doing] with [data-doing-words], [data-doing-count]  the part of an operation that is at work
 //   [data-live-state]                                         how fresh all this is
 // Wire: snapshot {seq, job: {state, stage, progress, …}, events: [event…]}, then events
@@ -119,9 +119,10 @@ function kpi(key, value) { for (const node of $$(`[data-kpi="${key}"]`)) node.te
 
 // A sentence that carries its code is said in the words of this page; a value may be a sentence itself.
 const sentences = JSON.parse(root?.dataset.said ?? "{}"), operations = JSON.parse(root?.dataset.operations ?? "{}");
+const lists = JSON.parse(root?.dataset.lists ?? "[]"), comma = document.documentElement.lang.startsWith("zh") ? "、" : ", ";
 function said({ code, values = {} }) {
   if (!sentences[code]) return null;
-  const word = (name) => { const value = values[name]; return name === "stage" ? stageName(value) : name === "operation" ? operations[value] ?? value : typeof value === "object" ? said(value) : value; };
+  const word = (name) => { const value = values[name]; return name === "stage" ? stageName(value) : name === "operation" ? operations[value] ?? value : typeof value === "object" ? said(value) : lists.includes(name) ? String(value).split(", ").join(comma) : value; };
   return sentences[code].replace(/\{(\w+)\}/g, (whole, name) => word(name) ?? whole);
 }
 function line({ level = "info", text = "", code, values }, at) {
