@@ -27,6 +27,7 @@ from moe_core.model.layers import MoeMlp
 from moe_core.operations.align import ExpertWeights, aligned, mean_of
 from moe_core.operations.depth import influence, kept_layers, with_layers
 from moe_core.operations.edit import ALIGNMENT_TOKENS, router_inputs
+from moe_core.operations.halves import check_merged_halves
 from moe_core.operations.learning import check_next_tokens, mean_counted, train
 from moe_core.operations.measure import compare, loads, loss_by_domain, next_token_losses
 from moe_core.operations.parts import check_spec, foretold, moe_part, per_expert, rebuilt
@@ -52,7 +53,8 @@ def distil(
     """A student with fewer (and perhaps narrower) experts, and what it lost; the teacher is left as it was.
 
     Figures are those on `measured_on` (default: the prompts learnt from). Raises SpecError when the student would be
-    larger than the teacher and for prompts of one token, NonFiniteLoss when learning fails.
+    larger than the teacher, for prompts of one token, and where without a step of learning rounding would choose between
+    halves of an expert; NonFiniteLoss when learning fails.
     """
     check_spec(spec, DistilSpec)
     check_prompts(prompts)
@@ -61,9 +63,11 @@ def distil(
     # What cannot be is told before anything is computed.
     foretold(teacher, spec)
     keep = _kept(teacher, spec, prompts, watch)
-    student, groups = merged_student(
-        teacher if keep is None else with_layers(teacher, keep), spec, prompts, watch
-    )
+    merged = teacher if keep is None else with_layers(teacher, keep)
+    student, groups = merged_student(merged, spec, prompts, watch)
+    if not spec.steps:
+        # Learning would tell them apart.
+        check_merged_halves(merged, student)
     shown = measured_on or prompts
     at_first = loss_by_domain(student, shown, watch=watch)
     if spec.steps:

@@ -95,6 +95,13 @@ def check_halves(before: Decoder, after: Decoder, gone_LG: Sequence[Collection[i
         raise SpecError.of("halves_undecided", experts=_named(undecided_in(new)[0]), layer=old.layer)
 
 
+def check_merged_halves(before: Decoder, after: Decoder) -> None:
+    """Raise SpecError where merging leaves halves of which a token may be given a part, and there were none before."""
+    for old, new in zip(before.moe_layers(), after.moe_layers(), strict=True):
+        if (found := undecided_in(new)) and not undecided_in(old):
+            raise SpecError.of("halves_unlearnt", experts=_named(found[0]), layer=new.layer)
+
+
 def check_learns_alone(model: Decoder, expert_L: Sequence[int]) -> None:
     """Raise SpecError where the gate row of an expert of each layer could not change without that of its other halves."""
     for layer, expert in zip(model.moe_layers(), expert_L, strict=True):

@@ -89,6 +89,11 @@ OPERATIONS: Mapping[str, str] = {
         "rounding alone would choose which of them a token has; choose other experts, or start from the model before "
         "its experts were cut"
     ),
+    "halves_unlearnt": (
+        "experts {experts} of layer {layer} of the student share one gate row and answer differently, as halves of one "
+        "expert do, and rounding alone would choose which of them a token has; let the student learn (steps of 1 or more), "
+        "which tells them apart"
+    ),
     "not_together": (
         "in layer {layer} the gate row of expert {expert} is that of {size} in all; set together to {size}"
     ),

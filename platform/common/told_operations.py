@@ -22,6 +22,11 @@ OPERATIONS: Mapping[str, str] = {
         "and then rounding alone would choose which of them a token has. Choose other experts, or start from the version "
         "before its experts were cut."
     ),
+    "halves_unlearnt": gettext_noop(
+        "Experts %(experts)s of layer %(layer)s of the student share one gate row and answer differently, as the halves of "
+        "one expert do, and then rounding alone would choose which of them a token has. Let the student learn for at least "
+        "one step, which tells them apart."
+    ),
     "not_together": gettext_noop(
         "In layer %(layer)s the gate row of expert %(expert)s is that of %(size)s in all; let %(size)s go together."
     ),

@@ -12,6 +12,7 @@ from moe_core.model import Decoder
 from moe_core.model.init import random_decoder
 from moe_core.operations import (
     add_expert,
+    distil,
     grow,
     merge_experts,
     preview_removal,
@@ -27,6 +28,7 @@ from moe_core.spec import LayoutSpec
 from moe_core.spec.foresee import foreseen
 from moe_core.spec.operations import (
     AddExpertSpec,
+    DistilSpec,
     GrowSpec,
     MergeExpertsSpec,
     ReleaseTwinsSpec,
@@ -284,3 +286,22 @@ def test_a_merge_of_equal_rows_keeps_the_row() -> None:
     for layer in merged.moe_layers():
         assert torch.equal(layer.router.weight[1], layer.router.weight[5])
         assert undecided_in(layer) == []
+
+
+def test_a_student_that_does_not_learn_is_not_left_with_halves_that_rounding_chooses_between() -> None:
+    model, prompts = split(mixture(seed=0)), some_prompts()
+    with pytest.raises(SpecError, match=r"experts \d, \d of layer \d of the student .*steps of 1 or more"):
+        distil(model, DistilSpec(num_experts=7, steps=0), prompts)
+    student = distil(model, DistilSpec(num_experts=7, steps=1), prompts)[0]
+    assert not any(undecided_in(layer) for layer in student.moe_layers())
+    assert company_moves(student) < 4e-6
+    # Whole experts, or all places of a token: nothing is left to rounding.
+    for num_experts in (4, 3):
+        assert company_moves(distil(model, DistilSpec(num_experts=num_experts, steps=0), prompts)[0]) < 4e-6
+
+
+def test_a_teacher_that_leaves_it_to_rounding_may_have_a_student_that_does() -> None:
+    lone = without(split(mixture(seed=0)), 1)
+    assert any(undecided_in(layer) for layer in lone.moe_layers())
+    student = distil(lone, DistilSpec(num_experts=7, steps=0), some_prompts())[0]
+    assert any(undecided_in(layer) for layer in student.moe_layers())
