@@ -302,6 +302,18 @@ def test_a_large_direction_that_says_nothing_does_not_lead_a_whitened_gate_astra
     assert right["mean"] < 0.8
 
 
+def test_accuracies_are_means_over_domains_however_many_tokens_each_has() -> None:
+    # Nine tokens of one domain in three prompts, three of another in two; a third has none.
+    domain_N = torch.tensor([0] * 9 + [1] * 3)
+    prompt_N = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 4])
+    seen = Labelled(torch.zeros(12, 4), domain_N, prompt_N)
+    to_first_NC = torch.tensor([[1.0, 0.0, 0.0]]).expand(12, 3)
+    assert accuracy(to_first_NC, seen) == (0.5, 0.5)
+    some_NC = to_first_NC.clone()
+    some_NC[9] = torch.tensor([0.0, 1.5, 0.0])
+    assert accuracy(some_NC, seen) == pytest.approx(((1 + 1 / 3) / 2, (1 + 1 / 2) / 2))
+
+
 def test_what_does_not_go_together_is_refused() -> None:
     models = kin()
     with pytest.raises(SpecError, match="2 models are given for 3 domains"):
