@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import pytest
 import redis
 from django.conf import settings
 
-from telemetry.ingest import Ingester
 from telemetry.models import Board, EngineCounter, Rollup
 from telemetry.sample import STREAM
 from telemetry.tally import Tally
-from tests.apps.telemetry.samples import NOW_S, counts, sample, served_replica, summed
+from tests.apps.telemetry.samples import NOW_S, counts, sample, summed
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def replica(people: Any, tmp_path: Any) -> Any:
-    return served_replica(people, tmp_path)
-
-
-@pytest.fixture
-def ingester() -> Ingester:
-    return Ingester()
 
 
 def test_entries_gather_while_nobody_watches_and_are_read_at_once_while_somebody_does(

@@ -22,19 +22,9 @@ from telemetry.retention import KEPT_S, forget_old
 from telemetry.sample import STREAM, Sample
 from telemetry.selectors import board_snapshot, expert_uses, routing_of_window
 from telemetry.tally import Tally
-from tests.apps.telemetry.samples import NOW_S, SHAPE, counts, sample, served_replica, summed
+from tests.apps.telemetry.samples import NOW_S, SHAPE, counts, sample, summed
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def replica(people: Any, tmp_path: Any) -> Any:
-    return served_replica(people, tmp_path)
-
-
-@pytest.fixture
-def ingester() -> Ingester:
-    return Ingester()
 
 
 def test_an_entry_of_the_stream_is_read_back_as_it_was_written(replica):

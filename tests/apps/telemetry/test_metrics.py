@@ -14,7 +14,7 @@ from deployments.models import Deployment, Replica
 from telemetry.ingest import Ingester
 from telemetry.metrics import registry_of
 from telemetry.selectors import board_snapshot, routing_of_window
-from tests.apps.telemetry.samples import counts, sample, served_replica
+from tests.apps.telemetry.samples import counts, sample
 
 pytestmark = pytest.mark.django_db
 DOMAINS = {
@@ -26,11 +26,10 @@ DOMAINS = {
 
 
 @pytest.fixture
-def replica(people: Any, tmp_path: Any) -> Replica:
-    served = served_replica(people, tmp_path)
-    Deployment.objects.filter(pk=served.deployment_id).update(domains=DOMAINS)
-    served.deployment.refresh_from_db()
-    return served
+def replica(replica: Replica) -> Replica:
+    Deployment.objects.filter(pk=replica.deployment_id).update(domains=DOMAINS)
+    replica.deployment.refresh_from_db()
+    return replica
 
 
 @pytest.fixture

@@ -9,24 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.models import Deployment
+from deployments.models import Deployment, Replica
 from telemetry.boards import GAUGE_LIFE_S, WINDOW_S
 from telemetry.ingest import Ingester
 from telemetry.models import Board
 from telemetry.selectors import board_snapshot, routing_of_window
 from telemetry.views import verdict_of
 from tests.apps.registry.fixtures import DENSE, make_version, moe_spec
-from tests.apps.telemetry.samples import SHAPE, counts, sample, served_replica
+from tests.apps.telemetry.samples import SHAPE, counts, sample
 
 pytestmark = pytest.mark.django_db
 AXES = {"layers": list(SHAPE.layers), "num_experts": SHAPE.num_experts, "num_layers": DENSE.num_hidden_layers}
 
 
 @pytest.fixture
-def replica(people: Any, tmp_path: Any) -> Any:
-    served = served_replica(people, tmp_path)
-    served.deployment.refresh_from_db()
-    return served
+def replica(replica: Replica) -> Replica:
+    replica.deployment.refresh_from_db()
+    return replica
 
 
 @pytest.fixture

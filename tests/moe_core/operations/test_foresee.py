@@ -8,23 +8,11 @@ import pytest
 
 from moe_core.errors import SpecError
 from moe_core.model.init import random_decoder
-from moe_core.operations import (
-    add_expert,
-    compose,
-    dequantise,
-    distil,
-    grow,
-    merge_experts,
-    quantise,
-    release_twins,
-    remove_expert,
-    specialise_clone,
-    upcycle,
-    wake_expert,
-)
+from moe_core.operations import grow, quantise
 from moe_core.spec import cost_of
 from moe_core.spec.foresee import foreseen
 from moe_core.spec.operations import OPERATION, GrowSpec
+from tests.moe_core.operations.acts import ACTS
 from tests.moe_core.operations.models import mixture, mixture_spec, some_prompts
 from tests.moe_core.tiny import STD, tiny_family, tiny_llama
 
@@ -34,26 +22,14 @@ LAYOUT = {"moe_layers": [0, 2], "num_experts": 4, "top_k": 2}
 
 def made(operation: Any) -> Any:
     """What the operation itself makes of the small models."""
-    kind, model, prompts = operation.kind, mixture(), some_prompts()
-    if kind == "upcycle":
-        return upcycle(random_decoder(tiny_llama(), 5, STD), operation)[0]
-    if kind == "compose":
-        return compose([mixture(1), mixture(2)], operation, prompts)[0]
-    if kind == "dequantise":
-        return dequantise(quantise(model, OPERATION.parse(WHOLE))[0], operation)[0]
-    if kind == "release_twins":
-        return release_twins(grow(model, GrowSpec(num_experts=8))[0], operation)[0]
-    acts = {
-        "grow": lambda: grow(model, operation),
-        "add": lambda: add_expert(model, operation),
-        "remove": lambda: remove_expert(model, operation, prompts),
-        "merge": lambda: merge_experts(model, operation, prompts),
-        "quantise": lambda: quantise(model, operation),
-        "specialise_clone": lambda: specialise_clone(model, operation, prompts),
-        "wake_expert": lambda: wake_expert(model, operation, prompts),
-        "distil": lambda: distil(model, operation, prompts),
-    }
-    return acts[kind]()[0]
+    model = mixture()
+    if operation.kind == "upcycle":
+        model = random_decoder(tiny_llama(), 5, STD)
+    if operation.kind == "dequantise":
+        model = quantise(model, OPERATION.parse(WHOLE))[0]
+    if operation.kind == "release_twins":
+        model = grow(model, GrowSpec(num_experts=8))[0]
+    return ACTS[operation.kind](model, operation, some_prompts())[0]
 
 
 @pytest.mark.parametrize(
@@ -128,8 +104,8 @@ GROUPED = {"kind": "sigmoid_groups", "num_groups": 2, "topk_group": 1, "group_sc
 def test_groups_are_foretold_as_they_are_made(plain: dict[str, Any], norm: bool) -> None:
     operation = OPERATION.validate_python(plain)
     model = mixture(num_experts=8, gate=GROUPED, norm_topk_prob=norm)
-    acts: Any = {"grow": grow, "add": add_expert, "remove": remove_expert, "merge": merge_experts}
-    told, true = foreseen(model.spec, operation).moe, acts[operation.kind](model, operation)[0].spec.moe
+    true = ACTS[operation.kind](model, operation, some_prompts())[0].spec.moe
+    told = foreseen(model.spec, operation).moe
     assert told is not None and true is not None
     assert told.model_dump() == true.model_dump()
 

@@ -11,25 +11,12 @@ from hypothesis import strategies as st
 from moe_core.errors import SpecError
 from moe_core.model import Decoder
 from moe_core.model.init import random_decoder
-from moe_core.operations import (
-    add_expert,
-    compose,
-    dequantise,
-    distil,
-    grow,
-    merge_experts,
-    preview_removal,
-    quantise,
-    release_twins,
-    remove_expert,
-    specialise_clone,
-    upcycle,
-    wake_expert,
-)
+from moe_core.operations import preview_removal
 from moe_core.operations.prompts import Prompts
 from moe_core.spec import ModelSpec
 from moe_core.spec.foresee import foreseen
 from moe_core.spec.operations import OPERATION
+from tests.moe_core.operations.acts import ACTS
 from tests.moe_core.tiny import STD, tiny_llama
 
 PROMPTS = Prompts.of(
@@ -42,20 +29,6 @@ SMALL = {
     "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 12,
     "vocab_size": 31,
 }  # fmt: skip
-ACTS: dict[str, Any] = {
-    "upcycle": upcycle,
-    "grow": grow,
-    "add": add_expert,
-    "remove": lambda model, operation: remove_expert(model, operation, PROMPTS),
-    "merge": lambda model, operation: merge_experts(model, operation, PROMPTS),
-    "release_twins": release_twins,
-    "quantise": quantise,
-    "dequantise": dequantise,
-    "specialise_clone": lambda model, operation: specialise_clone(model, operation, PROMPTS),
-    "wake_expert": lambda model, operation: wake_expert(model, operation, PROMPTS),
-    "distil": lambda model, operation: distil(model, operation, PROMPTS),
-    "compose": lambda model, operation: compose([model, model], operation, PROMPTS),
-}
 KINDS = (
     "switch", "gshard_top2", "noisy_topk", "top_p", "sparsemax", "sinkhorn", "quantile", "expert_choice", "base", "hash",
     "soft", "hierarchical",
@@ -213,10 +186,10 @@ def test_a_forecast_refuses_where_the_operation_does_and_else_foretells_what_it_
         told = foreseen(spec, operation)
     except SpecError as foretold:
         with pytest.raises(SpecError) as refused:
-            ACTS[operation.kind](model, operation)
+            ACTS[operation.kind](model, operation, PROMPTS)
         assert str(refused.value) == str(foretold)
         return
-    made = ACTS[operation.kind](model, operation)[0].spec
+    made = ACTS[operation.kind](model, operation, PROMPTS)[0].spec
     assert outline(made, operation) == outline(told, operation)
     if operation.kind == "remove":
         assert preview_removal(model, operation, PROMPTS)["experts"]

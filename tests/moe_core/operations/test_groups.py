@@ -9,28 +9,13 @@ import pytest
 import torch
 
 import moe_core
+from moe_core import operations
 from moe_core.errors import SpecError
 from moe_core.model import Decoder
 from moe_core.model.init import random_decoder
-from moe_core.operations import (
-    add_expert,
-    grow,
-    merge_experts,
-    preview_removal,
-    release_twins,
-    remove_expert,
-    specialise_clone,
-)
 from moe_core.operations.measure import loads, loss_by_domain
 from moe_core.operations.parts import per_expert, spec_with, tensors_of, with_experts
-from moe_core.spec.operations import (
-    AddExpertSpec,
-    GrowSpec,
-    MergeExpertsSpec,
-    ReleaseTwinsSpec,
-    RemoveExpertSpec,
-    SpecialiseCloneSpec,
-)
+from moe_core.spec import operations as asked
 from tests.moe_core.operations.models import IDS, distance, mixture, some_prompts
 from tests.moe_core.tiny import STD, tiny_family
 
@@ -57,7 +42,7 @@ def grouped(gate: str = "DeepSeek-V3", bias: float = 0.5, **moe: Any) -> Decoder
 
 
 def grown(model: Decoder, num_experts: int, method: str = "twin") -> Decoder:
-    return grow(model, GrowSpec.parse({"num_experts": num_experts, "method": method}))[0]
+    return operations.grow(model, asked.GrowSpec.parse({"num_experts": num_experts, "method": method}))[0]
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -145,7 +130,7 @@ def test_families_with_such_gates_grow_and_survive_the_disk(family: str, tmp_pat
 
 def test_one_expert_comes_to_a_gate_of_one_group_and_the_others_stay() -> None:
     model = grouped("one group")
-    added, report = add_expert(model, AddExpertSpec(source=2))
+    added, report = operations.add_expert(model, asked.AddExpertSpec(source=2))
     assert (report["expert"], report["source"]) == (8, 2)
     assert distance(model, added) < 4e-6
     for old, new in zip(model.moe_layers(), added.moe_layers(), strict=True):
@@ -158,27 +143,27 @@ def test_one_expert_comes_to_each_group() -> None:
     with pytest.raises(
         SpecError, match="in 2 groups of one size, so that none comes or goes alone; set per_group"
     ):
-        add_expert(model, AddExpertSpec(source=2))
-    added, report = add_expert(model, AddExpertSpec(source=2, per_group=True))
+        operations.add_expert(model, asked.AddExpertSpec(source=2))
+    added, report = operations.add_expert(model, asked.AddExpertSpec(source=2, per_group=True))
     assert (report["expert"], report["source"]) == ([4, 9], [2, 6])
     assert distance(model, added) < 4e-6
     for old, new in zip(model.moe_layers(), added.moe_layers(), strict=True):
         for name, tensor in per_expert(new).items():
             assert torch.equal(tensor, per_expert(old)[name][[0, 1, 2, 3, 2, 4, 5, 6, 7, 6]])
-    again, _ = add_expert(added, AddExpertSpec(source=1, per_group=True))
+    again, _ = operations.add_expert(added, asked.AddExpertSpec(source=1, per_group=True))
     assert distance(model, again) < 4e-6
-    assert distance(model, release_twins(again, ReleaseTwinsSpec())[0]) < 4e-6
+    assert distance(model, operations.release_twins(again, asked.ReleaseTwinsSpec())[0]) < 4e-6
     with pytest.raises(SpecError, match="expert 4 is outside the 4 experts of a group"):
-        add_expert(model, AddExpertSpec(source=4, per_group=True))
+        operations.add_expert(model, asked.AddExpertSpec(source=4, per_group=True))
 
 
 def test_one_expert_goes_from_each_group_and_the_loss_is_told_before() -> None:
     model, prompts = grouped(), some_prompts()
     with pytest.raises(SpecError, match="set per_group"):
-        remove_expert(model, RemoveExpertSpec(expert=1))
-    spec = RemoveExpertSpec(expert=(1, 3), per_group=True)
-    foretold = preview_removal(model, spec, prompts)
-    smaller, report = remove_expert(model, spec, prompts)
+        operations.remove_expert(model, asked.RemoveExpertSpec(expert=1))
+    spec = asked.RemoveExpertSpec(expert=(1, 3), per_group=True)
+    foretold = operations.preview_removal(model, spec, prompts)
+    smaller, report = operations.remove_expert(model, spec, prompts)
     assert report["experts"] == foretold["experts"] == [[1, 5], [3, 7]]
     assert loss_by_domain(smaller, prompts) == pytest.approx(foretold["loss_after"], abs=1e-5)
     for keep, old, new in zip(
@@ -190,15 +175,15 @@ def test_one_expert_goes_from_each_group_and_the_loss_is_told_before() -> None:
 
 def test_the_least_used_of_each_group_is_found() -> None:
     model, prompts = grouped(), some_prompts()
-    report = remove_expert(model, RemoveExpertSpec(per_group=True), prompts)[1]
+    report = operations.remove_expert(model, asked.RemoveExpertSpec(per_group=True), prompts)[1]
     load_LGM = loads(model, prompts).view(2, 2, 4)
     assert report["experts"] == (load_LGM.argmin(-1) + torch.tensor([0, 4])).tolist()
 
 
 def test_what_was_added_to_each_group_goes_again_without_loss() -> None:
     model = grouped()
-    added, _ = add_expert(model, AddExpertSpec(source=2, per_group=True))
-    back, _ = remove_expert(added, RemoveExpertSpec(expert=4, per_group=True))
+    added, _ = operations.add_expert(model, asked.AddExpertSpec(source=2, per_group=True))
+    back, _ = operations.remove_expert(added, asked.RemoveExpertSpec(expert=4, per_group=True))
     assert distance(model, back) < 4e-6
     for one, other in zip(model.moe_layers(), back.moe_layers(), strict=True):
         assert all(torch.equal(tensor, per_expert(one)[name]) for name, tensor in per_expert(other).items())
@@ -207,8 +192,10 @@ def test_what_was_added_to_each_group_goes_again_without_loss() -> None:
 def test_two_experts_of_each_group_become_one() -> None:
     model, prompts = grouped(), some_prompts()
     with pytest.raises(SpecError, match="set per_group"):
-        merge_experts(model, MergeExpertsSpec(first=0, second=1))
-    merged, report = merge_experts(model, MergeExpertsSpec(first=3, second=1, per_group=True), prompts)
+        operations.merge_experts(model, asked.MergeExpertsSpec(first=0, second=1))
+    merged, report = operations.merge_experts(
+        model, asked.MergeExpertsSpec(first=3, second=1, per_group=True), prompts
+    )
     assert (report["first"], report["second"]) == ([[3, 7]] * 2, [[1, 5]] * 2)
     for row, (old, new) in enumerate(zip(model.moe_layers(), merged.moe_layers(), strict=True)):
         before, after = per_expert(old), per_expert(new)
@@ -225,15 +212,17 @@ def test_two_experts_of_each_group_become_one() -> None:
 
 def test_groups_that_would_be_too_small_are_refused() -> None:
     with pytest.raises(SpecError, match="groups of 2 experts cannot lose one each: top_k"):
-        remove_expert(grouped(num_experts=4), RemoveExpertSpec(expert=0, per_group=True))
+        operations.remove_expert(grouped(num_experts=4), asked.RemoveExpertSpec(expert=0, per_group=True))
     with pytest.raises(SpecError, match="no group may be empty"):
-        remove_expert(grouped(num_experts=2, top_k=1), RemoveExpertSpec(expert=0, per_group=True))
+        operations.remove_expert(
+            grouped(num_experts=2, top_k=1), asked.RemoveExpertSpec(expert=0, per_group=True)
+        )
 
 
 def test_a_clone_learns_a_domain_under_a_sigmoid_gate_of_one_group() -> None:
     model, prompts = grouped("one group"), some_prompts()
-    spec = SpecialiseCloneSpec(domain="law", source=1, steps=8)
-    clone, report = specialise_clone(model, spec, prompts)
+    spec = asked.SpecialiseCloneSpec(domain="law", source=1, steps=8)
+    clone, report = operations.specialise_clone(model, spec, prompts)
     assert report["expert"] == 8
     for old, new in zip(model.moe_layers(), clone.moe_layers(), strict=True):
         for name, tensor in per_expert(new).items():
@@ -243,4 +232,4 @@ def test_a_clone_learns_a_domain_under_a_sigmoid_gate_of_one_group() -> None:
         assert not torch.equal(rows_ED[8], rows_ED[1])
     assert report["clone_share"]["law"] > report["clone_share"]["code"]
     with pytest.raises(SpecError, match="2 groups of one size.*use a model whose gate has one group"):
-        specialise_clone(grouped(), spec, prompts)
+        operations.specialise_clone(grouped(), spec, prompts)

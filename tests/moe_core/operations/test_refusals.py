@@ -12,21 +12,6 @@ import torch
 
 from moe_core import errors, operations
 from moe_core.errors import SpecError
-from moe_core.operations import (
-    add_expert,
-    compose,
-    dequantise,
-    distil,
-    grow,
-    merge_experts,
-    preview_removal,
-    quantise,
-    release_twins,
-    remove_expert,
-    specialise_clone,
-    upcycle,
-    wake_expert,
-)
 from moe_core.operations.prompts import Prompts
 from moe_core.spec import foresee
 from moe_core.spec.operations import (
@@ -62,18 +47,28 @@ def test_a_domain_without_a_list_of_prompts_is_refused(plain: Any) -> None:
 
 
 MEASURING: list[tuple[Callable[[Any], Any], bool]] = [
-    (lambda prompts: remove_expert(mixture(), RemoveExpertSpec(expert=1), prompts), True),
-    (lambda prompts: preview_removal(mixture(), RemoveExpertSpec(expert=1), prompts), False),
-    (lambda prompts: merge_experts(mixture(), MergeExpertsSpec(first=0, second=1), prompts), True),
-    (lambda prompts: quantise(mixture(), QuantiseSpec(), prompts), True),
-    (lambda prompts: distil(mixture(), DistilSpec(num_experts=2, steps=1), prompts), False),
+    (lambda prompts: operations.remove_expert(mixture(), RemoveExpertSpec(expert=1), prompts), True),
+    (lambda prompts: operations.preview_removal(mixture(), RemoveExpertSpec(expert=1), prompts), False),
+    (lambda prompts: operations.merge_experts(mixture(), MergeExpertsSpec(first=0, second=1), prompts), True),
+    (lambda prompts: operations.quantise(mixture(), QuantiseSpec(), prompts), True),
+    (lambda prompts: operations.distil(mixture(), DistilSpec(num_experts=2, steps=1), prompts), False),
     (
-        lambda prompts: distil(mixture(), DistilSpec(num_experts=2, steps=1), some_prompts(), prompts),
+        lambda prompts: operations.distil(
+            mixture(), DistilSpec(num_experts=2, steps=1), some_prompts(), prompts
+        ),
         True,
     ),
-    (lambda prompts: wake_expert(mixture(), WakeExpertSpec(expert=1, steps=1), prompts), False),
-    (lambda prompts: specialise_clone(mixture(), SpecialiseCloneSpec(domain="law", steps=1), prompts), False),
-    (lambda prompts: compose([mixture()] * 2, ComposeSpec(domains=("law", "code")), prompts), False),
+    (lambda prompts: operations.wake_expert(mixture(), WakeExpertSpec(expert=1, steps=1), prompts), False),
+    (
+        lambda prompts: operations.specialise_clone(
+            mixture(), SpecialiseCloneSpec(domain="law", steps=1), prompts
+        ),
+        False,
+    ),
+    (
+        lambda prompts: operations.compose([mixture()] * 2, ComposeSpec(domains=("law", "code")), prompts),
+        False,
+    ),
 ]
 
 
@@ -90,11 +85,11 @@ LONG = Prompts.of({"law": [[5] * 300], "code": [[6] * 20]})
 @pytest.mark.parametrize(
     "act",
     [
-        lambda: remove_expert(mixture(), RemoveExpertSpec(), LONG),
-        lambda: preview_removal(mixture(), RemoveExpertSpec(expert=1), LONG),
-        lambda: wake_expert(mixture(), WakeExpertSpec(expert=1, steps=1), LONG),
-        lambda: specialise_clone(mixture(), SpecialiseCloneSpec(domain="law", steps=1), LONG),
-        lambda: distil(mixture(), DistilSpec(num_experts=2, steps=1), LONG),
+        lambda: operations.remove_expert(mixture(), RemoveExpertSpec(), LONG),
+        lambda: operations.preview_removal(mixture(), RemoveExpertSpec(expert=1), LONG),
+        lambda: operations.wake_expert(mixture(), WakeExpertSpec(expert=1, steps=1), LONG),
+        lambda: operations.specialise_clone(mixture(), SpecialiseCloneSpec(domain="law", steps=1), LONG),
+        lambda: operations.distil(mixture(), DistilSpec(num_experts=2, steps=1), LONG),
     ],
 )
 def test_prompts_longer_than_the_models_positions_are_refused(act: Callable[[], Any]) -> None:
@@ -118,19 +113,19 @@ def test_padding_is_no_part_of_a_prompts_length() -> None:
 
 
 TAKING: list[tuple[Callable[[Any], Any], str]] = [
-    (lambda plain: grow(mixture(), plain), "GrowSpec"),
-    (lambda plain: add_expert(mixture(), plain), "AddExpertSpec"),
-    (lambda plain: release_twins(mixture(), plain), "ReleaseTwinsSpec"),
-    (lambda plain: remove_expert(mixture(), plain), "RemoveExpertSpec"),
-    (lambda plain: preview_removal(mixture(), plain, some_prompts()), "RemoveExpertSpec"),
-    (lambda plain: merge_experts(mixture(), plain), "MergeExpertsSpec"),
-    (lambda plain: quantise(mixture(), plain), "QuantiseSpec"),
-    (lambda plain: dequantise(mixture(), plain), "DequantiseSpec"),
-    (lambda plain: distil(mixture(), plain, some_prompts()), "DistilSpec"),
-    (lambda plain: compose([mixture()], plain, some_prompts()), "ComposeSpec"),
-    (lambda plain: upcycle(mixture(), plain), "UpcycleSpec"),
-    (lambda plain: specialise_clone(mixture(), plain, some_prompts()), "SpecialiseCloneSpec"),
-    (lambda plain: wake_expert(mixture(), plain, some_prompts()), "WakeExpertSpec"),
+    (lambda plain: operations.grow(mixture(), plain), "GrowSpec"),
+    (lambda plain: operations.add_expert(mixture(), plain), "AddExpertSpec"),
+    (lambda plain: operations.release_twins(mixture(), plain), "ReleaseTwinsSpec"),
+    (lambda plain: operations.remove_expert(mixture(), plain), "RemoveExpertSpec"),
+    (lambda plain: operations.preview_removal(mixture(), plain, some_prompts()), "RemoveExpertSpec"),
+    (lambda plain: operations.merge_experts(mixture(), plain), "MergeExpertsSpec"),
+    (lambda plain: operations.quantise(mixture(), plain), "QuantiseSpec"),
+    (lambda plain: operations.dequantise(mixture(), plain), "DequantiseSpec"),
+    (lambda plain: operations.distil(mixture(), plain, some_prompts()), "DistilSpec"),
+    (lambda plain: operations.compose([mixture()], plain, some_prompts()), "ComposeSpec"),
+    (lambda plain: operations.upcycle(mixture(), plain), "UpcycleSpec"),
+    (lambda plain: operations.specialise_clone(mixture(), plain, some_prompts()), "SpecialiseCloneSpec"),
+    (lambda plain: operations.wake_expert(mixture(), plain, some_prompts()), "WakeExpertSpec"),
 ]
 
 
@@ -155,7 +150,7 @@ def test_weights_that_are_not_finite_are_not_packed(name: str, told: str, value:
         dict(model.named_parameters())[name].view(-1)[7] = value
     spec = QuantiseSpec.parse({"attention": {"bits": 8}, "head": {"bits": 8}})
     with pytest.raises(SpecError, match=f"{told} has 1 weights that are not finite"):
-        quantise(model, spec)
+        operations.quantise(model, spec)
 
 
 # What only a caller of the library can do wrong: jobs parse their specifications and tokenize their prompts.
