@@ -13,6 +13,7 @@ from moe_core.engine.block_pool import BLOCK_TOKENS
 from moe_core.engine.kv_cache import PagedKVCache
 from moe_core.experts import GroupedExperts
 from moe_core.kernels.cpu.attach import (
+    IN_PANELS,
     DecodeLinear,
     PanelDenseMlp,
     PanelEmbedding,
@@ -30,15 +31,6 @@ from moe_core.model.layers import DenseMlp, MoeMlp
 from moe_core.model.rotary import Rotary, rotary_of
 from moe_core.spec import MoeSpec
 from moe_core.spec.gate import SigmoidGroups, SoftmaxTopk
-
-IN_PANELS = (
-    PanelDenseMlp,
-    PanelEmbedding,
-    PanelExperts,
-    PanelLinear,
-    PanelPackedExperts,
-    PanelPackedLinear,
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,10 @@ class PanelPackedExperts(_InPanels, PackedExperts):
     """Experts of 8 or 4 bits in panels; the buffers keep their names and shapes, and no memory."""
 
 
+# What `attach` makes of maps and experts whose weights it moves.
+IN_PANELS = (PanelLinear, PanelPackedLinear, PanelEmbedding, PanelDenseMlp, PanelExperts, PanelPackedExperts)
+
+
 def attach(model: nn.Module, num_threads: int, *, moves_experts: bool = True) -> str:
     """Make `model`'s maps and experts use the kernels; the instruction set in use, or "torch" without them.
 
