@@ -278,6 +278,8 @@ class UpcycleForm(OperateForm):
         self.fields["layout"].choices = [(pk, str(layout)) for pk, layout in self.layouts.items()]  # type: ignore[attr-defined]
         # What a browser shows chosen, so that the page can foretell it at once.
         self.fields["layout"].initial = next(iter(self.layouts), None)
+        if not self.layouts:
+            self.fields["layout"].help_text = _("There is none yet; draw one under Layouts first.")
 
     @classmethod
     def fits(cls, version: ModelVersion) -> bool:

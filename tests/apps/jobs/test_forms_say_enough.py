@@ -42,9 +42,12 @@ def test_a_clone_asks_for_its_domain_and_names_those_of_the_logs(people: Any, tm
 
 def test_laying_experts_is_foretold_as_the_page_opens(people: Any, tmp_path: Any) -> None:
     version = make_version(people, tmp_path)
+    missing = "There is none yet; draw one under Layouts first."
+    assert missing in page(people, "/jobs/operate/?operation=upcycle")
     spec = {"moe_layers": [1, 3], "num_experts": 8, "top_k": 2}
     Layout.objects.create(team=people.owner.team, name="Eight", base_version=version, spec=spec)
-    assert 'data-foreseen="num_experts"' in page(people, "/jobs/operate/?operation=upcycle")
+    shown = page(people, "/jobs/operate/?operation=upcycle")
+    assert 'data-foreseen="num_experts"' in shown and missing not in shown
 
 
 def test_the_size_of_what_is_packed_is_called_so(people: Any, tmp_path: Any) -> None:
