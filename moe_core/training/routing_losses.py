@@ -66,6 +66,12 @@ def _balance(
     return balance_loss(routing, passed.real_T, None if own else share_E, cost_E)
 
 
+@torch.no_grad()
+def loads_of(passed: Pass) -> Tensor:
+    """(L, E) int64: how many choices of real tokens fell on each expert, before any was full."""
+    return torch.stack([load_of(routing, passed.real_T) for routing in passed.routings.values()])
+
+
 class Meeting:
     """Where lanes tell each other their loads in the middle of a step, so that all judge by the whole batch.
 
@@ -86,9 +92,7 @@ class Meeting:
     @torch.no_grad()
     def share(self, lane: int, passed: Pass) -> Tensor:
         """(L, E): each expert's share of the assignments of all lanes; waits for the others."""
-        self._loads[lane] = torch.stack(
-            [load_of(routing, passed.real_T) for routing in passed.routings.values()]
-        )
+        self._loads[lane] = loads_of(passed)
         # Broken: another lane failed, its error ends the step, and what is computed here is thrown away.
         with suppress(threading.BrokenBarrierError):
             self._barrier.wait()

@@ -15,6 +15,7 @@ from torch import Tensor
 from moe_core.errors import NonFiniteLoss
 from moe_core.model.context import RoutingContext
 from moe_core.operations.learning import learning_rate_at
+from moe_core.routers.losses import share_of_load
 from moe_core.routers.mapped import label_table
 from moe_core.spec import RoutingSpec, TuneSpec
 from moe_core.training.data import Dealer
@@ -23,7 +24,7 @@ from moe_core.training.gates import BalanceBias, maps_of, other_tensors, seed_of
 from moe_core.training.lanes import Lanes, summed
 from moe_core.training.optimiser import MasterAdamW
 from moe_core.training.recipes.learner import StepFigures
-from moe_core.training.routing_losses import Meeting, routing_loss
+from moe_core.training.routing_losses import Meeting, loads_of, routing_loss
 from moe_core.training.tally import Tally, costs_of
 from moe_core.training.trunk import CutDecoder, TrunkCache
 from moe_core.training.whitened_adamw import WhitenedAdamW
@@ -195,11 +196,8 @@ class TuneRouter:
         return passed.without_graph(), gradients
 
     def _remember_load(self, passes: Sequence[Pass]) -> None:
-        tally = Tally.of(self.cut.model.spec, self.routing, self.cut.device)
-        for passed in passes:
-            passed.count_into(tally)
-        load_LE = tally.load_LE.float().to(self.cut.device)
-        share_LE = load_LE / load_LE.sum(-1, keepdim=True).clamp(min=1.0)
+        """Take one batch's load into the running one: choices as gates wanted them, before any expert was full."""
+        share_LE = share_of_load(torch.stack([loads_of(passed) for passed in passes]).sum(0))
         self._load_LE = LOAD_MEMORY * self._load_LE + (1.0 - LOAD_MEMORY) * share_LE
 
     def _dealers_by_domain(self) -> list[Dealer]:

@@ -102,6 +102,27 @@ def test_lanes_that_meet_see_the_load_of_all(world: Path) -> None:
         torch.testing.assert_close(first[at], load_E / load_E.sum())
 
 
+def test_what_is_remembered_is_what_gates_want_though_experts_are_full(world: Path) -> None:
+    """A capacity that binds makes what experts take even, whatever gates want; there is nothing to learn from it."""
+    _, tuner = learner(world, 1, explore=True, capacity={"train_factor": 1.0, "overflow": "next_best"})
+    with torch.no_grad():
+        for gate in tuner.gates.values():
+            gate.mul_(30.0)
+    before_LE = tuner._load_LE.clone()
+    surroundings = tuner._surroundings(0, 0)
+    passes = [forward(tuner.cut, tuner.cache, places, None, surroundings) for places in ([0, 1], [7, 8, 9])]
+    tuner._remember_load(passes)
+    for at, layer in enumerate(passes[0].routings):
+        routings = [(passed.routings[layer], passed.real_T) for passed in passes]
+        wanted = torch.cat([routing.wanted_TK[real_T].flatten() for routing, real_T in routings])
+        taken = torch.cat([routing.expert_ids_TK[real_T].flatten() for routing, real_T in routings])
+        share_E, taken_E = (
+            torch.bincount(ids[ids >= 0], minlength=4) / wanted.numel() for ids in (wanted, taken)
+        )
+        assert float(share_E.max() - taken_E.max()) > 0.05, "the capacity must bind"
+        torch.testing.assert_close(tuner._load_LE[at], (before_LE[at] + share_E) / 2)
+
+
 def test_a_lane_that_fails_does_not_leave_the_others_waiting(world: Path) -> None:
     _, tuner = learner(world, 2)
     passed, meeting = forward(tuner.cut, tuner.cache, [0, 1]), Meeting(2)
