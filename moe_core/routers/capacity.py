@@ -59,7 +59,7 @@ def within_capacity(
         routing,
         expert_ids_TK=door.ids_TK,
         weights_TK=torch.where(door.ids_TK >= 0, weights_TK, 0.0),
-        overflow=Overflow(kept_TK, rerouted_TK, dropped_TK, ids_TK, passed_T),
+        overflow=Overflow(kept_TK, rerouted_TK, dropped_TK, ids_TK, routing.weights_TK, passed_T),
     )
 
 

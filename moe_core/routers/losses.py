@@ -105,13 +105,15 @@ def sequence_balance_loss(
 def importance_loss(routing: Routing, real_T: Tensor) -> Tensor:
     """Squared coefficient of variation of the experts' summed weights: 0 when all are as important.
 
+    Choices and weights are the gate's own, before any expert was full: what a capacity leaves is even whatever it wants.
     Source: Shazeer et al. 2017, section 4.
     """
     if not real_T.any():
         return routing.probs_TE.new_zeros(())
-    chosen_RK = routing.chosen_TK[real_T]
-    ids, weights = routing.expert_ids_TK[real_T][chosen_RK], routing.weights_TK[real_T][chosen_RK]
-    importance_E = routing.probs_TE.new_zeros(routing.probs_TE.shape[1]).index_add(0, ids, weights)
+    ids_RK, weights_RK = routing.wanted_TK[real_T], routing.wanted_weights_TK[real_T]
+    chosen_RK = ids_RK >= 0
+    nothing_E = routing.probs_TE.new_zeros(routing.probs_TE.shape[1])
+    importance_E = nothing_E.index_add(0, ids_RK[chosen_RK], weights_RK[chosen_RK])
     return squared_variation(importance_E)
 
 

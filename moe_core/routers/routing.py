@@ -25,8 +25,9 @@ class Overflow:
     kept_TK: Tensor
     rerouted_TK: Tensor
     dropped_TK: Tensor
-    # (T, K): the choice before any expert was full.
+    # (T, K): the choice before any expert was full, and the gate's own weights of it, with their gradients.
     wanted_TK: Tensor
+    wanted_weights_TK: Tensor
     # (T,) float32: weight that passes the token's own hidden state through; None where the policy passes none.
     passed_T: Tensor | None = None
 
@@ -126,15 +127,24 @@ class Routing:
         """(T, K): the gate's own choice, as it would be if no expert were ever full; what balance is judged by."""
         return self.expert_ids_TK if self.overflow is None else self.overflow.wanted_TK
 
+    @property
+    def wanted_weights_TK(self) -> Tensor:
+        """(T, K) float32: the gate's weights of `wanted_TK`; zero in empty places."""
+        return self.weights_TK if self.overflow is None else self.overflow.wanted_weights_TK
+
     def detached(self) -> Routing:
         """The same decision, holding on to no activations."""
+        overflow = self.overflow
+        if overflow is not None:
+            weights_TK = overflow.wanted_weights_TK.detach()
+            overflow = replace(overflow, wanted_weights_TK=weights_TK, passed_T=None)
         return replace(
             self,
             weights_TK=self.weights_TK.detach(),
             logits_TE=self.logits_TE.detach(),
             probs_TE=self.probs_TE.detach(),
             mix=None,
-            overflow=None if self.overflow is None else replace(self.overflow, passed_T=None),
+            overflow=overflow,
             losses={name: loss.detach() for name, loss in self.losses.items()},
             levels_TS=None if self.levels_TS is None else self.levels_TS.detach(),
         )

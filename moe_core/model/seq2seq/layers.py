@@ -138,6 +138,7 @@ def _joined(each: list[Overflow]) -> Overflow | None:
         torch.cat([one.rerouted_TK for one in each]),
         torch.cat([one.dropped_TK for one in each]),
         torch.cat([one.wanted_TK for one in each]),
+        torch.cat([one.wanted_weights_TK for one in each]),
     )
 
 

@@ -28,7 +28,7 @@ def test_every_figure_of_two_batches_by_hand() -> None:
     figures = RoutingFigures(mixture(num_experts=3, top_k=2).spec.moe, 2)  # type: ignore[arg-type]
     wanted_TK = torch.tensor([[0, 1], [2, 1], [0, 1]])
     dropped_TK = torch.tensor([[False, True], [False, False], [True, True]])
-    lost = Overflow(~dropped_TK, torch.zeros_like(dropped_TK), dropped_TK, wanted_TK)
+    lost = Overflow(~dropped_TK, torch.zeros_like(dropped_TK), dropped_TK, wanted_TK, torch.ones(3, 2))
     # Token 0 of the first batch lost its second expert; the third token is padding.
     first = routing([[0, -1], [2, 1], [0, 0]], [[2.0, 1.0, 0.0], [0.0, 1.0, 3.0], [9.0, 9.0, 9.0]], lost)
     second = routing([[0, 2]], [[1.0, 0.0, 0.5]])

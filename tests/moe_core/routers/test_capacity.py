@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_core.routers import GateCall, Routing, decide
-from moe_core.routers.losses import balance_loss
+from moe_core.routers.losses import balance_loss, importance_loss
 from moe_core.spec import CapacitySpec, MoeSpec
 from moe_core.spec.gate import SoftmaxTopk
 from tests.moe_core.routers.gate_cases import moe_of, tensors_of
@@ -156,6 +156,25 @@ def test_balance_is_judged_by_what_tokens_wanted() -> None:
     _, free = limited(logits, 1, "next_best", 100.0)
     real = torch.ones(6, dtype=torch.bool)
     assert balance_loss(found, real) == balance_loss(free, real) > 1.5
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_importance_is_judged_by_what_tokens_wanted(policy: str) -> None:
+    """Its value and its gradient are those of the gate without a limit."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(16, 4, generator=generator) + torch.tensor([2.0, 1.0, 0.0, 0.0])
+    real_T = torch.arange(16) != 5
+    found = []
+    for factor in (1.0, 100.0):
+        logits_TE = logits.clone().requires_grad_()
+        _, routing = limited(logits_TE, 2, policy, factor, real_T=real_T)
+        loss = importance_loss(routing, real_T)
+        found.append((loss, *torch.autograd.grad(loss, logits_TE)))
+        assert importance_loss(routing.detached(), real_T).grad_fn is None
+    (loss, grad_TE), (free, free_grad_TE) = [(one.detach(), grad) for one, grad in found]
+    assert float(loss) == pytest.approx(float(free)) and float(free) > 0.3
+    torch.testing.assert_close(grad_TE, free_grad_TE)
+    assert grad_TE.abs().sum() > 0
 
 
 def test_serving_has_the_limit_of_its_own_and_forced_ids_none() -> None:
