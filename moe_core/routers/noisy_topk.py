@@ -23,7 +23,7 @@ def noisy_topk(gate: NoisyTopk, weights: GateWeights, call: GateCall) -> Routing
     """The k best of logits + normal noise · (softplus(x · W_noise) + floor); without noise when serving.
 
     While training `losses["load"]` is the squared variation of the smooth load: the sum over tokens of the probability
-    that an expert would be among the k best if its noise alone were drawn again.
+    that an expert would be among the k best if its noise alone were drawn again, selection bias included.
     """
     if not (call.training and call.rng is not None):
         return softmax_choice(linear_logits(weights, call), call, renormalised=call.norm_topk_prob)
@@ -37,7 +37,7 @@ def noisy_topk(gate: NoisyTopk, weights: GateWeights, call: GateCall) -> Routing
         shift_TE = floor_shift(noisy_TE, call.floor)
         clean_TE, noisy_TE = clean_TE + shift_TE, noisy_TE + shift_TE
     routing = softmax_choice(noisy_TE, call, renormalised=call.norm_topk_prob)
-    chances_TE = chance_of_choice(clean_TE, noisy_TE, spread_TE, call.top_k)
+    chances_TE = chance_of_choice(clean_TE, noisy_TE, spread_TE, call.top_k, call.selection_bias_E)
     # A NaN stays in its own token, and out of the load of the others.
     counted_T = chances_TE.detach().isfinite().all(-1)
     chances_TE = chances_TE[counted_T if call.real_T is None else counted_T & call.real_T]
@@ -47,20 +47,86 @@ def noisy_topk(gate: NoisyTopk, weights: GateWeights, call: GateCall) -> Routing
     )
 
 
-def chance_of_choice(clean_TE: Tensor, noisy_TE: Tensor, spread_TE: Tensor, top_k: int) -> Tensor:
-    """(T, E): the probability that each expert is among the k best, its own noise drawn anew, the others' kept."""
+def chance_of_choice(
+    clean_TE: Tensor, noisy_TE: Tensor, spread_TE: Tensor, top_k: int, bias_E: Tensor | None = None
+) -> Tensor:
+    """(T, E): the probability that each expert is among the k best, its own noise drawn anew, the others' kept.
+
+    All float32; `bias_E` is what is added to the softmax of the noisy logits where these choose.
+    """
     num_experts = noisy_TE.shape[1]
     if top_k >= num_experts:
         return torch.ones_like(clean_TE)
+    if bias_E is None:
+        to_beat_TE = _logit_to_beat(noisy_TE, top_k)
+    else:
+        to_beat_TE = _biased_logit_to_beat(noisy_TE.double(), bias_E.detach().double(), top_k).float()
+    # Masked experts, and those that are chosen or left out whatever is drawn, are taken out before the quotient: one that is
+    # infinite has a gradient of NaN behind any mask.
+    masked_TE, always_TE, never_TE = clean_TE == NEG_INF, to_beat_TE == NEG_INF, to_beat_TE == -NEG_INF
+    certain_TE = masked_TE | always_TE | never_TE
+    lead_TE = clean_TE.masked_fill(certain_TE, 0.0) - to_beat_TE.masked_fill(certain_TE, 0.0)
+    chances_TE = torch.special.ndtr(lead_TE / spread_TE)
+    return chances_TE.masked_fill(always_TE, 1.0).masked_fill(masked_TE | never_TE, 0.0)
+
+
+def _logit_to_beat(noisy_TE: Tensor, top_k: int) -> Tensor:
+    """(T, E): above which logit an expert is among the k best; -inf where it is in any case."""
     # What there is to beat moves with the others' logits and noise, and takes its part of the gradient.
     best_TK = noisy_TE.topk(top_k + 1, dim=-1).values
     # To be chosen, an expert that is in must beat the (k+1)-th, one that is out the k-th of the others.
     is_in_TE = noisy_TE > best_TK[:, top_k:]
-    to_beat_TE = torch.where(is_in_TE, best_TK[:, top_k:], best_TK[:, top_k - 1 : top_k])
-    # Masked experts, and those with nothing to beat, are taken out before the quotient: one that is infinite has a
-    # gradient of NaN behind any mask.
-    masked_TE, unrivalled_TE = clean_TE == NEG_INF, to_beat_TE == NEG_INF
-    certain_TE = masked_TE | unrivalled_TE
-    lead_TE = clean_TE.masked_fill(certain_TE, 0.0) - to_beat_TE.masked_fill(certain_TE, 0.0)
-    chances_TE = torch.special.ndtr(lead_TE / spread_TE)
-    return chances_TE.masked_fill(unrivalled_TE, 1.0).masked_fill(masked_TE, 0.0)
+    return torch.where(is_in_TE, best_TK[:, top_k:], best_TK[:, top_k - 1 : top_k])
+
+
+def _biased_logit_to_beat(noisy_TE: Tensor, bias_E: Tensor, top_k: int) -> Tensor:
+    """(T, E) float64: the same where a bias is added to the softmax; infinite where no logit makes a difference.
+
+    With s the share of an expert, b its bias, and p the share of another one among all but the first, b' its bias: the first
+    comes before the other where s + b > (1 - s)·p + b', that is log(s / (1 - s)) > log(p + b' - b) - log(1 + b - b').
+    """
+    rest_TE = _logsumexp_of_others(noisy_TE)
+    rival_TE, unrivalled_TE = _rivals(noisy_TE.detach(), rest_TE.detach(), bias_E, top_k)
+    behind_TE = bias_E[rival_TE] - bias_E
+    log_share_TE = noisy_TE.gather(-1, rival_TE) - rest_TE
+    level_TE = log_share_TE.detach().exp() + behind_TE
+    always_TE = unrivalled_TE | ((level_TE <= 0.0) & (behind_TE != 0.0))
+    never_TE = ~always_TE & (behind_TE >= 1.0)
+    certain_TE = always_TE | never_TE
+    log_share_TE = log_share_TE.masked_fill(certain_TE, 0.0)
+    # A share that underflows is still one that can be beaten.
+    alike_TE = certain_TE | (behind_TE == 0.0)
+    raised_TE = (log_share_TE.exp() + behind_TE).masked_fill(alike_TE, 1.0).log()
+    ahead_TE = torch.where(alike_TE, log_share_TE, raised_TE)
+    logit_TE = rest_TE.masked_fill(certain_TE, 0.0) + ahead_TE
+    logit_TE = logit_TE - torch.log1p(-behind_TE.masked_fill(certain_TE, 0.0))
+    return logit_TE.masked_fill(always_TE, NEG_INF).masked_fill(never_TE, -NEG_INF)
+
+
+def _logsumexp_of_others(logits_TE: Tensor) -> Tensor:
+    """(T, E): the logsumexp of all logits but one's own."""
+    best_T1 = logits_TE.detach().argmax(-1, keepdim=True)
+    is_best_TE = torch.zeros_like(logits_TE, dtype=torch.bool).scatter(-1, best_T1, True)
+    all_T1 = logits_TE.logsumexp(-1, keepdim=True)
+    # No share but the largest can be so near one that nothing is left of the rest.
+    shares_TE = torch.softmax(logits_TE, -1).masked_fill(is_best_TE, 0.0)
+    others_TE = logits_TE.masked_fill(is_best_TE, NEG_INF)
+    alone_T1 = (others_TE == NEG_INF).all(-1, keepdim=True)
+    beside_T1 = others_TE.masked_fill(alone_T1, 0.0).logsumexp(-1, keepdim=True)
+    beside_T1 = beside_T1.masked_fill(alone_T1, NEG_INF)
+    return torch.where(is_best_TE, beside_T1, all_T1 + torch.log1p(-shares_TE))
+
+
+def _rivals(noisy_TE: Tensor, rest_TE: Tensor, bias_E: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """(T, E) int64: the k-th of the other experts in the order of the shares that one must have to beat them; and where
+    there are fewer open ones, (T, E) bool."""
+    rivals, needed = [], []
+    for expert in range(noisy_TE.shape[1]):
+        share_TE = (noisy_TE - rest_TE[:, expert, None]).exp()
+        needed_TE = (share_TE + bias_E - bias_E[expert]) / (1.0 + share_TE)
+        needed_TE = needed_TE.masked_fill(noisy_TE == NEG_INF, NEG_INF)
+        needed_TE[:, expert] = NEG_INF
+        best_TK = needed_TE.topk(top_k, dim=-1)
+        rivals.append(best_TK.indices[:, -1])
+        needed.append(best_TK.values[:, -1])
+    return torch.stack(rivals, dim=-1), torch.stack(needed, dim=-1) == NEG_INF

@@ -66,18 +66,54 @@ def test_the_load_loss_teaches_both_maps() -> None:
         assert grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+@pytest.mark.parametrize("strength", [0.0, 0.3, 3.0])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_gradient_of_the_load_is_that_of_its_value(masked: bool) -> None:
+def test_the_chance_of_a_choice_counts_the_selection_bias(top_k: int, strength: float, masked: bool) -> None:
+    """Drawn again, experts are the k best of softmax plus bias: the order in which the gate chooses."""
+    generator = torch.Generator().manual_seed(top_k)
+    clean, spread = torch.randn(1, 5, generator=generator), 0.5 + torch.rand(1, 5, generator=generator)
+    if masked:
+        clean[0, 3] = float("-inf")
+    noisy = clean + spread * torch.randn(1, 5, generator=generator)
+    bias_E = strength * torch.randn(5, generator=generator)
+    chances = chance_of_choice(clean, noisy, spread, top_k, bias_E)
+    for expert in range(5):
+        drawn = noisy.repeat(40_000, 1)
+        drawn[:, expert] = clean[0, expert] + spread[0, expert] * torch.randn(40_000, generator=generator)
+        scores = (torch.softmax(drawn, -1) + bias_E).masked_fill(drawn == float("-inf"), float("-inf"))
+        best = scores.topk(top_k, -1)
+        seen = ((best.indices == expert) & (best.values > float("-inf"))).any(-1).float().mean()
+        assert float(chances[0, expert]) == pytest.approx(float(seen), abs=0.01)
+    if not strength:
+        torch.testing.assert_close(chances, chance_of_choice(clean, noisy, spread, top_k))
+
+
+def test_a_bias_that_decides_alone_is_a_load_that_is_not_even() -> None:
+    """Two experts take everything whatever is drawn; their load is twice the mean."""
+    bias_E = torch.tensor([5.0, 5.0, -5.0, -5.0])
+    logits_TE = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    call = {"training": True, "rng": torch.Generator().manual_seed(1)}
+    found = ask(NoisyTopk(), logits_TE, 2, selection_bias_E=bias_E, **call)
+    assert found.losses["load"].item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_of_the_load_is_that_of_its_value(masked: bool, biased: bool) -> None:
     generator = torch.Generator().manual_seed(7)
     x_TD = torch.randn(64, 16, generator=generator)
     maps = [0.3 * torch.randn(8, 16, generator=generator), 0.1 * torch.randn(8, 16, generator=generator)]
     bias_TE = torch.zeros(64, 8)
     if masked:
         bias_TE[::2, 5:] = float("-inf")
+    bias_E = torch.linspace(-0.05, 0.05, 8) if biased else None
 
     def load(weight_ED: torch.Tensor, noise_ED: torch.Tensor) -> torch.Tensor:
         rng = torch.Generator().manual_seed(1)
-        call = GateCall(x_TD, 2, training=True, rng=rng, num_experts=8, bias_TE=bias_TE)
+        call = GateCall(
+            x_TD, 2, training=True, rng=rng, num_experts=8, bias_TE=bias_TE, selection_bias_E=bias_E
+        )
         weights = {"weight": weight_ED, "noise_weight": noise_ED}
         return decide(moe_of(NoisyTopk(), 8, 2), weights, call).losses["load"]
 
