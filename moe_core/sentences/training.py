@@ -14,6 +14,10 @@ TRAINING: Mapping[str, str] = {
         "balance_bias_rate ({rate}) moves the bias that picks experts, and gate '{gate}' has none; "
         "set selection_bias in the layout's gate, or balance_bias_rate to 0"
     ),
+    "bias_is_solved": (
+        "balance_bias_rate ({rate}) would move nothing: gate '{gate}' solves the bias that picks experts anew for each "
+        "batch while it explores; set balance_bias_rate to 0, or explore to false"
+    ),
     "no_learned_overflow": (
         "capacity.overflow 'learned' needs the correction that a layout with that overflow gives its gates; "
         "set it in the layout, or choose drop, residual or next_best"

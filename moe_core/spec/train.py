@@ -11,7 +11,7 @@ from moe_core.errors import SpecError
 from moe_core.sentences import CORE
 from moe_core.spec.base import Fault, Spec, Weight, refuse
 from moe_core.spec.capacity import CapacitySpec
-from moe_core.spec.gate import gate_faults
+from moe_core.spec.gate import Quantile, gate_faults
 from moe_core.spec.layout import LayoutSpec
 from moe_core.spec.model import MoeSpec
 from moe_core.spec.routing import RoutingSpec
@@ -125,12 +125,18 @@ class TuneSpec(Spec):
             return None
         return self.twin_hold * (1.0 - step / max(1, self.route_steps - 1))
 
+    def _bias_faults(self, moe: MoeSpec) -> Iterator[Fault]:
+        has_bias = getattr(moe.gate, "selection_bias", False)
+        is_solved = has_bias and self.explore and isinstance(moe.gate, Quantile)
+        if is_solved or not has_bias:
+            code, rate = "bias_is_solved" if is_solved else "no_bias_to_move", f"{self.balance_bias_rate:g}"
+            yield ("balance_bias_rate",), CORE.say(code, rate=rate, gate=moe.gate.kind)
+
     def _gate_faults(self, moe: MoeSpec) -> Iterator[Fault]:
         if self.twin_hold is not None and moe.twins is None:
             yield ("twin_hold",), CORE.say("no_twins")
-        if self.balance_bias_rate and not getattr(moe.gate, "selection_bias", False):
-            rate = f"{self.balance_bias_rate:g}"
-            yield ("balance_bias_rate",), CORE.say("no_bias_to_move", rate=rate, gate=moe.gate.kind)
+        if self.balance_bias_rate:
+            yield from self._bias_faults(moe)
         if self.capacity is None:
             return
         for _place, sentence in gate_faults(moe.gate, self.capacity, moe.num_experts, moe.top_k):

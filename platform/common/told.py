@@ -92,6 +92,10 @@ WORDS: Mapping[str, str] = {
         "A rate of %(rate)s moves the bias that picks experts, and the gate “%(gate)s” has none; give it one in the layout, "
         "or set the rate to 0."
     ),
+    "bias_is_solved": gettext_noop(
+        "A rate of %(rate)s would move nothing: while it explores, the gate “%(gate)s” finds the bias that picks experts by "
+        "itself for each batch; set the rate to 0, or let the gate choose as when serving."
+    ),
     "no_learned_overflow": gettext_noop(
         "The learnt correction comes with a layout that has it; set it in the layout, or choose another way here."
     ),

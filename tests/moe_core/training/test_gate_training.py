@@ -105,6 +105,19 @@ def test_a_rate_without_a_bias_is_refused_with_the_way_out(io: RecordingIO) -> N
         run_job("tune", quick(balance_bias_rate=0.01), io)
 
 
+def test_a_rate_beside_a_gate_that_solves_its_bias_is_refused_while_it_explores(
+    world: Path, tmp_path: Path
+) -> None:
+    """What is solved anew for each batch is not moved; a gate that chooses as when serving solves nothing."""
+    solving = {"layout": laid(gate={"kind": "quantile"}), "balance_bias_rate": 0.01}
+    with pytest.raises(SpecError, match="balance_bias_rate to 0, or explore to false") as found:
+        run_job("tune", quick(**solving), RecordingIO(world, tmp_path / "exploring"))
+    assert [place for place, _ in found.value.faults] == [("balance_bias_rate",)]
+    io = RecordingIO(world, tmp_path / "serving")
+    run_job("tune", quick(**solving, explore=False), io)
+    assert float(tensors(io)["1.selection_bias"].abs().max()) >= 0.01
+
+
 def test_capacity_limits_experts_while_they_learn_and_is_not_saved(io: RecordingIO, seen: Seen) -> None:
     result = run_job("tune", quick(capacity={"train_factor": 0.5, "overflow": "residual"}), io)
     dropped = sum(int(r.overflow.dropped_TK.sum()) for _, r in seen.calls if r.overflow is not None)
