@@ -20,7 +20,12 @@ OPERATIONS: Mapping[str, str] = {
     ),
     "not_doubled": "num_experts ({num_experts}) must be {old} times a power of two; the next is {next}",
     "growth_needs_softmax": (
-        "gate '{gate}' does not treat copies alike; growth needs gate 'softmax_topk' or 'sigmoid_groups'"
+        "method '{method}' gives a token both copies of an expert, which gate '{gate}' would not choose together as it "
+        "chose the one; grow by method 'twin', or a model with gate 'softmax_topk' or 'sigmoid_groups'"
+    ),
+    "growth_of_pickers": (
+        "under gate '{gate}' experts pick their tokens, and copies would pick others than the one did; "
+        "grow a model whose tokens choose"
     ),
     "growth_without_capacity": (
         "a capacity gives each copy the room of one expert, so that copies drop other tokens than the one did; "

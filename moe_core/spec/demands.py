@@ -62,9 +62,15 @@ def check_alone(
 
 
 def check_growth(moe: MoeSpec, method: str) -> None:
-    """Raise SpecError where copies of experts would not be chosen as the one was."""
-    if not isinstance(moe.gate, SoftmaxTopk | SigmoidGroups):
-        raise SpecError.of("growth_needs_softmax", gate=moe.gate.kind)
+    """Raise SpecError where copies of experts would not be chosen as the one was.
+
+    One of two twins is seen: every gate whose tokens choose chooses it as it chose the one. Copies that are chosen together
+    divide shares that other gates cut off, project or draw.
+    """
+    if moe.gate.sees_the_batch:
+        raise SpecError.of("growth_of_pickers", gate=moe.gate.kind)
+    if method != "twin" and not isinstance(moe.gate, SoftmaxTopk | SigmoidGroups):
+        raise placed("method", CORE.say("growth_needs_softmax", method=method, gate=moe.gate.kind))
     if moe.capacity is not None:
         raise SpecError.of("growth_without_capacity")
     if method != "twin" and moe.twins is not None:

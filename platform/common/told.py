@@ -114,7 +114,12 @@ WORDS: Mapping[str, str] = {
         "The number of experts (%(num_experts)s) must be %(old)s times a power of two; the next is %(next)s."
     ),
     "growth_needs_softmax": gettext_noop(
-        "Growing needs the gate “softmax_topk” or “sigmoid_groups”; this gate is “%(gate)s”."
+        "Both copies of an expert are given to a token (%(method)s), and the gate “%(gate)s” would not choose the two as it "
+        "chose the one; grow by twins, or a version with the gate “softmax_topk” or “sigmoid_groups”."
+    ),
+    "growth_of_pickers": gettext_noop(
+        "Under the gate “%(gate)s” experts pick their tokens, and copies would pick others than the one did; grow a version "
+        "whose tokens choose."
     ),
     "growth_without_capacity": gettext_noop(
         "Growing needs a version without a limit for experts: copies with a room each would drop other tokens."

@@ -45,6 +45,35 @@ def test_the_function_is_kept(method: str, kind: str) -> None:
     assert distance(model, grown(model, 2 * model.spec.moe.num_experts, method)) < 4e-6
 
 
+TOKENS_CHOOSE = ("sparsemax", "top_p", "switch", "gshard_top2", "noisy_topk", "sinkhorn", "quantile", "base")
+
+
+def biased_mixture(kind: str) -> Decoder:
+    """Of the gate, with a balancing bias that counts and every map drawn."""
+    top_k = 1 if kind in ("switch", "base") else 2
+    model = mixture(gate={"kind": kind, "selection_bias": True}, top_k=top_k, norm_topk_prob=kind != "switch")
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for layer in model.moe_layers():
+            layer.router.tensors["selection_bias"].normal_(0.0, 0.1, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("kind", TOKENS_CHOOSE)
+def test_twins_keep_it_under_every_gate_whose_tokens_choose(kind: str) -> None:
+    model = biased_mixture(kind)
+    twins = grown(model, 16, "twin")
+    added, _ = add_expert(model, AddExpertSpec(source=1))
+    for other in (twins, added, release_twins(twins, ReleaseTwinsSpec(hold=0.0))[0]):
+        assert distance(model, other) < 4e-6
+    for old, new in zip(model.moe_layers(), twins.moe_layers(), strict=True):
+        for name, tensor in per_expert(new).items():
+            assert torch.equal(tensor, per_expert(old)[name].repeat(4, *[1] * (tensor.ndim - 1))), name
+    copies = with_experts(model, [[*range(4), *range(4)]] * 2, spec_with(model.spec, num_experts=8))
+    # Where a token has one expert and its weight is a score of its own, nothing is lost to a copy.
+    assert (distance(model, copies) > 1e-3) == (kind != "base")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_it_is_kept_where_experts_have_biases(method: str) -> None:
     model = gpt_oss()
@@ -215,8 +244,14 @@ def test_what_cannot_be_kept_is_refused() -> None:
         grow(twins, GrowSpec(num_experts=16, method="split"))
     with pytest.raises(SpecError, match="has twins already"):
         add_expert(twins, AddExpertSpec(source=0))
-    with pytest.raises(SpecError, match="gate 'sparsemax' does not treat copies alike"):
-        grow(mixture(gate={"kind": "sparsemax"}), GrowSpec(num_experts=8))
+    for method in ("split", "double_k"):
+        with pytest.raises(
+            SpecError, match="'sparsemax' would not choose together .* method 'twin'"
+        ) as refused:
+            grow(mixture(gate={"kind": "sparsemax"}), GrowSpec(num_experts=8, method=method))
+        assert [place for place, _ in refused.value.faults] == [("method",)]
+    with pytest.raises(SpecError, match="under gate 'expert_choice' experts pick their tokens"):
+        grow(mixture(gate={"kind": "expert_choice"}), GrowSpec(num_experts=8))
     crowded = mixture(capacity={"train_factor": 1.0, "eval_factor": 1.0})
     with pytest.raises(SpecError, match="without capacity") as refused:
         grow(crowded, GrowSpec(num_experts=8))
