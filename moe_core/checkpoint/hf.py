@@ -15,7 +15,7 @@ from moe_core.checkpoint.gguf_config import END_TOKENS
 from moe_core.checkpoint.layout import CONFIG_FILE, MAX_CONFIG_BYTES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from moe_core.checkpoint.quantised import widened
 from moe_core.checkpoint.reader import WeightReader
-from moe_core.checkpoint.source import ignorable, source_slots
+from moe_core.checkpoint.source import ignorable, source_slots, spec_in
 from moe_core.checkpoint.store import TORCH_DTYPES, DtypeName, check_slots, fill, write_weights
 from moe_core.checkpoint.tokenizer_config import ChatFormatConfig, TokenizerConfig
 from moe_core.checkpoint.tokenizer_json import MAX_TOKENIZER_BYTES, check_tokenizer_json, check_vocabulary
@@ -31,17 +31,17 @@ MAX_SOURCE_CONFIG_BYTES = 16 * MAX_CONFIG_BYTES
 def import_hf(src_dir: Path | str, out_dir: Path | str, *, dtype: DtypeName = "bfloat16") -> ModelSpec:
     """Write a model directory from a Hugging Face directory of any known family.
 
-    Symbolic links in the source are refused. A source without tokenizer.json gives a model without a tokenizer.
+    Symbolic links in the source are refused. A source without tokenizer.json gives a model without a tokenizer. A head
+    that config.json ties and the files hold with weights of its own stays one: the specification given back is untied.
     Raises CheckpointError or FormatError.
     """
     source = Path(src_dir)
     spec = spec_of(read_json_object(source / CONFIG_FILE, MAX_CONFIG_BYTES, follow_links=False))
     with WeightReader(source, follow_links=False) as reader, new_directory(Path(out_dir)) as directory:
         weights = widened(reader)
+        spec = spec_in(spec, weights)
         slots = source_slots(spec, weights)
-        # Old files repeat a tied head.
-        tied = ["lm_head.weight"] if spec.tie_word_embeddings else []
-        check_slots(slots, weights, ignorable=[*ignorable(spec, weights.names), *tied])
+        check_slots(slots, weights, ignorable=ignorable(spec, weights.names))
         model = fill(Decoder(spec, TORCH_DTYPES[dtype]), slots, weights)
         write_weights(directory, model, TORCH_DTYPES[dtype])
         write_json(directory / CONFIG_FILE, config_of(spec, dtype))

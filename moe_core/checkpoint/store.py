@@ -28,7 +28,7 @@ from moe_core.checkpoint.layout import (
 from moe_core.checkpoint.quantised import Weights, widened
 from moe_core.checkpoint.reader import WeightReader
 from moe_core.checkpoint.safetensors import write_safetensors
-from moe_core.checkpoint.source import ignorable, source_slots
+from moe_core.checkpoint.source import ignorable, source_slots, spec_in
 from moe_core.errors import CheckpointError, FormatError
 from moe_core.model.decoder import Decoder
 from moe_core.model.families import Slot, config_of, slots_of, spec_of
@@ -52,15 +52,16 @@ def load(
 ) -> Decoder:
     """Build the decoder of a model directory, ours or one of transformers, and fill it from the files.
 
-    Routers are float32 whatever `dtype` is. With `expected_hashes` (name to sha256) every file is hashed first.
+    Routers are float32 whatever `dtype` is. A head that config.json ties and the files hold with weights of its own is not
+    tied. With `expected_hashes` (name to sha256) every file is hashed first.
     Raises CheckpointError, FormatError or HashMismatch; nothing is allocated before names and shapes fit.
     """
     directory = Path(path)
     if expected_hashes is not None:
         verify_hashes(directory, expected_hashes)
-    spec = read_spec(directory)
     with WeightReader(directory) as reader:
         weights = widened(reader)
+        spec = spec_in(read_spec(directory), weights)
         slots = source_slots(spec, weights)
         check_slots(slots, weights, ignorable=ignorable(spec, weights.names))
         return fill(Decoder(spec, TORCH_DTYPES[dtype]), slots, weights).to(device)

@@ -27,7 +27,7 @@ from torch import Tensor
 from moe_core.checkpoint.hashes import verify_hashes
 from moe_core.checkpoint.quantised import Weights, widened
 from moe_core.checkpoint.reader import WeightReader
-from moe_core.checkpoint.source import ignorable, source_slots
+from moe_core.checkpoint.source import ignorable, source_slots, spec_in
 from moe_core.checkpoint.store import TORCH_DTYPES, DtypeName, check_slots, fill, read_spec
 from moe_core.engine.expert_cache import ExpertCache, Key, Visit
 from moe_core.errors import SpecError
@@ -193,6 +193,7 @@ def load_resident(
     stack = ExitStack()
     with stack:
         weights = widened(stack.enter_context(WeightReader(directory)))
+        spec = spec_in(spec, weights)
         slots = source_slots(spec, weights)
         check_slots(slots, weights, ignorable=ignorable(spec, weights.names))
         experts = [slot for slot in slots if slot.expert is not None]
