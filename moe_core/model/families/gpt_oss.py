@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from moe_core.model.families.family import Family, NameMap
+from moe_core.model.families.rope import RopeParameters
 from moe_core.model.families.schemas import DecoderConfig, one_name
 from moe_core.spec import ModelSpec, MoeSpec
 from moe_core.spec.attention import AttentionSpec
@@ -36,6 +37,15 @@ class GptOssConfig(DecoderConfig):
     initial_context_length: int | None = None
 
     default_theta: ClassVar[float] = 150_000.0
+    # Source: `GptOssConfig` of transformers 5.23. A `rope_type` of "default" says that positions are plain.
+    default_rope: ClassVar[RopeParameters] = RopeParameters(
+        rope_type="yarn",
+        factor=32.0,
+        beta_fast=32.0,
+        beta_slow=1.0,
+        truncate=False,
+        original_max_position_embeddings=4096,
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -84,6 +84,8 @@ class DecoderConfig(Spec):
     transformers_js: dict[str, Any] | None = Field(default=None, alias="transformers.js_config")
 
     default_theta: ClassVar[float] = 10_000.0
+    # Positions where no key says how they are stretched; a key that says it, an empty one too, leaves nothing of this.
+    default_rope: ClassVar[RopeParameters] = RopeParameters()
     # What other families' keys must say here, where that is not "none of it".
     also_neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
@@ -133,7 +135,7 @@ class DecoderConfig(Spec):
         heads = self.num_attention_heads
         eos = self.eos_token_id
         moe = self.moe_part()
-        rope = self.rope_parameters or self.rope_scaling or RopeParameters()
+        rope = self.rope_parameters or self.rope_scaling or self.default_rope
         return ModelSpec.parse(
             {
                 "family": self.model_type,
