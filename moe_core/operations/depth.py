@@ -22,8 +22,7 @@ from moe_core.operations.measure import hidden_of
 from moe_core.operations.parts import tensors_of
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
-from moe_core.spec import ModelSpec
-from moe_core.spec.foresee import FAMILY, kept_counts
+from moe_core.spec.fewer_layers import with_kept
 
 BLOCKS = "layers."
 
@@ -55,23 +54,11 @@ def influence(model: Decoder, prompts: Prompts, watch: Watch = unwatched) -> Ten
     return sum_L / max(1, int(prompts.real_NS.sum()))
 
 
-def kept_layers(spec: ModelSpec, influence_L: Tensor, num_layers: int) -> list[int]:
-    """The layers that stay, lowest first: of expert layers and of dense ones those with the most influence.
-
-    Ties go to the lower layer. Raises SpecError for more layers than there are.
-    """
-    num_moe, num_dense = kept_counts(spec, num_layers)
-    chosen: list[int] = []
-    for is_moe, count in ((True, num_moe), (False, num_dense)):
-        mine = [layer for layer in range(spec.num_hidden_layers) if spec.is_moe_layer(layer) is is_moe]
-        chosen += sorted(mine, key=lambda layer: (-float(influence_L[layer]), layer))[:count]
-    return sorted(chosen)
-
-
 @torch.no_grad()
 def with_layers(model: Decoder, keep: list[int]) -> Decoder:
     """A new decoder of the given layers of `model`, in their order, every tensor a copy."""
-    spec = _spec_of(model.spec, keep)
+    spec = with_kept(model.spec, keep)
+    spec = spec.model_copy(update={"family": family_for(spec, first=model.spec.family)})
     new = Decoder(spec, model.dtype).to(model.embed_tokens.weight.device)
     source = tensors_of(model)
     for name, tensor in tensors_of(new).items():
@@ -84,16 +71,3 @@ def _source_name(name: str, keep: list[int]) -> str:
         return name
     _layers, number, rest = name.split(".", 2)
     return f"{BLOCKS}{keep[int(number)]}.{rest}"
-
-
-def _spec_of(spec: ModelSpec, keep: list[int]) -> ModelSpec:
-    """The specification with its tables of layers numbered anew."""
-    place = {layer: at for at, layer in enumerate(keep)}
-    plain: dict[str, Any] = spec.model_dump()
-    plain |= {"num_hidden_layers": len(keep), "family": FAMILY}
-    for part, name in ((plain["moe"], "moe_layers"), (plain["attention"], "sliding_layers")):
-        part[name] = tuple(place[layer] for layer in part[name] if layer in place)
-    for name in ("expert_clamps", "dense_clamps"):
-        plain[name] = tuple(plain[name][layer] for layer in keep) if plain[name] else ()
-    parsed = ModelSpec.parse(plain)
-    return parsed.model_copy(update={"family": family_for(parsed, first=spec.family)})

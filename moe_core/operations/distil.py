@@ -25,7 +25,7 @@ from moe_core.model.context import RoutingContext
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.align import ExpertWeights, aligned, mean_of
-from moe_core.operations.depth import influence, kept_layers, with_layers
+from moe_core.operations.depth import influence, with_layers
 from moe_core.operations.edit import ALIGNMENT_TOKENS, router_inputs
 from moe_core.operations.halves import check_merged_halves
 from moe_core.operations.learning import check_next_tokens, mean_counted, train
@@ -35,6 +35,7 @@ from moe_core.operations.prompts import Prompts, check_prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers import Routing
 from moe_core.spec import MoeSpec
+from moe_core.spec.fewer_layers import kept_layers
 from moe_core.spec.foresee import biases_weigh_on_shares
 from moe_core.spec.operations import DistilSpec
 
@@ -98,7 +99,7 @@ def _kept(teacher: Decoder, spec: DistilSpec, prompts: Prompts, watch: Watch) ->
     """The teacher's layers that the student has; None for all."""
     if spec.num_hidden_layers is None:
         return None
-    return kept_layers(teacher.spec, influence(teacher, prompts, watch), spec.num_hidden_layers)
+    return kept_layers(teacher.spec, spec.num_hidden_layers, influence(teacher, prompts, watch).tolist())
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from moe_core.spec.demands import (
     placed,
 )
 from moe_core.spec.fewer import left_by
+from moe_core.spec.fewer_layers import FAMILY, kept_layers, with_kept
 from moe_core.spec.gate import Base, LinearGate, SigmoidGroups, Sparsemax
 from moe_core.spec.layout import LayoutSpec
 from moe_core.spec.model import ModelSpec, MoeSpec
@@ -40,9 +41,6 @@ from moe_core.spec.operations import (
     WakeExpertSpec,
 )
 from moe_core.spec.twins import TwinsSpec
-
-FAMILY = "turnout_moe"
-
 
 # What a model says of the packing of its experts, of the maps around attention, and of the output map.
 PACKINGS = ("quantisation", "attention_quantisation", "head_quantisation")
@@ -225,7 +223,10 @@ def _distilled(spec: ModelSpec, moe: MoeSpec, operation: DistilSpec) -> ModelSpe
         "moe_intermediate_size": width,
     }
     changes["gate"] = gate_for(moe, top_k)
-    return _with(_shallower(spec, operation.num_hidden_layers), **changes, twins=None)
+    if operation.num_hidden_layers is not None:
+        # Which layers stay hangs on the weights; here the lowest of each kind do.
+        spec = with_kept(spec, kept_layers(spec, operation.num_hidden_layers))
+    return _with(spec, **changes, twins=None)
 
 
 def _woken(spec: ModelSpec, moe: MoeSpec, operation: WakeExpertSpec) -> ModelSpec:
@@ -235,38 +236,6 @@ def _woken(spec: ModelSpec, moe: MoeSpec, operation: WakeExpertSpec) -> ModelSpe
         raise SpecError.of("none_is_idle", num_experts=moe.num_experts)
     check_chosen(moe, "expert", operation.expert, per_group=False)
     return _with(spec)
-
-
-def kept_counts(spec: ModelSpec, num_layers: int) -> tuple[int, int]:
-    """How many expert layers and dense layers are left when so many layers are kept: their proportion stays.
-
-    Raises SpecError for more layers than there are, and where layers differ in the shape of their attention.
-    """
-    if num_layers > spec.num_hidden_layers:
-        sentence = CORE.say("student_larger", asked=num_layers, own=spec.num_hidden_layers)
-        raise placed("num_hidden_layers", sentence)
-    if spec.attention.sliding is not None:
-        raise placed("num_hidden_layers", CORE.say("layers_differ"))
-    num_moe = len(_mixture(spec).moe_layers)
-    kept = max(1, round(num_layers * num_moe / spec.num_hidden_layers))
-    # No more dense layers than there are.
-    kept = max(kept, num_layers - (spec.num_hidden_layers - num_moe))
-    return kept, num_layers - kept
-
-
-def _shallower(spec: ModelSpec, num_layers: int | None) -> ModelSpec:
-    """The specification with fewer layers; which they are hangs on the weights, so experts stand in the lowest here."""
-    if num_layers is None:
-        return spec
-    num_moe, _dense = kept_counts(spec, num_layers)
-    plain = spec.model_dump()
-    plain["moe"]["moe_layers"] = tuple(range(num_moe))
-    plain["attention"]["sliding_layers"] = [
-        layer for layer in plain["attention"]["sliding_layers"] if layer < num_layers
-    ]
-    for name in ("expert_clamps", "dense_clamps"):
-        plain[name] = plain[name][:num_layers]
-    return ModelSpec.parse({**plain, "num_hidden_layers": num_layers, "family": FAMILY})
 
 
 def _composed(spec: ModelSpec, operation: ComposeSpec) -> ModelSpec:

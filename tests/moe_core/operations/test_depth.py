@@ -13,11 +13,12 @@ from moe_core.model import Decoder
 from moe_core.model.context import RoutingContext
 from moe_core.model.init import random_decoder
 from moe_core.operations import distil
-from moe_core.operations.depth import influence, kept_layers, with_layers
+from moe_core.operations.depth import influence, with_layers
 from moe_core.operations.distil import distillation_loss, group_divergence, merged_student
 from moe_core.operations.parts import tensors_of
 from moe_core.spec import ModelSpec, cost_of
-from moe_core.spec.foresee import foreseen, kept_counts
+from moe_core.spec.fewer_layers import kept_counts, kept_layers
+from moe_core.spec.foresee import foreseen
 from moe_core.spec.operations import DistilSpec
 from tests.moe_core.operations.models import IDS, distance, mixture_spec, some_prompts
 from tests.moe_core.tiny import STD
@@ -68,7 +69,7 @@ def test_layers_that_add_nothing_go_first_and_nothing_is_lost_with_them() -> Non
     # One layer of experts and a dense one: the proportion of four to two is that of three to one when four are left.
     model, prompts = silenced(deep(), (1, 3)), some_prompts()
     assert influence(model, prompts)[[1, 3]].abs().max() < 1e-6
-    keep = kept_layers(model.spec, influence(model, prompts), 4)
+    keep = kept_layers(model.spec, 4, influence(model, prompts).tolist())
     assert keep == [0, 2, 4, 5]
     smaller = with_layers(model, keep)
     assert smaller.spec.num_hidden_layers == 4 and smaller.spec.moe is not None
@@ -101,6 +102,31 @@ def test_what_is_foretold_of_a_shallow_student_is_what_it_costs(num_layers: int)
     assert cost_of(student.spec).as_dict(16) == cost_of(foreseen(model.spec, spec)).as_dict(16)
     assert kept_counts(model.spec, num_layers)[0] == len(student.spec.moe.moe_layers)  # type: ignore[union-attr]
     json.dumps(report)
+
+
+WINDOW = mixture_spec().model_dump()["attention"] | {"sliding_window": 4}
+
+
+@pytest.mark.parametrize("layer", [0, 1, 5])
+@pytest.mark.parametrize("what", ["sliding_window", "expert_clamps", "dense_clamps"])
+@pytest.mark.parametrize("stays", [True, False])
+def test_what_one_layer_alone_has_goes_with_it_and_stays_with_it(what: str, layer: int, stays: bool) -> None:
+    bounds = tuple(0.5 if at == layer else 0.0 for at in range(6))
+    changes = (
+        {"attention": WINDOW | {"sliding_layers": (layer,)}} if what == "sliding_window" else {what: bounds}
+    )
+    idle = [at for at in range(6) if (at == layer) is not stays]
+    model = silenced(deep(**changes), tuple(idle))
+    operation = DistilSpec(num_experts=4, num_hidden_layers=2, steps=0)
+    told = foreseen(model.spec, operation)
+    student, report = distil(model, operation, some_prompts())
+    assert (layer in report["layers"]) is stays
+    if what == "sliding_window":
+        assert student.spec.attention.sliding_window == (4 if stays else None)
+        assert len(student.spec.attention.sliding_layers) == stays
+    else:
+        assert sorted(getattr(student.spec, what)) == ([0.0, 0.5] if stays else [])
+    assert told.num_hidden_layers == 2
 
 
 def test_routing_is_learnt_from_the_teachers_own_layers() -> None:

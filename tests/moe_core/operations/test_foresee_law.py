@@ -64,7 +64,7 @@ def roots(draw: st.DrawFn, num_experts: int) -> tuple[int, ...]:
 
 @st.composite
 def layouts(draw: st.DrawFn) -> ModelSpec:
-    """A tiny model, most of them mixtures: any gate, twins, limits, packed and unlike experts among them."""
+    """A tiny model, most of them mixtures: any gate, twins, limits, windows, bounds, packed and unlike experts among them."""
     dense = tiny_llama(**SMALL)
     if draw(st.integers(0, 11)) == 0:
         return dense
@@ -87,8 +87,13 @@ def layouts(draw: st.DrawFn) -> ModelSpec:
         moe["quantisation"] = {"bits": 8, "group_size": 32}
     elif rare == 2:
         moe["expert_kinds"] = [{"kind": "swiglu", "width": moe["moe_intermediate_size"]}] * num_experts
+    trunk = dense.model_dump()
+    if draw(st.integers(0, 3)) == 0:
+        layer = draw(st.integers(0, dense.num_hidden_layers - 1))
+        trunk["attention"] |= {"sliding_window": 3, "sliding_layers": (layer,)}
+        trunk["dense_clamps"] = tuple(0.5 * (at == layer) for at in range(dense.num_hidden_layers))
     try:
-        return ModelSpec.parse({**dense.model_dump(), "family": "turnout_moe", "moe": moe})
+        return ModelSpec.parse({**trunk, "family": "turnout_moe", "moe": moe})
     except SpecError:
         assume(False)
         raise
@@ -144,11 +149,18 @@ kinds = st.sampled_from((*OFTEN, *fields))
 operations = kinds.flatmap(lambda kind: st.fixed_dictionaries({"kind": st.just(kind), **fields[kind]}))
 
 
+CLAMPS = ("expert_clamps", "dense_clamps")
+
+
 def outline(spec: ModelSpec, operation: Any) -> dict[str, Any]:
     """What can be foretold: all but the family, and what hangs on the weights."""
     plain = spec.model_dump(exclude={"family"})
     if operation.kind == "distil" and operation.num_hidden_layers is not None:
         plain["moe"]["moe_layers"] = len(plain["moe"]["moe_layers"])
+        # Which layers stay, and with them windows and bounds, hangs on the weights.
+        for part, names in ((plain["attention"], ("sliding_layers", "sliding_window")), (plain, CLAMPS)):
+            for name in names:
+                del part[name]
     if operation.kind == "remove" and operation.expert is None:
         del plain["moe"]["twins"]
     return plain
