@@ -33,7 +33,7 @@ from moe_core.operations.measure import hidden_of, listening, loss_by_domain
 from moe_core.operations.parts import (
     check_spec,
     decoder_of,
-    foretold,
+    foretold_spec,
     moe_part,
     per_expert,
     rebuilt,
@@ -42,6 +42,7 @@ from moe_core.operations.parts import (
 from moe_core.operations.prompts import Prompts, check_prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec import MoeSpec
+from moe_core.spec.kinship import differences, joined
 from moe_core.spec.operations import ComposeSpec
 
 EXPERT_TENSORS = frozenset({"experts.gate_up_E2FD", "experts.down_EDF"})
@@ -58,13 +59,14 @@ def compose(
 ) -> tuple[Decoder, dict[str, Any]]:
     """One mixture of all models, which are left as they were; held-out routing accuracy is told for every layer.
 
-    Raises SpecError when the models differ in shape, their gate has no row to add a domain's to, or a domain has too few
-    prompts.
+    Models may differ in family, in the tokens that begin and end a text and in how long it may be
+    (`moe_core.spec.kinship.joined`). Raises SpecError when they differ in anything else, their gate has no row to add a
+    domain's to, or a domain has too few prompts.
     """
     check_spec(spec, ComposeSpec)
     check_prompts(prompts)
     _check(models, spec, prompts)
-    composed = rebuilt(models[0], foretold(models[0], spec))
+    composed = rebuilt(models[0], foretold_spec(joined([model.spec for model in models]), spec))
     trunk = _join_trunks(composed, models, spec.trunk)
     for layer in composed.moe_layers():
         _fill_experts(layer, models)
@@ -92,11 +94,11 @@ def _check(models: Sequence[Decoder], spec: ComposeSpec, prompts: Prompts) -> No
             f"{len(models)} models are given for {len(spec.domains)} domains; name one for each model"
         )
     for code, model in zip(spec.domains, models, strict=True):
-        if decoder_of(model).spec != models[0].spec:
-            raise SpecError.of("other_shape", domain=code, first=spec.domains[0])
+        if apart := differences(models[0].spec, decoder_of(model).spec):
+            raise SpecError.of("other_shape", domain=code, first=spec.domains[0], fields=", ".join(apart))
         if (count := len(prompts.of_domain(code))) < LEAST_PROMPTS:
             raise SpecError.of("too_few_prompts", domain=code, count=count, least=LEAST_PROMPTS)
-    prompts.check_fits(models[0].spec)
+    prompts.check_fits(joined([model.spec for model in models]))
     if prompts.ids_NS.numel() > MAX_TOKENS:
         raise SpecError.of("too_many_tokens", tokens=prompts.ids_NS.numel(), most=MAX_TOKENS)
 

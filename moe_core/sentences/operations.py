@@ -161,7 +161,7 @@ OPERATIONS: Mapping[str, str] = {
         "the loss of domain '{domain}' is {before} before and {after} after, and no limit can be held against that; "
         "start from a sound copy of the model"
     ),
-    "other_shape": "the model of domain '{domain}' has another shape than that of '{first}'",
+    "other_shape": "the model of domain '{domain}' has another shape than that of '{first}'; they differ in {fields}",
     "decoders_only": (
         "{model} is not a decoder; of the operations on experts only quantise and dequantise are for encoder–decoders"
     ),

@@ -94,7 +94,7 @@ OPERATIONS: Mapping[str, str] = {
         "that; start from a sound version."
     ),
     "other_shape": gettext_noop(
-        "The version of the domain “%(domain)s” has another shape than that of “%(first)s”."
+        "The version of the domain “%(domain)s” has another shape than that of “%(first)s”; they differ in %(fields)s."
     ),
     "decoders_only": gettext_noop(
         "%(model)s is not a decoder; of the operations on experts only packing and unpacking are for "

@@ -18,6 +18,7 @@ from jobs.specs import OperateRequest, default_threads, spec_parse
 from moe_core.errors import SpecError
 from moe_core.spec import ModelSpec
 from moe_core.spec.foresee import foreseen
+from moe_core.spec.kinship import differences, joined
 from moe_core.spec.operate import OperateSpec
 from moe_core.spec.operations import ComposeSpec, OperationSpec, SpecialiseCloneSpec
 from registry.models import ModelVersion
@@ -71,19 +72,21 @@ def _check_others(version: ModelVersion, others: Sequence[ModelVersion], operati
         return
     if len(others) + 1 != len(operation.domains):
         _refuse("operation.domains", _("Name one domain for each version, in their order."))
-    for other in others:
-        if _shape_of(other) != _shape_of(version):
-            words = {"other": str(other), "version": str(version)}
-            sentence = _("%(other)s has another shape than %(version)s; compose versions of one shape.")
-            _refuse("others", sentence % words)
-
-
-def _shape_of(version: ModelVersion) -> dict[str, Any] | None:
-    """Everything but how a family spells its files; None for what is no decoder."""
     try:
-        return ModelSpec.parse(version.spec).model_dump(exclude={"family"})
-    except SpecError:
-        return None
+        first = ModelSpec.parse(version.spec)
+        specs = [ModelSpec.parse(other.spec) for other in others]
+        for other, spec in zip(others, specs, strict=True):
+            if apart := differences(first, spec):
+                _refuse_shape(version, other, apart)
+        joined([first, *specs])
+    except SpecError as error:
+        _refuse("others", told(str(error)))
+
+
+def _refuse_shape(version: ModelVersion, other: ModelVersion, apart: list[str]) -> None:
+    words = {"other": str(other), "version": str(version), "fields": listed(apart)}
+    sentence = _("%(other)s has another shape than %(version)s (%(fields)s); compose versions of one shape.")
+    _refuse("others", sentence % words)
 
 
 def _check_begins(version: ModelVersion, kind: str) -> None:

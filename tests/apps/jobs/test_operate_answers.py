@@ -155,6 +155,43 @@ def test_only_versions_of_one_shape_are_composed(people, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"family": "mixtral"}, None),
+        ({"eos_token_ids": [3], "bos_token_id": 4, "max_position_embeddings": 7}, None),
+        ({"rms_norm_eps": 1e-4}, "(rms_norm_eps)"),
+        ({"intermediate_size": 99, "moe": {"top_k": 1}}, "(intermediate_size, moe.top_k)"),
+        ({"eos_token_ids": list(range(16))}, "eos_token_ids"),
+    ],
+)
+def test_a_job_composes_what_the_library_composes_and_names_what_differs(
+    people, tmp_path, changes: dict[str, Any], told: str | None
+) -> None:
+    whole = moe_spec(moe_layers=tuple(range(DENSE.num_hidden_layers)), num_experts=4)
+    plain = whole.model_dump() | {"eos_token_ids": [20], "family": "turnout_moe"}
+    other = {**plain, **changes, "moe": plain["moe"] | changes.get("moe", {})}
+    first, second = (
+        make_version(people, tmp_path, spec=ModelSpec.parse(each), name=name).pk
+        for name, each in (("One", plain), ("Two", other))
+    )
+    spec = {
+        "model_version": first,
+        "others": [second],
+        "corpus": make_corpus(people).pk,
+        "operation": DOMAINS,
+    }
+    reply = people.client("owner").post(
+        "/api/v1/jobs/", {"kind": "operate", "spec": spec}, content_type="application/json"
+    )
+    if told is None:
+        assert reply.status_code == 202, reply.json()
+    else:
+        [error] = reply.json()["errors"]
+        assert error["field"] == "others"
+        assert told in error["message"]
+
+
+@pytest.mark.parametrize(
     ("operation", "field", "words"),
     [
         ({}, "operation", "'kind' is missing"),

@@ -25,9 +25,11 @@ from moe_core.operations.prompts import Prompts
 from moe_core.routers import Routing
 from moe_core.spec.operations import ComposeSpec
 from tests.moe_core.operations.models import IDS, distance, mixture, some_prompts
-from tests.moe_core.tiny import STD, tiny_llama
+from tests.moe_core.tiny import STD, tiny_llama, tiny_mixtral
 
 DOMAINS = ("law", "code")
+# One shape, two ways to write it down.
+SPELLINGS = ("mixtral", "turnout_moe")
 
 
 def kin(count: int = 2) -> list[Decoder]:
@@ -302,29 +304,29 @@ def test_a_large_direction_that_says_nothing_does_not_lead_a_whitened_gate_astra
     assert right["mean"] < 0.8
 
 
-def test_accuracies_are_means_over_domains_however_many_tokens_each_has() -> None:
-    # Nine tokens of one domain in three prompts, three of another in two; a third has none.
-    domain_N = torch.tensor([0] * 9 + [1] * 3)
-    prompt_N = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 4])
-    seen = Labelled(torch.zeros(12, 4), domain_N, prompt_N)
-    to_first_NC = torch.tensor([[1.0, 0.0, 0.0]]).expand(12, 3)
-    assert accuracy(to_first_NC, seen) == (0.5, 0.5)
-    some_NC = to_first_NC.clone()
-    some_NC[9] = torch.tensor([0.0, 1.5, 0.0])
-    assert accuracy(some_NC, seen) == pytest.approx(((1 + 1 / 3) / 2, (1 + 1 / 2) / 2))
+def test_models_may_differ_in_how_a_text_ends_and_how_long_it_may_be() -> None:
+    first, second = kin()
+    first.spec = tiny_llama(eos_token_ids=(5, 6), bos_token_id=1, max_position_embeddings=200)
+    second.spec = tiny_llama(eos_token_ids=(7, 5), bos_token_id=3, max_position_embeddings=64)
+    for models, begins, ends in (([first, second], 1, (5, 6, 7)), ([second, first], 3, (7, 5, 6))):
+        spec = composed(models)[0].spec
+        assert (spec.bos_token_id, spec.eos_token_ids, spec.max_position_embeddings) == (begins, ends, 64)
+    with pytest.raises(SpecError, match="64"):
+        composed([first, second], Prompts.of(dict.fromkeys(DOMAINS, [[1] * 65] * 4)))
 
 
-def test_what_does_not_go_together_is_refused() -> None:
+def test_mixtures_of_two_families_are_composed_in_that_of_the_first() -> None:
+    spec = tiny_mixtral()
+    models = [random_decoder(spec.model_copy(update={"family": family}), 1, STD) for family in SPELLINGS]
+    for each in (models, models[::-1]):
+        made, _report = composed(each)
+        assert made.spec.family == each[0].spec.family
+        assert distance(made, composed([models[0]] * 2)[0]) == 0.0
+
+
+def test_models_that_end_a_text_in_too_many_ways_are_refused() -> None:
     models = kin()
-    with pytest.raises(SpecError, match="2 models are given for 3 domains"):
-        compose(models, ComposeSpec(domains=("law", "code", "art")), some_prompts())
-    with pytest.raises(SpecError, match="'code' has another shape"):
-        composed([models[0], random_decoder(tiny_llama(intermediate_size=32), 1)])
-    with pytest.raises(SpecError, match="'law' has 3 prompts; 4 are needed"):
-        composed(models, some_prompts(per_domain=3))
-    with pytest.raises(SpecError, match="domain 'art' has no prompts"):
-        composed(models, domains=("law", "art"))
-    with pytest.raises(SpecError, match="outside the vocabulary of 97"):
-        composed(models, some_prompts(per_domain=4, high=400))
-    with pytest.raises(SpecError, match="needs prompts of at least one token"):
-        Prompts.of({"law": [[1], []]})
+    for place, model in enumerate(models):
+        model.spec = tiny_llama(eos_token_ids=tuple(range(10 * place, 10 * place + 10)))
+    with pytest.raises(SpecError, match="eos_token_ids"):
+        composed(models)
