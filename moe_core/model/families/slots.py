@@ -19,7 +19,9 @@ __all__ = ["Fold", "Part", "Slot"]
 # alternate instead of standing one after the other, "columns" as the columns of a transposed map, "rows" as rows,
 # "values" in a bias. The latent ones are the parts (H, r, n) and (H, e, r) of latent attention's map (H·(n + e), r).
 # "flat" is a run of values of a flat parameter, whatever shape the tensor has.
-Fold = Literal["transposed", "gate", "up", "columns", "rows", "values", "flat", "latent keys", "latent values"]
+Fold = Literal[
+    "transposed", "gate", "up", "columns", "rows", "values", "flat", "latent keys", "latent values"
+]
 
 
 @dataclass(frozen=True, slots=True)
