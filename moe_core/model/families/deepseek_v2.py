@@ -24,6 +24,9 @@ class DeepseekV2Config(DeepseekV3Config):
     n_group: int | None = None
     topk_group: int | None = None
     routed_scaling_factor: float = 1.0
+    max_position_embeddings: int = 2048
+    # transformers has no number for it.
+    num_experts_per_tok: int
     topk_method: Literal["greedy", "group_limited_greedy"] = "greedy"  # type: ignore[assignment]
     # One value only.
     scoring_func: Literal["softmax"] = "softmax"  # type: ignore[assignment]

@@ -21,6 +21,7 @@ class DeepseekV3Config(DecoderConfig):
     """DeepSeek-V3's keys with the defaults of transformers."""
 
     num_hidden_layers: int = Field(ge=1, le=512)
+    max_position_embeddings: int = 4096
     moe_intermediate_size: int = 2048
     n_routed_experts: int = 256
     n_shared_experts: int = Field(default=1, ge=1, le=64)

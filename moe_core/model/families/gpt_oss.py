@@ -23,7 +23,9 @@ class GptOssConfig(DecoderConfig):
     """gpt-oss's keys; `intermediate_size` is the width of one expert, for no layer is dense."""
 
     num_hidden_layers: int = Field(ge=1, le=512)
+    num_key_value_heads: int | None = 8
     head_dim: int | None = 64
+    max_position_embeddings: int = 131_072
     rms_norm_eps: float = 1e-5
     num_local_experts: int = 128
     num_experts_per_tok: int = 4

@@ -18,6 +18,7 @@ class MixtralConfig(DecoderConfig):
     """Mixtral's keys; released files that name a sliding window are refused, for transformers would use it."""
 
     num_key_value_heads: int | None = 8
+    max_position_embeddings: int = 131_072
     num_local_experts: int = Field(default=8, ge=1, le=1024)
     num_experts_per_tok: int = 2
     num_hidden_layers: int = Field(ge=1, le=512)

@@ -20,6 +20,7 @@ class OlmoeConfig(DecoderConfig):
     """OLMoE's keys; `intermediate_size` is the width of one expert, for no layer is dense."""
 
     num_hidden_layers: int = Field(ge=1, le=512)
+    max_position_embeddings: int = 4096
     rms_norm_eps: float = 1e-5
     num_experts: int = 64
     num_experts_per_tok: int = 8

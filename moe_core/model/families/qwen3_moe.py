@@ -27,6 +27,7 @@ class QwenMoeConfig(DecoderConfig):
     num_experts: int
     num_experts_per_tok: int
     moe_intermediate_size: int
+    max_position_embeddings: int = 32_768
     norm_topk_prob: bool = False
     decoder_sparse_step: int = Field(default=1, ge=1)
     mlp_only_layers: list[int] | None = Field(default=None, max_length=512)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import moe_core
-from moe_core.model.families import spec_of
+from moe_core.errors import FormatError
+from moe_core.model.families import FAMILIES, spec_of
 
 transformers = pytest.importorskip("transformers")
 
@@ -58,3 +59,43 @@ def test_gpt_oss_stretches_positions_unless_a_key_says_that_it_does_not(
     assert spec.rope.kind == kind
     assert spec.rope_theta == (5000.0 if "5000" in str(keys) else 150_000.0)
     check_equal(directory, "gpt_oss")
+
+
+# What no family has a default for here. Heads and widths are those that every default of transformers divides.
+ASKED = {
+    "vocab_size": 512, "hidden_size": 2048, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 32,
+}  # fmt: skip
+# transformers' class for a family, and what must be asked of it besides.
+CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {}),
+    "mixtral": ("MixtralConfig", {}),
+    "qwen2_moe": ("Qwen2MoeConfig", {}),
+    "qwen3_moe": ("Qwen3MoeConfig", {}),
+    "olmoe": ("OlmoeConfig", {}),
+    # Of latent attention there are as many keys as queries, and V2 has no number of experts for a token.
+    "deepseek_v3": ("DeepseekV3Config", {"num_attention_heads": 128}),
+    "deepseek_v2": ("DeepseekV2Config", {"num_experts_per_tok": 6}),
+    "gpt_oss": ("GptOssConfig", {}),
+    "step3p5": ("Step3p7TextConfig", {}),
+}
+# The tokens that begin and end a text are none unless a file says them: those of one released tokenizer end no other's text.
+UNSAID = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def test_no_family_of_transformers_is_left_out() -> None:
+    theirs = {family.name for family in FAMILIES.values() if family.in_transformers}
+    # Of Step-3.5 transformers has the text of a larger model.
+    assert set(CLASSES) == {*theirs, "step3p5"}
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_what_is_left_out_is_what_transformers_writes_when_it_writes_everything(family: str) -> None:
+    name, more = CLASSES[family]
+    written = json.loads(json.dumps(getattr(transformers, name)(**{**ASKED, **more}).to_dict()))
+    told = spec_of({key: value for key, value in written.items() if key not in UNSAID})
+    assert spec_of({"model_type": family, **ASKED, **more}) == told
+
+
+def test_deepseek_v2_says_how_many_experts_a_token_has() -> None:
+    with pytest.raises(FormatError, match="num_experts_per_tok"):
+        spec_of({"model_type": "deepseek_v2", **ASKED})
