@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from moe_core.errors import SpecError
 from moe_core.routers.base import base
 from moe_core.routers.call import GateCall, GateWeights
 from moe_core.routers.capacity import within_capacity
-from moe_core.routers.checks import check_call
+from moe_core.routers.checks import check_call, check_values
 from moe_core.routers.choosing import emptied
 from moe_core.routers.expert_choice import expert_choice
 from moe_core.routers.full_precision import in_full_precision
@@ -59,9 +60,14 @@ def decide(moe: MoeSpec, weights: GateWeights, call: GateCall) -> Routing:
 
     The balancing bias that is stored with the gate adds to that of the call. Of twins each token sees one. Where ids are
     forced, neither masks nor twins have a say. All of it is float32, under `torch.autocast` too.
-    Raises SpecError for shapes that do not fit and for what a gate needs and was not given.
+    Raises SpecError for shapes and dtypes that do not fit, another top_k than the mixture's, and what a gate needs and was
+    not given; where they are on the CPU (elsewhere nothing waits for them) for forced ids that are no expert or twice in a
+    row, floors that are no share below one, and words that a table does not have.
     """
+    if call.top_k != moe.top_k:
+        raise SpecError(f"top_k ({call.top_k}) must be that of the mixture ({moe.top_k})")
     check_call(call, moe.num_experts)
+    check_values(call, moe.num_experts)
     with in_full_precision(call.hidden_TD.device):
         return _decided(moe, weights, call)
 

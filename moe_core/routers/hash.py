@@ -15,6 +15,7 @@ from moe_core.errors import SpecError
 from moe_core.routers.assignment import balanced_assignment
 from moe_core.routers.call import GateCall, GateWeights
 from moe_core.routers.centroids import centroids_of
+from moe_core.routers.checks import check_words
 from moe_core.routers.choosing import best
 from moe_core.routers.logits import NEG_INF, adjusted
 from moe_core.routers.routing import Routing
@@ -33,6 +34,7 @@ def hash_gate(gate: Hash, weights: GateWeights, call: GateCall) -> Routing:
             "a hash gate needs the ids of the tokens; call the model with `token_ids_T` in its context"
         )
     table_VK = weights["table"]
+    check_words(call.token_ids_T, table_VK.shape[0])
     rows_TK = table_VK[call.token_ids_T].long()
     if "weight" in weights:
         raw_TE = torch.nn.functional.linear(call.hidden_TD.float(), weights["weight"].float())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moe_core.routers.call import GateCall, GateWeights
-from moe_core.routers.checks import check_call, check_shapes, check_values
+from moe_core.routers.checks import check_call, check_one_choice, check_shapes, check_values
 from moe_core.routers.choosing import best, biased
 from moe_core.routers.full_precision import in_full_precision
 from moe_core.routers.fused import fused_topk
@@ -54,6 +54,7 @@ def route(
     check_shapes(hidden_TD, weight_ED, top_k)
     check_call(call, weight_ED.shape[0])
     check_values(call, weight_ED.shape[0])
+    check_one_choice(call, weight_ED.shape[0])
     with in_full_precision(hidden_TD.device):
         return softmax_topk(PLAIN, {"weight": weight_ED}, call)
 
