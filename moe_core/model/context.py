@@ -93,6 +93,8 @@ class RoutingContext:
             rng=self.rng,
             num_experts=moe.num_experts,
             noise_TE=self._noise(x_TD, moe.num_experts),
+            # A domain prior that leaves a token fewer is refused when it is made.
+            leaves_enough=True,
         )
 
     def rule(self, moe: MoeSpec) -> MoeSpec:

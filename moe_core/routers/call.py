@@ -55,6 +55,8 @@ class GateCall:
     num_experts: int | None = None
     # (T, E) float32 added to the logits beside the prior: what a tuning job explores with.
     noise_TE: Tensor | None = None
+    # Whether the prior is known to leave every token top_k experts: then nobody looks for masked ones among the chosen.
+    leaves_enough: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0.0:

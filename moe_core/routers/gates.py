@@ -14,7 +14,7 @@ from moe_core.routers.base import base
 from moe_core.routers.call import GateCall, GateWeights
 from moe_core.routers.capacity import within_capacity
 from moe_core.routers.checks import check_call, check_values
-from moe_core.routers.choosing import emptied
+from moe_core.routers.choosing import without_masked
 from moe_core.routers.expert_choice import expert_choice
 from moe_core.routers.full_precision import in_full_precision
 from moe_core.routers.gshard_top2 import gshard_top2
@@ -33,6 +33,7 @@ from moe_core.routers.switch import switch
 from moe_core.routers.top_p import top_p
 from moe_core.routers.twins import with_one_of_twins
 from moe_core.spec import MoeSpec
+from moe_core.spec.gate import Base
 
 # Values in, values out: no gate keeps anything between two calls.
 GateFunction = Callable[[Any, GateWeights, GateCall], Routing]
@@ -82,8 +83,9 @@ def _decided(moe: MoeSpec, weights: GateWeights, call: GateCall) -> Routing:
     elif moe.twins is not None:
         call = with_one_of_twins(moe.twins, moe.gate, weights, call)
     routing = GATES[moe.gate.kind](moe.gate, weights, call)
-    if moe.twins is not None:
-        routing = _without_masked(routing, call)
+    if not (call.training and isinstance(moe.gate, Base)):
+        # While training BASE may deal a masked expert, to even its loads; it has no weight.
+        routing = without_masked(routing, call, leaves_enough=call.leaves_enough and moe.twins is None)
     if call.selection_bias_E is not None:
         routing = replace(routing, selection_bias_E=call.selection_bias_E.detach())
     return (
@@ -96,16 +98,3 @@ def _unmasked(call: GateCall) -> GateCall:
     if call.bias_TE is None:
         return call
     return replace(call, bias_TE=call.bias_TE.masked_fill(call.bias_TE == NEG_INF, 0.0))
-
-
-def _without_masked(routing: Routing, call: GateCall) -> Routing:
-    """The decision with places empty that the domain prior and hidden twins leave no expert for.
-
-    While training a gate may deal a masked expert, to even its loads; it has no weight.
-    """
-    if call.bias_TE is None or call.forced_TK is not None or call.training or routing.mix is not None:
-        return routing
-    at_TK = routing.expert_ids_TK.clamp(min=0)
-    masked_TK = (call.bias_TE.gather(-1, at_TK) == NEG_INF) & (routing.logits_TE.gather(-1, at_TK) == NEG_INF)
-    ids_TK, weights_TK = emptied(routing.expert_ids_TK, routing.weights_TK, ~masked_TK)
-    return replace(routing, expert_ids_TK=ids_TK, weights_TK=weights_TK)

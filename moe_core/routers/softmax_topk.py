@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moe_core.routers.call import GateCall, GateWeights
 from moe_core.routers.checks import check_call, check_one_choice, check_shapes, check_values
-from moe_core.routers.choosing import best, biased
+from moe_core.routers.choosing import best, biased, without_masked
 from moe_core.routers.full_precision import in_full_precision
 from moe_core.routers.fused import fused_topk
 from moe_core.routers.logits import linear_logits
@@ -36,6 +36,7 @@ def route(
 
     hidden_TD and weight_ED may be any floating dtype. `bias_TE` (float32, may hold -inf) is added to the logits
     after the temperature and so changes weights too; `selection_bias_E` only changes which experts are picked.
+    Where it masks so many that fewer than `top_k` are left, places are empty: -1 with weight 0.
     Ties go to the lower expert number. A temperature of 0 is the limit: all weight on the best expert.
     `forced_TK` replaces the choice, keeping the router's own weights over the forced experts.
     A NaN in a token's logits makes that token's weights NaN and touches no other token.
@@ -56,7 +57,7 @@ def route(
     check_values(call, weight_ED.shape[0])
     check_one_choice(call, weight_ED.shape[0])
     with in_full_precision(hidden_TD.device):
-        return softmax_topk(PLAIN, {"weight": weight_ED}, call)
+        return without_masked(softmax_topk(PLAIN, {"weight": weight_ED}, call), call)
 
 
 def softmax_topk(gate: SoftmaxTopk, weights: GateWeights, call: GateCall) -> Routing:

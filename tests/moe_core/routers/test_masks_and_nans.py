@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moe_core.model import DomainPrior, RoutingContext
 from moe_core.model.init import random_decoder
+from moe_core.routers import load_of, route
 from moe_core.routers.call import Floor
 from moe_core.routers.sigmoid_groups import expert_scores
 from moe_core.spec import LayoutSpec
@@ -47,6 +48,34 @@ def test_a_mask_leaves_every_gradient_finite(kind: str, training: bool, mask: st
     learning = [x_TD, *(tensor for tensor in tensors.values() if tensor.requires_grad)]
     for gradient in torch.autograd.grad(objective, learning, allow_unused=True, materialize_grads=True):
         assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "soft"])
+@pytest.mark.parametrize("training", [False, True], ids=["serving", "training"])
+def test_a_mask_that_leaves_fewer_than_k_leaves_places_empty(kind: str, training: bool) -> None:
+    """Of the first six tokens each has one expert left, and nothing else is named, weighed or counted."""
+    moe = mixture(kind, NUM_EXPERTS, 2)
+    assert moe is not None
+    x_TD = torch.randn(NUM_TOKENS, WIDTH, generator=torch.Generator().manual_seed(3))
+    bias_TE = torch.zeros(NUM_TOKENS, NUM_EXPERTS)
+    bias_TE[:6, [0, 1, 3]] = NEG_INF
+    routing = asked(moe, tensors_of(moe, WIDTH), x_TD, training, bias_TE=bias_TE)
+    if kind == "base" and training:
+        # To even loads it may deal what is masked; that has no weight.
+        assert not routing.weights_TK[:6][routing.expert_ids_TK[:6] != 2].any()
+        return
+    assert set(routing.expert_ids_TK[:6].flatten().tolist()) <= {2, -1}
+    assert (routing.expert_ids_TK[:6] == 2).sum(-1).max() <= 1
+    assert not routing.weights_TK[routing.expert_ids_TK < 0].any()
+    later_TK = routing.expert_ids_TK[6:]
+    assert int(load_of(routing)[[0, 1, 3]].sum()) == int(((later_TK >= 0) & (later_TK != 2)).sum())
+
+
+def test_the_plain_gate_of_hidden_states_leaves_them_empty_too() -> None:
+    bias_TE = torch.tensor([[NEG_INF, 0.0, NEG_INF], [0.0, 0.0, 0.0]])
+    routing = route(torch.zeros(2, 3), torch.eye(3), top_k=2, bias_TE=bias_TE)
+    assert routing.expert_ids_TK.tolist() == [[1, -1], [0, 1]]
+    assert routing.weights_TK.tolist() == [[1.0, 0.0], [0.5, 0.5]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
