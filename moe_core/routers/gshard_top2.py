@@ -20,10 +20,10 @@ def gshard_top2(gate: GshardTop2, weights: GateWeights, call: GateCall) -> Routi
     """The two best; while training the second is kept with probability min(1, 2 · its weight).
 
     The weight of the first stays what it was when the second is left out, as in the paper. Capacity by position, all
-    firsts before all seconds, is what `moe_core.routers.capacity` does for every gate.
+    firsts before all seconds, is what `moe_core.routers.capacity` does for every gate. Forced ids are all taken.
     """
     routing = softmax_choice(linear_logits(weights, call), call, renormalised=call.norm_topk_prob)
-    if not (call.training and gate.random_second and call.rng is not None):
+    if not (call.training and gate.random_second) or call.rng is None or call.forced_TK is not None:
         return routing
     drawn_T = torch.rand(routing.weights_TK.shape[0], generator=call.rng, device=call.hidden_TD.device)
     keep_T2 = torch.ones_like(routing.weights_TK, dtype=torch.bool)

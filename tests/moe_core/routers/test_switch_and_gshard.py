@@ -76,6 +76,14 @@ def test_a_second_of_half_the_weight_is_always_kept() -> None:
     assert ask(GshardTop2(), torch.zeros(500, 4), 2, training=True, rng=rng).chosen_TK.all()
 
 
+def test_forced_seconds_are_left_to_no_chance() -> None:
+    forced_TK = torch.tensor([[1, 2]] * 500)
+    call = {"training": True, "rng": torch.Generator().manual_seed(0)}
+    found = ask(GshardTop2(), torch.tensor([[0.0, 3.0, -3.0]] * 500), 2, forced_TK=forced_TK, **call)
+    assert torch.equal(found.expert_ids_TK, forced_TK)
+    assert (found.weights_TK > 0.0).all()
+
+
 @pytest.mark.parametrize("call", [{}, {"training": True}, {"rng": torch.Generator()}])
 def test_there_is_no_chance_when_serving_nor_without_a_generator(call: dict[str, object]) -> None:
     logits = torch.tensor([[5.0, -5.0, 0.0]]).repeat(100, 1)
