@@ -130,6 +130,8 @@ class _Door:
 
 def _order(gate: Gate, routing: Routing) -> Tensor:
     """What the gate orders experts by, out of which groups it did not choose stay; a table orders none but its own."""
+    if routing.evened_TE is not None:
+        return routing.evened_TE
     return routing.logits_TE if isinstance(gate, Hash) else choosing_scores(gate, routing)
 
 

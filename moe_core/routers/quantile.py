@@ -34,6 +34,7 @@ def quantile_gate(gate: Quantile, weights: GateWeights, call: GateCall) -> Routi
     counted_TE = shares_TE if call.real_T is None else shares_TE[call.real_T]
     start_E = torch.zeros_like(shares_TE[0]) if call.selection_bias_E is None else call.selection_bias_E
     bias_E = balancing_bias(counted_TE, call.top_k, gate.num_iterations, start_E.detach().double())
-    chosen = replace(call, forced_TK=best(shares_TE + bias_E, call.top_k))
+    evened_TE = shares_TE + bias_E
+    chosen = replace(call, forced_TK=best(evened_TE, call.top_k))
     routing = softmax_choice(logits_TE, chosen, renormalised=call.norm_topk_prob)
-    return replace(routing, statistics={"selection_bias": bias_E.float()})
+    return replace(routing, statistics={"selection_bias": bias_E.float()}, evened_TE=evened_TE)

@@ -111,6 +111,8 @@ class Routing:
     selection_bias_E: Tensor | None = None
     # (T, S): the logsumexp of each softmax that a gate takes of a token; None for one, of the logits.
     levels_TS: Tensor | None = None
+    # (T, E) float64: the scores that chose where a gate evens loads while training; None where it chooses as when serving.
+    evened_TE: Tensor | None = None
 
     @property
     def normalisers_TS(self) -> Tensor:
@@ -145,6 +147,7 @@ class Routing:
             probs_TE=self.probs_TE.detach(),
             mix=None,
             overflow=overflow,
+            evened_TE=None,
             losses={name: loss.detach() for name, loss in self.losses.items()},
             levels_TS=None if self.levels_TS is None else self.levels_TS.detach(),
         )

@@ -31,10 +31,10 @@ def sinkhorn_gate(gate: Sinkhorn, weights: GateWeights, call: GateCall) -> Routi
     if not call.training or call.forced_TK is not None or not logits_TE.shape[0]:
         return plain
     logs_TE = _evened(logits_TE.detach(), call.real_T, gate.num_iterations)
-    ids_TK = _best(logs_TE, logits_TE, call)
+    ids_TK, evened_TE = _best(logs_TE, logits_TE, call)
     chosen_TK = logits_TE.gather(-1, ids_TK)
     weights_TK = torch.softmax(chosen_TK, -1) if call.norm_topk_prob else plain.probs_TE.gather(-1, ids_TK)
-    return Routing(ids_TK, weights_TK, logits_TE, plain.probs_TE)
+    return Routing(ids_TK, weights_TK, logits_TE, plain.probs_TE, evened_TE=evened_TE)
 
 
 def _evened(logits_TE: Tensor, real_T: Tensor | None, num_iterations: int) -> Tensor:
@@ -50,13 +50,13 @@ def _evened(logits_TE: Tensor, real_T: Tensor | None, num_iterations: int) -> Te
     return logs_TE
 
 
-def _best(logs_TE: Tensor, logits_TE: Tensor, call: GateCall) -> Tensor:
-    """(T, K) ids by share plus selection bias, then by the share's logarithm, then by number."""
+def _best(logs_TE: Tensor, logits_TE: Tensor, call: GateCall) -> tuple[Tensor, Tensor]:
+    """(T, K) ids by share plus selection bias, then by the share's logarithm, then by number; and the scores, (T, E)."""
     if call.selection_bias_E is None:
-        return best(logs_TE, call.top_k)
+        return best(logs_TE, call.top_k), logs_TE
     order_TE = best(logs_TE, logs_TE.shape[1])
     scores_TE = biased(torch.softmax(logs_TE, -1), logits_TE, call.selection_bias_E)
-    return order_TE.gather(-1, best(scores_TE.gather(-1, order_TE), call.top_k))
+    return order_TE.gather(-1, best(scores_TE.gather(-1, order_TE), call.top_k)), scores_TE
 
 
 def sinkhorn(logits_TE: Tensor, num_iterations: int) -> Tensor:

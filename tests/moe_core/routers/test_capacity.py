@@ -10,8 +10,9 @@ from torch import Tensor
 
 from moe_core.routers import GateCall, Routing, decide
 from moe_core.routers.losses import balance_loss, importance_loss
+from moe_core.routers.sinkhorn import sinkhorn
 from moe_core.spec import CapacitySpec, MoeSpec
-from moe_core.spec.gate import SoftmaxTopk
+from moe_core.spec.gate import Quantile, Sinkhorn, SoftmaxTopk
 from tests.moe_core.routers.gate_cases import moe_of, tensors_of
 
 POLICIES = ["drop", "residual", "next_best", "learned"]
@@ -247,6 +248,40 @@ def test_the_next_best_is_the_one_that_the_gate_would_have_chosen_next() -> None
     }
     routing = decide(moe, weights, GateCall(torch.tensor([[1.0, 0], [1, 0]]), 1, num_experts=3))
     assert routing.expert_ids_TK.tolist() == [[0], [2]]
+
+
+@pytest.mark.parametrize("kind", ["sinkhorn", "sinkhorn with a bias", "quantile"])
+def test_the_next_best_of_evened_loads_is_that_of_the_evened_scores(kind: str) -> None:
+    """One after the other, those that are turned away take the expert with room that the evened scores put first.
+
+    A single round of evening leaves loads that a capacity still cuts.
+    """
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(96, 4, generator=generator) + torch.tensor([3.0, 1.0, 0.0, 0.0])
+    bias_E = torch.tensor([0.2, 0.0, -0.1, 0.0]) if kind == "sinkhorn with a bias" else None
+    capacity = CapacitySpec(train_factor=1.0, overflow="next_best")
+    gate = Quantile(num_iterations=1) if kind == "quantile" else Sinkhorn(num_iterations=1)
+    moe = moe_of(gate, 4, 1, capacity=capacity)
+    weights = {**tensors_of(moe, 4), "weight": torch.eye(4)}
+    found = decide(moe, weights, GateCall(logits, 1, training=True, selection_bias_E=bias_E))
+    if kind == "quantile":
+        scores_TE = torch.softmax(logits.double(), -1) + found.statistics["selection_bias"]
+    else:
+        shares_TE = sinkhorn(logits, 1)
+        scores_TE = shares_TE if bias_E is None else shares_TE.exp() + bias_E
+    wanted_T = scores_TE.argmax(-1)
+    assert found.overflow is not None and torch.equal(found.overflow.wanted_TK[:, 0], wanted_T)
+    room = [24] * 4
+    expected = [-1] * 96
+    for waiting in (True, False):
+        for token in range(96):
+            order = [int(wanted_T[token])] if waiting else scores_TE[token].argsort(descending=True).tolist()
+            if expected[token] < 0 and (free := [expert for expert in order if room[expert]]):
+                expected[token] = free[0]
+                room[free[0]] -= 1
+    assert found.expert_ids_TK[:, 0].tolist() == expected
+    served_T = logits[found.overflow.rerouted_TK[:, 0]].topk(2).indices[:, 1]
+    assert not torch.equal(served_T, found.expert_ids_TK[found.overflow.rerouted_TK[:, 0], 0])
 
 
 def test_what_overflows_stays_in_the_groups_that_its_token_chose() -> None:
