@@ -26,7 +26,7 @@ def hash_gate(gate: Hash, weights: GateWeights, call: GateCall) -> Routing:
     """The experts of the token's row, with equal weights or those of a learnt gate over them.
 
     A prior's bias or floor moves the weights of a learnt gate; where a token goes is moved by a mask only: in the place of
-    a masked expert comes the next one, by number, that is neither masked nor in the row. Raises SpecError without token
+    a masked expert comes the next one after it, by number, that is neither masked nor taken. Raises SpecError without token
     ids.
     """
     if call.token_ids_T is None:
@@ -51,16 +51,26 @@ def hash_gate(gate: Hash, weights: GateWeights, call: GateCall) -> Routing:
 
 
 def _allowed(rows_TK: Tensor, logits_TE: Tensor) -> Tensor:
-    """The table's experts; a masked one gives way to the next by number that is neither masked nor in the row."""
+    """The table's experts; a masked one gives way to the next after it, in a ring, that is neither masked nor taken.
+
+    Those that stand in for masked ones come after the others; after them masked ones for which there is none.
+    """
     masked_TE = logits_TE.detach() == NEG_INF
     if not masked_TE.any():
         return rows_TK
-    num_experts, top_k = logits_TE.shape[1], rows_TK.shape[1]
-    distance_TE = (torch.arange(num_experts, device=rows_TK.device) - rows_TK[:, :1]) % num_experts
-    scores_TE = -distance_TE.float()
-    own_TK = torch.arange(top_k, 0, -1, device=rows_TK.device).float().expand_as(rows_TK)
-    scores_TE = scores_TE.scatter(-1, rows_TK, own_TK)
-    return best(scores_TE.masked_fill(masked_TE, NEG_INF), top_k)
+    num_experts = logits_TE.shape[1]
+    every_E = torch.arange(num_experts, device=rows_TK.device)
+    closed_TE = masked_TE.scatter(-1, rows_TK, True)
+    is_masked_TK, ids_TK = masked_TE.gather(-1, rows_TK), rows_TK.clone()
+    rank_TK = is_masked_TK.long()
+    for place in range(rows_TK.shape[1]):
+        distance_TE = ((every_E - rows_TK[:, place, None]) % num_experts).masked_fill(closed_TE, num_experts)
+        nearest_T = distance_TE.argmin(-1)
+        gives_way_T = is_masked_TK[:, place] & ~closed_TE.all(-1)
+        ids_TK[:, place] = torch.where(gives_way_T, nearest_T, rows_TK[:, place])
+        rank_TK[:, place] += is_masked_TK[:, place] & ~gives_way_T
+        closed_TE = closed_TE.scatter(-1, ids_TK[:, place, None], True)
+    return ids_TK.gather(-1, rank_TK.argsort(dim=-1, stable=True))
 
 
 def random_table(vocab_size: int, num_experts: int, top_k: int, seed: int) -> Tensor:

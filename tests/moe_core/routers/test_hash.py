@@ -80,6 +80,21 @@ def test_a_masked_expert_gives_way_to_the_next_one() -> None:
     assert row is None or found.expert_ids_TK[row].tolist() == [2, 3]
 
 
+@pytest.mark.parametrize(
+    ("masked", "expected"),
+    [([1], [3, 2]), ([3], [1, 0]), ([1, 3], [0, 2]), ([0, 3], [1, 2]), ([1, 2], [3, 0]), ([0, 2, 3], [1, -1]), ([0, 1, 2], [3, -1])],
+)  # fmt: skip
+def test_the_next_one_is_that_after_the_masked_one(masked: list[int], expected: list[int]) -> None:
+    """Of a row [3, 1] of four experts; after the last comes the first."""
+    bias_TE = torch.zeros(VOCAB, 4)
+    bias_TE[:, masked] = NEG_INF
+    moe = moe_of(Hash(), 4, 2)
+    table_VK = torch.tensor([[3.0, 1.0]] * VOCAB)
+    call = GateCall(torch.zeros(VOCAB, 4), 2, token_ids_T=torch.arange(VOCAB), num_experts=4, bias_TE=bias_TE)
+    found = decide(moe, {"table": table_VK}, call)
+    assert found.expert_ids_TK.tolist() == [expected] * VOCAB
+
+
 def test_learned_weights_teach_a_gate_over_the_tables_experts() -> None:
     tensors, found = ask_words(Hash(weights="learned"))
     chosen = found.logits_TE.gather(1, tensors["table"].long())
