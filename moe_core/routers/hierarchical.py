@@ -25,15 +25,21 @@ from moe_core.spec.gate import Hierarchical
 
 
 def hierarchical(gate: Hierarchical, weights: GateWeights, call: GateCall) -> Routing:
-    """The k experts with the highest product of probabilities. `statistics` holds the domains' and groups' shares.
+    """The k experts with the highest product of probabilities.
 
+    `statistics` holds the mean shares of domains and groups over the tokens that are real and finite; zeros without any.
     The domain prior and the temperature act on the logarithm of the product, as they do on the logits of a flat gate.
     """
     levels = level_logits(weights, call)
     routing = softmax_choice(adjusted(joint_logits(*levels), call), call, renormalised=call.norm_topk_prob)
     shares_TG = routing.probs_TE.detach().unflatten(-1, (gate.num_groups, -1)).sum(-1)
-    shares_TN = shares_TG.unflatten(-1, (gate.num_domains, -1)).sum(-1)
-    statistics = {"group_share_G": shares_TG.mean(0), "domain_share_N": shares_TN.mean(0)}
+    counted_T = shares_TG.isfinite().all(-1)
+    counted_T = counted_T if call.real_T is None else counted_T & call.real_T
+    share_G = torch.where(counted_T[:, None], shares_TG, 0.0).sum(0) / counted_T.sum().clamp(min=1)
+    statistics = {
+        "group_share_G": share_G,
+        "domain_share_N": share_G.unflatten(-1, (gate.num_domains, -1)).sum(-1),
+    }
     return replace(routing, statistics=statistics, levels_TS=normalisers(gate, *levels))
 
 

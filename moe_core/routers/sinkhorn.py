@@ -45,7 +45,8 @@ def _evened(logits_TE: Tensor, real_T: Tensor | None, num_iterations: int) -> Te
     num_open_T = (logits_TE > NEG_INF).sum(-1)
     sound_T = (logits_TE < -NEG_INF).all(-1) & (num_open_T > 0)
     sound_T = sound_T if real_T is None else sound_T & real_T
-    logs_TE = logits_TE.double()
+    # Of float64 logits `double` is no copy.
+    logs_TE = logits_TE.double().clone()
     logs_TE[sound_T] = sinkhorn(logs_TE[sound_T], num_iterations)
     return logs_TE
 

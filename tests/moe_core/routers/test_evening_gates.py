@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moe_core.routers import GateCall, Routing, decide, load_of
-from moe_core.routers.sinkhorn import sinkhorn
+from moe_core.routers.sinkhorn import _evened, sinkhorn
 from moe_core.routers.thresholds import balancing_bias
 from moe_core.spec import MoeSpec
 from moe_core.spec.gate import ExpertChoice, Quantile, Sinkhorn
@@ -94,6 +94,13 @@ def test_a_token_without_an_open_expert_or_number_leaves_the_others_even(spoilt:
     bias[64] = spoilt
     beside = ask(Sinkhorn(), torch.cat([logits, logits[:1]]), 2, training=True, bias_TE=bias)
     assert torch.equal(beside.expert_ids_TK[:64], alone.expert_ids_TK)
+
+
+def test_sinkhorn_leaves_logits_in_float64_as_they_were() -> None:
+    logits_TE = torch.randn(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before_TE = logits_TE.clone()
+    _evened(logits_TE, None, 20)
+    assert torch.equal(logits_TE, before_TE)
 
 
 @pytest.mark.parametrize("scale", [0.5, 3.0])

@@ -59,6 +59,20 @@ def test_all_three_gates_learn_and_shares_are_told() -> None:
     torch.testing.assert_close(found.statistics["group_share_G"].sum(), torch.tensor(1.0))
 
 
+def test_shares_are_told_of_tokens_that_are_real_and_finite() -> None:
+    moe = moe_of(Hierarchical(num_domains=2, groups_per_domain=2), 8, 2)
+    tensors, x_TD = tensors_of(moe, 6), torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
+    spoilt_TD = x_TD.clone()
+    spoilt_TD[4], spoilt_TD[6:] = float("nan"), 50.0
+    alone = decide(moe, tensors, GateCall(x_TD[[0, 1, 2, 3, 5]], 2)).statistics
+    found = decide(moe, tensors, GateCall(spoilt_TD, 2, real_T=torch.arange(9) < 6)).statistics
+    for name in ("group_share_G", "domain_share_N"):
+        torch.testing.assert_close(found[name], alone[name])
+        assert float(found[name].sum()) == pytest.approx(1.0)
+    nothing = decide(moe, tensors, GateCall(x_TD, 2, real_T=torch.zeros(9, dtype=torch.bool))).statistics
+    assert nothing["domain_share_N"].tolist() == [0.0, 0.0]
+
+
 def test_it_can_learn_domains_that_a_coarse_gate_sees() -> None:
     """Two domains of two experts: trained on labels, each token ends in its domain and at its own expert."""
     generator = torch.Generator().manual_seed(3)
