@@ -46,7 +46,8 @@ def _alike(weights: Weights) -> bool:
 def ignorable(spec: ModelSpec, present: Set[str]) -> list[str]:
     """Tensors that say nothing new, of other parts than the decoder, and of layers that predict further tokens."""
     layers = range(spec.num_hidden_layers)
-    repeated = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in layers]
+    rotary = ("model", *(f"model.layers.{layer}.self_attn" for layer in layers))
+    repeated = [f"{owner}.rotary_emb.inv_freq" for owner in rotary]
     repeated += [HEAD] if spec.tie_word_embeddings else []
     family = FAMILIES[spec.family]
     others = [name for name in present if name.startswith(family.other_parts)]

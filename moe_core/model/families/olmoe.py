@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from moe_core.model.families.family import Family
-from moe_core.model.families.schemas import DecoderConfig, one_name
+from moe_core.model.families.schemas import DecoderConfig
+from moe_core.model.families.two_names import one_name
 from moe_core.spec import ModelSpec, MoeSpec
 from moe_core.spec.attention import AttentionSpec
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from moe_core.model.families.two_names import one_name
 from moe_core.spec import ModelSpec
 from moe_core.spec.attention import RopeSpec
 from moe_core.spec.base import Spec
@@ -16,7 +17,11 @@ _YARN_KEYS = ("beta_fast", "beta_slow", "truncate", "attention_factor", "mscale"
 
 
 class RopeParameters(Spec):
-    """Rotary positions as transformers 5 writes them (`rope_parameters`), or older files (`rope_scaling`)."""
+    """Rotary positions as transformers 5 writes them (`rope_parameters`), or older files (`rope_scaling`).
+
+    A stretching that says no `factor`, or null, has that of the longest text over the original one. transformers takes it so
+    where it says null, and refuses a file that leaves it out.
+    """
 
     rope_type: Literal["default", "yarn", "llama3"] = "default"
     rope_theta: float | None = None
@@ -32,6 +37,12 @@ class RopeParameters(Spec):
     mscale_all_dim: float | None = None
     low_freq_factor: float | None = None
     high_freq_factor: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_type(cls, data: Any) -> Any:
+        # Older files spell the key "type", and some spell it both ways.
+        return one_name(data, "rope_type", "type")
 
     def to_rope(self, max_position_embeddings: int, *, interleaved: bool) -> RopeSpec:
         """The specification; lengths that are not said follow from the model's own."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from moe_core.model.families.neutral import NEUTRAL, without_neutral
 from moe_core.model.families.rope import RopeParameters
@@ -69,9 +69,9 @@ class DecoderConfig(Spec):
     # Of no effect on the computation.
     architectures: list[str] | None = Field(default=None, max_length=4)
     pad_token_id: int | None = None
-    attention_dropout: float = 0.0
+    attention_dropout: float | None = 0.0
     initializer_range: float = 0.02
-    pretraining_tp: int = 1
+    pretraining_tp: int | None = 1
     use_cache: bool = True
     dtype: str | None = None
     torch_dtype: str | None = None
@@ -94,14 +94,6 @@ class DecoderConfig(Spec):
     def _says_nothing_new(cls, data: Any) -> Any:
         names = {name for key, field in cls.model_fields.items() for name in (key, field.alias or key)}
         return without_neutral(data, names, {**NEUTRAL, **cls.also_neutral})
-
-    @field_validator("rope_scaling", mode="before")
-    @classmethod
-    def _old_rope_type(cls, value: Any) -> Any:
-        # Older files spell the key "type".
-        if isinstance(value, dict) and "type" in value and "rope_type" not in value:
-            return {**{k: v for k, v in value.items() if k != "type"}, "rope_type": value["type"]}
-        return value
 
     @model_validator(mode="after")
     def _one_theta(self) -> Self:
@@ -163,16 +155,3 @@ class DecoderConfig(Spec):
     def interleaved(self) -> bool:
         """Whether rotary pairs stand side by side."""
         return False
-
-
-def one_name(data: Any, kept: str, other: str) -> Any:
-    """`data` with a key that two names exist for under the first of them.
-
-    Raises ValueError when both are there and differ.
-    """
-    if not isinstance(data, dict) or other not in data:
-        return data
-    rest = {key: value for key, value in data.items() if key != other}
-    if kept in data and data[kept] != data[other]:
-        raise ValueError(f"{kept} ({data[kept]}) and {other} ({data[other]}) are one thing and differ")
-    return {**rest, kept: data[other]}

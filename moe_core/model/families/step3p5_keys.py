@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from moe_core.model.families.rope import PartialRopeParameters, RopeParameters
-from moe_core.model.families.schemas import DecoderConfig, one_name
+from moe_core.model.families.schemas import DecoderConfig
+from moe_core.model.families.two_names import one_name
 from moe_core.spec.base import Spec
 
 AttentionKind = Literal["full_attention", "sliding_attention"]

@@ -99,3 +99,40 @@ def test_what_is_left_out_is_what_transformers_writes_when_it_writes_everything(
 def test_deepseek_v2_says_how_many_experts_a_token_has() -> None:
     with pytest.raises(FormatError, match="num_experts_per_tok"):
         spec_of({"model_type": "deepseek_v2", **ASKED})
+
+
+OLD_YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope_theta": 5000.0, "rope_scaling": {"type": "yarn", "rope_type": "yarn", **OLD_YARN}},
+        {"rope_parameters": {"type": "yarn", "rope_type": "yarn", "rope_theta": 5000.0, **OLD_YARN}},
+        {"rope_parameters": {"type": "yarn", "rope_theta": 5000.0, **OLD_YARN}},
+        # The longest text is 128 tokens.
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 5000.0, **OLD_YARN, "factor": None}},
+        {"rope_theta": 5000.0, "attention_dropout": None, "pretraining_tp": None},
+    ],
+)
+def test_keys_that_are_said_twice_or_null_are_read_as_transformers_reads_them(
+    tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    directory = saved_with("llama", tmp_path, keys)
+    spec = spec_of(json.loads((directory / "config.json").read_text()))
+    stretched = "yarn" in str(keys)
+    assert (spec.rope.kind, spec.rope.factor) == (("yarn", 4.0) if stretched else ("plain", 1.0))
+    check_equal(directory, "llama")
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_two_types_of_positions_that_differ_are_refused(key: str) -> None:
+    said = {key: {"type": "yarn", "rope_type": "llama3", **OLD_YARN}}
+    with pytest.raises(FormatError, match=r"rope_type \(llama3\) and type \(yarn\) are one thing and differ"):
+        spec_of({"model_type": "llama", **ASKED, **said})
+
+
+def test_a_stretching_without_a_factor_has_that_of_its_lengths() -> None:
+    said = {"rope_type": "yarn", "original_max_position_embeddings": 512}
+    spec = spec_of({"model_type": "llama", **ASKED, "max_position_embeddings": 4096, "rope_parameters": said})
+    assert spec.rope.factor == 8.0

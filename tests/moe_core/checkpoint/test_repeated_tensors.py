@@ -1,4 +1,4 @@
-"""A head that config.json ties and the files hold too: read over when it repeats the embedding, kept when it does not."""
+"""What files hold though it follows from the rest: read over when it says the same, kept when a head does not."""
 
 from __future__ import annotations
 
@@ -103,3 +103,14 @@ def test_an_engine_that_keeps_some_experts_in_memory_reads_the_same_head(tmp_pat
     resident, residency = load_resident(tmp_path, "float32", 12, RoutingSpec())
     assert torch.equal(resident.lm_head.weight, moe_core.load(tmp_path).lm_head.weight)
     residency.close()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("owner", ["model", "model.layers.1.self_attn"])
+def test_rotary_frequencies_are_read_over_wherever_old_files_keep_them(tied: Path, owner: str) -> None:
+    plain = moe_core.load(tied)(IDS)
+    tensors = load_file(tied / "model.safetensors")
+    tensors[f"{owner}.rotary_emb.inv_freq"] = torch.ones(8)
+    save_file(tensors, tied / "model.safetensors", {"format": "pt"})
+    for door in (moe_core.load, by_import):
+        assert torch.equal(door(tied)(IDS), plain)
