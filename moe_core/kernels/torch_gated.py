@@ -31,7 +31,11 @@ def gated_experts_torch(
     in_RD, weights_R = hidden_TD.to(dtype)[rows.token_R], weights_TK.to(dtype).reshape(-1)[rows.choice_R]
     # Taken apart once: the gradient of each expert taken by its number would be as large as all of them.
     gate_ups, downs, outs = gate_up_E2FD.unbind(), down_EDF.unbind(), []
-    for (expert, _), in_rD in zip(rows.parts, in_RD.split(rows.counts), strict=True):
+    parts = [(expert, in_rD) for (expert, _), in_rD in zip(rows.parts, in_RD.split(rows.counts), strict=True)]
+    if not parts and torch.is_grad_enabled():
+        # Without any row every tensor still has a gradient, of zeros: one expert is asked with no rows.
+        parts = [(0, in_RD)]
+    for expert, in_rD in parts:
         both_r2F = in_rD @ gate_ups[expert].to(dtype).t()
         if gate_up_bias_E2F is not None:
             both_r2F = both_r2F + gate_up_bias_E2F[expert].to(dtype)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from moe_core.errors import SpecError
-from moe_core.experts import MixedExperts
+from moe_core.experts import GroupedExperts, MixedExperts
 from moe_core.kernels.formulas import FORMULAS
+from moe_core.kernels.gating import Gating
 from moe_core.kernels.mixed import mixed_experts_torch
 from moe_core.kernels.mixed_reference import mixed_experts_reference
 from moe_core.routers import Routing
@@ -145,6 +146,30 @@ def test_a_nan_stays_in_its_own_token() -> None:
     assert dirty_TD[[3, 5]].isnan().all()
     others = [0, 1, 2, 4, 6, 7]
     assert torch.equal(dirty_TD[others], clean_TD[others])
+
+
+@pytest.mark.parametrize("num_tokens", [0, 3])
+@pytest.mark.parametrize("kind", ["mixed", "mixed with an identity", "grouped", "with biases", "of gelu"])
+def test_tokens_without_any_expert_still_have_gradients(kind: str, num_tokens: int) -> None:
+    """Of zeros, for whatever learns: a step in which every choice was dropped is a step all the same."""
+    mixed = {"mixed": ALL[:2], "mixed with an identity": (SwigluExpert(width=3), IdentityExpert())}.get(kind)
+    gating = Gating(kind="gelu") if kind == "of gelu" else Gating()
+    layer: MixedExperts | GroupedExperts
+    if mixed:
+        layer = layer_of(mixed)
+    else:
+        layer = GroupedExperts(2, WIDTH, 3, torch.float64, bias=kind == "with biases", gating=gating)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    x_TD = torch.randn(num_tokens, WIDTH, dtype=torch.float64)
+    ids_TK, weights_TK = torch.full((num_tokens, 2), -1), torch.zeros(num_tokens, 2, dtype=torch.float64)
+    out_TD = layer(x_TD, Routing(ids_TK, weights_TK, weights_TK, weights_TK))
+    assert out_TD.shape == x_TD.shape and not out_TD.any()
+    out_TD.sum().backward()
+    for parameter in layer.parameters():
+        assert parameter.grad is not None and not parameter.grad.any()
+    with torch.no_grad():
+        assert torch.equal(layer(x_TD, Routing(ids_TK, weights_TK, weights_TK, weights_TK)), out_TD)
 
 
 def test_the_buffer_holds_each_expert_at_its_offset() -> None:
