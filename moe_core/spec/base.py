@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from moe_core.spec.complaints import Fault, Place, refusal_of, refuse
+from moe_core.spec.complaints import KIND, Fault, Place, refusal_of, refuse
 
 __all__ = ["Code", "Door", "ExpertIndex", "Fault", "LayerIndex", "Place", "Spec", "Weight", "refuse"]
 
@@ -28,8 +28,6 @@ LayerIndex = Annotated[int, Field(ge=0, lt=512)]
 Code = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 Weight = Annotated[float, Field(ge=0.0, le=1e3, allow_inf_nan=False)]
 
-# The field by which one of several specifications is chosen.
-KIND = "kind"
 # What JSON tells apart; a path, a tuple or a date has no kind of its own there.
 STRICT = frozenset({"int", "float", "bool", "str"})
 
@@ -71,7 +69,7 @@ class Spec(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise refusal_of(error, cls) from error
+            raise refusal_of(error, data, cls) from error
 
 
 class Door(Generic[T]):
@@ -85,7 +83,7 @@ class Door(Generic[T]):
         try:
             return self._adapter.validate_python(data)
         except ValidationError as error:
-            raise refusal_of(error) from error
+            raise refusal_of(error, data) from error
 
     # What pydantic's own adapters call it.
     validate_python = parse

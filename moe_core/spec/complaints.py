@@ -17,6 +17,8 @@ from moe_core.sentences import CORE
 Place = tuple[int | str, ...]
 Fault = tuple[Place, str]
 MAX_FAULTS = 20
+# The field by which one of several specifications is chosen.
+KIND = "kind"
 
 # The sentence of each of pydantic's complaints, and where its values stand in the complaint.
 SENTENCES: dict[str, tuple[str, dict[str, str]]] = {
@@ -76,9 +78,9 @@ def refuse(faults: Iterable[Fault]) -> None:
         raise Contradictions(found)
 
 
-def refusal_of(error: ValidationError, cls: type[BaseModel] | None = None) -> SpecError:
-    """The error of a specification with everything that pydantic found, in one sentence and apart as `faults`."""
-    found = list(_found(error))
+def refusal_of(error: ValidationError, data: Any, cls: type[BaseModel] | None = None) -> SpecError:
+    """The error of a specification with everything that pydantic found in `data`, in one sentence and apart as `faults`."""
+    found = list(_found(error, data))
     # What a rule of several fields says stands alone; all else needs the field that it speaks of.
     refusal = SpecError(
         "; ".join(
@@ -90,17 +92,42 @@ def refusal_of(error: ValidationError, cls: type[BaseModel] | None = None) -> Sp
     return refusal
 
 
-def _found(error: ValidationError) -> Iterator[tuple[Place, str, Any]]:
+def _found(error: ValidationError, data: Any) -> Iterator[tuple[Place, str, Any]]:
     """Place, sentence, and what pydantic says of it: nothing for a contradiction that a specification found by itself."""
     items = [item for item in error.errors(include_url=False) if not _counts_wrong_ones_as_missing(item)]
     for item in _meant(items[:MAX_FAULTS]):
-        place = tuple(step for step in item["loc"] if not _is_branch(step) and step != "[key]")
+        place = _written(item["loc"], data)
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, Contradictions):
             for inner, sentence in cause.faults:
                 yield (*place, *inner), sentence, None
         else:
             yield place, said(item), item
+
+
+def _written(way: Place, data: Any) -> Place:
+    """The way to a field as the data has it, without what pydantic puts between: branches of unions and names of kinds."""
+    place: list[int | str] = []
+    here = data
+    for step in _without_branches(way):
+        if _is_kind(step, here):
+            continue
+        place.append(step)
+        if isinstance(here, Mapping):
+            here = here.get(step)
+        elif isinstance(here, list | tuple) and isinstance(step, int):
+            here = here[step] if step < len(here) else None
+        else:
+            here = None
+    return tuple(place)
+
+
+def _without_branches(way: Place) -> Place:
+    return tuple(step for step in way if not _is_branch(step) and step != "[key]")
+
+
+def _is_kind(step: int | str, here: Any) -> bool:
+    return isinstance(here, Mapping) and step not in here and step == here.get(KIND)
 
 
 def _counts_wrong_ones_as_missing(item: Any) -> bool:
@@ -145,6 +172,9 @@ def _is_branch(step: int | str) -> bool:
 def said(item: Any) -> str:
     """One complaint of pydantic as a sentence of ours."""
     values, kind = item.get("ctx", {}), item["type"]
+    if kind == "union_tag_invalid" and isinstance(item["input"], Mapping) and item["input"].get(KIND) is None:
+        # Null is no name.
+        kind = "union_tag_not_found"
     if kind not in SENTENCES:
         return str(item["msg"].removeprefix("Value error, "))
     code, places = SENTENCES[kind]
@@ -161,7 +191,8 @@ def _plain(value: Any) -> Any:
 
 def _in_full(cls: type[BaseModel] | None, place: Place, message: str, item: Any) -> str:
     """A fault with the field that it speaks of, its value and the way out; what a rule of ours says stands alone."""
-    way = ".".join(map(str, place))
+    # Names of kinds stay in it: they say which of several specifications was read.
+    way = ".".join(map(str, _without_branches(item["loc"])))
     if item["type"] == "value_error" and not way:
         return message
     where = ".".join(part for part in ("" if cls is None else cls.__name__, way) if part)

@@ -84,14 +84,14 @@ PREFIXES = {"capacity": "capacity-", "temperature_schedule": "schedule-"}
 
 
 def _field_of(path: str) -> str:
-    """The form's field that a path of the specification is about: `operation.grow.num_experts` is `num_experts`."""
+    """The form's field that a path of the specification is about: `operation.num_experts` is `num_experts`."""
     if path in SOURCE_FIELDS:
         return SOURCE_FIELDS[path]
-    parts = path.removeprefix("tune.").split(".")
+    parts = path.removeprefix("tune.").removeprefix("options.").split(".")
     if parts[0] in PREFIXES:
         return PREFIXES[parts[0]] + (parts[1] if len(parts) > 1 else "overflow")
     if parts[0] == "operation":
-        inner = [part for part in (parts[2:] or parts[1:]) if part != "quantisation"]
+        inner = [part for part in parts[1:] if part != "quantisation"]
         return inner[0] if inner else parts[0]
     return parts[0]
 

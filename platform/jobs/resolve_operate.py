@@ -111,10 +111,7 @@ def _check_foreseen(spec: Mapping[str, Any], operation: OperationSpec) -> None:
         foreseen(ModelSpec.parse(spec), operation)
     except SpecError as error:
         fields = {
-            f"operation.{operation.kind}.{'.'.join(map(str, place))}" if place else "operation": told(
-                sentence
-            )
-            for place, sentence in error.complaints
+            ".".join(map(str, ("operation", *place))): told(sentence) for place, sentence in error.complaints
         }
         raise Invalid(sentences(*fields.values()), fields=fields) from error
 
@@ -140,9 +137,17 @@ def _check_rows(operation: Any, counts: Mapping[str, Any]) -> None:
 def _operate_spec(request: OperateRequest) -> OperateSpec:
     if "operation" in request.options:
         _refuse("options.operation", _("The operation has a field of its own."))
-    return spec_parse(
-        OperateSpec, {"num_threads": default_threads(), **request.options, "operation": request.operation}
-    )
+    plain = {"num_threads": default_threads(), **request.options, "operation": request.operation}
+    try:
+        return spec_parse(OperateSpec, plain)
+    except Invalid as error:
+        fields = {_asked_at(name): sentence for name, sentence in error.fields.items()}
+        raise Invalid(error.message, fields=fields) from error
+
+
+def _asked_at(name: str) -> str:
+    """Where the request has a field of OperateSpec: all but the operation stand among its options."""
+    return name if name.split(".")[0] in ("operation", "spec") else f"options.{name}"
 
 
 def _refuse(field: str, reason: str) -> None:

@@ -44,7 +44,7 @@ PLAIN = Part(
 GROUPS = (PLAIN, LAYOUT_CAPACITY, LAYOUT_SCHEDULE, *GATE_PARTS.values())
 # Where a fault of the specification stands in the form, when its name differs.
 PLACES = {"moe_layers": "layers", "expert_kinds": "experts", "capacity": "capacity-overflow"}
-PREFIXES = {"gate": "gate-{1}-{2}", "capacity": "capacity-{1}", "temperature_schedule": "schedule-{1}"}
+PREFIXES = {"gate": "gate-{gate}-{1}", "capacity": "capacity-{1}", "temperature_schedule": "schedule-{1}"}
 
 
 class LayoutForm(forms.Form):
@@ -196,8 +196,8 @@ class LayoutForm(forms.Form):
             return None
         name = str(place[0])
         pattern = PREFIXES.get(name)
-        if pattern and len(place) > pattern.count("{"):
-            name = pattern.format(*place)
+        if pattern and len(place) > 1:
+            name = pattern.format(*place, gate=self["gate"].value())
         found = name if name in self.fields else PLACES.get(str(place[0]), str(place[0]))
         return found if found in self.fields else None
 

@@ -94,8 +94,8 @@ def test_the_answer_is_a_job_or_a_reason(people, tmp_path, monkeypatch, model) -
 @pytest.mark.parametrize(
     ("model", "operation", "field", "words"),
     [
-        ("dense", {**DOMAINS, "top_k": 3}, "operation.compose.top_k", "(3)"),
-        ("dense", {**DOMAINS, "moe_layers": [3, 1]}, "operation.compose.moe_layers", "ascend"),
+        ("dense", {**DOMAINS, "top_k": 3}, "operation.top_k", "(3)"),
+        ("dense", {**DOMAINS, "moe_layers": [3, 1]}, "operation.moe_layers", "ascend"),
         ("most experts", {"kind": "add"}, "operation", "1025"),
         ("most experts", {"kind": "specialise_clone", "domain": "copy"}, "operation", "1025"),
         ("most experts", DOMAINS, "operation", "2048"),
@@ -103,7 +103,7 @@ def test_the_answer_is_a_job_or_a_reason(people, tmp_path, monkeypatch, model) -
         (
             "wide choice",
             {"kind": "grow", "num_experts": 128, "method": "double_k"},
-            "operation.grow.num_experts",
+            "operation.num_experts",
             "48",
         ),
     ],
@@ -195,8 +195,15 @@ def test_a_job_composes_what_the_library_composes_and_names_what_differs(
     ("operation", "field", "words"),
     [
         ({}, "operation", "'kind' is missing"),
+        ({"kind": None}, "operation", "'kind' is missing"),
+        ({"kind": "grow"}, "operation.num_experts", "missing"),
+        (
+            {"kind": "upcycle", "layout": {"moe_layers": [0], "gate": {"kind": "top_p", "p": 2.0}}},
+            "operation.layout.gate.p",
+            "at most 1",
+        ),
         ({"kind": "shrink"}, "operation", "“shrink”"),
-        ({**DOMAINS, "domains": "copy"}, "operation.compose.domains", "a list"),
+        ({**DOMAINS, "domains": "copy"}, "operation.domains", "a list"),
     ],
 )
 def test_what_is_no_operation_is_said_in_plain_words(people, tmp_path, operation, field, words) -> None:
@@ -205,3 +212,12 @@ def test_what_is_no_operation_is_said_in_plain_words(people, tmp_path, operation
     with pytest.raises(Invalid) as refused:
         job_submit(caller=people.owner, kind="operate", spec=spec)
     assert list(refused.value.fields) == [field] and words in refused.value.fields[field]
+
+
+@pytest.mark.parametrize("option", ["prompts_per_domain", "num_threads", "zzz"])
+def test_a_wrong_option_is_found_among_the_options(people, tmp_path, option: str) -> None:
+    version = make_version(people, tmp_path, spec=moe_spec())
+    spec = {"model_version": version.pk, "operation": {"kind": "add"}, "options": {option: 0}}
+    with pytest.raises(Invalid) as refused:
+        job_submit(caller=people.owner, kind="operate", spec=spec)
+    assert list(refused.value.fields) == [f"options.{option}"]

@@ -14,14 +14,14 @@ from tests.apps.registry.fixtures import make_version, moe_spec
 pytestmark = pytest.mark.django_db
 DETAIL = "Technical detail", "技术细节"
 OPERATIONS: list[tuple[dict[str, Any], str, str, str]] = [
-    ({"kind": "grow"}, "operation.grow.num_experts", "This is missing; give it a value.", "缺少此项；请填写一个值。"),
-    ({"kind": "remove", "expert": -1}, "operation.remove.expert", "This must be at least 0.", "此项不得小于 0。"),
-    ({"kind": "add", "nun": 1}, "operation.add.nun", "There is no such field.", "没有这个字段。"),
-    ({"kind": "grow", "num_experts": "8"}, "operation.grow.num_experts", "This must be a whole number.", "此项必须是整数。"),
-    ({"kind": "grow", "num_experts": 8, "method": "x"}, "operation.grow.method", "This must be one of these: 'twin', 'double_k', 'split'.", "此项必须是以下之一：'twin'、'double_k'、'split'。"),
-    ({"kind": "specialise_clone", "domain": "A"}, "operation.specialise_clone.domain", "This must match the pattern ^[a-z][a-z0-9_-]{0,62}$.", "此项必须符合模式 ^[a-z][a-z0-9_-]{0,62}$。"),
-    ({"kind": "compose", "domains": ["a"]}, "operation.compose.domains", "This must have at least 2 entries.", "此项至少要有 2 个条目。"),
-    ({"kind": "distil", "num_experts": 2, "learning_rate": 0}, "operation.distil.learning_rate", "This must be above 0.", "此项必须大于 0。"),
+    ({"kind": "grow"}, "operation.num_experts", "This is missing; give it a value.", "缺少此项；请填写一个值。"),
+    ({"kind": "remove", "expert": -1}, "operation.expert", "This must be at least 0.", "此项不得小于 0。"),
+    ({"kind": "add", "nun": 1}, "operation.nun", "There is no such field.", "没有这个字段。"),
+    ({"kind": "grow", "num_experts": "8"}, "operation.num_experts", "This must be a whole number.", "此项必须是整数。"),
+    ({"kind": "grow", "num_experts": 8, "method": "x"}, "operation.method", "This must be one of these: 'twin', 'double_k', 'split'.", "此项必须是以下之一：'twin'、'double_k'、'split'。"),
+    ({"kind": "specialise_clone", "domain": "A"}, "operation.domain", "This must match the pattern ^[a-z][a-z0-9_-]{0,62}$.", "此项必须符合模式 ^[a-z][a-z0-9_-]{0,62}$。"),
+    ({"kind": "compose", "domains": ["a"]}, "operation.domains", "This must have at least 2 entries.", "此项至少要有 2 个条目。"),
+    ({"kind": "distil", "num_experts": 2, "learning_rate": 0}, "operation.learning_rate", "This must be above 0.", "此项必须大于 0。"),
 ]  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def test_a_layout(people: Any, tmp_path: Any) -> None:
     errors = asked(people, "/api/v1/layouts/", body, "zh-hans")
     assert errors == {
         "spec.num_experts": "此项不得大于 1024。",
-        "spec.gate.softmax_topk.foo": "没有这个字段。",
+        "spec.gate.foo": "没有这个字段。",
     }
 
 

@@ -212,6 +212,21 @@ def test_a_saved_layout_opens_with_everything_that_it_says(people, base, languag
     assert (form["capacity-overflow"].value(), form["schedule-kind"].value()) == ("residual", "cosine")
 
 
+@pytest.mark.parametrize(
+    ("place", "field"),
+    [
+        (("gate", "p"), "gate-top_p-p"),
+        (("gate",), "gate"),
+        (("gate", "num_groups"), "gate"),
+        (("capacity", "min_tokens"), "capacity-min_tokens"),
+        (("moe_layers", 1), "layers"),
+    ],
+)
+def test_a_fault_of_a_specification_stands_beside_the_field_of_the_chosen_gate(people, base, place, field):
+    form = LayoutForm(typed({**PLAIN, "gate": {"kind": "top_p"}}, base), bases=[base])
+    assert form.field_of(place) == field
+
+
 def test_programs_are_told_of_every_fault_at_once(people, base):
     client = Client(headers=people.bearer("owner", "read", "write"))
 
@@ -227,7 +242,7 @@ def test_programs_are_told_of_every_fault_at_once(people, base):
     of_fields = refused(
         {**PLAIN, "num_experts": 0, "top_k": 99, "gate": {"kind": "top_p", "p": 2}, "surprise": 1}
     )
-    assert set(of_fields) == {"spec.num_experts", "spec.top_k", "spec.gate.top_p.p", "spec.surprise"}
+    assert set(of_fields) == {"spec.num_experts", "spec.top_k", "spec.gate.p", "spec.surprise"}
     of_whole = refused(
         {"moe_layers": [3, 1], "num_experts": 4, "top_k": 5, "shared_intermediate_size": 8, "gate": {"kind": "switch"},
          "temperature": 2, "temperature_schedule": {}, "expert_kinds": [{"kind": "zero"}]}

@@ -70,23 +70,29 @@ def test_no_word_of_a_library_reaches_a_person() -> None:
 @pytest.mark.parametrize(
     ("door", "data", "faults"),
     [
-        (OPERATION, {"kind": "remove", "expert": -1}, {("remove", "expert"): ("not_at_least", "0")}),
-        (OPERATION, {"kind": "remove", "expert": [1, -2]}, {("remove", "expert", 1): ("not_at_least", "0")}),
-        (OPERATION, {"kind": "remove", "expert": "x"}, {("remove", "expert"): ("not_a_whole_number",)}),
-        (OPERATION, {"kind": "grow"}, {("grow", "num_experts"): ("value_missing",)}),
+        (OPERATION, {"kind": "remove", "expert": -1}, {("expert",): ("not_at_least", "0")}),
+        (OPERATION, {"kind": "remove", "expert": [1, -2]}, {("expert", 1): ("not_at_least", "0")}),
+        (OPERATION, {"kind": "remove", "expert": "x"}, {("expert",): ("not_a_whole_number",)}),
+        (OPERATION, {"kind": "grow"}, {("num_experts",): ("value_missing",)}),
         (
             OPERATION,
             {"kind": "quantise", "quantisation": {"bits": 3}},
-            {("quantise", "quantisation", "bits"): ("not_one_of", "4, 8")},
+            {("quantisation", "bits"): ("not_one_of", "4, 8")},
         ),
         (
             OPERATION,
             {"kind": "distil", "num_experts": 2, "temperature": 0, "clip_norm": "big", "extra": 1},
             {
-                ("distil", "temperature"): ("not_at_least", "0.1"),
-                ("distil", "clip_norm"): ("not_a_number",),
-                ("distil", "extra"): ("field_unknown",),
+                ("temperature",): ("not_at_least", "0.1"),
+                ("clip_norm",): ("not_a_number",),
+                ("extra",): ("field_unknown",),
             },
+        ),
+        (OPERATION, {"kind": None}, {(): ("kind_missing", "'kind'")}),
+        (
+            OPERATION,
+            {"kind": "upcycle", "layout": {"moe_layers": [0], "gate": {"kind": "top_p", "p": 2}}},
+            {("layout", "gate", "p"): ("not_at_most", "1")},
         ),
         (LayoutSpec, {"moe_layers": [0, 600]}, {("moe_layers", 1): ("not_below", "512")}),
         (RoutingSpec, {"prior_layers": {"x": {}}}, {("prior_layers", "x"): ("layer_key", "'x'")}),
