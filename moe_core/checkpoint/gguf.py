@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_core.checkpoint.atomic import new_directory, write_json
-from moe_core.checkpoint.files import open_regular, read_exactly
+from moe_core.checkpoint.files import read_exactly
 from moe_core.checkpoint.gguf_architectures import ROPE_FREQS
 from moe_core.checkpoint.gguf_config import spec_from_metadata
-from moe_core.checkpoint.gguf_header import GgufHead, GgufTensor, read_head
+from moe_core.checkpoint.gguf_header import GgufTensor
 from moe_core.checkpoint.gguf_names import gguf_slots, is_further, is_rope_permuted, is_shifted
+from moe_core.checkpoint.gguf_parts import open_parts
 from moe_core.checkpoint.gguf_tokenizer import write_tokenizer
 from moe_core.checkpoint.layout import CONFIG_FILE
 from moe_core.checkpoint.store import TORCH_DTYPES, DtypeName, write_weights
@@ -31,16 +32,11 @@ UNPACK_ELEMENTS = 4 * 1024 * 1024
 
 
 class GgufFile:
-    """An open, checked GGUF file; a context manager."""
+    """An open, checked GGUF file, with the other parts where it is one of several; a context manager."""
 
     def __init__(self, path: Path | str) -> None:
         self.name = Path(path).name
-        self._file = open_regular(Path(path))
-        try:
-            self.head: GgufHead = read_head(self._file, self.name)
-        except BaseException:
-            self._file.close()
-            raise
+        self._files, self.head = open_parts(Path(path))
 
     def __enter__(self) -> Self:
         return self
@@ -48,7 +44,8 @@ class GgufFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        for file in self._files:
+            file.close()
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -67,20 +64,20 @@ class GgufFile:
     def dequantised(self, name: str) -> NDArray[np.float32]:
         """One tensor as float32 in row-major shape."""
         tensor = self.head.tensors[name]
-        quant = tensor.quant
+        quant, file = tensor.quant, self._files[tensor.part]
         num_blocks = (tensor.end - tensor.begin) // quant.block_bytes
         out = np.empty((num_blocks, quant.block_elements), np.float32)
         step = max(1, UNPACK_ELEMENTS // quant.block_elements)
         for start in range(0, num_blocks, step):
             raw = np.empty((min(step, num_blocks - start), quant.block_bytes), np.uint8)
-            read_exactly(self._file, tensor.begin + start * quant.block_bytes, raw.reshape(-1).data)
+            read_exactly(file, tensor.begin + start * quant.block_bytes, raw.reshape(-1).data)
             with np.errstate(over="ignore", invalid="ignore"):
                 out[start : start + len(raw)] = quant.unpack(raw)
         return out.reshape(tensor.shape)
 
 
 def read_gguf(path: Path | str) -> GgufFile:
-    """Open a GGUF file and check its head; FormatError or CheckpointError when it is not one."""
+    """Open a GGUF file, or all parts of one, and check its head; FormatError or CheckpointError when it is not one."""
     return GgufFile(path)
 
 

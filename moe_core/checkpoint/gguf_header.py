@@ -50,13 +50,14 @@ ARRAY_DTYPES: Mapping[int, str] = {
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """One tensor: shape in row-major order (the reverse of the file's), and where its bytes lie."""
+    """One tensor: shape in row-major order (the reverse of the file's), and where its bytes lie, in which part."""
 
     name: str
     shape: tuple[int, ...]
     quant: Quant
     begin: int
     end: int
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ in its reader's language. Standard library only.
 from __future__ import annotations
 
 from moe_core.sentences.fields import FIELDS
+from moe_core.sentences.files import FILES
 from moe_core.sentences.form import Sentences
 from moe_core.sentences.layouts import LAYOUTS
 from moe_core.sentences.operations import OPERATIONS
@@ -16,5 +17,5 @@ from moe_core.sentences.training import TRAINING
 
 __all__ = ["CORE", "RUN", "Sentences"]
 
-CORE = Sentences({**LAYOUTS, **TRAINING, **OPERATIONS, **SERVING, **FIELDS})
+CORE = Sentences({**LAYOUTS, **TRAINING, **OPERATIONS, **SERVING, **FIELDS, **FILES})
 RUN = Sentences(RUNS)

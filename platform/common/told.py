@@ -15,6 +15,7 @@ from django.utils.translation import gettext, gettext_noop
 
 from common.figures import is_chinese, listed, sentences
 from common.told_complaints import COMPLAINTS
+from common.told_files import FILES
 from common.told_operations import OPERATIONS
 from common.told_runs import RUNS
 from common.told_serving import SERVING
@@ -252,6 +253,7 @@ WORDS: Mapping[str, str] = {
         "%(path)s: belongs to a run with other settings or inputs; resume with those, or start a new job."
     ),
     **COMPLAINTS,
+    **FILES,
     **OPERATIONS,
     **RUNS,
     **SERVING,

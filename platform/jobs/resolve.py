@@ -39,6 +39,7 @@ from moe_core.spec import LayoutSpec, ModelSpec, RoutingSpec, TuneSpec
 from moe_core.spec.demands import check_tunable
 from registry.models import ModelVersion, UploadKind
 from registry.selectors import upload_get
+from registry.sniff import said_of_part
 from routing.selectors import map_get, routing_spec
 
 
@@ -75,6 +76,8 @@ def resolve_import(caller: Caller, request: ImportRequest) -> Resolved:
                     "model as a folder."
                 ) % {"name": upload.name, "kind": upload.get_kind_display()}
                 raise Invalid(reason, fields={"source.id": reason})
+            if (said := said_of_part(upload.name)) is not None:
+                raise Invalid(said, fields={"source.id": said})
             artifacts["source.gguf"] = upload.artifact_id
             facts["source"] = upload.name
         case FolderSource():

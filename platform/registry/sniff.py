@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import struct
 
 from django.utils.translation import gettext as _
 
 from common.errors import Invalid
+from common.told import told
+from moe_core.sentences import CORE
 from registry.models import UploadKind
 
 # A first byte of 0x80 is a pickle; a safetensors header length never is that small and that odd at once.
@@ -25,6 +28,8 @@ REFUSED = {
 }
 # Enough to tell every kind, tar included.
 HEAD_BYTES = 4096
+# As llama-gguf-split names what it cuts.
+PART_NAME = re.compile(r"-([0-9]{5})-of-([0-9]{5})\.gguf$", re.IGNORECASE)
 MAX_SAFETENSORS_HEADER = 100 * 2**20
 TEXT_KINDS = {
     "json": UploadKind.JSON,
@@ -67,6 +72,16 @@ def must_be_whole_model(head: bytes, name: str) -> None:
             "%(name)s is a %(kind)s file, not a model. Logs are uploaded on the page of logs and corpora."
         )
         raise Invalid(sentence % {"name": name, "kind": kind.label}, code="refused_format")
+    if (said := said_of_part(name)) is not None:
+        raise Invalid(said, code="refused_format")
+
+
+def said_of_part(name: str) -> str | None:
+    """What to say of a GGUF file that is one of several by its name; None for a whole one."""
+    match = PART_NAME.search(name)
+    if match is None or int(match[2]) < 2:
+        return None
+    return told(CORE.say("gguf_part_alone", name=name, part=int(match[1]), count=int(match[2])))
 
 
 def refuse_code_and_archives(head: bytes) -> None:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from moe_core.errors import HashMismatch, MoeCoreError, SpecError
-from moe_core.sentences import CORE, fields, layouts, operations, serving, training
+from moe_core.sentences import CORE, fields, files, layouts, operations, serving, training
 from moe_core.spec import LayoutSpec
 from tests.moe_core.tiny import tiny_llama
 
@@ -19,7 +19,9 @@ def test_understanding_is_the_inverse_of_saying(code: str) -> None:
 
 
 def test_no_code_stands_twice() -> None:
-    parts = (layouts.LAYOUTS, training.TRAINING, operations.OPERATIONS, serving.SERVING, fields.FIELDS)
+    parts = (
+        layouts.LAYOUTS, training.TRAINING, operations.OPERATIONS, serving.SERVING, fields.FIELDS, files.FILES,
+    )  # fmt: skip
     codes = [code for part in parts for code in part]
     assert sorted(codes) == sorted(CORE.templates)
 

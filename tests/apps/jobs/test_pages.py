@@ -171,6 +171,24 @@ def test_an_uploaded_file_is_offered_and_imported(people) -> None:
     assert Job.objects.get().artifacts.get().artifact_id == artifact.sha256
 
 
+@pytest.mark.parametrize(("language", "words"), [("en", "Join the parts"), ("zh-hans", "合并各部分")])
+def test_an_uploaded_part_of_a_model_is_refused_with_the_way_to_join_it(people, language, words) -> None:
+    from registry import store
+
+    artifact, caller = store.put_stream([b"GGUF" + bytes(100)]), people.owner
+    upload = Upload.objects.create(
+        team=caller.team, created_by=caller.user, name="m-00002-of-00003.gguf", kind=UploadKind.GGUF,
+        artifact=artifact, size_bytes=104,
+    )  # fmt: skip
+    body = {"kind": "import", "spec": {"name": "m", "source": {"kind": "upload", "id": upload.pk}}}
+    reply = people.client("owner").post(
+        "/api/v1/jobs/", body, content_type="application/json", headers={"accept-language": language}
+    )
+    assert reply.status_code == 422
+    assert words in {one["field"]: one["message"] for one in reply.json()["errors"]}["source.id"]
+    assert not Job.objects.exists()
+
+
 def test_the_tuning_form_offers_the_teams_parts_and_starts_a_job(people, tmp_path) -> None:
     request = tune_request(people, tmp_path)
     client = people.client("owner")

@@ -265,7 +265,7 @@ def test_hostile_files_take_little_memory(tmp_path: Path) -> None:
 def test_metadata_that_is_not_served_is_named(
     change: tuple[str, Any], sentence: str, honest: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from moe_core.checkpoint import gguf as module
+    from moe_core.checkpoint import gguf_parts as module
     from moe_core.checkpoint.gguf_header import GgufHead, read_head
 
     def changed(file: Any, name: str) -> GgufHead:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from gguf.quants import quantize
 
-from moe_core.checkpoint import gguf as importing
+from moe_core.checkpoint import gguf_parts
 from moe_core.checkpoint.gguf import decoder_from, import_gguf, read_gguf
 from moe_core.checkpoint.gguf_architectures import ARCHITECTURES, FAMILIES_OF
 from moe_core.checkpoint.gguf_header import GgufHead, read_head
@@ -298,7 +298,7 @@ def test_what_cannot_be_served_is_named(
         head = read_head(file, name)
         return dataclasses.replace(head, metadata={**head.metadata, **change})
 
-    monkeypatch.setattr(importing, "read_head", changed)
+    monkeypatch.setattr(gguf_parts, "read_head", changed)
     with pytest.raises(FormatError, match=sentence):
         import_gguf(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
