@@ -43,11 +43,20 @@ class Step3p5Config(Step3p5Keys):
             raise ValueError(
                 f"query_pre_attn_scalar ({self.query_pre_attn_scalar}) must be head_dim ({head_dim})"
             )
-        wanted = {layer: self.sliding_heads() for layer in self.sliding_layers()}
-        found = {layer: heads.num_attention_heads for layer, heads in (self.per_layer_config or {}).items()}
-        if self.per_layer_config is not None and found != wanted:
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        if self.per_layer_config is None:
+            return
+        # transformers names only the layers that differ from the whole.
+        plain = dict.fromkeys(range(self.num_hidden_layers), self.num_attention_heads)
+        wanted = plain | {layer: self.sliding_heads() for layer in self.sliding_layers()}
+        said = {layer: heads.num_attention_heads for layer, heads in self.per_layer_config.items()}
+        found = plain | said
+        if found != wanted:
+            differing = {layer: wanted.get(layer) for layer in found if found[layer] != wanted.get(layer)}
             raise ValueError(
-                f"per_layer_config says {found}, but layer_types and the number of heads say {wanted}"
+                f"per_layer_config says {said}, but layer_types and the number of heads say {differing}"
             )
 
     def moe_part(self) -> MoeSpec:

@@ -123,6 +123,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "swiglu_limits_shared": None, "tie_word_embeddings": True,
         },
     ),
+    "step3p5, as many heads everywhere": (
+        "Step3p7Config", {**STEP, "num_sliding_attention_heads": SHAPE["num_attention_heads"]},
+    ),
     "olmoe, clipped": ("OlmoeConfig", {**OLMOE, "clip_qkv": 0.7, "tie_word_embeddings": True}),
 }  # fmt: skip
 

@@ -87,6 +87,34 @@ def test_what_transformers_writes_is_read_alike() -> None:
         assert back.to_dict()[key] == theirs.to_dict()[key], key
 
 
+SLIDING = [layer for layer in range(45) if layer % 4]
+
+
+@pytest.mark.parametrize(
+    ("sliding_heads", "said"),
+    [
+        (64, {}),
+        (64, dict.fromkeys(range(45), 64)),
+        (64, {3: 64}),
+        (96, dict.fromkeys(SLIDING, 96)),
+        (96, dict.fromkeys(range(45), 64) | dict.fromkeys(SLIDING, 96)),
+    ],
+)
+def test_layers_may_be_named_that_differ_from_the_whole_or_do_not(
+    sliding_heads: int, said: dict[int, int]
+) -> None:
+    own = {"attention_other_setting": None, "num_sliding_attention_heads": sliding_heads}
+    by_layer = {str(layer): {"num_attention_heads": heads} for layer, heads in said.items()}
+    assert released(**own, per_layer_config=by_layer) == released(**own)
+
+
+@pytest.mark.parametrize("said", [{}, {1: 96}, dict.fromkeys(range(45), 96)])
+def test_layers_that_are_not_named_have_the_heads_of_the_whole(said: dict[int, int]) -> None:
+    by_layer = {str(layer): {"num_attention_heads": heads} for layer, heads in said.items()}
+    with pytest.raises(FormatError, match=r"per_layer_config says .* say \{"):
+        released(per_layer_config=by_layer)
+
+
 def test_of_step_3p7_the_text_is_read() -> None:
     whole = {
         "model_type": "step3p7", "architectures": ["Step3p7ForConditionalGeneration"], "image_token_id": 7,
