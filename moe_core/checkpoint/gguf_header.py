@@ -160,6 +160,11 @@ def _preamble(cursor: _Cursor) -> tuple[int, int]:
     if cursor.take(4) != MAGIC:
         raise cursor.fail("does not start with GGUF")
     version = cursor.scalar(4)
+    if version and not version & 0xFFFF:
+        raise cursor.fail(
+            f"is big-endian (GGUF version {version >> 24}); little-endian files are read: convert it with "
+            "gguf-convert-endian FILE little, of the gguf package"
+        )
     if version != VERSION:
         raise cursor.fail(f"is of GGUF version {version}; version {VERSION}, little-endian, is read")
     return cursor.natural(MAX_TENSORS, "the number of tensors"), cursor.natural(

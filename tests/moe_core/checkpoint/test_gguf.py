@@ -175,7 +175,7 @@ def tensor(name: bytes, shape: list[int], kind: int, offset: int) -> bytes:
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "other magic": (b"GGML" + b"\0" * 40, "does not start with GGUF"),
     "version 2": (head(0, 0, version=2), "version 2"),
-    "big endian": (head(0, 0, version=0x03000000), "little-endian"),
+    "big endian": (head(0, 0, version=0x03000000), r"is big-endian \(GGUF version 3\).* gguf-convert-endian"),
     "many tensors": (head(1 << 60, 0), "number of tensors"),
     "many keys": (head(0, 1 << 60), "number of keys"),
     "long key": (head(0, 1, struct.pack("<Q", 1 << 62)), "length of a key"),
