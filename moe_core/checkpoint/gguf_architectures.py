@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe_core.checkpoint.gguf_header import GgufHead
+from moe_core.checkpoint.gguf_header import GgufHead, as_written
 from moe_core.checkpoint.gguf_keys import scaling_type, unknown_key
 from moe_core.checkpoint.gguf_step import RELEASED, step35
 from moe_core.errors import FormatError, SpecError
@@ -65,7 +65,8 @@ class Keys:
             return [self.number(key, default)] * count
         if value.ndim != 1 or len(value) < count:
             raise self.refusal(f"{key} has {value.size} values for {count} layers")
-        return list(value[:count].tolist())
+        first = value[:count].tolist()
+        return [as_written(one) for one in first] if value.dtype == np.float32 else list(first)
 
     def has(self, key: str) -> bool:
         """Whether the file says anything about it."""

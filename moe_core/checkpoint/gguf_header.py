@@ -37,7 +37,7 @@ MAX_ELEMENTS = 1 << 40
 DEFAULT_ALIGNMENT = 32
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,200}\Z")
 
-STRING, ARRAY, BOOL = 8, 9, 7
+STRING, ARRAY, BOOL, FLOAT32 = 8, 9, 7, 6
 SCALARS: Mapping[int, struct.Struct] = {
     0: struct.Struct("<B"), 1: struct.Struct("<b"), 2: struct.Struct("<H"), 3: struct.Struct("<h"),
     4: struct.Struct("<I"), 5: struct.Struct("<i"), 6: struct.Struct("<f"), 7: struct.Struct("<?"),
@@ -105,7 +105,8 @@ class _Cursor:
         piece = self.take(layout.size)
         if kind == BOOL and piece not in (b"\0", b"\1"):
             raise self.fail(f"a bool holds the byte {piece[0]}")
-        return layout.unpack(piece)[0]
+        value = layout.unpack(piece)[0]
+        return as_written(value) if kind == FLOAT32 else value
 
     def natural(self, limit: int, what: str) -> int:
         value: int = self.scalar(10)
@@ -142,6 +143,14 @@ class _Cursor:
         if kind not in SCALARS:
             raise self.fail(f"{key} is an array of the type {kind}, which is not read")
         return np.frombuffer(self.take(count * SCALARS[kind].size), dtype=ARRAY_DTYPES[kind])
+
+
+def as_written(value: float) -> float:
+    """The number of fewest digits that a float32 stands for: what config.json says where a file has its float32.
+
+    1e-6, and not 9.999999974752427e-07.
+    """
+    return float(str(np.float32(value)))
 
 
 def read_head(file: BinaryIO, name: str) -> GgufHead:
