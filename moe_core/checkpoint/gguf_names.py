@@ -122,6 +122,9 @@ def _experts(spec: ModelSpec, layer: int, present: Container[str]) -> Iterator[S
         f"{there}_down_exps.weight", f"{here}.down_EDF", (experts, width, inner), "experts", layer=layer
     )
     both = f"{there}_gate_up_exps.weight"
+    if f"{there}_gate.0.weight" in present:
+        yield from _single_experts(down, there, here)
+        return
     if both in present:
         yield replace(down, tensor=both, parameter=f"{here}.gate_up_E2FD", shape=(experts, 2 * inner, width))
     else:
@@ -135,3 +138,13 @@ def _experts(spec: ModelSpec, layer: int, present: Container[str]) -> Iterator[S
         yield replace(half, tensor=f"{there}_up_exps.bias", fold="up")
         bias = f"{there}_down_exps.bias"
         yield replace(down, tensor=bias, parameter=f"{here}.down_bias_ED", shape=(experts, width))
+
+
+def _single_experts(down: Slot, there: str, here: str) -> Iterator[Slot]:
+    """One tensor for each map of each expert, as the first files of Mixtral have them; they have no biases."""
+    experts, width, inner = down.shape
+    for expert in range(experts):
+        one = replace(down, expert=expert, parameter=f"{here}.gate_up_E2FD", shape=(inner, width))
+        yield replace(one, tensor=f"{there}_gate.{expert}.weight", rows=(0, inner))
+        yield replace(one, tensor=f"{there}_up.{expert}.weight", rows=(inner, 2 * inner))
+        yield replace(down, tensor=f"{there}_down.{expert}.weight", expert=expert, shape=(width, inner))
