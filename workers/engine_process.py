@@ -19,10 +19,10 @@ from typing import IO, Any
 
 from django.conf import settings
 
-from deployments.domains import routing_of
+from deployments.domains import routing_served
 from deployments.engine_settings import EngineSettings
 from deployments.models import Replica
-from moe_core.spec import ServeSpec
+from moe_core.spec import RoutingSpec, ServeSpec
 from moe_core.spec.serve import MAX_SOCKET_PATH_BYTES
 from registry.store import materialise
 from telemetry.selectors import expert_uses
@@ -35,6 +35,8 @@ ENGINE = (sys.executable, "-m", "moe_core.engine.server")
 HEALTH_TIMEOUT_S = 1.0
 DRAIN_S = 20.0
 LOG_LINES = 200
+# All that an engine can be told of a map: a new field of both goes to it by itself.
+POLICY_FIELDS = sorted(RoutingSpec.model_fields.keys() & ServeSpec.model_fields.keys())
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def serve_spec(replica: Replica, epoch: int) -> ServeSpec:
     """What the engine of this replica and epoch is told."""
     revision = replica.deployment.revisions.get(number=replica.revision)
     chosen = EngineSettings.parse(revision.settings)
-    routing = routing_of(revision.domains)
+    routing = routing_served(revision.domains, chosen)
     return ServeSpec(
         model_dir=engine_folder(replica.pk) / "model",
         files={name: entry["sha256"] for name, entry in replica.version.files.items()},
@@ -73,10 +75,7 @@ def serve_spec(replica: Replica, epoch: int) -> ServeSpec:
         shares_panels=replica.deployment.desired_replicas > 1,
         version=str(replica.version)[:200],
         epoch=epoch,
-        domains=routing.domains,
-        general_experts=routing.general_experts,
-        prior_mode=chosen.prior_mode or routing.prior_mode,
-        prior_strength=routing.prior_strength if chosen.prior_strength is None else chosen.prior_strength,
+        **{name: getattr(routing, name) for name in POLICY_FIELDS},
         dtype=chosen.dtype,
         weights=chosen.weights,
         num_threads=min(chosen.num_threads, os.cpu_count() or 1),

@@ -9,12 +9,16 @@ from django.utils.translation import gettext as _
 
 from common.errors import Invalid
 from common.told import told
+from deployments.engine_settings import EngineSettings
 from deployments.models import Deployment
 from moe_core.errors import SpecError
 from moe_core.spec import RoutingSpec
 from registry.models import ModelVersion
 from routing.models import DomainMap
 from routing.selectors import routing_spec
+
+# What a deployment may say in place of its map.
+PRIOR_SETTINGS = ("prior_mode", "prior_strength")
 
 
 def frozen_domains(domain_map: DomainMap | None, version: ModelVersion) -> dict[str, Any]:
@@ -62,6 +66,17 @@ def routing_of(domains: dict[str, Any]) -> RoutingSpec:
         for domain in known.pop("domains", [])
     ]
     return RoutingSpec.parse({**known, "domains": plain})
+
+
+def routing_served(domains: dict[str, Any], chosen: EngineSettings) -> RoutingSpec:
+    """Return the frozen copy as a deployment's engines are told it: with the prior that its own settings chose.
+
+    A mode of the settings is one for every layer, so that the map's rules of single layers go with the map's mode.
+    """
+    routing = routing_of(domains)
+    said = {name: getattr(chosen, name) for name in PRIOR_SETTINGS if getattr(chosen, name) is not None}
+    rules: dict[str, Any] = {"prior_layers": {}} if chosen.prior_mode else {}
+    return routing.model_copy(update={**said, **rules})
 
 
 def codes_of(deployment: Deployment) -> tuple[str, ...]:
