@@ -18,7 +18,7 @@ from routing.models import DomainMap
 from routing.selectors import routing_spec
 
 # What a deployment may say in place of its map.
-PRIOR_SETTINGS = ("prior_mode", "prior_strength")
+PRIOR_SETTINGS = ("prior_mode", "prior_strength", "prior_floor")
 
 
 def frozen_domains(domain_map: DomainMap | None, version: ModelVersion) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from pydantic import Field, model_validator
 from common.errors import Invalid
 from common.told import told, told_faults
 from moe_core.errors import SpecError
-from moe_core.spec import ModelSpec
+from moe_core.spec import ModelSpec, RoutingSpec
 from moe_core.spec.base import Spec
 from moe_core.spec.cost import cost_of
 from moe_core.spec.demands import placed
 from moe_core.spec.quantisation import WeightsName
+from moe_core.spec.routing import FloorShare, PriorMode, PriorStrength
 from moe_core.spec.serve import BLOCK_TOKENS
 from moe_core.spec.served import misfit_of, packing_for, served_as
 
@@ -43,8 +44,10 @@ class EngineSettings(Spec):
     ngram_tokens: Annotated[int, Field(ge=0, le=16)] = 0
     # The same answers to the last bit whatever shares the batch; slower.
     batch_invariant: bool = False
-    prior_mode: Literal["none", "bias", "mask"] | None = None
-    prior_strength: Annotated[float, Field(ge=0.0, le=50.0)] | None = None
+    # What a request's domain does, in place of the domain map's policy; a mode is for every layer. None: as the map says.
+    prior_mode: PriorMode | None = None
+    prior_strength: PriorStrength | None = None
+    prior_floor: FloorShare | None = None
 
     @model_validator(mode="after")
     def _check(self) -> EngineSettings:
@@ -63,9 +66,9 @@ class EngineSettings(Spec):
 def settings_checked(data: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
     """Return the settings for a model of `spec` as they are stored, or raise Invalid with the reason."""
     try:
-        chosen = EngineSettings.parse(data)
-        _check_residency(chosen, ModelSpec.parse(spec))
-        _check_weights(chosen, ModelSpec.parse(spec))
+        chosen, model = EngineSettings.parse(data), ModelSpec.parse(spec)
+        for check in (_check_residency, _check_weights, _check_prior):
+            check(chosen, model)
         return chosen.model_dump(exclude_none=True, mode="json")
     except SpecError as error:
         raise Invalid(
@@ -93,6 +96,15 @@ def _check_weights(chosen: EngineSettings, model: ModelSpec) -> None:
     if misfit is not None:
         raise placed("weights", misfit)
     packing_for(model, chosen.weights)
+
+
+def _check_prior(chosen: EngineSettings, model: ModelSpec) -> None:
+    if model.moe is None or chosen.prior_mode is None:
+        return
+    try:
+        RoutingSpec(prior_mode=chosen.prior_mode).check_gate(model.moe.gate.kind, model.moe.moe_layers)
+    except SpecError as error:
+        raise placed("prior_mode", str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)

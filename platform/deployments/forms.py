@@ -10,6 +10,7 @@ from django.utils.translation import gettext_lazy as _
 
 from accounts.models import Team
 from common.errors import DomainError, Invalid
+from common.spec_fields import Ask, spec_field
 from deployments.domains import map_words
 from deployments.engine_settings import EngineSettings, settings_checked
 from deployments.models import MAX_REPLICAS, Deployment
@@ -26,15 +27,16 @@ PRIORS = [
     ("none", _("do not lean")),
     ("bias", _("lean towards the domain's experts")),
     ("mask", _("only the domain's experts")),
+    ("floor", _("the domain's experts get a share at least")),
 ]
 DEFAULTS = EngineSettings().model_dump()
 SETTINGS = (
-    "dtype", "weights", "kv_tokens", "max_sequences", "num_threads", "prior_mode", "resident_experts",
-    "expert_affinity_steps", "ngram_tokens", "batch_invariant",
+    "dtype", "weights", "kv_tokens", "max_sequences", "num_threads", "prior_mode", "prior_strength", "prior_floor",
+    "resident_experts", "expert_affinity_steps", "ngram_tokens", "batch_invariant",
 )  # fmt: skip
 AS_SERVED = "as-served"
 TRANSLATED = "translated"
-MAY_BE_NONE = frozenset({"resident_experts"})
+MAY_BE_NONE = frozenset({"resident_experts", "prior_mode", "prior_strength", "prior_floor"})
 
 
 def _bounded(name: str, label: Any, **more: Any) -> forms.IntegerField:
@@ -64,7 +66,18 @@ class EngineForm(forms.Form):
     kv_tokens = _bounded("kv_tokens", _("Cache"), help_text=_("Tokens of all running requests together."))
     max_sequences = _bounded("max_sequences", _("Requests at once"))
     num_threads = _bounded("num_threads", _("Threads"))
-    prior_mode = forms.ChoiceField(label=_("Named domains"), choices=PRIORS, required=False)
+    prior_mode = forms.ChoiceField(
+        label=_("Named domains"),
+        choices=PRIORS,
+        required=False,
+        help_text=_("In every layer; the domain map may tell layers apart."),
+    )
+    prior_strength = spec_field(
+        EngineSettings, "prior_strength", Ask(_("Strength of the prior"), _("Empty: the domain map's."))
+    )
+    prior_floor = spec_field(
+        EngineSettings, "prior_floor", Ask(_("Share of its experts, at least"), _("Empty: the domain map's."))
+    )
     resident_experts = _bounded(
         "resident_experts",
         _("Experts in memory"),
@@ -104,7 +117,9 @@ class EngineForm(forms.Form):
         said = {name: self.cleaned_data[name] for name in SETTINGS if name in self.cleaned_data}
         # An empty field says something where nothing is a choice of its own.
         chosen = {
-            name: value for name, value in said.items() if name in MAY_BE_NONE or value not in (None, "")
+            name: None if value == "" else value
+            for name, value in said.items()
+            if name in MAY_BE_NONE or value not in (None, "")
         }
         return {**self.kept, **chosen}
 

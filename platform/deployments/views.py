@@ -18,7 +18,7 @@ from accounts.caller import Caller
 from common.errors import DomainError, NotFound
 from deployments import services
 from deployments.domains import map_words, shown_domains
-from deployments.forms import DTYPES, WEIGHTS, DeployForm, ScaleForm, UpdateForm
+from deployments.forms import DTYPES, PRIORS, WEIGHTS, DeployForm, ScaleForm, UpdateForm
 from deployments.models import Deployment
 from deployments.selectors import (
     deployment_get,
@@ -99,6 +99,7 @@ def detail_context(deployment: Deployment, caller: Caller, form: UpdateForm | No
         "map_words": map_words(deployment.domains),
         "precision": dict(DTYPES).get(str(deployment.settings.get("dtype")), "—"),
         "weights": dict(WEIGHTS)[deployment.settings.get("weights", "stored")],
+        "prior": dict(PRIORS)[deployment.settings.get("prior_mode", "")],
         "is_observed": deployment.observed_generation == deployment.generation,
         "fit": fit_of(deployment.desired_version.spec, deployment.settings),
         "can_write": can_write,
