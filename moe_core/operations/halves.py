@@ -54,6 +54,8 @@ def together_with(layer: MoeMlp, expert: int, together: int) -> list[int]:
     if together == 1:
         return [expert]
     found = next(company for company in companies(layer) if expert in company)
+    if found == [expert]:
+        raise SpecError.of("not_shared", expert=expert, layer=layer.layer)
     if len(found) != together:
         raise SpecError.of("not_together", expert=expert, layer=layer.layer, size=len(found))
     return found

@@ -102,6 +102,9 @@ OPERATIONS: Mapping[str, str] = {
     "not_together": (
         "in layer {layer} the gate row of expert {expert} is that of {size} in all; set together to {size}"
     ),
+    "not_shared": (
+        "in layer {layer} no other expert shares the gate row of expert {expert}; leave together at 1"
+    ),
     "none_together": "in layer {layer} there are no {together} experts of one gate row; leave together at 1",
     "twins_before_halves": (
         "experts go together only where there are no twins; remove those first, one at a time, or leave together at 1"

@@ -30,6 +30,9 @@ OPERATIONS: Mapping[str, str] = {
     "not_together": gettext_noop(
         "In layer %(layer)s the gate row of expert %(expert)s is that of %(size)s in all; let %(size)s go together."
     ),
+    "not_shared": gettext_noop(
+        "In layer %(layer)s no other expert shares the gate row of expert %(expert)s; leave the number at 1."
+    ),
     "none_together": gettext_noop(
         "In layer %(layer)s there are no %(together)s experts that share one gate row; let 1 go."
     ),

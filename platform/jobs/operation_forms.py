@@ -113,7 +113,15 @@ class MergeForm(OperateForm):
         ),
         "max_loss_increase": LOSS,
     }
-    more = {"together": TOGETHER, "per_group": PER_GROUP}
+    more = {
+        "together": Ask(
+            _("Experts merged at once"),
+            _(
+                "As many as share a gate row: 2 for the halves of experts cut in two, each with a half of the other."
+            ),
+        ),
+        "per_group": PER_GROUP,
+    }
     first = ChosenField(
         label=_("Expert that stays"), initial=0, help_text=_("One number, or one for each layer.")
     )

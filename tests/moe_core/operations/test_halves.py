@@ -305,3 +305,11 @@ def test_a_teacher_that_leaves_it_to_rounding_may_have_a_student_that_does() -> 
     assert any(undecided_in(layer) for layer in lone.moe_layers())
     student = distil(lone, DistilSpec(num_experts=7, steps=0), some_prompts())[0]
     assert any(undecided_in(layer) for layer in student.moe_layers())
+
+
+def test_who_shares_a_row_with_nobody_is_told_to_go_alone() -> None:
+    told = "in layer 0 no other expert shares the gate row of expert 3; leave together at 1"
+    with pytest.raises(SpecError, match=f"^{told}$"):
+        remove_expert(mixture(), RemoveExpertSpec(expert=3, together=2))
+    with pytest.raises(SpecError, match=f"^{told}$"):
+        merge_experts(mixture(), MergeExpertsSpec(first=3, second=1, together=2))
