@@ -16,8 +16,8 @@ from moe_core.model import RoutingContext
 from moe_core.model.layers import Router
 from moe_core.routers import Routing
 from moe_core.spec import ModelSpec, TuneSpec
-from moe_core.training import Paused, run_job
-from tests.moe_core.training.world import RecordingIO, tune_spec
+from moe_core.training import run_job
+from tests.moe_core.training.world import RecordingIO, pause, tune_spec
 
 BIASED = {"kind": "softmax_topk", "selection_bias": True}
 SCHEDULE = {"kind": "linear", "start": 3.0, "end": 1.0, "num_steps": 8, "step": 2}
@@ -220,10 +220,7 @@ def test_a_paused_run_goes_on_to_the_same_bytes_with_all_of_it(
     )  # fmt: skip
     whole, halted = RecordingIO(world, tmp_path / "whole"), RecordingIO(world, tmp_path / "halted")
     run_job("tune", spec, whole)
-    halted.stop_at = ("route", 2, "pause")
-    with pytest.raises(Paused):
-        run_job("tune", spec, halted)
-    halted.stop_at = None
+    pause(halted, spec, "route", 2)
     run_job("tune", spec, halted)
     assert hashes_of(halted.out_dir) == hashes_of(whole.out_dir)
 
@@ -290,15 +287,12 @@ def test_a_run_that_releases_twins_and_is_paused_ends_with_the_same_bytes(
     grown = RecordingIO(world, tmp_path / "grown")
     grown.inputs = {**grown.inputs, "model": dense.out_dir}
     run_job("operate", {"operation": {"kind": "grow", "num_experts": 4}, "dtype": "float32"}, grown)
-    hashes = []
-    for name, stop in (("whole", None), ("paused", ("route", 2, "pause"))):
+    spec, hashes = quick(layout=None, twin_hold=1.5), []
+    for name, step in (("whole", None), ("paused", 2)):
         io = RecordingIO(world, tmp_path / name)
         io.inputs = {**io.inputs, "model": grown.out_dir}
-        if stop:
-            io.stop_at = stop
-            with pytest.raises(Paused):
-                run_job("tune", quick(layout=None, twin_hold=1.5), io)
-            io.stop_at = None
-        run_job("tune", quick(layout=None, twin_hold=1.5), io)
+        if step is not None:
+            pause(io, spec, "route", step)
+        run_job("tune", spec, io)
         hashes.append(hashes_of(io.out_dir))
     assert hashes[0] == hashes[1]

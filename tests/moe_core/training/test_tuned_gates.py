@@ -8,13 +8,27 @@ from typing import Any
 import pytest
 import torch
 
+from moe_core.checkpoint.hashes import hashes_of
 from moe_core.checkpoint.store import load
 from moe_core.errors import SpecError
 from moe_core.training import run_job
 from tests.moe_core.routers.every_gate import GATES, KINDS
-from tests.moe_core.training.world import RecordingIO, tune_spec
+from tests.moe_core.training.world import RecordingIO, pause, tune_spec
 
 REFUSED = [gate.model_fields["kind"].default for gate in GATES if gate.not_tuned is not None]
+TUNED = [kind for kind in KINDS if kind not in REFUSED]
+# What a gate has beside its defaults, so that all that it may remember from step to step is there.
+EVERYTHING: dict[str, dict[str, Any]] = {
+    "softmax_topk": {"selection_bias": True, "logit_bias": True},
+    "sigmoid_groups": {"num_groups": 2, "topk_group": 1},
+    "top_p": {"selection_bias": True},
+    "switch": {"jitter": 0.1},
+    "hash": {"weights": "learned", "choice": "balanced"},
+    "hierarchical": {"num_domains": 2},
+    "base": {"centroids": "semantic"},
+}  # fmt: skip
+# The balancing bias moves step by step; `quantile` solves its own for each batch.
+BALANCED = ("softmax_topk", "sigmoid_groups", "top_p")
 
 
 def layout(kind: str, **gate: Any) -> dict[str, Any]:
@@ -29,11 +43,27 @@ def tuned(
     return io, run_job("tune", tune_spec(layout=laid, **changes), io)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in REFUSED])
+@pytest.mark.parametrize("kind", TUNED)
 def test_every_gate_that_says_so_can_be_tuned(world: Path, tmp_path: Path, kind: str) -> None:
     io, result = tuned(world, tmp_path, layout(kind), specialise_steps=1, route_steps=2, control=False)
     assert result["tuning"]["after"]["loss"] > 0
     assert load(io.out_dir).spec.moe is not None
+
+
+@pytest.mark.parametrize("kind", TUNED)
+def test_a_paused_run_of_every_gate_goes_on_to_the_same_bytes(world: Path, tmp_path: Path, kind: str) -> None:
+    laid = layout(kind, **EVERYTHING.get(kind, {}))
+    if kind != "base":
+        laid["capacity"] = {"train_factor": 1.0, "overflow": "learned"}
+    spec = tune_spec(
+        layout=laid, specialise_steps=0, control=False, balance_form="running",
+        gate_noise=0.0 if kind == "hash" else 0.3, balance_bias_rate=0.01 if kind in BALANCED else 0.0,
+    )  # fmt: skip
+    whole, halted = RecordingIO(world, tmp_path / "whole"), RecordingIO(world, tmp_path / "halted")
+    run_job("tune", spec, whole)
+    pause(halted, spec, "route", 2)
+    run_job("tune", spec, halted)
+    assert hashes_of(halted.out_dir) == hashes_of(whole.out_dir)
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -14,10 +14,10 @@ from moe_core.checkpoint.store import load
 from moe_core.errors import Cancelled, CheckpointError, NonFiniteLoss, SpecError, TrainingError
 from moe_core.model.layers import MoeMlp
 from moe_core.routers.losses import label_loss
-from moe_core.training import Paused, routing_losses, run_job
+from moe_core.training import routing_losses, run_job
 from moe_core.training.recipes import specialise
 from moe_core.training.tuning import STAGES
-from tests.moe_core.training.world import RecordingIO, tune_spec
+from tests.moe_core.training.world import RecordingIO, pause, tune_spec
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +134,7 @@ def test_the_same_run_gives_the_same_bytes(finished, io: RecordingIO) -> None:
     ("stage", "step"), [("specialise", 2), ("specialise", 5), ("route", 2), ("control", 1)]
 )
 def test_a_paused_run_goes_on_to_the_same_bytes(finished, io: RecordingIO, stage: str, step: int) -> None:
-    io.stop_at = (stage, step, "pause")
-    with pytest.raises(Paused):
-        run_job("tune", tune_spec(), io)
-    assert not io.out_dir.exists()
-    paused_at = io.checkpoints[-1]
-    assert paused_at[2] == stage
-    io.stop_at = None
+    pause(io, tune_spec(), stage, step)
     result = run_job("tune", tune_spec(), io)
     assert hashes_of(io.out_dir) == hashes_of(finished[0].out_dir)
     assert result["tuning"] == finished[1]["tuning"]
@@ -214,12 +208,10 @@ def test_logs_that_miss_a_mapped_domain_are_refused_by_name(io: RecordingIO) -> 
 
 
 def test_a_checkpoint_is_not_taken_for_other_logs(io: RecordingIO, tmp_path: Path) -> None:
-    io.stop_at = ("route", 1, "pause")
-    with pytest.raises(Paused):
-        run_job("tune", tune_spec(), io)
+    pause(io, tune_spec(), "route", 1)
     other = tmp_path / "other.jsonl"
     other.write_text(io.inputs["train.jsonl"].read_text() + io.inputs["held_out.jsonl"].read_text())
-    io.stop_at, io.inputs = None, {**io.inputs, "train.jsonl": other}
+    io.inputs = {**io.inputs, "train.jsonl": other}
     with pytest.raises(CheckpointError, match="other settings or inputs"):
         run_job("tune", tune_spec(), io)
 

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from moe_core.checkpoint.store import save
 from moe_core.model.init import random_decoder
+from moe_core.training import Paused, run_job
 from tests.moe_core.tiny import tiny_llama
 
 CONTROL = ("<pad>", "<|im_start|>", "<|im_end|>")
@@ -82,7 +84,10 @@ def tune_spec(**changes: Any) -> dict[str, Any]:
 
 
 class RecordingIO:
-    """Surroundings that write down everything and can be told to stop."""
+    """Surroundings that write down everything and can be told to stop: `stop_at` is a stage, the steps learnt in it, and how.
+
+    At step 0 it stops as soon as the stage has begun.
+    """
 
     def __init__(self, world: Path, folder: Path) -> None:
         self.inputs: Mapping[str, Path] = {
@@ -105,9 +110,27 @@ class RecordingIO:
         if self.stop_at is None:
             return None
         stage, step, how = self.stop_at
-        seen = [p for k, p in self.events if k in ("stage", "step") and p["stage"] == stage]
-        return how if any(p.get("step", 0) >= step for p in seen) else None
+        seen = [(kind, payload) for kind, payload in self.events if payload.get("stage") == stage]
+        # Computing the trunk counts windows as "step" too; only steps that learn have a loss.
+        learnt = [payload["step"] for kind, payload in seen if kind == "step" and "loss" in payload]
+        return how if seen and max(learnt, default=0) >= step else None
+
+    @property
+    def paused_at(self) -> tuple[str, int]:
+        """The stage and the step of the last checkpoint."""
+        _, step, stage, _ = self.checkpoints[-1]
+        return stage, step
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The payloads of one kind of event."""
         return [payload for name, payload in self.events if name == kind]
+
+
+def pause(io: RecordingIO, spec: Mapping[str, Any], stage: str, step: int) -> None:
+    """Run a tuning job until so many steps of a stage are learnt, and see that it stopped there and not elsewhere."""
+    io.stop_at = (stage, step, "pause")
+    with pytest.raises(Paused):
+        run_job("tune", spec, io)
+    assert io.paused_at == (stage, step)
+    assert not io.out_dir.exists()
+    io.stop_at = None
