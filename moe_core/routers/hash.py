@@ -82,9 +82,12 @@ def random_table(vocab_size: int, num_experts: int, top_k: int, seed: int) -> Te
 def balanced_table(counts_V: Tensor, num_experts: int, top_k: int, seed: int) -> Tensor:
     """(V, K): entries from the most to the least frequent, each to the k experts that carry least so far.
 
-    `counts_V` says how often each entry occurs. Ties are broken by numbers that are drawn.
+    `counts_V` (V,), of any dtype and not negative, says how often each entry occurs. One that never does counts half as
+    much as the rarest that does, so that entries without a count are spread over the experts too. Ties are broken by
+    numbers that are drawn. The table is int64.
     """
     generator = torch.Generator().manual_seed(seed)
+    counts_V = _with_unseen(counts_V)
     order_V = torch.argsort(counts_V, descending=True, stable=True)
     counts = counts_V[order_V].tolist()
     drawn = torch.rand(counts_V.shape[0] * top_k + num_experts, generator=generator).tolist()
@@ -101,6 +104,14 @@ def balanced_table(counts_V: Tensor, num_experts: int, top_k: int, seed: int) ->
     table_VK = torch.empty(counts_V.shape[0], top_k, dtype=torch.int64)
     table_VK[order_V] = torch.tensor(rows, dtype=torch.int64).view(-1, top_k)
     return table_VK
+
+
+def _with_unseen(counts_V: Tensor) -> Tensor:
+    """(V,) float64, none of them zero: zeros would pile up on the experts that happen to carry least."""
+    counts_V = counts_V.double()
+    seen = counts_V[counts_V > 0]
+    rarest = float(seen.min()) if seen.numel() else 1.0
+    return torch.where(counts_V > 0, counts_V, 0.5 * rarest)
 
 
 def rank_counts(vocab_size: int) -> Tensor:

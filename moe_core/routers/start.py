@@ -32,8 +32,7 @@ class Words:
         if counts_V is not None and (counts_V.ndim != 1 or not bool((counts_V >= 0).all())):
             raise SpecError(f"token counts are (V,) and not negative; found shape {tuple(counts_V.shape)}")
         self.embedding_VD = embedding_VD
-        # What was never counted comes last, and is still spread over the experts.
-        self.counts_V = None if counts_V is None else counts_V.double().clamp(min=0.5)
+        self.counts_V = counts_V
         self._clustered: dict[tuple[int, int, int], Tensor] = {}
 
     @property

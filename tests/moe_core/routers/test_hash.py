@@ -51,6 +51,23 @@ def test_balancing_by_frequency_evens_out_a_zipf_stream() -> None:
     assert balanced < 0.3 * min(drawn)
 
 
+@pytest.mark.parametrize("num_seen", [0, 1, 300])
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_words_that_were_never_counted_are_spread_over_all_experts(num_seen: int, scale: int) -> None:
+    """Eight experts, top 2; as integers and as shares, for what counts is how entries compare."""
+    counts = torch.zeros(4000, dtype=torch.int64)
+    counts[:num_seen] = scale * (1 + torch.arange(num_seen) % 7)
+    for counted in (counts, counts.float() / max(1, int(counts.sum()))):
+        table = balanced_table(counted, 8, 2, 0)
+        unseen_E = torch.bincount(table[num_seen:].flatten(), minlength=8)
+        assert int(unseen_E.min()) > 0.9 * unseen_E.double().mean()
+        assert (table[:, 0] != table[:, 1]).all()
+        # Those that were counted stay even by themselves.
+        load_E = torch.zeros(8, dtype=torch.float64)
+        load_E.index_add_(0, table.flatten(), counts.double().repeat_interleave(2))
+        assert num_seen < 300 or float(load_E.max() / load_E.mean()) < 1.02
+
+
 def test_clusters_hold_words_of_like_meaning_in_equal_numbers() -> None:
     generator = torch.Generator().manual_seed(1)
     kind_V = torch.arange(400) % 4
