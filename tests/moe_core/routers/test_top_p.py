@@ -34,6 +34,13 @@ def test_a_hesitant_token_gets_more_experts_than_a_certain_one() -> None:
     assert found.expert_ids_TK.tolist() == [[0, -1, -1, -1], [0, 1, 2, -1]]
 
 
+def test_one_of_two_equal_experts_reaches_just_half() -> None:
+    """The first of them has p exactly, so that the second is not needed."""
+    found = ask(TopP(p=0.5), torch.zeros(3, 2), 2)
+    assert found.expert_ids_TK.tolist() == [[0, -1]] * 3
+    assert found.weights_TK.tolist() == [[1.0, 0.0]] * 3
+
+
 def test_without_renormalising_the_weights_are_the_probabilities() -> None:
     found = ask(TopP(p=0.6), torch.zeros(1, 4), 4, norm_topk_prob=False)
     assert found.weights_TK.tolist() == [[0.25, 0.25, 0.25, 0.0]]
