@@ -327,4 +327,4 @@ def gate_faults(gate: Gate, capacity: CapacitySpec | None, num_experts: int, top
     if complaint is not None:
         yield ("gate",), complaint
     if capacity is not None and isinstance(gate, Soft | ExpertChoice | Base):
-        yield ("capacity",), CORE.say("even_by_itself", gate=type(gate).__name__)
+        yield ("capacity",), CORE.say("even_by_itself", gate=gate.kind)
