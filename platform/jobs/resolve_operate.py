@@ -126,12 +126,22 @@ def _check_rows(operation: Any, counts: Mapping[str, Any]) -> None:
     else:
         return
     if lacking := codes_without_rows(counts, codes, at_least):
-        known = listed(code for code in counts.get("by_domain") or {} if code) or "—"
-        words = {"domains": listed(lacking), "least": at_least, "known": known}
-        sentence = _(
-            "These logs have fewer than %(least)s rows to train on of %(domains)s; they have rows of: %(known)s."
-        )
-        _refuse(field, sentence % words)
+        _refuse(field, sentences(_lacking(lacking, at_least), _of_what_there_are_rows(counts)))
+
+
+def _lacking(codes: Sequence[str], at_least: int) -> str:
+    words = {"domains": listed(codes), "least": at_least}
+    if at_least == 1:
+        return _("These logs hold no row to train on of the domain %(domains)s.") % words
+    return _("These logs have fewer than %(least)s rows to train on of these domains: %(domains)s.") % words
+
+
+def _of_what_there_are_rows(counts: Mapping[str, Any]) -> str:
+    by_domain = counts.get("by_domain") or {}
+    known = [code for code, rows in by_domain.items() if code and rows.get("train")]
+    if not known:
+        return _("None of their rows to train on names a domain.")
+    return _("They have such rows of: %(known)s.") % {"known": listed(known)}
 
 
 def _operate_spec(request: OperateRequest) -> OperateSpec:

@@ -221,3 +221,29 @@ def test_a_wrong_option_is_found_among_the_options(people, tmp_path, option: str
     with pytest.raises(Invalid) as refused:
         job_submit(caller=people.owner, kind="operate", spec=spec)
     assert list(refused.value.fields) == [f"options.{option}"]
+
+
+NO_ROW = "These logs hold no row to train on of the domain legal."
+FEW_ROWS = "These logs have fewer than 4 rows to train on of these domains: copy, support."
+
+
+@pytest.mark.parametrize(
+    ("operation", "counts", "said"),
+    [
+        ("specialise_clone", {"copy": 20, "": 3, "held": 0}, f"{NO_ROW} They have such rows of: copy."),
+        ("specialise_clone", {"": 3}, f"{NO_ROW} None of their rows to train on names a domain."),
+        ("compose", {"copy": 3, "support": 1}, f"{FEW_ROWS} They have such rows of: copy, support."),
+    ],
+)
+def test_domains_without_enough_rows_are_told_apart(people, tmp_path, operation, counts, said) -> None:
+    corpus = make_corpus(people)
+    corpus.counts = {"by_domain": {code: {"train": rows, "held_out": 8} for code, rows in counts.items()}}
+    corpus.save()
+    version = make_version(people, tmp_path, spec=moe_spec())
+    asked, others = {"kind": "specialise_clone", "domain": "legal"}, []
+    if operation == "compose":
+        asked, others = DOMAINS, [version.pk]
+    spec = {"model_version": version.pk, "operation": asked, "others": others, "corpus": corpus.pk}
+    with pytest.raises(Invalid) as refused:
+        job_submit(caller=people.owner, kind="operate", spec=spec)
+    assert list(refused.value.fields.values()) == [said]
