@@ -34,9 +34,9 @@ UNPACK_ELEMENTS = 4 * 1024 * 1024
 class GgufFile:
     """An open, checked GGUF file, with the other parts where it is one of several; a context manager."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, follow_links: bool = True) -> None:
         self.name = Path(path).name
-        self._files, self.head = open_parts(Path(path))
+        self._files, self.head = open_parts(Path(path), follow_links=follow_links)
 
     def __enter__(self) -> Self:
         return self
@@ -76,14 +76,17 @@ class GgufFile:
         return out.reshape(tensor.shape)
 
 
-def read_gguf(path: Path | str) -> GgufFile:
-    """Open a GGUF file, or all parts of one, and check its head; FormatError or CheckpointError when it is not one."""
-    return GgufFile(path)
+def read_gguf(path: Path | str, *, follow_links: bool = True) -> GgufFile:
+    """Open a GGUF file, or all parts of one, and check its head; FormatError or CheckpointError when it is not one.
+
+    With `follow_links` false the parts beside the one that is named may be no symbolic links.
+    """
+    return GgufFile(path, follow_links=follow_links)
 
 
 def describe_gguf(path: Path | str) -> dict[str, Any]:
     """What a file says of itself: architecture, name, licence, and how its tensors are stored."""
-    with read_gguf(path) as file:
+    with read_gguf(path, follow_links=False) as file:
         said = file.metadata
         stored = Counter(tensor.quant.name for tensor in file.tensors.values())
         return {
@@ -103,7 +106,7 @@ def import_gguf(path: Path | str, out_dir: Path | str, *, dtype: DtypeName = "bf
     Weights are dequantised and stored as `dtype`; the tokenizer comes out of the file's own metadata.
     Raises FormatError when the file is broken, lacks a tensor, or is of another architecture.
     """
-    with read_gguf(path) as file:
+    with read_gguf(path, follow_links=False) as file:
         spec = file.spec()
         with new_directory(Path(out_dir)) as directory:
             model = decoder_from(file, spec, dtype)

@@ -7,6 +7,7 @@ Source: llama.cpp, tools/gguf-split and src/llama-model-loader.cpp.
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -31,9 +32,10 @@ class Part:
     count: int
 
 
-def open_parts(path: Path) -> tuple[tuple[BinaryIO, ...], GgufHead]:
+def open_parts(path: Path, *, follow_links: bool = True) -> tuple[tuple[BinaryIO, ...], GgufHead]:
     """The open files of a model, of which any part may be named, and their common head; the caller closes them.
 
+    With `follow_links` false the others may be no links, which could lead out of the folder that was meant.
     Raises CheckpointError for a file that cannot be opened, FormatError for one that is broken, for parts that are missing
     and for those of different models.
     """
@@ -49,9 +51,9 @@ def open_parts(path: Path) -> tuple[tuple[BinaryIO, ...], GgufHead]:
             if number == part.number:
                 continue
             beside = path.with_name(name)
-            if not beside.exists():
+            if not os.path.lexists(beside):
                 raise FormatError.of("gguf_part_missing", name=name, part=number, count=part.count)
-            files.insert(number - 1, opened.enter_context(open_regular(beside)))
+            files.insert(number - 1, opened.enter_context(open_regular(beside, follow_links=follow_links)))
             heads.insert(number - 1, _checked(read_head(files[number - 1], name), name, number, part.count))
         joined = _joined(heads, path.name)
         opened.pop_all()

@@ -11,7 +11,7 @@ import torch
 
 import moe_core
 from moe_core.checkpoint.gguf import describe_gguf, import_gguf
-from moe_core.errors import FormatError
+from moe_core.errors import CheckpointError, FormatError
 from tests.moe_core.checkpoint.gguf_models import write_gguf
 from tests.moe_core.model.hf_families import reference
 
@@ -102,6 +102,17 @@ def test_a_missing_part_is_told_by_its_name(named: int, parts: Path) -> None:
     with pytest.raises(FormatError, match=r"m-00003-of-00003\.gguf is missing, part 3 of 3") as raised:
         moe_core.load(part_path(parts, named))
     assert raised.value.reason == "gguf_part_missing"
+
+
+def test_an_import_follows_no_link_to_another_part(parts: Path, tmp_path: Path) -> None:
+    outside = part_path(parts, 3).rename(tmp_path / "outside.gguf")
+    part_path(parts, 3).symlink_to(outside)
+    assert moe_core.load(part_path(parts, 1)).spec.family == "mixtral"
+    for read in (describe_gguf, lambda path: import_gguf(path, tmp_path / "out")):
+        with pytest.raises(
+            CheckpointError, match=r"m-00003-of-00003\.gguf: cannot be opened .*copy the file"
+        ):
+            read(part_path(parts, 1))
 
 
 def test_a_part_of_another_name_says_that_it_is_one(parts: Path) -> None:
