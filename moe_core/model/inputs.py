@@ -51,7 +51,7 @@ def checked_prompt(ids: Sequence[int] | Tensor, max_new_tokens: int, vocab_size:
             f"a prompt is one text, and this has shape {tuple(ids.shape)}; give ids[0], text by text"
         )
     try:
-        prompt = [index(token) for token in ids]
+        prompt = [_token(token) for token in ids]
     except TypeError as error:
         raise InputError(
             f"a prompt is a list of token ids, which are whole numbers, and not {repr(ids)[:40]}; encode text with the "
@@ -59,7 +59,8 @@ def checked_prompt(ids: Sequence[int] | Tensor, max_new_tokens: int, vocab_size:
         ) from error
     if not prompt:
         raise InputError("the prompt has no token; give at least one, such as the model's bos_token_id")
-    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
+    # True is a whole number to Python, and a mistake here.
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
         raise InputError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number, 0 or more")
     _check_range(min(prompt), max(prompt), vocab_size)
     return prompt
@@ -72,6 +73,13 @@ def check_speaks(spec: ModelSpec) -> None:
             f"gate {spec.moe.gate.kind!r} chooses for all tokens of a batch at once, later ones included, so text cannot "
             "be generated token by token; call model(input_ids) on whole texts, or give the model another gate"
         )
+
+
+def _token(value: Any) -> int:
+    """A whole number. Raises TypeError for anything else, truths among it."""
+    if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+        raise TypeError("a truth is no token")
+    return index(value)
 
 
 def _check_range(lowest: int, highest: int, vocab_size: int) -> None:

@@ -16,7 +16,7 @@ from moe_core.model.context import RoutingContext
 from moe_core.model.inputs import check_ids, checked_prompt
 from moe_core.model.layers import Embedding, Linear
 from moe_core.model.seq2seq.layers import KeysValues, Layer, SparseMlp, norm_of
-from moe_core.model.seq2seq.positions import RelativeBias, sines
+from moe_core.model.seq2seq.positions import RelativeBias, check_sines, sines
 from moe_core.spec.seq2seq import Seq2SeqSpec
 
 NEG_INF = float("-inf")
@@ -150,9 +150,11 @@ class EncoderDecoder(nn.Module):
     def generate(self, ids: list[int], max_new_tokens: int) -> list[int]:
         """Greedy answer to one source, without the start token; ends after an end token.
 
-        Raises InputError for a source that is none.
+        Raises InputError for a source that is none, and for more tokens than the model has positions for.
         """
         ids = checked_prompt(ids, max_new_tokens, self.spec.vocab_size)
+        # The last one is said, not read.
+        check_sines(max_new_tokens, self.spec)
         device = self.embed_tokens.weight.device
         source_1SD = self.encode(torch.tensor([ids], dtype=torch.long, device=device))
         memory, new = Memory(self.spec.decoder.num_layers), [self.spec.decoder_start_token_id]
@@ -165,6 +167,7 @@ class EncoderDecoder(nn.Module):
 
     def _embedded(self, ids_BS: Tensor, start: int) -> Tensor:
         check_ids(ids_BS, self.spec.vocab_size)
+        check_sines(start + ids_BS.shape[1], self.spec)
         x_BSD: Tensor = self.embed_tokens(ids_BS)
         if self.spec.scale_embedding:
             x_BSD = x_BSD * self.spec.hidden_size**0.5

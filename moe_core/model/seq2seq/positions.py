@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from moe_core.errors import InputError
 from moe_core.spec.seq2seq import Seq2SeqSpec
 
 
@@ -47,6 +48,16 @@ class RelativeBias(nn.Module):
         distance_QN = keys_N[None, :] - keys_N[start:, None]
         buckets_QN = buckets_of(distance_QN, self.spec, bidirectional=self.bidirectional)
         return self.weight[buckets_QN].permute(2, 0, 1)
+
+
+def check_sines(num_tokens: int, spec: Seq2SeqSpec) -> None:
+    """Raise InputError when a text is longer than there are sines for; distances have no end."""
+    most = spec.max_position_embeddings
+    if spec.positions == "sinusoidal" and num_tokens > most:
+        raise InputError(
+            f"{num_tokens} tokens are more than the model's {most} positions (max_position_embeddings); shorten the text, "
+            "or give the model's spec more of them"
+        )
 
 
 def sines(ids_BS: Tensor, start: int, spec: Seq2SeqSpec, dtype: torch.dtype) -> Tensor:

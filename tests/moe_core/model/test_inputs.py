@@ -10,15 +10,17 @@ import pytest
 import torch
 
 import moe_core
+from moe_core import EncoderDecoder
 from moe_core.errors import CheckpointError, InputError, SpecError
 from moe_core.model import Decoder
 from moe_core.model.init import random_decoder
+from moe_core.model.seq2seq.init import random_encoder_decoder
 from moe_core.operations import grow
 from moe_core.operations.measure import hidden_of
 from moe_core.operations.prompts import Prompts
 from moe_core.spec.gate import ExpertChoice, Soft
 from moe_core.spec.operations import GrowSpec
-from tests.moe_core.tiny import STD, tiny_mixtral, tiny_turnout
+from tests.moe_core.tiny import STD, tiny_mixtral, tiny_seq2seq, tiny_turnout
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,9 @@ def test_a_batch_of_nothing_has_logits_of_nothing(model: Decoder) -> None:
         (torch.tensor([[5, 6]]), 4, r"shape \(1, 2\); give ids\[0\]"),
         ([5], -1, "max_new_tokens is -1"),
         ([5], 2.5, "max_new_tokens is 2.5; it must be a whole number, 0 or more"),
+        ([5], True, "max_new_tokens is True; it must be a whole number"),
+        ([True, False], 4, r"whole numbers, and not \[True, False\]"),
+        (torch.tensor([True]), 4, "whole numbers"),
         ([5], None, "max_new_tokens is None; it must be a whole number"),
         ([5], "4", "max_new_tokens is '4'; it must be a whole number"),
         ([5] * 100, 29, "129 tokens are more than the model's 128 positions"),
@@ -147,3 +152,23 @@ def test_growth_by_doubled_k_says_how_far_it_reaches(model: Decoder) -> None:
         SpecError, match=rf"at most 64 experts; grow to at most {experts * 64 // top_k}, or with 'twin'"
     ):
         grow(model, GrowSpec(num_experts=experts * 64, method="double_k"))
+
+
+@pytest.fixture(scope="module")
+def reader() -> EncoderDecoder:
+    spec = tiny_seq2seq("nllb-moe", max_position_embeddings=12, eos_token_id=None)
+    return random_encoder_decoder(spec, 3, STD)
+
+
+def test_an_encoder_decoder_refuses_more_tokens_than_it_has_positions_for(reader: EncoderDecoder) -> None:
+    most, more = torch.full((1, 12), 5), torch.full((1, 13), 5)
+    assert reader(most, most).shape == (1, 12, 97)
+    assert len(reader.generate([5] * 12, 12)) == 12
+    for source, target in ((more, most), (most, more)):
+        with pytest.raises(InputError, match="13 tokens are more than the model's 12 positions"):
+            reader(source, target)
+    for ids, count in (([5] * 13, 1), ([5], 13)):
+        with pytest.raises(InputError, match="13 tokens are more than the model's 12 positions"):
+            reader.generate(ids, count)
+    with pytest.raises(InputError, match="max_new_tokens is True"):
+        reader.generate([5], True)
