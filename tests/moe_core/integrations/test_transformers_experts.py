@@ -202,3 +202,14 @@ def test_moe_core_needs_no_transformers() -> None:
     ).stdout
     assert told.startswith(MissingLibrary.__name__)
     assert "pip install transformers" in told
+
+
+def test_a_model_without_values_does_not_run_as_the_page_says() -> None:
+    empty = reference("mixtral").to("meta")
+    ids = torch.zeros(1, 4, dtype=torch.long, device="meta")
+    for implementation in ("turnout", "eager"):
+        empty.set_experts_implementation(implementation)
+        with pytest.raises(NotImplementedError):
+            empty(ids)
+    empty.set_experts_implementation("batched_mm")
+    assert empty(ids).logits.shape == (1, 4, 97)
