@@ -10,8 +10,6 @@ from moe_core.spec.gate import LinearGate, SigmoidGroups, SoftmaxTopk
 from moe_core.spec.model import MoeSpec
 from moe_core.spec.operations import Chosen
 
-# The way out where a gate has groups.
-PER_GROUP = "set per_group to do the same at one place of each group"
 # The most experts of a layer, and of one token, that a specification takes.
 MOST_EXPERTS, TOP_K_MOST = 1024, 64
 
@@ -50,15 +48,19 @@ def groups_of(moe: MoeSpec) -> list[list[int]]:
     return [list(range(start, start + size)) for start in range(0, moe.num_experts, size)]
 
 
-def check_alone(
-    moe: MoeSpec, *, per_group: bool = False, instead: str = "use a model whose gate has one group"
-) -> None:
-    """Raise SpecError where experts cannot be taken by themselves; `instead` is the way out where a gate has groups."""
+def check_alone(moe: MoeSpec, *, per_group: bool | None = None) -> None:
+    """Raise SpecError where experts cannot be taken by themselves.
+
+    Where a gate has groups that is one of `per_group`, unless the operation has no such field (None).
+    """
     if not isinstance(moe.gate, LinearGate):
         raise SpecError.of("gate_ties_experts", gate=moe.gate.kind)
-    if num_groups_of(moe) > 1 and not per_group:
-        values = {"gate": moe.gate.kind, "groups": num_groups_of(moe)}
-        raise SpecError.of("groups_by_place" if instead == PER_GROUP else "groups_tie_experts", **values)
+    if num_groups_of(moe) == 1 or per_group:
+        return
+    values = {"gate": moe.gate.kind, "groups": num_groups_of(moe)}
+    if per_group is None:
+        raise SpecError.of("groups_tie_experts", **values)
+    raise placed("per_group", CORE.say("groups_by_place", **values))
 
 
 def check_growth(moe: MoeSpec, method: str) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 from moe_core.errors import SpecError
 from moe_core.sentences import CORE
 from moe_core.spec.demands import (
-    PER_GROUP,
     check_alone,
     check_chosen,
     check_clone,
@@ -88,7 +87,7 @@ def _foreseen(spec: ModelSpec, operation: OperationSpec) -> ModelSpec:
         check_alone(moe, per_group=True)
         return _grown(spec, moe, operation)
     if isinstance(operation, EditSpec):
-        check_alone(moe, per_group=operation.per_group, instead=PER_GROUP)
+        check_alone(moe, per_group=operation.per_group)
     else:
         check_alone(moe)
     if isinstance(operation, WakeExpertSpec):

@@ -109,7 +109,8 @@ WORDS: Mapping[str, str] = {
         "The experts are of several kinds or widths; this operation is for experts that are alike."
     ),
     "gate_ties_experts": gettext_noop(
-        "The gate “%(gate)s” ties experts to one another (slots, tables or groups), so that none can be taken by itself."
+        "The gate “%(gate)s” ties experts to one another (slots, tables or groups), so that none can be taken by itself; "
+        "use a version whose gate has a row for each expert, such as “softmax_topk”."
     ),
     "not_doubled": gettext_noop(
         "The number of experts (%(num_experts)s) must be %(old)s times a power of two; the next is %(next)s."
@@ -167,11 +168,12 @@ WORDS: Mapping[str, str] = {
         "Grown by “%(method)s”, the gate would choose other groups than before. Grow the version by twins."
     ),
     "groups_tie_experts": gettext_noop(
-        "The gate “%(gate)s” chooses among %(groups)s groups of one size, so that no expert comes or goes alone."
+        "The gate “%(gate)s” chooses among %(groups)s groups of one size, so that no expert comes or goes alone; "
+        "use a version whose gate has one group."
     ),
     "groups_by_place": gettext_noop(
         "The gate “%(gate)s” chooses among %(groups)s groups of one size, so that no expert comes or goes alone; "
-        "do the same in every group."
+        "choose “The same in every group” (per_group)."
     ),
     "no_such_place": gettext_noop(
         "There is no expert %(expert)s; a group has %(num_experts)s, counted from 0."

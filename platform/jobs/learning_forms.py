@@ -7,13 +7,13 @@ from typing import Any
 from django.utils.translation import gettext_lazy as _
 
 from common.spec_fields import Ask
-from jobs.operation_form import SEED, OfOneExpertForm, OperateForm
+from jobs.operation_form import SEED, OfOneExpertForm, SingleForm
 from moe_core.spec.operations import DistilSpec, SpecialiseCloneSpec, WakeExpertSpec
 from registry.models import ModelVersion
 from registry.operated import OPERATIONS
 
 
-class SpecialiseForm(OperateForm):
+class SpecialiseForm(SingleForm):
     """Clone an expert and teach the clone."""
 
     kind, title, schema = "specialise_clone", OPERATIONS["specialise_clone"], SpecialiseCloneSpec
@@ -59,7 +59,7 @@ class WakeForm(OfOneExpertForm):
     }
 
 
-class DistilForm(OperateForm):
+class DistilForm(SingleForm):
     """Make a small mixture of a large one."""
 
     kind, title, schema = "distil", OPERATIONS["distil"], DistilSpec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from django import forms
@@ -19,7 +19,11 @@ from jobs.chosen import ChosenField
 from jobs.forms import MAX_CHOICES, version_words
 from jobs.specs import default_threads
 from jobs.tune_fields import PRECISION
+from moe_core.errors import SpecError
+from moe_core.spec import ModelSpec
 from moe_core.spec.base import Spec
+from moe_core.spec.demands import check_alone
+from moe_core.spec.model import MoeSpec
 from moe_core.spec.operate import LEARNING, OperateSpec
 from registry.models import ModelVersion, VersionState
 from registry.selectors import versions_of
@@ -103,7 +107,7 @@ class OperateForm(forms.Form):
         self.versions = [(version.pk, version_words(version)) for version in versions]
         self.fields["model_version"].choices = self.versions  # type: ignore[attr-defined]
         chosen = {str(version.pk): version for version in versions}.get(
-            str(self.initial.get("model_version", "")), versions[0] if versions else None
+            str(self.initial.get("model_version", "")), self._first(versions)
         )
         if chosen is not None:
             self.fields["model_version"].initial = chosen.pk
@@ -123,6 +127,25 @@ class OperateForm(forms.Form):
         """Whether the operation can begin with that version: with experts that are alike and not packed."""
         moe = version.spec.get("moe") or {}
         return not version.is_dense and not moe.get("expert_kinds") and not moe.get("quantisation")
+
+    @classmethod
+    def check_gate(cls, moe: MoeSpec) -> None:
+        """Raise SpecError where the operation would refuse a version for its gate, whatever else is asked."""
+
+    @classmethod
+    def _first(cls, versions: Sequence[ModelVersion]) -> ModelVersion | None:
+        """The newest version whose gate it takes as it begins; where there is none, the newest."""
+        return next(filter(cls._takes, versions), versions[0] if versions else None)
+
+    @classmethod
+    def _takes(cls, version: ModelVersion) -> bool:
+        moe = ModelSpec.parse(version.spec).moe
+        try:
+            if moe is not None:
+                cls.check_gate(moe)
+        except SpecError:
+            return False
+        return True
 
     def suit(self, version: ModelVersion) -> None:
         """Set what hangs on the version: numbers that no specification can have as a default."""
@@ -176,7 +199,16 @@ class OperateForm(forms.Form):
         return {**operation, **spec.get("options", {}), **named}
 
 
-class OfOneExpertForm(OperateForm):
+class SingleForm(OperateForm):
+    """An operation on single experts, which must be free to come and go."""
+
+    @classmethod
+    def check_gate(cls, moe: MoeSpec) -> None:
+        """Gates with a row for each expert and one group leave them so."""
+        check_alone(moe)
+
+
+class OfOneExpertForm(SingleForm):
     """An operation on one expert of each layer: the one with the least load where none is named."""
 
     expert = ChosenField(

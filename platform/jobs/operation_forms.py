@@ -15,8 +15,10 @@ from common.spec_fields import Ask
 from jobs.chosen import ChosenField
 from jobs.forms import MAX_CHOICES
 from jobs.learning_forms import DistilForm, SpecialiseForm, WakeForm
-from jobs.operation_form import LOSS, PER_GROUP, SEED, TOGETHER, OfOneExpertForm, OperateForm
+from jobs.operation_form import LOSS, PER_GROUP, SEED, TOGETHER, OfOneExpertForm, OperateForm, SingleForm
 from layouts.selectors import layouts_of
+from moe_core.spec.demands import check_alone, check_growth
+from moe_core.spec.model import MoeSpec
 from moe_core.spec.operations import (
     AddExpertSpec,
     ComposeSpec,
@@ -53,6 +55,12 @@ class GrowForm(OperateForm):
         ),
     }
 
+    @classmethod
+    def check_gate(cls, moe: MoeSpec) -> None:
+        """Groups grow as they are."""
+        check_alone(moe, per_group=True)
+        check_growth(moe, "twin")
+
     def suit(self, version: ModelVersion) -> None:
         """Doubled once."""
         self.fields["num_experts"].initial = min(1024, 2 * version.num_experts)
@@ -82,7 +90,7 @@ class ReleaseForm(OperateForm):
         return bool((version.spec.get("moe") or {}).get("twins"))
 
 
-class AddForm(OperateForm):
+class AddForm(SingleForm):
     """Add one expert."""
 
     kind, title, schema = "add", OPERATIONS["add"], AddExpertSpec
@@ -101,7 +109,7 @@ class RemoveForm(OfOneExpertForm):
     more = {"together": TOGETHER, "per_group": PER_GROUP}
 
 
-class MergeForm(OperateForm):
+class MergeForm(SingleForm):
     """Merge two experts."""
 
     kind, title, schema = "merge", OPERATIONS["merge"], MergeExpertsSpec

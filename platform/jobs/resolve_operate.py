@@ -92,7 +92,9 @@ def _refuse_shape(version: ModelVersion, other: ModelVersion, apart: list[str]) 
 def _check_begins(version: ModelVersion, kind: str) -> None:
     """What an operation begins with: a dense model, or experts."""
     if version.is_dense and kind not in FROM_DENSE:
-        reason = _("%(version)s is dense; it has no experts to change.") % {"version": str(version)}
+        reason = _("%(version)s is dense; it has no experts to change. Lay experts over it first.") % {
+            "version": str(version)
+        }
         _refuse("model_version", reason)
     if kind == "upcycle" and not version.is_dense:
         _refuse("model_version", _("%(version)s has experts already.") % {"version": str(version)})
