@@ -217,7 +217,9 @@ class UpdateForm(EngineForm):
         required=False,
         help_text=_("Requests may name its domains, and the router leans towards their experts."),
     )
-    field_order = ["version", "domain_map", "confirm_domains", "note"]
+    field_order = [
+        "version", "domain_map", "confirm_domains", "prior_mode", "prior_strength", "prior_floor", "note",
+    ]  # fmt: skip
 
     def __init__(self, *args: Any, team: Team, domains: dict[str, Any], **options: Any) -> None:
         super().__init__(*args, team=team, **options)

@@ -85,8 +85,11 @@ def test_a_prior_is_chosen_shown_and_taken_back_by_the_form(
     assert changed(people, made, prior_mode=mode, **{name: value}).status_code == 302
     prior = prior_of(made)
     assert prior.mode == mode and value in (prior.floor, prior.strength)
-    page = people.client("owner").get(reverse("deployments:detail", args=[made.pk])).content.decode()
-    assert "Named domains" in page and f'name="update-{name}" value="{value}"' in page
+    address = reverse("deployments:detail", args=[made.pk])
+    assert f'name="update-{name}" value="{value}"' in people.client("owner").get(address).content.decode()
+    # Who may only look sees no form.
+    seen = people.client("teammate").get(address).content.decode()
+    assert "<dt>Named domains</dt>" in seen and f"<dd>{value:.2f}" in seen
     assert changed(people, made, prior_mode="", **{name: ""}).status_code == 302
     assert prior_of(made) == LayerPrior()
     assert not {"prior_mode", name} & made.settings.keys()
