@@ -16,6 +16,7 @@ from jobs.chosen import ChosenField
 from jobs.forms import MAX_CHOICES
 from jobs.learning_forms import DistilForm, SpecialiseForm, WakeForm
 from jobs.operation_form import LOSS, PER_GROUP, SEED, TOGETHER, OfOneExpertForm, OperateForm, SingleForm
+from jobs.quantise_form import QuantiseForm
 from layouts.selectors import layouts_of
 from moe_core.spec.demands import check_alone, check_growth
 from moe_core.spec.model import MoeSpec
@@ -29,7 +30,6 @@ from moe_core.spec.operations import (
     RemoveExpertSpec,
     UpcycleSpec,
 )
-from moe_core.spec.quantisation import ExpertQuantSpec
 from registry.models import ModelVersion
 from registry.operated import OPERATIONS
 
@@ -140,49 +140,6 @@ class MergeForm(SingleForm):
         chosen = {name: self.cleaned_data[name] for name in ("first", "second")}
         wanted = {**super().operation(), **chosen}
         return wanted if self.cleaned_data["corpus"] else {**wanted, "weights": "even"}
-
-
-# Of what is not an expert: left in 16 bits, unless it is asked for.
-TRUNK_BITS = [("", "16"), (8, "8"), (4, "4")]
-
-
-class QuantiseForm(OperateForm):
-    """Pack the experts."""
-
-    kind, title, schema = "quantise", OPERATIONS["quantise"], ExpertQuantSpec
-    words = _("The experts' weights in 8 or 4 bits, and where wanted those of attention and the output map.")
-    asks = {
-        "bits": Ask(_("Experts, bits")),
-        "group_size": Ask(_("Weights that share a scale")),
-        "symmetric": Ask(_("Symmetric"), _("Without a zero point: smaller, a little less exact.")),
-    }
-
-    attention = forms.TypedChoiceField(
-        label=_("Attention, bits"), coerce=int, choices=TRUNK_BITS, empty_value=None, required=False
-    )
-    head = forms.TypedChoiceField(
-        label=_("Output map, bits"), coerce=int, choices=TRUNK_BITS, empty_value=None, required=False,
-        help_text=_("Beside experts in 4 bits, 8 cost the least for what they save."),
-    )  # fmt: skip
-
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        # Experts first: they are nearly all of the weights.
-        self.order_fields([*self.asks, "attention", "head"])
-
-    def operation(self) -> dict[str, Any]:
-        """How each part is packed, all in groups of one size."""
-        experts = {name: value for name, value in super().operation().items() if name != "kind"}
-        trunk = {name: self.cleaned_data[name] for name in ("attention", "head")}
-        packings = {name: {**experts, "bits": bits} for name, bits in trunk.items() if bits is not None}
-        return {"kind": self.kind, "quantisation": experts, **packings}
-
-    @classmethod
-    def initial_of(cls, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """How to pack, one field each."""
-        initial = super().initial_of(spec)
-        trunk = {name: (initial.pop(name, None) or {}).get("bits") for name in ("attention", "head")}
-        return {**initial, **initial.pop("quantisation", {}), **trunk}
 
 
 class DequantiseForm(OperateForm):

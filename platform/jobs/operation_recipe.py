@@ -12,25 +12,21 @@ from common.layers import layers_text
 from jobs.models import Job
 from jobs.operation_form import OPTIONS
 from jobs.operation_forms import FORMS
+from jobs.quantise_form import TRUNK, TRUNK_OWN, QuantiseForm, flat_packing
 from registry.moe_facts import said
 
 # Said elsewhere on the page, or too long for a line.
 UNSAID = frozenset({"kind", "layout"})
 LISTED = 8
-TRUNK = ("attention", "head")
 
 
 def operation_recipe(job: Job) -> Iterator[tuple[str, str]]:
     """Every number and choice that was set, under the name that its form gives it."""
     wanted = job.inputs["operate"]
     operation = {name: value for name, value in wanted["operation"].items() if name not in UNSAID}
-    operation |= operation.pop("quantisation", None) or {}
-    operation |= {
-        name: operation[name] and operation[name]["bits"]
-        for name in ("attention", "head")
-        if name in operation
-    }
     kind = str(wanted["operation"]["kind"])
+    if kind == QuantiseForm.kind:
+        operation = flat_packing(operation)
     for name in sorted(operation, key=_place_of(kind)):
         if operation[name] is not None:
             yield _label(kind, name), _value(kind, name, operation[name])
@@ -44,7 +40,8 @@ def _place_of(kind: str) -> Callable[[str], int]:
     form = FORMS.get(kind)
     written = [] if form is None else [*form.declared_fields, *form.asks, *form.more]
     # The trunk comes after the experts.
-    written = [*(name for name in written if name not in TRUNK), *TRUNK]
+    trunk = [*TRUNK, *TRUNK_OWN]
+    written = [*(name for name in written if name not in trunk), *trunk]
     return lambda name: written.index(name) if name in written else len(written)
 
 

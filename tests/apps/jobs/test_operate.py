@@ -7,6 +7,7 @@ import pytest
 from common.errors import Invalid
 from jobs.models import Job, JobArtifact
 from jobs.operation_forms import FORMS
+from jobs.quantise_form import TRUNK_OWN
 from jobs.services import job_submit
 from moe_core.spec import operations
 from moe_core.spec.foresee import foreseen
@@ -197,7 +198,7 @@ def test_a_form_asks_for_everything_that_its_specification_can_be_told(people, m
     schema = next(one for one in OPERATION_SPECS if one.model_fields["kind"].default == kind)
     wanted = set(schema.model_fields) - {"kind"}
     if kind == "quantise":
-        wanted = wanted - {"quantisation"} | set(ExpertQuantSpec.model_fields)
+        wanted = wanted - {"quantisation"} | set(ExpertQuantSpec.model_fields) | set(TRUNK_OWN)
     form = FORMS[kind](team=people.owner.team)
     own = {field.name for field in [*form.own_fields, *form.more_fields]}
     assert own == wanted | ({"others"} if kind == "compose" else set())
