@@ -114,3 +114,24 @@ def test_all_versions_that_were_composed_are_named(people: Any, tmp_path: Any) -
     assert [(node["title"], node["note"]) for node in lineage_of(job)["parents"]] == [
         ("One v1", "base"), ("Two v1", "composed with it"),
     ]  # fmt: skip
+
+
+def test_the_page_foretells_what_will_be(people: Any, tmp_path: Any) -> None:
+    mixture = make_version(people, tmp_path, spec=moe_spec(), name="Mixture")
+    client = people.client("owner")
+
+    def told(kind: str, **typed: str) -> dict[str, tuple[str, str]]:
+        sent = {"model_version": mixture.pk, **typed}
+        page = client.post(f"/jobs/operate/foreseen/?operation={kind}", sent).context["foreseen"]
+        return {line.key: (line.before[0], line.after[0]) for line in page.lines}
+
+    assert told("grow", num_experts="16")["num_experts"] == ("8", "16")
+    assert told("grow", num_experts="16", method="double_k")["top_k"] == ("2", "4")
+    assert told("remove")["num_experts"] == ("8", "7")
+    before, after = told("remove")["total"]
+    assert before != after
+    refused = client.post(
+        "/jobs/operate/foreseen/?operation=grow", {"model_version": mixture.pk, "num_experts": "6"}
+    )
+    assert "times a power of two" in refused.content.decode()
+    assert 'data-foreseen="num_experts"' in client.get("/jobs/operate/?operation=grow").content.decode()

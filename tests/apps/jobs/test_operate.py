@@ -331,23 +331,3 @@ def test_what_the_operation_would_refuse_stands_beside_its_field_at_once(
     assert list(form.errors) == [field]
     assert form["name"].value() == "Kept" and form[field].value() == typed[field]
     assert not Job.objects.exists()
-
-
-def test_the_page_foretells_what_will_be(people, mixture) -> None:
-    client = people.client("owner")
-
-    def told(kind: str, **typed: str) -> dict[str, tuple[str, str]]:
-        sent = {"model_version": mixture.pk, **typed}
-        page = client.post(f"/jobs/operate/foreseen/?operation={kind}", sent).context["foreseen"]
-        return {line.key: (line.before[0], line.after[0]) for line in page.lines}
-
-    assert told("grow", num_experts="16")["num_experts"] == ("8", "16")
-    assert told("grow", num_experts="16", method="double_k")["top_k"] == ("2", "4")
-    assert told("remove")["num_experts"] == ("8", "7")
-    before, after = told("remove")["total"]
-    assert before != after
-    refused = client.post(
-        "/jobs/operate/foreseen/?operation=grow", {"model_version": mixture.pk, "num_experts": "6"}
-    )
-    assert "times a power of two" in refused.content.decode()
-    assert 'data-foreseen="num_experts"' in client.get("/jobs/operate/?operation=grow").content.decode()
