@@ -89,10 +89,20 @@ class QuantiseForm(OperateForm):
         """How the rest is packed, where that is not as the experts are."""
         return [self[name] for name in TRUNK_OWN]
 
+    def clean(self) -> dict[str, Any]:
+        """What is left in 16 bits has no packing of its own."""
+        data = super().clean() or self.cleaned_data
+        for part in TRUNK:
+            if not data.get(part) and any(data.get(f"{part}_{name}") is not None for name in OWN):
+                self.add_error(
+                    part, _("Choose 8 or 4 bits here, or leave how it is packed as of the experts.")
+                )
+        return data
+
     def operation(self) -> dict[str, Any]:
         """How each part is packed; what is not said of one is as of the experts."""
         experts = {name: value for name, value in super().operation().items() if name != "kind"}
-        packings = {part: {**experts, **self._own(part)} for part in TRUNK if self.cleaned_data[part]}
+        packings = {part: {**experts, **self._own(part)} for part in TRUNK if self.cleaned_data.get(part)}
         return {"kind": self.kind, "quantisation": experts, **packings}
 
     def _own(self, part: str) -> dict[str, Any]:

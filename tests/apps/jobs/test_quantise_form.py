@@ -66,6 +66,19 @@ def test_what_is_left_open_is_as_of_the_experts(people, mixture) -> None:
     }
 
 
+@pytest.mark.parametrize("own", [{"head_group_size": "64"}, {"head_symmetric": "False"}])
+def test_what_stays_in_16_bits_has_no_packing_of_its_own(people, mixture, own) -> None:
+    typed = {
+        "model_version": mixture.pk,
+        "bits": "4",
+        "group_size": "32",
+        "symmetric": "on",
+        "attention": "8",
+    }
+    form = QuantiseForm({**typed, **own}, team=people.owner.team)
+    assert list(form.errors) == ["head"] and "Choose 8 or 4 bits" in form.errors["head"][0]
+
+
 def test_the_page_of_the_job_says_what_differs(people, mixture) -> None:
     job = quantise(people, mixture, PACKINGS[2])
     told = dict(operation_recipe(job))
