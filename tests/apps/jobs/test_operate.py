@@ -125,15 +125,6 @@ def test_each_form_is_whole_in_both_languages(people, mixture, kind, language) -
     assert page.count('aria-current="true"') >= 1
 
 
-def test_a_merge_speaks_of_merging_and_a_removal_of_going(people, mixture) -> None:
-    client = people.client("owner")
-    client.cookies["django_language"] = "zh-hans"
-    labels = {"merge": "一起合并的专家数", "remove": "一起移出的专家数"}
-    for kind, label in labels.items():
-        page = client.get(f"/jobs/operate/?operation={kind}").content.decode()
-        assert [one for one in labels.values() if one in page] == [label]
-
-
 def test_a_form_starts_its_job(people, mixture) -> None:
     asked = {"model_version": mixture.pk, "num_experts": 16, "method": "split"}
     reply = people.client("owner").post("/jobs/operate/?operation=grow", asked)
