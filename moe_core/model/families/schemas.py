@@ -84,7 +84,7 @@ class DecoderConfig(Spec):
     transformers_js: dict[str, Any] | None = Field(default=None, alias="transformers.js_config")
 
     default_theta: ClassVar[float] = 10_000.0
-    # Positions where no key says how they are stretched; a key that says it, an empty one too, leaves nothing of this.
+    # Positions where no key says how they are stretched; an empty `rope_parameters` says that they are not.
     default_rope: ClassVar[RopeParameters] = RopeParameters()
     # What other families' keys must say here, where that is not "none of it".
     also_neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
@@ -102,9 +102,18 @@ class DecoderConfig(Spec):
             raise ValueError(f"rope_theta is given with different values: {sorted(given)}")
         return self
 
+    def _stated_rope(self) -> RopeParameters | None:
+        """What says how positions turn: `rope_scaling` unless it is empty, and then nothing of `rope_parameters`.
+
+        Source: `convert_rope_params_to_dict` of transformers 5.23.
+        """
+        if self.rope_scaling is not None and self.rope_scaling.model_fields_set:
+            return self.rope_scaling
+        return self.rope_parameters
+
     def _thetas(self) -> list[float | None]:
-        parts = (self.rope_parameters, self.rope_scaling)
-        return [self.rope_theta, *(part.rope_theta for part in parts if part is not None)]
+        stated = self._stated_rope()
+        return [self.rope_theta, None if stated is None else stated.rope_theta]
 
     def theta(self) -> float:
         """The base of rotary positions, wherever it was written."""
@@ -127,7 +136,7 @@ class DecoderConfig(Spec):
         heads = self.num_attention_heads
         eos = self.eos_token_id
         moe = self.moe_part()
-        rope = self.rope_parameters or self.rope_scaling or self.default_rope
+        rope = self._stated_rope() or self.default_rope
         return ModelSpec.parse(
             {
                 "family": self.model_type,

@@ -46,6 +46,7 @@ def check_equal(directory: Path, model_type: str) -> None:
         ({}, "yarn"),
         ({"rope_theta": 5000.0}, "yarn"),
         ({"rope_theta": 5000.0, "rope_scaling": None}, "yarn"),
+        ({"rope_theta": 5000.0, "rope_scaling": {}}, "yarn"),
         ({"rope_parameters": None}, "yarn"),
         ({"rope_parameters": {"rope_type": "default"}}, "plain"),
         ({"rope_parameters": {"rope_theta": 5000.0}}, "plain"),
@@ -123,6 +124,46 @@ def test_keys_that_are_said_twice_or_null_are_read_as_transformers_reads_them(
     stretched = "yarn" in str(keys)
     assert (spec.rope.kind, spec.rope.factor) == (("yarn", 4.0) if stretched else ("plain", 1.0))
     check_equal(directory, "llama")
+
+
+NEW_YARN = {"rope_type": "yarn", **OLD_YARN}
+PLAIN = {"rope_type": "default"}
+# What config.json says of positions, and what of it counts: kind, factor and theta, None for the family's own.
+SAID_TWICE: list[tuple[dict[str, Any], tuple[str, float, float | None]]] = [
+    ({"rope_scaling": NEW_YARN, "rope_parameters": {**PLAIN, "rope_theta": 5000.0}}, ("yarn", 4.0, None)),
+    ({"rope_scaling": PLAIN, "rope_parameters": {**NEW_YARN, "rope_theta": 5000.0}}, ("plain", 1.0, None)),
+    (
+        {"rope_scaling": {**NEW_YARN, "factor": 2.0}, "rope_parameters": {**NEW_YARN, "rope_theta": 5000.0}},
+        ("yarn", 2.0, None),
+    ),
+    (
+        {
+            "rope_scaling": {**NEW_YARN, "rope_theta": 700.0},
+            "rope_parameters": {**PLAIN, "rope_theta": 5000.0},
+        },
+        ("yarn", 4.0, 700.0),
+    ),
+    (
+        {"rope_theta": 700.0, "rope_scaling": NEW_YARN, "rope_parameters": {**PLAIN, "rope_theta": 5000.0}},
+        ("yarn", 4.0, 700.0),
+    ),
+    ({"rope_scaling": {}, "rope_parameters": {**NEW_YARN, "rope_theta": 5000.0}}, ("yarn", 4.0, 5000.0)),
+    ({"rope_scaling": None, "rope_parameters": {**NEW_YARN, "rope_theta": 5000.0}}, ("yarn", 4.0, 5000.0)),
+]
+OWN_THETA = {"mixtral": 1_000_000.0, "qwen3_moe": 10_000.0, "gpt_oss": 150_000.0}
+
+
+@pytest.mark.parametrize("family", OWN_THETA)
+@pytest.mark.parametrize(("keys", "counts"), SAID_TWICE)
+def test_a_rope_scaling_that_says_anything_counts_beside_rope_parameters(
+    tmp_path: Path, family: str, keys: dict[str, Any], counts: tuple[str, float, float | None]
+) -> None:
+    directory = saved_with(family, tmp_path, keys)
+    spec = spec_of(json.loads((directory / "config.json").read_text()))
+    kind, factor, theta = counts
+    assert (spec.rope.kind, spec.rope.factor) == (kind, factor)
+    assert spec.rope_theta == (OWN_THETA[family] if theta is None else theta)
+    check_equal(directory, family)
 
 
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
