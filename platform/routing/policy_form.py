@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from itertools import groupby
 from typing import Any
 
@@ -127,12 +128,18 @@ def _rule(line: str) -> tuple[list[int], dict[str, Any]]:
         raise ValidationError(f"“{line[:60]}”: {told(str(error))}") from error
 
 
+def _digits(value: float) -> str:
+    """The shortest text without an exponent that reads back equal: 2.0 → "2", 1e-07 → "0.0000001"."""
+    text = f"{Decimal(repr(float(value))):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def rules_text(priors: Mapping[Any, Mapping[str, Any]]) -> str:
     """A prior for each layer as rules, one line for each kind of prior."""
 
     def said(prior: Mapping[str, Any]) -> str:
         name = VALUES.get(prior["mode"])
-        return f"{prior['mode']} {prior[name]:g}" if name else str(prior["mode"])
+        return f"{prior['mode']} {_digits(prior[name])}" if name else str(prior["mode"])
 
     rules = sorted((said(prior), int(layer)) for layer, prior in priors.items())
     grouped = [

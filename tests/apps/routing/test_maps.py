@@ -19,6 +19,7 @@ from routing.drafts import Draft, DraftDomain, draft_of_form, draft_of_map, prob
 from routing.models import DomainMap
 from routing.plan import MapPlan, PolicyPlan, checked_plan
 from routing.policy_form import POLICY as POLICY_PART
+from routing.policy_form import PolicyForm, rules_text
 from routing.presets import example_plan
 from routing.selectors import map_get, routing_spec
 
@@ -211,6 +212,14 @@ def test_a_policy_goes_through_the_form_unchanged_and_is_what_the_router_reads(p
         0: "none", 1: "none", 3: "bias", 7: "floor",
     }  # fmt: skip
     assert (spec.prior_in(3).strength, spec.prior_in(7).floor, spec.prior_in(5).mode) == (2.5, 0.6, "floor")
+
+
+@given(st.floats(0, 50), st.floats(0, 1, exclude_max=True))
+def test_rules_of_layers_read_back_equal(strength, floor):
+    priors = {3: {"mode": "bias", "strength": strength}, 5: {"mode": "floor", "floor": floor}}
+    form = PolicyForm({"layer_rules": rules_text(priors)})
+    read = form.policy()["prior_layers"]
+    assert (read[3]["strength"], read[5]["floor"]) == (strength, floor)
 
 
 @pytest.mark.parametrize(
