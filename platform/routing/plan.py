@@ -18,8 +18,9 @@ from moe_core.spec.routing import FloorShare, PriorLayers, PriorMode, PriorStren
 from routing.models import CODE, NUM_COLOURS
 
 MAX_DOMAINS = 64
+MAX_EXPERTS = 1024
 MAX_EXAMPLES = 200
-Expert = Annotated[int, Field(ge=0, lt=1024, strict=True)]
+Expert = Annotated[int, Field(ge=0, lt=MAX_EXPERTS, strict=True)]
 Example = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80)]
 
@@ -31,7 +32,7 @@ class DomainPlan(Spec):
     name_en: Name
     name_zh: Name
     examples: Annotated[tuple[Example, ...], Field(max_length=MAX_EXAMPLES)] = ()
-    experts: Annotated[tuple[Expert, ...], Field(min_length=1, max_length=1024)]
+    experts: Annotated[tuple[Expert, ...], Field(min_length=1, max_length=MAX_EXPERTS)]
     colour: Annotated[int, Field(ge=0, le=NUM_COLOURS)] = 0
 
     @field_validator("experts")
@@ -56,9 +57,9 @@ class PolicyPlan(Spec):
 class MapPlan(Spec):
     """The whole map."""
 
-    num_experts: Annotated[int, Field(ge=2, le=1024, strict=True)] = 8
+    num_experts: Annotated[int, Field(ge=2, le=MAX_EXPERTS, strict=True)] = 8
     domains: Annotated[tuple[DomainPlan, ...], Field(min_length=1, max_length=MAX_DOMAINS)]
-    general_experts: Annotated[tuple[Expert, ...], Field(max_length=1024)] = ()
+    general_experts: Annotated[tuple[Expert, ...], Field(max_length=MAX_EXPERTS)] = ()
     policy: PolicyPlan = PolicyPlan()
 
     @field_validator("general_experts")

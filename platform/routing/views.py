@@ -100,7 +100,7 @@ def map_delete(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def _redraws(request: HttpRequest, draft: Draft) -> bool:
-    """Add or remove a row when a button asks for it; whether the board must be drawn again."""
+    """Add or remove a row, or fit all to the number of experts, as a button asks; whether the board is to be redrawn."""
     op = request.POST.get("op", "")
     if op == "add":
         used = {one.colour for one in draft.domains}
@@ -108,16 +108,9 @@ def _redraws(request: HttpRequest, draft: Draft) -> bool:
         draft.domains.append(DraftDomain(colour=colour))
     elif op.startswith("remove-") and op[7:].isdigit() and int(op[7:]) < len(draft.domains):
         del draft.domains[int(op[7:])]
-    if op:
-        _fit(draft)
+    elif op == "resize":
+        draft.fit()
     return bool(op)
-
-
-def _fit(draft: Draft) -> None:
-    """Leave out experts beyond the last, after their number was changed."""
-    draft.general_experts = [expert for expert in draft.general_experts if expert < draft.num_experts]
-    for one in draft.domains:
-        one.experts = [expert for expert in one.experts if expert < draft.num_experts]
 
 
 def _save(request: HttpRequest, draft: Draft, domain_map: DomainMap | None, save: Any) -> HttpResponse:
@@ -147,15 +140,10 @@ def _editor(
 
 
 def _context(request: HttpRequest, draft: Draft, *, is_sent: bool = False) -> dict[str, Any]:
-    owners: dict[int, int] = {}
-    for one in draft.domains:
-        for expert in one.experts:
-            owners[expert] = owners.get(expert, 0) + 1
     return {
         "draft": draft,
         "verdict": verdict_of(draft, is_sent=is_sent),
         "is_sent": is_sent,
-        "owners": [owners.get(expert, 0) + (expert in draft.general_experts) for expert in draft.experts],
         "colours": range(1, NUM_COLOURS + 1),
         "can_write": caller_of(request).role.covers(Role.EDITOR),
     }

@@ -170,6 +170,8 @@ WHITENOISE_USE_FINDERS = True
 STORE_DIR = env.folder("TURNOUT_STORE_DIR", DATA_DIR / "store")
 RUN_DIR = env.folder("TURNOUT_RUN_DIR", DATA_DIR / "run")
 DATA_UPLOAD_MAX_MEMORY_SIZE = 8 * 2**20
+# A domain map of 64 domains with every box of its matrix set sends some 4,600 fields.
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 5000
 FILE_UPLOAD_MAX_MEMORY_SIZE = 2**20
 FILE_UPLOAD_TEMP_DIR = None
 MAX_BODY_BYTES = env.integer("TURNOUT_MAX_BODY_BYTES", 16 * 2**20, low=2**10, high=2**30)

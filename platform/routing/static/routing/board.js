@@ -28,6 +28,12 @@ function mirror(row) {
   if (line) line.dataset.colour = colour;
 }
 
+// Experts that the matrix does not draw are typed below or beside it; their row says them too.
+function mirrorTyped(field) {
+  const place = $(`[data-typed="${field.name?.replace(/^typed-/, "")}"]`);
+  if (place && field.name.startsWith("typed-")) place.textContent = field.value;
+}
+
 const ask = (values) => window.htmx.ajax("POST", form.dataset.check, { source: form, target: values ? "#map-board" : "#verdict-sink", swap: values ? "outerHTML" : "none", values: { ...(values ?? {}) } });
 function checkSoon() { clearTimeout(timer); timer = setTimeout(() => ask(null), 150); }
 
@@ -35,6 +41,7 @@ form.addEventListener("input", (event) => {
   $("#unsaved").hidden = false;
   const row = event.target.name?.match(/-(\d+)$/)?.[1];
   if (row != null) mirror(row);
+  mirrorTyped(event.target);
   checkSoon();
 });
 form.addEventListener("click", (event) => {
