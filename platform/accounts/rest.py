@@ -14,6 +14,7 @@ from accounts.access import Scope
 from accounts.models import ApiToken
 from accounts.permissions import MANAGE_ONLY, READ_ONLY, TeamScoped
 from accounts.services import MAX_CONCURRENT, MAX_MONTHLY_TOKENS, api_token_create, api_token_revoke
+from common.closed import Closed
 
 
 class WhoAmI(serializers.Serializer):
@@ -37,7 +38,7 @@ class TokenOut(serializers.ModelSerializer):
         read_only_fields = fields
 
 
-class TokenIn(serializers.Serializer):
+class TokenIn(Closed):
     """What a new token may do, and for how long."""
 
     name = serializers.CharField(max_length=80)

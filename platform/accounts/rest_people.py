@@ -23,6 +23,7 @@ from accounts.members import member_remove, member_role_set
 from accounts.models import AuditEvent, Invitation, InvitationState, Membership
 from accounts.permissions import MANAGE, MANAGE_ONLY, READ_MANAGE, Grants, TeamScoped
 from accounts.selectors import audit_of, invitations_of
+from common.closed import Closed
 
 MAX_FILTER = 200
 
@@ -38,7 +39,7 @@ class MemberOut(serializers.ModelSerializer):
         read_only_fields = fields
 
 
-class RoleIn(serializers.Serializer):
+class RoleIn(Closed):
     """Another role."""
 
     role = serializers.ChoiceField(choices=Role.choices)
@@ -83,7 +84,7 @@ class InvitationOut(serializers.ModelSerializer):
         read_only_fields = fields
 
 
-class InvitationIn(serializers.Serializer):
+class InvitationIn(Closed):
     """Which role an invitation gives, and for how long."""
 
     role = serializers.ChoiceField(choices=Role.choices, default=Role.VIEWER)

@@ -14,6 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.permissions import READ_WRITE, TeamScoped
+from common.closed import Closed
 from common.errors import NotFound
 from corpora import services
 from corpora.encodings import NAMED
@@ -77,14 +78,14 @@ class CorpusOut(serializers.ModelSerializer):
         read_only_fields = fields
 
 
-class CorpusIn(serializers.Serializer):
+class CorpusIn(Closed):
     """A new corpus."""
 
     name = serializers.CharField(max_length=120)
     description = serializers.CharField(max_length=400, required=False, allow_blank=True)
 
 
-class FileIn(serializers.Serializer):
+class FileIn(Closed):
     """A file that was uploaded before."""
 
     upload = serializers.IntegerField(min_value=1)
@@ -92,7 +93,7 @@ class FileIn(serializers.Serializer):
     encoding = serializers.ChoiceField(choices=ENCODINGS, required=False, allow_blank=True)
 
 
-class FileChange(serializers.Serializer):
+class FileChange(Closed):
     """The domain of rows that name none, the encoding, or both; what is left out stays."""
 
     default_domain = serializers.CharField(max_length=12, required=False, allow_blank=True)
@@ -199,7 +200,7 @@ class CorpusViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin
         )
 
     def _add_file(self, request: Request, corpus: Corpus) -> CorpusFile:
-        file = received_file(request)
+        file = received_file(request, also=("default_domain", "encoding"))
         return services.file_add(
             caller=self.caller, corpus_id=corpus.pk, name=file.name, source=file.source, sha256=file.sha256,
             expected_bytes=file.expected_bytes, default_domain=file.fields.get("default_domain", ""),

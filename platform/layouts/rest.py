@@ -11,6 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.permissions import READ, READ_WRITE, Grants, TeamScoped
+from common.closed import Closed
 from layouts import services
 from layouts.costing import preview
 from layouts.models import Layout, LayoutRevision
@@ -33,7 +34,7 @@ class LayoutOut(serializers.ModelSerializer):
         read_only_fields = fields
 
 
-class LayoutIn(serializers.Serializer):
+class LayoutIn(Closed):
     """A new layout."""
 
     name = serializers.CharField(max_length=120)
@@ -42,7 +43,7 @@ class LayoutIn(serializers.Serializer):
     note = serializers.CharField(max_length=400, required=False, allow_blank=True)
 
 
-class LayoutChange(serializers.Serializer):
+class LayoutChange(Closed):
     """The next revision; `revision` is the one that it starts from."""
 
     revision = serializers.IntegerField(min_value=1)
@@ -63,7 +64,7 @@ class RevisionOut(serializers.ModelSerializer):
         read_only_fields = fields
 
 
-class PreviewIn(serializers.Serializer):
+class PreviewIn(Closed):
     """A layout that need not be saved."""
 
     base_version = serializers.IntegerField(min_value=1)

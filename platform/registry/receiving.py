@@ -9,9 +9,11 @@ from typing import IO, Any
 from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter
+from rest_framework.exceptions import ValidationError
 from rest_framework.parsers import BaseParser, MultiPartParser
 from rest_framework.request import Request
 
+from common.closed import unknown_fields
 from common.errors import Invalid
 from common.strict_json import StrictJSONParser
 
@@ -41,6 +43,8 @@ class RawFileParser(BaseParser):
         return stream
 
 
+# Django's own is sent by a browser's form.
+FORM_FIELDS = ("file", "filename", "sha256", "csrfmiddlewaretoken")
 FILE_PARSERS = [MultiPartParser, RawFileParser]
 FILE_OR_JSON_PARSERS = [StrictJSONParser, MultiPartParser, RawFileParser]
 
@@ -56,11 +60,14 @@ class Received:
     fields: Mapping[str, str]
 
 
-def received_file(request: Request) -> Received:
-    """Return the file of a request; raise Invalid when there is none."""
+def received_file(request: Request, *, also: tuple[str, ...] = ()) -> Received:
+    """Return the file of a request; raise Invalid when there is none.
+
+    A form may hold FORM_FIELDS and those named `also`; any other is refused by name, as in a `Closed` body.
+    """
     query = {name: str(value) for name, value in request.query_params.items()}
     if request.content_type.startswith("multipart/"):
-        return _from_form(request, query)
+        return _from_form(request, query, FORM_FIELDS + also)
     length = request.headers.get("Content-Length", "")
     if not length.isdigit() or length == "0":
         raise Invalid(_("The body is empty; send the file."), code="no_file")
@@ -71,7 +78,9 @@ def received_file(request: Request) -> Received:
     return Received(query["filename"], source, int(length), query.get("sha256"), query)
 
 
-def _from_form(request: Request, query: dict[str, str]) -> Received:
+def _from_form(request: Request, query: dict[str, str], known: tuple[str, ...]) -> Received:
+    if unknown := unknown_fields([*request.POST, *request.FILES], known):
+        raise ValidationError(unknown)
     file = request.FILES.get("file")
     if file is None:
         raise Invalid(_("The form has no field “file”."), fields={"file": _("Choose a file.")}, code="no_file")

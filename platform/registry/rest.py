@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from django.http import FileResponse
 from drf_spectacular.types import OpenApiTypes
@@ -14,6 +14,7 @@ from rest_framework.response import Response
 
 from accounts.access import Role
 from accounts.permissions import READ_WRITE, TeamScoped
+from common.closed import Closed
 from registry import services
 from registry.downloads import version_file_response
 from registry.models import Alias, Model, ModelVersion, Upload
@@ -74,7 +75,7 @@ class ModelOut(serializers.ModelSerializer):
         return VersionBrief(model.versions.all(), many=True).data
 
 
-class ModelIn(serializers.Serializer):
+class ModelIn(Closed):
     """What people say about a model."""
 
     name = serializers.CharField(max_length=120)
@@ -83,13 +84,13 @@ class ModelIn(serializers.Serializer):
     source = serializers.CharField(max_length=500, required=False, allow_blank=True)  # type: ignore[assignment]
 
 
-class AliasIn(serializers.Serializer):
+class AliasIn(Closed):
     """Where an alias shall point."""
 
     version = serializers.IntegerField(min_value=1)
 
 
-class NoteIn(serializers.Serializer):
+class NoteIn(Closed):
     """A version's remark."""
 
     note = serializers.CharField(max_length=400, allow_blank=True)
@@ -134,9 +135,9 @@ class ModelViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin,
         """Change name, description, licence or source."""
         model = self.get_object()
         present = {name: getattr(model, name) for name in ("name", "description", "licence", "source")}
-        wanted = ModelIn(data={**present, **cast(dict[str, Any], request.data)})
+        wanted = ModelIn(data=request.data, partial=True)
         wanted.is_valid(raise_exception=True)
-        services.model_edit(caller=self.caller, model_id=model.pk, **wanted.validated_data)
+        services.model_edit(caller=self.caller, model_id=model.pk, **{**present, **wanted.validated_data})
         return Response(ModelOut(self.get_object()).data)
 
     @extend_schema(

@@ -11,6 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.permissions import READ_WRITE, TeamScoped
+from common.closed import Closed
 from routing import services
 from routing.models import Domain, DomainMap, DomainMapRevision
 from routing.selectors import maps_of
@@ -25,7 +26,7 @@ class DomainOut(serializers.ModelSerializer):
         read_only_fields = fields
 
 
-class DomainIn(serializers.Serializer):
+class DomainIn(Closed):
     """One domain as it shall be."""
 
     code = serializers.CharField(max_length=12)
@@ -50,7 +51,7 @@ class MapOut(serializers.ModelSerializer):
         read_only_fields = fields
 
 
-class MapIn(serializers.Serializer):
+class MapIn(Closed):
     """A whole map; a domain's expert may be shared with other domains, a general one may not."""
 
     name = serializers.CharField(max_length=120)
@@ -78,7 +79,7 @@ class MapRevisionOut(serializers.ModelSerializer):
         read_only_fields = fields
 
 
-class ExampleIn(serializers.Serializer):
+class ExampleIn(Closed):
     """How many experts a layer has."""
 
     num_experts = serializers.IntegerField(min_value=5, max_value=1024, default=8)
