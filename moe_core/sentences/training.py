@@ -6,6 +6,10 @@ from collections.abc import Mapping
 
 TRAINING: Mapping[str, str] = {
     "only_exploring": "gate_noise, capacity and twin_hold are for gates that explore; leave explore at true",
+    "room_when_serving": (
+        "capacity.eval_factor ({factor}) does nothing while gates learn, and a run's capacity is not saved with the model; "
+        "leave it out, and set eval_factor in the layout's capacity"
+    ),
     "hold_without_steps": (
         "twin_hold ({hold}) falls to 0 from the first step of the routers to the last, and route_steps is {steps}; give "
         "route_steps of 2 or more, or leave twin_hold out and release twins by hand"

@@ -67,7 +67,8 @@ class TuneSpec(Spec):
     gate_loss_weight: Weight = 0.1
     """Weight of losses that gates compute themselves (noisy_topk's smooth load)."""
     capacity: CapacitySpec | None = None
-    """How full experts may be while routers learn; null: as the model says. It is not saved with the model."""
+    """How full experts may be while routers learn; null: as the model says. It is not saved with the model, so that
+    `eval_factor`, the room when serving, is refused: it belongs to a layout."""
     temperature_schedule: TemperatureSpec | None = None
     """In the place of the model's temperature, from its own step on; saved with the model at the step that was reached."""
     twin_hold: Hold | None = None
@@ -101,6 +102,9 @@ class TuneSpec(Spec):
     def _check(self) -> Self:
         if not self.explore and (self.gate_noise or self.capacity is not None or self.twin_hold is not None):
             refuse([(("explore",), CORE.say("only_exploring"))])
+        if self.capacity is not None and self.capacity.eval_factor is not None:
+            said = CORE.say("room_when_serving", factor=f"{self.capacity.eval_factor:g}")
+            refuse([(("capacity", "eval_factor"), said)])
         if self.twin_hold and self.route_steps < 2:
             said = CORE.say("hold_without_steps", hold=f"{self.twin_hold:g}", steps=self.route_steps)
             refuse([(("twin_hold",), said)])

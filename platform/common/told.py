@@ -84,6 +84,10 @@ WORDS: Mapping[str, str] = {
     "only_exploring": gettext_noop(
         "Noise, a room for experts and a hold on twins are for gates that explore; let them explore, or leave these out."
     ),
+    "room_when_serving": gettext_noop(
+        "The room when serving (%(factor)s) does nothing while gates learn, and a run's room is not saved with the model; "
+        "leave it out, and set it in the layout."
+    ),
     "hold_without_steps": gettext_noop(
         "A hold on twins (%(hold)s) falls to 0 from the router's first step to its last, and there are %(steps)s; give it 2 "
         "or more, or leave the hold out and release twins by hand."

@@ -49,8 +49,13 @@ LAYOUT_CAPACITY = Part(
 LAYOUT_SCHEDULE = Part(
     TemperatureSpec, SCHEDULE_ASKS, prefix="schedule-", lead="kind", none=_("stays as it is")
 )
+# The room when serving is the model's own: a tuning run saves none.
 TUNE_CAPACITY = Part(
-    CapacitySpec, CAPACITY_ASKS, prefix="capacity-", lead="overflow", none=_("as the model says")
+    CapacitySpec,
+    {name: ask for name, ask in CAPACITY_ASKS.items() if name != "eval_factor"},
+    prefix="capacity-",
+    lead="overflow",
+    none=_("as the model says"),
 )
 TUNE_SCHEDULE = Part(
     TemperatureSpec, SCHEDULE_ASKS, prefix="schedule-", lead="kind", none=_("as the model says")

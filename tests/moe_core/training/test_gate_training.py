@@ -126,6 +126,13 @@ def test_capacity_limits_experts_while_they_learn_and_is_not_saved(io: Recording
     assert ModelSpec.parse(result["spec"]).moe.capacity is None  # type: ignore[union-attr]
 
 
+def test_a_capacity_for_serving_is_refused_for_it_would_not_be_saved() -> None:
+    asked = quick(capacity={"train_factor": None, "eval_factor": 0.5})
+    with pytest.raises(SpecError, match=r"capacity.eval_factor \(0.5\) does nothing .* layout") as found:
+        TuneSpec.parse(asked)
+    assert [place for place, _ in found.value.faults] == [("capacity", "eval_factor")]
+
+
 def test_the_capacity_of_the_layout_counts_in_training(io: RecordingIO, seen: Seen) -> None:
     run_job("tune", quick(layout=laid(capacity={"train_factor": 0.5, "eval_factor": None})), io)
     assert seen.calls and all(routing.overflow is not None for _, routing in seen.calls)
