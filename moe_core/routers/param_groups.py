@@ -3,8 +3,8 @@
 A gate's burst of gradient (one expert takes over) would otherwise shrink the step of the whole model, and the other way
 round. What teaches whole models (distil, encoder–decoders) does so by these functions. Operations that teach one expert and
 its gate row (specialise_clone, wake_expert) move them as one group, at one rate and clipped by one norm. Tuning jobs, which
-move gates alone, do by other means: `moe_core.training.optimiser` clips each gate by its own norm (`route_clip_norm`), and
-`route_learning_rate` is the gates' rate.
+move gates alone, do by other means: `moe_core.training.optimiser` clips each gate by its own norm (`route_clip_norm`),
+`route_learning_rate` is the gates' rate, and a `weight_decay` that is asked for pulls at their maps too.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ class TuneSpec(Spec):
     route_learning_rate: Rate = 3e-2
     """Of the gates."""
     weight_decay: Weight = 0.0
-    """Of everything that learns."""
+    """Of experts, and of the maps of gates while these learn; what gates learn beside their maps (biases, noise, the
+    correction of an overflow) is not pulled."""
     clip_norm: Norm = 1.0
     """The norm that all gradients are clipped to together."""
     route_clip_norm: Norm | None = None

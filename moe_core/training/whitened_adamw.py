@@ -14,12 +14,19 @@ from moe_core.training.whitening import Whitening
 class WhitenedAdamW:
     """One step at a time: each gate's V and b learn, and the gate is written from them. E experts, D model width."""
 
-    def __init__(self, gates: Mapping[str, Tensor], whitenings: Mapping[str, Whitening]) -> None:
+    def __init__(
+        self,
+        gates: Mapping[str, Tensor],
+        whitenings: Mapping[str, Whitening],
+        *,
+        weight_decay: float = 0.0,
+    ) -> None:
         self.gates, self.whitenings = dict(gates), dict(whitenings)
         parts: dict[str, Tensor] = {}
         for name, gate in self.gates.items():
             parts[f"{name}.v"], parts[f"{name}.b"] = self.whitenings[name].split(gate.detach().float())
-        self._masters = MasterAdamW(parts)
+        # The gate is linear in V and b together, so that what pulls at both pulls at the plain gate alike.
+        self._masters = MasterAdamW(parts, weight_decay=weight_decay)
 
     def step(self, gradients_float: Sequence[Tensor], learning_rate: float, clip_norm: float) -> float:
         """Apply the gates' float32 gradients, each clipped by its own norm; returns the norm of all before that.

@@ -93,7 +93,7 @@ DEEP = Part(
     TuneSpec,
     {
         "clip_norm": Ask(_("Clip gradients at norm")),
-        "weight_decay": Ask(_("Weight decay")),
+        "weight_decay": Ask(_("Weight decay"), _("Of experts, and of gates while they learn. 0 for none.")),
         "lm_weight": Ask(_("Weight of the language loss"), _("Beside labels and balance, while the router learns.")),
         "upcycle_noise": Ask(
             _("Noise on the copied experts"), _("Standard deviation, relative to each matrix's own.")

@@ -139,7 +139,7 @@ class TuneRouter:
             found = {router: Whitening.of(input_TD) for router, input_TD in inputs.items()}
             # The maps of one layer see the same.
             whitenings = {name: found[_router_of(name)] for name in self.gates}
-            self._optimiser = WhitenedAdamW(self.gates, whitenings)
+            self._optimiser = WhitenedAdamW(self.gates, whitenings, weight_decay=self.spec.weight_decay)
         return self._optimiser
 
     def _router_inputs(self) -> dict[str, Tensor]:

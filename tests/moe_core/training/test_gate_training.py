@@ -143,6 +143,16 @@ def test_gates_that_do_not_explore_choose_as_when_serving(io: RecordingIO, seen:
     assert not seen.calls
 
 
+def test_weight_decay_pulls_at_the_maps_of_gates(world: Path, tmp_path: Path) -> None:
+    norms: list[float] = []
+    for decay in (0.0, 20.0):
+        io = RecordingIO(world, tmp_path / str(decay))
+        run_job("tune", quick(layout=laid(gate={"kind": "softmax_topk"}), weight_decay=decay), io)
+        maps = [mlp.router.tensors["weight"] for mlp in load(io.out_dir).moe_layers()]
+        norms.append(min(float(weight_ED.detach().norm()) for weight_ED in maps))
+    assert norms[1] < 0.5 * norms[0]
+
+
 def test_noise_falls_to_nothing_at_the_last_step(io: RecordingIO, seen: Seen) -> None:
     run_job("tune", quick(gate_noise=0.8, num_threads=1), io)
     noise = [context.noise for context, _ in seen.calls]

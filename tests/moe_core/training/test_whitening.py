@@ -77,3 +77,11 @@ def test_a_balance_that_plain_steps_overshoot_is_reached_in_whitened_coordinates
         return float(load.max() / load.mean() - 1.0)
 
     assert worst_load(whitened=True) < 0.6 * worst_load(whitened=False)
+
+
+def test_weight_decay_pulls_at_the_plain_gate_as_it_would_without_coordinates() -> None:
+    gate = torch.randn(4, 12, generator=torch.Generator().manual_seed(1))
+    before = gate.clone()
+    learner = WhitenedAdamW({"g": gate}, {"g": Whitening.of(skewed_inputs())}, weight_decay=0.5)
+    learner.step([torch.zeros(4, 12)], 0.1, 1.0)
+    torch.testing.assert_close(gate, before * (1 - 0.1 * 0.5), atol=1e-4, rtol=1e-4)
