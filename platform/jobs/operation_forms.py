@@ -19,6 +19,7 @@ from jobs.operation_form import LOSS, PER_GROUP, SEED, TOGETHER, OfOneExpertForm
 from jobs.quantise_form import QuantiseForm
 from layouts.selectors import layouts_of
 from moe_core.spec.demands import check_alone, check_growth
+from moe_core.spec.layout import LayoutSpec
 from moe_core.spec.model import MoeSpec
 from moe_core.spec.operations import (
     AddExpertSpec,
@@ -253,6 +254,18 @@ class UpcycleForm(OperateForm):
         self.fields["layout"].initial = next(iter(self.layouts), None)
         if not self.layouts:
             self.fields["layout"].help_text = _("There is none yet; draw one under Layouts first.")
+        asked = self.initial.get("layout")
+        if isinstance(asked, Mapping):
+            self._choose(LayoutSpec.parse(asked))
+
+    def _choose(self, asked: LayoutSpec) -> None:
+        """Take the layout that is as a job had it; where none is, choosing is left to the reader."""
+        alike = next((pk for pk, layout in self.layouts.items() if layout.layout_spec() == asked), "")
+        self.initial = {**self.initial, "layout": alike}
+        if alike == "" and self.layouts:
+            field = self.fields["layout"]
+            field.choices = [("", _("choose one")), *field.choices]  # type: ignore[attr-defined]
+            field.help_text = _("No layout is now as that job had it: it was changed or removed.")
 
     @classmethod
     def fits(cls, version: ModelVersion) -> bool:
@@ -263,13 +276,6 @@ class UpcycleForm(OperateForm):
         """The layout as it is now."""
         layout = self.layouts[self.cleaned_data["layout"]].layout_spec()
         return {**super().operation(), "layout": layout.model_dump(mode="json")}
-
-    @classmethod
-    def initial_of(cls, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """The layout is a row; which one it was is not said."""
-        initial = super().initial_of(spec)
-        initial.pop("layout", None)
-        return initial
 
 
 FORMS: dict[str, type[OperateForm]] = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from jobs.models import Job
+from layouts.models import Layout
+from layouts.services import layout_create
 from tests.apps.jobs.fixtures import tune_request
 from tests.apps.jobs.test_operate import REPORT, operate
 from tests.apps.registry.fixtures import make_version, moe_spec
@@ -60,3 +62,24 @@ def test_the_form_shows_what_the_preview_measured_before_it_is_confirmed(
     assert "+0.400" in page and f"/jobs/{job.pk}/" in page
     assert page.index('class="btn primary" type="submit">') < page.index('value="preview"')
     assert people.client("outsider").get(address).status_code in (302, 403, 404)
+
+
+def test_doing_a_previewed_upcycling_for_good_keeps_its_layout(people, tmp_path) -> None:
+    asked, client = tune_request(people, tmp_path), people.client("owner")
+    layout_create(
+        caller=people.owner, name="Newer", base_version_id=asked["model_version"],
+        spec={"moe_layers": [1], "num_experts": 8, "top_k": 1},
+    )  # fmt: skip
+    sent = {name: asked[name] for name in ("model_version", "corpus", "layout")}
+    client.post("/jobs/operate/?operation=upcycle", {**sent, "act": "preview"})
+    address = f"/jobs/operate/?operation=upcycle&job={Job.objects.get().pk}"
+    reply = client.get(address)
+    assert reply.context["form"]["layout"].value() == asked["layout"]
+    assert reply.context["foreseen"].lines
+    changed = {"moe_layers": [1], "num_experts": 2, "top_k": 1}
+    Layout.objects.filter(pk=asked["layout"]).update(spec=changed)
+    reply = client.get(address)
+    assert reply.context["form"]["layout"].value() == ""
+    assert "No layout is now as that job had it" in reply.content.decode()
+    refused = client.post(address, {**sent, "layout": ""})
+    assert list(refused.context["form"].errors) == ["layout"] and Job.objects.count() == 1
