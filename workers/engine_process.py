@@ -87,7 +87,8 @@ def serve_spec(replica: Replica, epoch: int) -> ServeSpec:
         resident_experts=chosen.resident_experts,
         expert_uses=_uses(replica) if chosen.resident_experts else (),
         expert_affinity_steps=chosen.expert_affinity_steps,
-        ngram_tokens=chosen.ngram_tokens,
+        # Settings that were stored before the pair was refused.
+        ngram_tokens=0 if chosen.batch_invariant else chosen.ngram_tokens,
         drain_s=DRAIN_S,
     )
 

@@ -66,7 +66,7 @@ class Engine:
         counts = self.runner.counts
         if counts is not None and self.routing.domains and spec.expert_affinity_steps:
             self.scheduler.affinity = ExpertAffinity(counts, max_delay_steps=spec.expert_affinity_steps)
-        if spec.ngram_tokens and not spec.batch_invariant:
+        if spec.ngram_tokens:
             self.scheduler.drafter = NgramDrafter(spec.ngram_tokens)
         self.stats = EngineStats(counts, self.routing.codes)
         self.max_tokens = min(model.spec.max_position_embeddings, (self.pool.num_blocks - 1) * BLOCK_TOKENS)

@@ -21,6 +21,10 @@ SERVING: Mapping[str, str] = {
         "weights '{weights}' are computed in bfloat16 with all experts in memory; leave dtype and resident_experts out, "
         "or give weights 'stored'"
     ),
+    "guesses_in_company": (
+        "ngram_tokens ({tokens}) are checked in one step with the token before them, and a batch_invariant engine computes "
+        "each token of an answer by itself; set ngram_tokens to 0, or batch_invariant to false"
+    ),
     "prompt_too_long": "the prompt has {tokens} tokens; this deployment takes at most {most}",
     "busy": "{waiting} requests wait already; at most {most} may: try again",
     "wrong_hash": ("{path}: sha256 is {actual}, expected {expected}; fetch the file again or import it anew"),

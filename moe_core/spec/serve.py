@@ -17,7 +17,7 @@ from moe_core.spec.routing import (
     PriorStrength,
     RoutingSpec,
 )
-from moe_core.spec.served import misfit_of
+from moe_core.spec.served import guessing_misfit, misfit_of
 
 # sun_path holds 108 bytes including the closing NUL.
 MAX_SOCKET_PATH_BYTES = 107
@@ -91,7 +91,8 @@ class ServeSpec(Spec):
     """How often each expert was used before, layer by layer in the model's order: the likeliest are read first. Empty: by
     the domain map alone."""
     ngram_tokens: Annotated[int, Field(ge=0, le=16)] = 0
-    """Tokens of a greedy answer that are guessed from what it holds already and checked in one step; 0: none."""
+    """Tokens of a greedy answer that are guessed from what it holds already and checked in one step; 0: none,
+    as beside `batch_invariant`."""
     batch_invariant: bool = False
     """The same numbers whatever shares the batch: each chunk is computed by itself, prompts in equal pieces. Slower."""
     drain_s: Annotated[float, Field(ge=0.0, le=3600.0)] = 20.0
@@ -120,6 +121,9 @@ class ServeSpec(Spec):
                 f"({self.max_sequences}) one token a step"
             )
         misfit = misfit_of(self.weights, self.dtype, self.resident_experts)
+        if misfit is not None:
+            raise ValueError(misfit)
+        misfit = guessing_misfit(self.ngram_tokens, self.batch_invariant)
         if misfit is not None:
             raise ValueError(misfit)
         if self.batch_invariant and self.fixed_chunk_tokens < BLOCK_TOKENS:

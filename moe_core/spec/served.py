@@ -58,3 +58,10 @@ def misfit_of(weights: WeightsName, dtype: str, resident_experts: int | None) ->
     if weights == "stored" or (dtype == "bfloat16" and resident_experts is None):
         return None
     return CORE.say("weights_in_bfloat16", weights=weights)
+
+
+def guessing_misfit(ngram_tokens: int, batch_invariant: bool) -> str | None:
+    """Why tokens cannot be guessed beside these settings of an engine; None where they can, or none are."""
+    if not (ngram_tokens and batch_invariant):
+        return None
+    return CORE.say("guesses_in_company", tokens=ngram_tokens)

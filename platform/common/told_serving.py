@@ -22,4 +22,8 @@ SERVING: Mapping[str, str] = {
         "%(weights)s is computed in bf16 with all experts in memory; choose the precision bf16 and leave the experts in "
         "memory empty, or serve the weights as they are stored."
     ),
+    "guesses_in_company": gettext_noop(
+        "Guessed tokens (%(tokens)s a step) are checked together, and answers that are the same to the last bit in any "
+        "company are computed token by token; set guessed tokens to 0, or leave that out."
+    ),
 }

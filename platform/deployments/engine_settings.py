@@ -18,7 +18,7 @@ from moe_core.spec.demands import placed
 from moe_core.spec.quantisation import WeightsName
 from moe_core.spec.routing import FloorShare, PriorMode, PriorStrength
 from moe_core.spec.serve import BLOCK_TOKENS
-from moe_core.spec.served import misfit_of, packing_for, served_as
+from moe_core.spec.served import guessing_misfit, misfit_of, packing_for, served_as
 
 DTYPE_PRECISION = {"bfloat16": "bf16", "float32": "fp32"}
 # An engine without a model: Python, torch, buffers of one step. Measured; a test holds the estimate to its band.
@@ -67,7 +67,7 @@ def settings_checked(data: dict[str, Any], spec: dict[str, Any]) -> dict[str, An
     """Return the settings for a model of `spec` as they are stored, or raise Invalid with the reason."""
     try:
         chosen, model = EngineSettings.parse(data), ModelSpec.parse(spec)
-        for check in (_check_residency, _check_weights, _check_prior):
+        for check in (_check_residency, _check_weights, _check_guesses, _check_prior):
             check(chosen, model)
         return chosen.model_dump(exclude_none=True, mode="json")
     except SpecError as error:
@@ -96,6 +96,12 @@ def _check_weights(chosen: EngineSettings, model: ModelSpec) -> None:
     if misfit is not None:
         raise placed("weights", misfit)
     packing_for(model, chosen.weights)
+
+
+def _check_guesses(chosen: EngineSettings, model: ModelSpec) -> None:
+    misfit = guessing_misfit(chosen.ngram_tokens, chosen.batch_invariant)
+    if misfit is not None:
+        raise placed("ngram_tokens", misfit)
 
 
 def _check_prior(chosen: EngineSettings, model: ModelSpec) -> None:

@@ -236,21 +236,29 @@ def test_how_an_engine_serves_is_chosen_and_taken_back_by_the_form(people, versi
     browser = people.client("owner")
     form = {
         "name": "shop", "version": version.pk, "replicas": 0, "dtype": "float32", "kv_tokens": 2048, "max_sequences": 4,
-        "num_threads": 1, "prior_mode": "", "domain_map": "", "ngram_tokens": 4, "expert_affinity_steps": 32,
+        "num_threads": 1, "prior_mode": "", "domain_map": "", "ngram_tokens": 0, "expert_affinity_steps": 32,
         "batch_invariant": "on",
     }  # fmt: skip
     made = browser.post(reverse("deployments:new"), form)
     assert made.status_code == 302, made.context["form"].errors
     deployment = Deployment.objects.get(name="shop")
-    assert {"ngram_tokens": 4, "expert_affinity_steps": 32, "batch_invariant": True}.items() <= deployment.settings.items()
+    assert {
+        "ngram_tokens": 0,
+        "expert_affinity_steps": 32,
+        "batch_invariant": True,
+    }.items() <= deployment.settings.items()
     page = browser.get(reverse("deployments:detail", args=[deployment.pk])).content.decode()
-    assert "Guessed tokens a step" in page and "Same to the last bit" in page
-    back = {**form, "ngram_tokens": 0, "expert_affinity_steps": 0}
+    assert "<dt>Guessed tokens a step" not in page and "Same to the last bit" in page
+    back = {**form, "ngram_tokens": 4, "expert_affinity_steps": 0}
     del back["batch_invariant"]
     update = {f"update-{name}": value for name, value in back.items()}
     assert browser.post(reverse("deployments:update", args=[deployment.pk]), update).status_code == 302
     now = deployment_get(people.owner.team, deployment.pk).settings
-    assert (now["ngram_tokens"], now["expert_affinity_steps"], now["batch_invariant"]) == (0, 0, False)
+    assert (now["ngram_tokens"], now["expert_affinity_steps"], now["batch_invariant"]) == (4, 0, False)
+    page = browser.get(reverse("deployments:detail", args=[deployment.pk])).content.decode()
+    assert "<dt>Guessed tokens a step</dt><dd>4</dd>" in page
+    both = browser.post(reverse("deployments:new"), {**form, "name": "other", "ngram_tokens": 4})
+    assert both.status_code == 422 and "leave that out" in both.context["form"].errors["ngram_tokens"][0]
     too_many = browser.post(reverse("deployments:new"), {**form, "name": "other", "ngram_tokens": 17})
     assert too_many.status_code == 422 and "ngram_tokens" in too_many.context["form"].errors
 

@@ -127,6 +127,7 @@ def test_replicas_are_bounded(people, version, replicas):
         # The model has eight experts a layer.
         {"resident_experts": 7},
         {"ngram_tokens": 17},
+        {"ngram_tokens": 4, "batch_invariant": True},
         {"weights": "int3"},
         {"weights": "int8", "dtype": "float32"},
         {"weights": "int4", "resident_experts": 8},

@@ -93,7 +93,16 @@ def test_without_the_mode_company_does_change_bits(model) -> None:
         return torch.stack(run.logits[sequence.id])
 
     if torch.equal(logits_in(0), logits_in(4)):
-        pytest.skip("this processor's products round alike for few rows and for many: there is nothing to prevent")
+        pytest.skip(
+            "this processor's products round alike for few rows and for many: there is nothing to prevent"
+        )
+
+
+def test_guesses_beside_it_are_refused_from_the_start() -> None:
+    with pytest.raises(
+        ValueError, match=r"ngram_tokens \(3\) are checked in one step .* batch_invariant to false"
+    ):
+        serve_spec(ngram_tokens=3, **MODES)
 
 
 def test_a_step_without_room_for_a_piece_is_refused_from_the_start() -> None:
