@@ -199,6 +199,8 @@ class ExpertChoice(LinearGate):
     leaves_places_empty: ClassVar[bool] = True
     kind: Literal["expert_choice"] = "expert_choice"
     """The name of this gate."""
+    selection_bias: bool = False
+    """Without effect: an expert compares tokens, and its bias is the same for all of them."""
     capacity_factor: Factor = 1.0
     """How many times its fair share of tokens an expert picks."""
 

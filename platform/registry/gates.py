@@ -141,6 +141,9 @@ GATES: dict[str, GateWords] = {
         ),
         "Zhou et al. 2022",
         {"capacity_factor": Ask(_("Tokens of an expert, times its fair share"))},
+        {"logit_bias": BIASES["logit_bias"]},
+        # An expert's bias is the same for all tokens that it compares.
+        fixed={"selection_bias": False},
     ),
     "base": GateWords(
         _("BASE, assigned evenly"),
@@ -197,6 +200,11 @@ GATES: dict[str, GateWords] = {
     ),
 }
 PARTS: dict[str, Part] = {
-    kind: Part(SCHEMAS[kind], {**words.asks, **words.more}, prefix=f"gate-{kind}-", fixed={"kind": kind, **words.fixed})
+    kind: Part(
+        SCHEMAS[kind],
+        {**words.asks, **words.more},
+        prefix=f"gate-{kind}-",
+        fixed={"kind": kind, **words.fixed},
+    )
     for kind, words in GATES.items()
 }

@@ -85,6 +85,12 @@ def test_every_gate_can_be_chosen_with_all_of_its_fields(base, kind):
     assert form.spec()["gate"] == LayoutSpec.parse(spec).gate.model_dump(mode="json")
 
 
+def test_experts_that_choose_are_not_asked_for_a_bias_that_moves_nothing(base):
+    fields = LayoutForm(bases=[base]).fields
+    assert "gate-expert_choice-capacity_factor" in fields and "gate-switch-selection_bias" in fields
+    assert "gate-expert_choice-selection_bias" not in fields
+
+
 def test_a_gates_source_is_that_of_the_reference():
     page = (Path(settings.ROOT) / "docs/reference/routers.md").read_text()
     gates = page[: page.index("\n\n", page.index("| `softmax_topk`"))]
