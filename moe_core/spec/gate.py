@@ -2,7 +2,7 @@
 
 What all gates share is said once, in MoeSpec: `top_k` is the number of places of a token (for gates that choose a varying
 number of experts it is the most they may choose), `norm_topk_prob` says whether the weights of the chosen are made to sum
-to one, `temperature` divides the logits. E experts, K top_k.
+to one (gates that weigh by themselves pass it over), `temperature` divides the logits. E experts, K top_k.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Gate(Spec):
     tuned_so: ClassVar[str] = ""
     # A token may have fewer experts than places.
     leaves_places_empty: ClassVar[bool] = False
+    # Its weights are made in a way of their own, so that `norm_topk_prob` does nothing.
+    weighs_by_itself: ClassVar[bool] = False
 
     def complaint(self, num_experts: int, top_k: int) -> str | None:
         """Why the gate cannot send a token to `top_k` of `num_experts`; None when it can."""
@@ -128,6 +130,7 @@ class TopP(LinearGate):
 class Switch(LinearGate):
     """The best expert, weighed by its probability (Switch Transformers); jitter multiplies inputs while training."""
 
+    weighs_by_itself: ClassVar[bool] = True
     kind: Literal["switch"] = "switch"
     """The name of this gate."""
     jitter: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -197,6 +200,7 @@ class ExpertChoice(LinearGate):
     not_tuned: ClassVar[str | None] = CORE.say("tokens_of_the_batch")
     not_served: ClassVar[str | None] = "whether an expert takes a token hangs on later tokens"
     leaves_places_empty: ClassVar[bool] = True
+    weighs_by_itself: ClassVar[bool] = True
     kind: Literal["expert_choice"] = "expert_choice"
     """The name of this gate."""
     selection_bias: bool = False
@@ -219,6 +223,7 @@ class Base(LinearGate):
     "semantic" starts the centroids from clusters of token embeddings.
     """
 
+    weighs_by_itself: ClassVar[bool] = True
     kind: Literal["base"] = "base"
     """The name of this gate."""
     centroids: Literal["learned", "semantic"] = "learned"
@@ -239,6 +244,7 @@ class Soft(Gate):
     sees_the_batch: ClassVar[bool] = True
     not_tuned: ClassVar[str | None] = CORE.say("slots_read_ahead")
     not_served: ClassVar[str | None] = "its slots mix later tokens into earlier ones"
+    weighs_by_itself: ClassVar[bool] = True
     kind: Literal["soft"] = "soft"
     """The name of this gate."""
     slots_per_expert: Annotated[int, Field(ge=1, le=1 << 16)] = 1
@@ -254,6 +260,7 @@ class Hash(Gate):
     tuned_so: ClassVar[str] = (
         "experts specialise under the table; only `weights: learned` has something to learn"
     )
+    weighs_by_itself: ClassVar[bool] = True
     kind: Literal["hash"] = "hash"
     """The name of this gate."""
     choice: Literal["balanced", "random", "clustered"] = "random"

@@ -91,6 +91,22 @@ def test_experts_that_choose_are_not_asked_for_a_bias_that_moves_nothing(base):
     assert "gate-expert_choice-selection_bias" not in fields
 
 
+def test_weights_that_sum_to_one_are_hidden_for_gates_that_weigh_by_themselves():
+    kinds = {kind for kind, schema in SCHEMAS.items() if schema.weighs_by_itself}
+    css = Path(finders.find("layouts/layouts.css")).read_text()
+    hidden = re.search(
+        r"#layout-form:has\(#id_gate option:is\(([^)]+)\):checked\) \.for-normed \{ display: none; \}", css
+    )
+    assert hidden and set(re.findall(r'value="(\w+)"', hidden[1])) == kinds
+    assert (
+        'form.norm_topk_prob css="for-normed"'
+        in (Path(settings.ROOT) / "templates/layouts/editor.html").read_text()
+    )
+    page = (Path(settings.ROOT) / "docs/reference/routers.md").read_text()
+    said = re.search(r"`norm_topk_prob` does nothing under ([^;]+?), which weigh", page)
+    assert said and set(re.findall(r"`(\w+)`", said[1])) == kinds
+
+
 def test_a_gates_source_is_that_of_the_reference():
     page = (Path(settings.ROOT) / "docs/reference/routers.md").read_text()
     gates = page[: page.index("\n\n", page.index("| `softmax_topk`"))]
