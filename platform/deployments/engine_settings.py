@@ -77,6 +77,14 @@ def settings_checked(data: dict[str, Any], spec: dict[str, Any]) -> dict[str, An
         ) from error
 
 
+def settings_changed(present: dict[str, Any], change: Any, spec: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of which some are different for a model of `spec`; those that `change` leaves out stay.
+
+    None takes back a setting that need not be set. Raises Invalid as `settings_checked` does.
+    """
+    return settings_checked({**present, **change} if isinstance(change, dict) else change, spec)
+
+
 def _check_residency(chosen: EngineSettings, model: ModelSpec) -> None:
     if chosen.resident_experts is None:
         return

@@ -50,7 +50,10 @@ class DeploymentChange(Closed):
     confirm_domains = serializers.BooleanField(
         default=False, help_text="Serve without mapped experts that the version has no more (`experts_gone`)."
     )
-    settings = serializers.JSONField(required=False)
+    settings = serializers.JSONField(
+        required=False,
+        help_text="The settings that should be different; those left out stay. null takes back one that need not be set.",
+    )
     note = serializers.CharField(max_length=200, required=False, default="", allow_blank=True)
     expected_generation = serializers.IntegerField(min_value=1, required=False)
 

@@ -16,7 +16,7 @@ from common.errors import Conflict, Invalid
 from common.loops import wake
 from deployments.announce import announce
 from deployments.domains import frozen_domains
-from deployments.engine_settings import settings_checked
+from deployments.engine_settings import settings_changed, settings_checked
 from deployments.models import (
     MAX_REPLICAS,
     NAME_PATTERN,
@@ -95,8 +95,8 @@ def deployment_update(
 ) -> Deployment:
     """Want another version, other domains or other settings: a new revision, served once it is ready.
 
-    Domains that are kept follow their experts to the version's numbers; for `translate_domains` and `confirm_domains` see
-    `deployment_create`.
+    `settings` are those that should be different; None takes back one that need not be set. Domains that are kept follow
+    their experts to the version's numbers; for `translate_domains` and `confirm_domains` see `deployment_create`.
     """
     caller.must_be(Role.EDITOR)
     deployment = _locked(caller, deployment_id, expected_generation)
@@ -109,8 +109,9 @@ def deployment_update(
         deployment.domain_map = chosen
         deployment.domains = _frozen(chosen, version, translate=translate_domains, confirmed=confirm_domains)
     deployment.desired_version = version
-    wanted = deployment.settings if settings is None else settings
-    deployment.settings = settings_checked(wanted, version.spec)
+    deployment.settings = settings_changed(
+        deployment.settings, {} if settings is None else settings, version.spec
+    )
     _next_revision(deployment, caller, note=note)
     _changed(deployment, caller, "revised", version=str(version), revision=deployment.revision)
     return deployment_get(caller.team, deployment.pk)

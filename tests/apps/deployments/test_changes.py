@@ -1,0 +1,45 @@
+"""A change by REST changes what it names, keeps the rest, and is refused where it would do nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deployments.models import Deployment
+from tests.apps.deployments.test_rest import URL, call
+from tests.apps.deployments.test_services import deploy, version  # noqa: F401
+
+pytestmark = pytest.mark.django_db
+SETTINGS = {"ngram_tokens": 4, "kv_tokens": 2048, "batch_invariant": True, "resident_experts": 12}
+
+
+@pytest.fixture
+def made(people: Any, version: Any) -> Deployment:  # noqa: F811
+    return deploy(people, version, settings=SETTINGS)
+
+
+def patch(client: Any, people: Any, made: Deployment, body: Any) -> Any:
+    return call(client, "patch", f"{URL}{made.pk}/", people.bearer("owner", "read", "deploy"), body)
+
+
+def test_settings_that_a_change_leaves_out_stay(client: Any, people: Any, made: Deployment) -> None:
+    reply = patch(client, people, made, {"settings": {"max_sequences": 4}})
+    assert reply.status_code == 202, reply.content
+    assert reply.json()["settings"] == {**made.settings, "max_sequences": 4}
+    assert SETTINGS.items() <= reply.json()["settings"].items()
+
+
+def test_null_takes_back_a_setting_that_need_not_be_set(client: Any, people: Any, made: Deployment) -> None:
+    reply = patch(client, people, made, {"settings": {"resident_experts": None}})
+    assert reply.status_code == 202, reply.content
+    assert reply.json()["settings"] == {k: v for k, v in made.settings.items() if k != "resident_experts"}
+
+
+@pytest.mark.parametrize("wrong", [{"kv_tokens": None}, {"wats": 1}, [], "x"])
+def test_settings_that_are_none_change_nothing(
+    client: Any, people: Any, made: Deployment, wrong: Any
+) -> None:
+    assert patch(client, people, made, {"settings": wrong}).status_code == 422
+    made.refresh_from_db()
+    assert made.revision == 1 and SETTINGS.items() <= made.settings.items()
