@@ -35,6 +35,7 @@ from moe_core.model.decoder import Decoder
 from moe_core.model.families import FAMILIES, Slot
 from moe_core.routers import Routing
 from moe_core.spec import RoutingSpec
+from moe_core.spec.served import check_residency
 
 MAX_PREFETCHED = 2
 # What is thought beforehand of an expert that a domain names, of a general one, and of the rest.
@@ -182,14 +183,14 @@ def load_resident(
 
     Raises:
         HashMismatch: for files that are not what was promised.
-        SpecError: for a dense model, a capacity below the experts of one layer, or uses of other experts.
+        SpecError: for a dense model, experts of several kinds, a capacity below the experts of one layer, or uses of other
+            experts.
         FormatError: for files that do not fit; experts that lie packed in one tensor cannot be read one by one.
     """
     if expected_hashes is not None:
         verify_hashes(directory, expected_hashes)
     spec = read_spec(directory)
-    if spec.moe is None:
-        raise SpecError("resident_experts is set, but the model has no experts; leave it out")
+    check_residency(spec, capacity)
     stack = ExitStack()
     with stack:
         weights = widened(stack.enter_context(WeightReader(directory)))

@@ -18,7 +18,6 @@ from moe_core.engine.native_step import NativeStep
 from moe_core.engine.residency import ResidentExperts
 from moe_core.engine.routing_counts import RoutingCounts
 from moe_core.engine.scheduler import Chunk
-from moe_core.errors import SpecError
 from moe_core.kernels.cpu.attach import logits_of
 from moe_core.kernels.cpu.linear import MAX_TOKENS
 from moe_core.model.context import RoutingContext
@@ -27,6 +26,7 @@ from moe_core.model.domain_prior import DomainPrior
 from moe_core.routers import Routing
 from moe_core.routers.mapped import label_table
 from moe_core.spec import RoutingSpec
+from moe_core.spec.served import check_gate
 
 Observer = Callable[[int, Routing], None]
 
@@ -45,11 +45,7 @@ class ModelRunner:
         residency: ResidentExperts | None = None,
     ) -> None:
         moe = model.spec.moe
-        if moe is not None and moe.gate.not_served is not None:
-            raise SpecError(
-                f"gate {moe.gate.kind!r} cannot answer token by token: {moe.gate.not_served}; "
-                "serve a model with another gate"
-            )
+        check_gate(model.spec)
         self.model = model
         self.device = model.device
         self.num_threads = num_threads

@@ -70,6 +70,7 @@ class DomainPrior:
         """
         layers = range(num_moe_layers) if moe_layers is None else moe_layers
         routing.check_fits(num_experts, layers)
+        routing.check_mask(num_experts, top_k, layers, twins)
         routing = routing.with_twins(twins)
         mine_NE = torch.tensor(routing.label_matrix(num_experts), dtype=torch.float32).view(-1, num_experts)
         if gate is not None:

@@ -25,6 +25,26 @@ SERVING: Mapping[str, str] = {
         "ngram_tokens ({tokens}) are checked in one step with the token before them, and a batch_invariant engine computes "
         "each token of an answer by itself; set ngram_tokens to 0, or batch_invariant to false"
     ),
+    "gate_not_served": "gate '{gate}' cannot answer token by token: {why}; serve a model with another gate",
+    "hangs_on_later_tokens": "whether an expert takes a token hangs on later tokens",
+    "slots_mix_later_tokens": "its slots mix later tokens into earlier ones",
+    "residency_without_experts": "resident_experts is set, but the model has no experts; leave it out",
+    "residency_of_kinds": (
+        "resident_experts needs experts that are alike, and those of this model are of different kinds and widths "
+        "(expert_kinds); leave it out"
+    ),
+    "residency_too_small": (
+        "resident_experts ({resident}) must hold the {num_experts} experts that one layer may need at once"
+    ),
+    "mask_leaves_few": (
+        "the mask leaves requests of domain '{domain}' {left} experts in a layer, and top_k is {top_k}; name more experts "
+        "for it or general ones, or set prior_mode to bias"
+    ),
+    "mask_leaves_twins": (
+        "the mask leaves requests of domain '{domain}' {left} experts in a layer, of which a token sees {seen}, for it sees "
+        "one of each set of twins, and top_k is {top_k}; name experts that are not twins of one another, or set prior_mode "
+        "to bias"
+    ),
     "prompt_too_long": "the prompt has {tokens} tokens; this deployment takes at most {most}",
     "busy": "{waiting} requests wait already; at most {most} may: try again",
     "wrong_hash": ("{path}: sha256 is {actual}, expected {expected}; fetch the file again or import it anew"),

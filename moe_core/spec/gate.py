@@ -198,7 +198,7 @@ class ExpertChoice(LinearGate):
 
     sees_the_batch: ClassVar[bool] = True
     not_tuned: ClassVar[str | None] = CORE.say("tokens_of_the_batch")
-    not_served: ClassVar[str | None] = "whether an expert takes a token hangs on later tokens"
+    not_served: ClassVar[str | None] = CORE.say("hangs_on_later_tokens")
     leaves_places_empty: ClassVar[bool] = True
     weighs_by_itself: ClassVar[bool] = True
     kind: Literal["expert_choice"] = "expert_choice"
@@ -243,7 +243,7 @@ class Soft(Gate):
 
     sees_the_batch: ClassVar[bool] = True
     not_tuned: ClassVar[str | None] = CORE.say("slots_read_ahead")
-    not_served: ClassVar[str | None] = "its slots mix later tokens into earlier ones"
+    not_served: ClassVar[str | None] = CORE.say("slots_mix_later_tokens")
     weighs_by_itself: ClassVar[bool] = True
     kind: Literal["soft"] = "soft"
     """The name of this gate."""

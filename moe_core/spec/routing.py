@@ -166,6 +166,26 @@ class RoutingSpec(Spec):
         if gate == "hash" and any(self.prior_in(layer).mode == "floor" for layer in moe_layers):
             raise SpecError.of("floor_without_shares", gate=gate)
 
+    def check_mask(
+        self, num_experts: int, top_k: int, moe_layers: Sequence[int], twins: TwinsSpec | None = None
+    ) -> None:
+        """Raise SpecError where a mask leaves the tokens of a domain fewer than top_k experts in a layer.
+
+        Of `twins` a token sees one, and a mapped expert stands for those that the map does not name.
+        """
+        if not any(self.prior_in(layer).mode == "mask" for layer in moe_layers):
+            return
+        whole = self.with_twins(twins)
+        roots = range(num_experts) if twins is None else twins.roots
+        for domain in whole.domains:
+            left = {*domain.experts, *whole.general_experts}
+            seen = len({roots[expert] for expert in left})
+            values = {"domain": domain.code, "left": len(left), "top_k": top_k}
+            if len(left) < top_k:
+                raise SpecError.of("mask_leaves_few", **values)
+            if seen < top_k:
+                raise SpecError.of("mask_leaves_twins", **values, seen=seen)
+
     def with_twins(self, twins: TwinsSpec | None) -> RoutingSpec:
         """The same map, in which every expert stands for its twins too, but for those that the map names itself.
 

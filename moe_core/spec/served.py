@@ -1,4 +1,5 @@
-"""What an engine computes of a version that it packs as it loads it, told from the specification. No tensors.
+"""What an engine serves, and what it computes of a version that it packs as it loads it, told from the specification. No
+tensors.
 
 What operations are is read when a version is packed: most engines start without.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moe_core.errors import SpecError
 from moe_core.sentences import CORE
 from moe_core.spec.model import ModelSpec
 from moe_core.spec.quantisation import PACKINGS, WeightsName
@@ -65,3 +67,23 @@ def guessing_misfit(ngram_tokens: int, batch_invariant: bool) -> str | None:
     if not (ngram_tokens and batch_invariant):
         return None
     return CORE.say("guesses_in_company", tokens=ngram_tokens)
+
+
+def check_gate(stored: ModelSpec) -> None:
+    """Raise SpecError for a model whose gate cannot answer token by token."""
+    moe = stored.moe
+    if moe is not None and moe.gate.not_served is not None:
+        raise SpecError.of("gate_not_served", gate=moe.gate.kind, why=moe.gate.not_served)
+
+
+def check_residency(stored: ModelSpec, resident_experts: int | None) -> None:
+    """Raise SpecError where so many experts in memory, the others on disk, cannot serve a model; None: all are in memory."""
+    if resident_experts is None:
+        return
+    moe = stored.moe
+    if moe is None:
+        raise SpecError.of("residency_without_experts")
+    if moe.expert_kinds is not None:
+        raise SpecError.of("residency_of_kinds")
+    if resident_experts < moe.num_experts:
+        raise SpecError.of("residency_too_small", resident=resident_experts, num_experts=moe.num_experts)

@@ -26,4 +26,29 @@ SERVING: Mapping[str, str] = {
         "Guessed tokens (%(tokens)s a step) are checked together, and answers that are the same to the last bit in any "
         "company are computed token by token; set guessed tokens to 0, or leave that out."
     ),
+    "gate_not_served": gettext_noop(
+        "The gate “%(gate)s” cannot answer token by token: %(why)s Deploy a version with another gate."
+    ),
+    "hangs_on_later_tokens": gettext_noop("Whether an expert takes a token hangs on later tokens."),
+    "slots_mix_later_tokens": gettext_noop("Its slots mix later tokens into earlier ones."),
+    "residency_without_experts": gettext_noop(
+        "This version is dense: it has no experts to keep in memory; leave their number empty (null)."
+    ),
+    "residency_of_kinds": gettext_noop(
+        "Only experts that are alike are read from disk when they are used, and those of this version are of several kinds "
+        "or widths; leave their number empty (null)."
+    ),
+    "residency_too_small": gettext_noop(
+        "A layer may need all its %(num_experts)s experts at once, and %(resident)s would be in memory; choose "
+        "%(num_experts)s or more, or leave the number empty (null)."
+    ),
+    "mask_leaves_few": gettext_noop(
+        "Requests of the domain “%(domain)s” would have %(left)s experts in a layer, and each token goes to %(top_k)s: give "
+        "the domain more experts or the map general ones, or let it lean instead (bias)."
+    ),
+    "mask_leaves_twins": gettext_noop(
+        "Requests of the domain “%(domain)s” would have %(left)s experts in a layer, of which a token sees %(seen)s, one of "
+        "each set of twins, and it goes to %(top_k)s: give the domain experts that are not twins, or let it lean instead "
+        "(bias)."
+    ),
 }

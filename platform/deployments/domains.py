@@ -12,7 +12,7 @@ from common.told import told
 from deployments.engine_settings import EngineSettings
 from deployments.models import Deployment
 from moe_core.errors import SpecError
-from moe_core.spec import RoutingSpec
+from moe_core.spec import ModelSpec, RoutingSpec
 from registry.models import ModelVersion
 from routing.models import DomainMap
 from routing.selectors import routing_spec
@@ -56,6 +56,20 @@ def _check_fits(spec: RoutingSpec, version: ModelVersion) -> None:
         spec.check_gate(version.gate, version.moe_layers)
     except SpecError as error:
         raise Invalid(told(str(error)), fields={"domain_map": told(str(error))}) from error
+
+
+def check_prior(domains: dict[str, Any], settings: dict[str, Any], version: ModelVersion) -> None:
+    """Raise Invalid where a frozen copy, with the prior of a deployment's settings, would mask too many experts."""
+    moe = ModelSpec.parse(version.spec).moe
+    if not domains or moe is None:
+        return
+    chosen = EngineSettings.parse(settings)
+    try:
+        routing = routing_served(domains, chosen)
+        routing.check_mask(moe.num_experts, moe.top_k, moe.moe_layers, moe.twins)
+    except SpecError as error:
+        place = "settings.prior_mode" if chosen.prior_mode else "domain_map"
+        raise Invalid(told(str(error)), fields={place: told(str(error))}) from error
 
 
 def routing_of(domains: dict[str, Any]) -> RoutingSpec:

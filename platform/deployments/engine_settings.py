@@ -18,7 +18,7 @@ from moe_core.spec.demands import placed
 from moe_core.spec.quantisation import WeightsName
 from moe_core.spec.routing import FloorShare, PriorMode, PriorStrength
 from moe_core.spec.serve import BLOCK_TOKENS
-from moe_core.spec.served import guessing_misfit, misfit_of, packing_for, served_as
+from moe_core.spec.served import check_residency, guessing_misfit, misfit_of, packing_for, served_as
 
 DTYPE_PRECISION = {"bfloat16": "bf16", "float32": "fp32"}
 # An engine without a model: Python, torch, buffers of one step. Measured; a test holds the estimate to its band.
@@ -86,17 +86,10 @@ def settings_changed(present: dict[str, Any], change: Any, spec: dict[str, Any])
 
 
 def _check_residency(chosen: EngineSettings, model: ModelSpec) -> None:
-    if chosen.resident_experts is None:
-        return
-    name = "resident_experts"
-    if model.moe is None:
-        raise placed(name, f"{name} is set, but the model has no experts; leave it out")
-    if chosen.resident_experts < model.moe.num_experts:
-        raise placed(
-            name,
-            f"{name} ({chosen.resident_experts}) must hold the {model.moe.num_experts} experts that one layer may need at "
-            "once",
-        )
+    try:
+        check_residency(model, chosen.resident_experts)
+    except SpecError as error:
+        raise placed("resident_experts", str(error)) from error
 
 
 def _check_weights(chosen: EngineSettings, model: ModelSpec) -> None:

@@ -14,8 +14,9 @@ from accounts.audit import audit_record
 from accounts.caller import Caller
 from common.errors import Conflict, Invalid
 from common.loops import wake
+from common.told import told
 from deployments.announce import announce
-from deployments.domains import frozen_domains
+from deployments.domains import check_prior, frozen_domains
 from deployments.engine_settings import settings_changed, settings_checked
 from deployments.models import (
     MAX_REPLICAS,
@@ -28,6 +29,9 @@ from deployments.models import (
 from deployments.selectors import deployment_get, revision_get
 from deployments.states import ReplicaState, Wanted
 from deployments.translation import kept_domains, translated_domains
+from moe_core.errors import SpecError
+from moe_core.spec import ModelSpec
+from moe_core.spec.served import check_gate
 from registry.models import ModelVersion, VersionState
 from registry.selectors import version_get
 from routing.models import DomainMap
@@ -58,6 +62,8 @@ def deployment_create(
     version = servable_version(caller, version_id)
     domain_map = map_get(caller.team, domain_map_id) if domain_map_id else None
     domains = _frozen(domain_map, version, translate=translate_domains, confirmed=confirm_domains)
+    chosen = settings_checked(settings or {}, version.spec)
+    check_prior(domains, chosen, version)
     try:
         with transaction.atomic():
             deployment = Deployment.objects.create(
@@ -68,7 +74,7 @@ def deployment_create(
                 desired_replicas=checked_replicas(replicas),
                 domain_map=domain_map,
                 domains=domains,
-                settings=settings_checked(settings or {}, version.spec),
+                settings=chosen,
             )
     except IntegrityError as error:
         raise Invalid(
@@ -112,6 +118,7 @@ def deployment_update(
     deployment.settings = settings_changed(
         deployment.settings, {} if settings is None else settings, version.spec
     )
+    check_prior(deployment.domains, deployment.settings, version)
     _next_revision(deployment, caller, note=note)
     _changed(deployment, caller, "revised", version=str(version), revision=deployment.revision)
     return deployment_get(caller.team, deployment.pk)
@@ -125,7 +132,8 @@ def deployment_rollback(
     caller.must_be(Role.EDITOR)
     deployment = _locked(caller, deployment_id, expected_generation)
     earlier = revision_get(deployment, revision)
-    servable_version(caller, earlier.version_id)
+    version = servable_version(caller, earlier.version_id)
+    check_prior(earlier.domains, earlier.settings, version)
     deployment.desired_version, deployment.settings = earlier.version, earlier.settings
     deployment.domain_map = DomainMap.objects.filter(pk=earlier.domain_map_id or 0, team=caller.team).first()
     deployment.domains = earlier.domains
@@ -182,13 +190,17 @@ def deployment_delete(*, caller: Caller, deployment_id: int) -> None:
 
 
 def servable_version(caller: Caller, version_id: int | None) -> ModelVersion:
-    """Return one of the team's versions whose bytes are sound."""
+    """Return one of the team's versions whose bytes are sound and whose gate answers token by token."""
     version = version_get(caller.team, version_id or 0)
     if version.state != VersionState.READY:
         raise Invalid(
             _("%(version)s cannot be served: its bytes are damaged.") % {"version": version},
             fields={"version": _("Choose a version that is ready.")},
         )
+    try:
+        check_gate(ModelSpec.parse(version.spec))
+    except SpecError as error:
+        raise Invalid(told(str(error)), fields={"version": told(str(error))}) from error
     return version
 
 

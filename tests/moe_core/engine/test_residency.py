@@ -14,12 +14,12 @@ from moe_core.engine.trace import trace
 from moe_core.errors import SpecError
 from moe_core.model.init import random_decoder
 from moe_core.operations import quantise
-from moe_core.spec import RoutingSpec
+from moe_core.spec import ModelSpec, RoutingSpec
 from moe_core.spec.operations import QuantiseSpec
 from tests.moe_core.engine.conftest import Run, serve_spec
 from tests.moe_core.engine.http_engine import running_engine
 from tests.moe_core.engine.model_dirs import tiny_model, write_model_dir
-from tests.moe_core.tiny import STD, tiny_family
+from tests.moe_core.tiny import STD, tiny_family, tiny_turnout
 
 # Experts of 48 KiB a matrix, so that whole pages lie inside each.
 WIDE = {
@@ -116,12 +116,18 @@ async def test_an_engine_serves_with_a_part_of_its_experts(model_dir, tmp_path) 
 
 
 def test_what_cannot_be_kept_apart_is_refused(model_dir, tmp_path) -> None:
-    with pytest.raises(SpecError, match="resident_experts: capacity .7. must hold the 8 experts"):
+    with pytest.raises(SpecError, match="resident_experts .7. must hold the 8 experts"):
         load_resident(model_dir, "float32", 7, RoutingSpec())
     dense = tiny_model(2, family="llama", moe=None)
     write_model_dir(tmp_path / "dense", dense)
     with pytest.raises(SpecError, match="the model has no experts"):
         load_resident(tmp_path / "dense", "float32", 7, RoutingSpec())
+    plain = tiny_turnout().model_dump()
+    kinds = [{"kind": "swiglu", "width": 32}, *[{"kind": "zero"}] * (plain["moe"]["num_experts"] - 1)]
+    mixed = ModelSpec.parse({**plain, "moe": {**plain["moe"], "expert_kinds": kinds}})
+    moe_core.save(random_decoder(mixed, 1, STD), tmp_path / "mixed")
+    with pytest.raises(SpecError, match="different kinds and widths"):
+        load_resident(tmp_path / "mixed", "float32", 64, RoutingSpec())
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "step3p5"])
