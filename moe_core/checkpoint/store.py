@@ -43,6 +43,19 @@ def read_spec(directory: Path | str) -> ModelSpec:
     return spec_of(read_json_object(Path(directory) / CONFIG_FILE, MAX_CONFIG_BYTES))
 
 
+def stored_dtype(path: Path | str) -> DtypeName:
+    """The narrowest dtype that holds the weights of a model directory without rounding, by the headers of its files.
+
+    Routers, which are float32 in every model, and packed weights do not count, nor do those that were released in 8 or 4
+    bits. Raises CheckpointError or FormatError.
+    """
+    with WeightReader(Path(path)) as reader:
+        every = source_slots(read_spec(path), widened(reader))
+        names = {slot.tensor for slot in every if slot.part != "router" and slot.dtype is None}
+        dtypes = {reader.info(name).dtype for name in names & reader.names}
+    return "bfloat16" if dtypes.isdisjoint(("F32", "F16")) else "float32"
+
+
 def load(
     path: Path | str,
     dtype: DtypeName = "float32",

@@ -33,11 +33,17 @@ def has_tiles() -> bool:
     return platform.machine() in ("x86_64", "AMD64") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
-def training_dtype(wanted: Literal["auto", "float32", "bfloat16"]) -> Literal["float32", "bfloat16"]:
-    """`wanted`, or the quicker of float32 and bfloat16 on this machine when it is "auto"."""
+def training_dtype(
+    wanted: Literal["auto", "float32", "bfloat16"], stored: Literal["float32", "bfloat16"]
+) -> Literal["float32", "bfloat16"]:
+    """`wanted`; for "auto" float32 where weights are stored so, else the quicker of the two on this machine.
+
+    So nothing is rounded by being read: bfloat16 comes back out of float32 as it was.
+    """
     if wanted != "auto":
         return wanted
-    return "bfloat16" if torch.cuda.is_available() or multiplies_bfloat16() else "float32"
+    quick = torch.cuda.is_available() or multiplies_bfloat16()
+    return "bfloat16" if stored == "bfloat16" and quick else "float32"
 
 
 def widens(x: Tensor) -> bool:

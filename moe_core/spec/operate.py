@@ -29,7 +29,7 @@ class OperateSpec(Spec):
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Threads of the CPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """How the model's numbers are held; auto: as they are stored."""
+    """How the model's numbers are held; auto: as they are stored, or in float32 where that is quicker."""
 
     @property
     def needs_logs(self) -> bool:

@@ -89,7 +89,7 @@ class TuneSpec(Spec):
     seed: Seed = 0
     """Where its random numbers start."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """How numbers are held; auto: the quicker of the two on the machine that trains."""
+    """How numbers are held; auto: as they are stored, or in float32 where that is quicker on the machine that trains."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it trains; auto: the GPU where there is one."""
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_core.checkpoint.files import read_json_object
 from moe_core.checkpoint.hashes import hashes_of
 from moe_core.checkpoint.inspect import inspect_dir
-from moe_core.checkpoint.layout import CONFIG_FILE
-from moe_core.checkpoint.store import load, save
+from moe_core.checkpoint.store import DtypeName, load, save, stored_dtype
 from moe_core.checkpoint.tokenizer import Tokenizer
 from moe_core.errors import SpecError
 from moe_core.kernels.precision import training_dtype
@@ -92,7 +90,9 @@ def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
     progress = Progress(io, STAGES)
     torch.set_num_threads(spec.num_threads)
     progress.stage("read")
-    models = [load(path, training_dtype(spec.dtype)) for path in _model_dirs(io)]
+    directories = list(_model_dirs(io))
+    stored = _widest(directories)
+    models = [load(path, training_dtype(spec.dtype, stored)) for path in directories]
     tokenizer = Tokenizer(io.inputs[MODEL])
     reach = [model.spec.max_position_embeddings for model in models if isinstance(model, Decoder)]
     longest = min([spec.prompt_tokens, *reach])
@@ -121,7 +121,8 @@ def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
     if spec.preview:
         return {"operation": report}
     progress.stage("save")
-    _write(changed, io)
+    # In the precision that everything was stored in, so that what was not touched is the same bytes.
+    save(changed, io.out_dir, dtype=stored, tokenizer_from=io.inputs[MODEL])
     return {
         "spec": changed.spec.model_dump(mode="json"),
         "inspection": inspect_dir(io.out_dir),
@@ -189,6 +190,11 @@ def _model_dirs(io: JobIO) -> Iterator[Path]:
             yield io.inputs[name]
 
 
+def _widest(directories: Sequence[Path]) -> DtypeName:
+    """float32 where one of the models is stored so."""
+    return "float32" if "float32" in map(stored_dtype, directories) else "bfloat16"
+
+
 def _prompts(
     io: JobIO, name: str, tokenizer: Tokenizer, spec: OperateSpec, longest: int, progress: Progress
 ) -> Prompts | None:
@@ -209,15 +215,3 @@ def _prompts(
     counts = ", ".join(f"{code} {len(prompts)}" for code, prompts in by_domain.items())
     progress.say("prompts_taken", file=name, counts=counts)
     return Prompts.of(by_domain)
-
-
-def _write(model: Decoder, io: JobIO) -> None:
-    # Kept in the precision of the base version, so that what was not touched is the same bytes.
-    source = io.inputs[MODEL]
-    dtype = read_json_object(source / CONFIG_FILE).get("dtype")
-    save(
-        model,
-        io.out_dir,
-        dtype="float32" if dtype == "float32" else "bfloat16",
-        tokenizer_from=source,
-    )

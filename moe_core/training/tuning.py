@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 
-from moe_core.checkpoint.files import read_json_object
 from moe_core.checkpoint.inspect import inspect_dir
-from moe_core.checkpoint.layout import CONFIG_FILE
-from moe_core.checkpoint.store import save
+from moe_core.checkpoint.store import save, stored_dtype
 from moe_core.kernels.precision import training_dtype
 from moe_core.operations.routing_figures import Choices, RoutingFigures
 from moe_core.spec import RoutingSpec, TuneSpec
@@ -60,9 +58,10 @@ class Tuning:
         self.stages = [stage for stage in STAGES if spec.control or "control" not in stage]
         self.progress = Progress(io, self.stages)
         self.config_hash = config_hash(spec, io.inputs)
-        store = CheckpointStore(
-            io.checkpoint_dir, self.config_hash, lanes.num_lanes, training_dtype(spec.dtype)
-        )
+        # What the model is written in too, so that an unchanged trunk is the same file.
+        self.stored = stored_dtype(io.inputs[MODEL])
+        held = training_dtype(spec.dtype, self.stored)
+        store = CheckpointStore(io.checkpoint_dir, self.config_hash, lanes.num_lanes, held)
         self.saver = Saver(store, self.progress, spec)
         # Figures of finished stages; they travel in the checkpoints.
         self.facts: dict[str, Any] = {"seconds": {}}
@@ -184,15 +183,7 @@ class Tuning:
     def _write_model(self) -> None:
         self.bench.set_gates(self.kept["tuned-gates"])
         self.bench.advance(self.spec.route_steps)
-        source = self.io.inputs[MODEL]
-        # Kept in the precision of the base version, so that an unchanged trunk is the same file.
-        dtype = read_json_object(source / CONFIG_FILE).get("dtype")
-        save(
-            self.bench.model,
-            self.io.out_dir,
-            dtype="float32" if dtype == "float32" else "bfloat16",
-            tokenizer_from=source,
-        )
+        save(self.bench.model, self.io.out_dir, dtype=self.stored, tokenizer_from=self.io.inputs[MODEL])
 
     def _result(self) -> dict[str, Any]:
         tuning = {name: self.facts[name] for name in MEASURED.values() if name in self.facts}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from moe_core.checkpoint.hashes import hashes_of, sha256_of
-from moe_core.checkpoint.store import load
+from moe_core.checkpoint.store import load, stored_dtype
 from moe_core.checkpoint.tokenizer import Tokenizer
 from moe_core.errors import SpecError, TrainingError
 from moe_core.kernels.device import chosen_device
@@ -123,7 +123,8 @@ def build(spec: TuneSpec, inputs: Mapping[str, Path]) -> Workbench:
 
 def _mixture(spec: TuneSpec, inputs: Mapping[str, Path], tokenizer: Tokenizer) -> Decoder:
     """The dense model with experts laid over it, or the mixture that it is."""
-    model = load(inputs[MODEL], training_dtype(spec.dtype))
+    source = inputs[MODEL]
+    model = load(source, training_dtype(spec.dtype, stored_dtype(source)))
     if spec.layout is not None:
         laid = UpcycleSpec(
             layout=spec.layout, noise=spec.upcycle_noise, router_std=spec.router_std, seed=spec.seed

@@ -18,7 +18,7 @@ from corpora.selectors import corpora_of
 from jobs.chosen import ChosenField
 from jobs.forms import MAX_CHOICES, version_words
 from jobs.specs import default_threads
-from jobs.tune_fields import PRECISION
+from jobs.tune_fields import DTYPE
 from moe_core.errors import SpecError
 from moe_core.spec import ModelSpec
 from moe_core.spec.base import Spec
@@ -36,7 +36,7 @@ OPTIONS = Part(
             _("From the logs, to learn from and to measure on. Twice as many take twice as long."),
         ),
         "prompt_tokens": Ask(_("Tokens of a prompt, at most")),
-        "dtype": Ask(_("Precision"), words=PRECISION),
+        "dtype": DTYPE,
         "num_threads": Ask(_("Threads")),
     },
 )

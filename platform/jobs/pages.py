@@ -21,7 +21,7 @@ from jobs.choices import HELD, JobKind, JobState
 from jobs.models import Job, JobEvent
 from jobs.operation_recipe import operation_recipe
 from jobs.stages import STAGES
-from jobs.tune_fields import DEEP, PARTS, TEACHING
+from jobs.tune_fields import DEEP, PARTS, PRECISION, TEACHING
 from moe_core.spec import TuneSpec
 from registry.moe_facts import said
 from registry.operated import OPERATIONS
@@ -96,7 +96,7 @@ def recipe_of(job: Job) -> list[tuple[str, str]]:
         (_("Balance weight"), f"{tune['routing']['balance_weight']:g}"),
         (_("Label weight"), f"{tune['routing']['label_weight']:g}"),
         *([(_("Temperature"), f"{tune['layout'].get('temperature', 1.0):g}")] if tune["layout"] else []),
-        (_("Precision"), _("the quicker on this machine") if tune["dtype"] == "auto" else tune["dtype"]),
+        (_("Precision"), str(PRECISION[tune["dtype"]])),
         (_("Seed"), str(tune["seed"])),
         (_("Threads"), str(tune["num_threads"])),
         *_unusual(tune),

@@ -10,10 +10,15 @@ from moe_core.spec import TuneSpec
 from registry.gate_fields import TUNE_CAPACITY, TUNE_SCHEDULE
 
 PRECISION = {
-    "auto": _("the quicker on this machine"),
+    "auto": _("as stored, or float32 where that is quicker"),
     "float32": "float32",
     "bfloat16": "bfloat16",
 }
+DTYPE = Ask(
+    _("Precision"),
+    _("bfloat16 rounds every weight of a version that is stored in float32, those that do not change too."),
+    words=PRECISION,
+)
 ESSENTIALS = Part(
     TuneSpec,
     {
@@ -35,7 +40,7 @@ FINER = Part(
     {
         "specialise_learning_rate": Ask(_("Learning rate, experts")),
         "route_learning_rate": Ask(_("Learning rate, router")),
-        "dtype": Ask(_("Precision"), words=PRECISION),
+        "dtype": DTYPE,
         "num_threads": Ask(_("Threads")),
         "checkpoint_every_steps": Ask(
             _("Checkpoint after steps"),

@@ -21,13 +21,17 @@ def drawn(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).bfloat16()
 
 
-def test_auto_is_float32_only_where_bfloat16_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_bfloat16_only_where_weights_are_stored_so_and_it_is_not_emulated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: False)
-    assert precision.training_dtype("auto") == "float32"
-    assert precision.training_dtype("bfloat16") == "bfloat16"
+    assert precision.training_dtype("auto", "bfloat16") == "float32"
+    assert precision.training_dtype("bfloat16", "float32") == "bfloat16"
     monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
-    assert precision.training_dtype("auto") == "bfloat16"
+    assert precision.training_dtype("auto", "bfloat16") == "bfloat16"
+    assert precision.training_dtype("auto", "float32") == "float32"
+    assert precision.training_dtype("float32", "bfloat16") == "float32"
 
 
 @pytest.mark.usefixtures("_emulating")
