@@ -15,6 +15,7 @@ from accounts.permissions import READ, READ_DEPLOY, Grants, TeamScoped
 from common.closed import Closed
 from deployments import services
 from deployments.engine_settings import settings_checked
+from deployments.idle import REVISING, check_change, check_creation
 from deployments.models import Deployment
 from deployments.selectors import deployment_get, deployments_of, events_of, fit_of, revisions_of
 from deployments.serializers import (
@@ -55,6 +56,7 @@ class DeploymentViewSet(
     def create(self, request: Request) -> Response:
         """Deploy a version; the answer names the place to follow it."""
         wanted = _read(DeploymentIn, request)
+        check_creation(wanted)
         made = services.deployment_create(
             caller=self.caller, name=wanted["name"], version_id=wanted["version"], replicas=wanted["replicas"],
             domain_map_id=wanted.get("domain_map"), settings=wanted["settings"], note=wanted["note"], **_domains(wanted),
@@ -66,9 +68,10 @@ class DeploymentViewSet(
     def partial_update(self, request: Request, pk: str) -> Response:
         """Change what is desired."""
         wanted = _read(DeploymentChange, request)
+        check_change(wanted)
         deployment = deployment_get(self.caller.team, int(pk))
         expected = wanted.get("expected_generation")
-        if {"version", "domain_map", "settings"} & set(wanted):
+        if set(REVISING) & set(wanted):
             deployment = services.deployment_update(
                 caller=self.caller, deployment_id=int(pk), version_id=wanted.get("version"),
                 domain_map_id=wanted.get("domain_map", services.KEEP), settings=wanted.get("settings"),

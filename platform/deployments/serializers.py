@@ -37,7 +37,8 @@ class DeploymentIn(Closed):
 class DeploymentChange(Closed):
     """What should be different; what is left out stays. A new version, map or settings make a revision.
 
-    Domains that stay follow their experts to the numbers that these have in the new version.
+    Domains that stay follow their experts to the numbers that these have in the new version. What would change nothing is
+    refused: a note without a revision, `translate_domains` without a map.
     """
 
     version = serializers.IntegerField(min_value=1, required=False)

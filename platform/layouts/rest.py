@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.utils.translation import gettext as _
 from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import mixins, serializers, status, viewsets
 from rest_framework.decorators import action
@@ -12,6 +13,7 @@ from rest_framework.response import Response
 
 from accounts.permissions import READ, READ_WRITE, Grants, TeamScoped
 from common.closed import Closed
+from common.errors import Invalid
 from layouts import services
 from layouts.costing import preview
 from layouts.models import Layout, LayoutRevision
@@ -125,6 +127,7 @@ class LayoutViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin
         wanted = LayoutChange(data=request.data)
         wanted.is_valid(raise_exception=True)
         data = dict(wanted.validated_data)
+        _check_change(data)
         layout = services.layout_revise(
             caller=self.caller,
             layout_id=self.get_object().pk,
@@ -162,3 +165,10 @@ class LayoutViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin
         data = wanted.validated_data
         base = version_get(self.caller.team, data["base_version"])
         return Response(preview(base, data["spec"], data["context_tokens"]))
+
+
+def _check_change(data: dict[str, Any]) -> None:
+    """A revision changes something, and the note is kept with it."""
+    if not data.keys() & {"name", "base_version", "spec"}:
+        sentence = _("A revision must change something: give name, base_version or spec.")
+        raise Invalid(sentence, fields={"note": sentence} if data.get("note") else None)

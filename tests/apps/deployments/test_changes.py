@@ -43,3 +43,45 @@ def test_settings_that_are_none_change_nothing(
     assert patch(client, people, made, {"settings": wrong}).status_code == 422
     made.refresh_from_db()
     assert made.revision == 1 and SETTINGS.items() <= made.settings.items()
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({}, set()),
+        ({"note": "why"}, set()),
+        ({"settings": {}, "note": "why"}, set()),
+        ({"expected_generation": 1}, set()),
+        ({"translate_domains": True}, set()),
+        ({"confirm_domains": True, "note": "x"}, set()),
+        ({"replicas": 2, "note": "more"}, {"note"}),
+        ({"domain_map": None, "translate_domains": True}, {"translate_domains"}),
+        ({"settings": {"kv_tokens": 1024}, "confirm_domains": True}, {"confirm_domains"}),
+        (
+            {"replicas": 2, "translate_domains": True, "confirm_domains": True},
+            {"translate_domains", "confirm_domains"},
+        ),
+    ],
+)
+def test_what_would_do_nothing_is_refused(
+    client: Any, people: Any, made: Deployment, body: Any, fields: set[str]
+) -> None:
+    reply = patch(client, people, made, body)
+    assert reply.status_code == 422, reply.content
+    assert {one["field"] for one in reply.json().get("errors", [])} == fields
+    assert fields or "must change something" in reply.json()["detail"]
+    made.refresh_from_db()
+    assert (made.revision, made.generation, made.desired_replicas) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("field", ["translate_domains", "confirm_domains"])
+def test_a_new_deployment_says_nothing_of_domains_without_a_map(
+    client: Any,
+    people: Any,
+    version: Any,  # noqa: F811
+    field: str,
+) -> None:
+    body = {"name": "x", "version": version.pk, field: True}
+    reply = call(client, "post", URL, people.bearer("owner", "read", "deploy"), body)
+    assert reply.status_code == 422 and [one["field"] for one in reply.json()["errors"]] == [field]
+    assert not Deployment.objects.exists()

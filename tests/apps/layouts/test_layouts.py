@@ -235,6 +235,9 @@ def test_programs_do_the_same_over_rest(people, base):
     assert (
         client.get(f"{url}cost/").json()["mixture"]["active_per_token"] < cost["mixture"]["active_per_token"]
     )
+    for idle in ({"revision": 2}, {"revision": 2, "note": "why"}):
+        refused = client.patch(url, idle, content_type="application/json")
+        assert refused.status_code == 422 and "must change something" in refused.json()["detail"]
     again = client.patch(url, {"revision": 1, "name": "S"}, content_type="application/json")
     assert (again.status_code, again.json()["code"]) == (409, "stale_revision")
     stranger = Client(headers=people.bearer("outsider", "read", "write"))
