@@ -28,6 +28,9 @@ SERVING: Mapping[str, str] = {
     "gate_not_served": "gate '{gate}' cannot answer token by token: {why}; serve a model with another gate",
     "hangs_on_later_tokens": "whether an expert takes a token hangs on later tokens",
     "slots_mix_later_tokens": "its slots mix later tokens into earlier ones",
+    "setting_without_experts": (
+        "{setting} is about experts, and this model has none; set it to {off}, or leave it out"
+    ),
     "residency_without_experts": "resident_experts is set, but the model has no experts; leave it out",
     "residency_of_kinds": (
         "resident_experts needs experts that are alike, and those of this model are of different kinds and widths "

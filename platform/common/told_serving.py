@@ -31,6 +31,9 @@ SERVING: Mapping[str, str] = {
     ),
     "hangs_on_later_tokens": gettext_noop("Whether an expert takes a token hangs on later tokens."),
     "slots_mix_later_tokens": gettext_noop("Its slots mix later tokens into earlier ones."),
+    "setting_without_experts": gettext_noop(
+        "This version is dense: it has no experts that %(setting)s could be about; leave it empty, or send %(off)s."
+    ),
     "residency_without_experts": gettext_noop(
         "This version is dense: it has no experts to keep in memory; leave their number empty (null)."
     ),

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from common.errors import Invalid
 from common.told import told, told_faults
 from moe_core.errors import SpecError
+from moe_core.sentences import CORE
 from moe_core.spec import ModelSpec, RoutingSpec
 from moe_core.spec.base import Spec
 from moe_core.spec.cost import cost_of
@@ -20,6 +21,8 @@ from moe_core.spec.routing import FloorShare, PriorMode, PriorStrength
 from moe_core.spec.serve import BLOCK_TOKENS
 from moe_core.spec.served import check_residency, guessing_misfit, misfit_of, packing_for, served_as
 
+# What only a router with experts can heed.
+OF_EXPERTS = ("prior_mode", "prior_strength", "prior_floor", "expert_affinity_steps")
 DTYPE_PRECISION = {"bfloat16": "bf16", "float32": "fp32"}
 # An engine without a model: Python, torch, buffers of one step. Measured; a test holds the estimate to its band.
 ENGINE_BYTES = 420 * 10**6
@@ -67,7 +70,7 @@ def settings_checked(data: dict[str, Any], spec: dict[str, Any]) -> dict[str, An
     """Return the settings for a model of `spec` as they are stored, or raise Invalid with the reason."""
     try:
         chosen, model = EngineSettings.parse(data), ModelSpec.parse(spec)
-        for check in (_check_residency, _check_weights, _check_guesses, _check_prior):
+        for check in (_check_experts, _check_residency, _check_weights, _check_guesses, _check_prior):
             check(chosen, model)
         return chosen.model_dump(exclude_none=True, mode="json")
     except SpecError as error:
@@ -83,6 +86,22 @@ def settings_changed(present: dict[str, Any], change: Any, spec: dict[str, Any])
     None takes back a setting that need not be set. Raises Invalid as `settings_checked` does.
     """
     return settings_checked({**present, **change} if isinstance(change, dict) else change, spec)
+
+
+def _check_experts(chosen: EngineSettings, model: ModelSpec) -> None:
+    # Those of a mixture without a domain map wait for one.
+    if model.moe is not None:
+        return
+    own = {name: EngineSettings.model_fields[name].default for name in OF_EXPERTS}
+    faults = [
+        ((name,), CORE.say("setting_without_experts", setting=name, off="null" if off is None else off))
+        for name, off in own.items()
+        if getattr(chosen, name) != off
+    ]
+    if faults:
+        refusal = SpecError("; ".join(sentence for _place, sentence in faults))
+        refusal.faults = tuple(faults)
+        raise refusal
 
 
 def _check_residency(chosen: EngineSettings, model: ModelSpec) -> None:

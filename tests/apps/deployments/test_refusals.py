@@ -135,3 +135,46 @@ def test_experts_that_cannot_stay_on_disk_are_refused(
     assert fields.keys() == {"settings.resident_experts"} and told in fields["settings.resident_experts"]
     with translation.override("zh-hans"):
         assert "null" in refused(people, made, settings={"resident_experts": 20})["settings.resident_experts"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "off"),
+    [
+        ("prior_mode", "mask", None),
+        ("prior_strength", 2.0, None),
+        ("prior_floor", 0.5, None),
+        ("expert_affinity_steps", 9, 0),
+    ],
+)
+def test_what_is_about_experts_is_refused_for_a_dense_version_and_waits_for_a_map_elsewhere(
+    people: Any,
+    tmp_path: Any,
+    version: ModelVersion,  # noqa: F811
+    name: str,
+    value: Any,
+    off: Any,
+) -> None:
+    dense = make_version(people, tmp_path, name="Dense")
+    fields = refused(people, dense, settings={name: value})
+    assert (
+        fields.keys() == {f"settings.{name}"}
+        and f"send {'null' if off is None else off}." in fields[f"settings.{name}"]
+    )
+    with translation.override("zh-hans"):
+        assert "稠密" in refused(people, dense, settings={name: value})[f"settings.{name}"]
+    deploy(people, dense, name="dense", settings={name: off})
+    waiting = deploy(people, version, settings={name: value})
+    assert waiting.settings[name] == value
+    with pytest.raises(Invalid) as refusal:
+        services.deployment_update(caller=people.owner, deployment_id=waiting.pk, version_id=dense.pk)
+    assert refusal.value.fields.keys() == {f"settings.{name}"}
+    moved = services.deployment_update(
+        caller=people.owner, deployment_id=waiting.pk, version_id=dense.pk, settings={name: off}
+    )
+    assert moved.desired_version == dense
+
+
+def test_everything_idle_is_told_at_once(people: Any, tmp_path: Any) -> None:
+    dense = make_version(people, tmp_path, name="Dense")
+    fields = refused(people, dense, settings={"prior_mode": "bias", "expert_affinity_steps": 9})
+    assert fields.keys() == {"settings.prior_mode", "settings.expert_affinity_steps"}
