@@ -256,7 +256,8 @@ def test_the_next_best_of_evened_loads_is_that_of_the_evened_scores(kind: str) -
 
     A single round of evening leaves loads that a capacity still cuts.
     """
-    generator = torch.Generator().manual_seed(1)
+    # Of this seed the order in which a gate serves would reroute otherwise, for each of the kinds.
+    generator = torch.Generator().manual_seed(2)
     logits = torch.randn(96, 4, generator=generator) + torch.tensor([3.0, 1.0, 0.0, 0.0])
     bias_E = torch.tensor([0.2, 0.0, -0.1, 0.0]) if kind == "sinkhorn with a bias" else None
     capacity = CapacitySpec(train_factor=1.0, overflow="next_best")
