@@ -65,7 +65,9 @@ class Mailbox:
             self._alarm.cancel()
             self._alarm = None
         events, self._events = self._events, []
-        self._due_at = time.monotonic() + self._every_s
+        if any(isinstance(event, Delta) for event in events):
+            # Not after the start alone: the first text is to come at once.
+            self._due_at = time.monotonic() + self._every_s
         return events
 
 

@@ -31,7 +31,7 @@ def test_the_deltas_of_each_sequence_become_one_and_stay_before_its_end() -> Non
 
 
 def test_a_line_is_plain_utf8() -> None:
-    value = {"text": "zug \u2028 车\n\"", "ids": [1, 2]}
+    value = {"text": 'zug \u2028 车\n"', "ids": [1, 2]}
     assert line(value) == b'{"text":"zug \xe2\x80\xa8 \xe8\xbd\xa6\\n\\"","ids":[1,2]}\n'
     assert json.loads(line(value)) == value
 
@@ -58,6 +58,39 @@ async def test_text_that_is_kept_back_comes_in_time_though_nothing_follows() -> 
     mailbox.put(delta(1, 6))
     async with asyncio.timeout(10):
         assert await mailbox.take() == [delta(1, 6)]
+
+
+async def test_text_may_be_kept_back_any_number_of_times() -> None:
+    mailbox = Mailbox(every_s=0.05)
+    mailbox.put(delta(1, 5))
+    await mailbox.take()
+    for token_id in (6, 7, 8):
+        mailbox.put(delta(1, token_id))
+        async with asyncio.timeout(10):
+            assert await mailbox.take() == [delta(1, token_id)]
+
+
+async def test_nobody_is_woken_for_text_that_was_taken_with_something_else() -> None:
+    mailbox = Mailbox(every_s=0.05)
+    mailbox.put(delta(1, 5))
+    await mailbox.take()
+    mailbox.put(delta(1, 6))
+    mailbox.put(Started(2, 3, 0))
+    assert await mailbox.take() == [delta(1, 6), Started(2, 3, 0)]
+    waiting = asyncio.create_task(mailbox.take())
+    await asyncio.sleep(0.15)
+    assert not waiting.done()
+    mailbox.put(delta(1, 7))
+    assert await waiting == [delta(1, 7)]
+
+
+async def test_the_first_text_comes_at_once_though_the_start_was_taken_before() -> None:
+    mailbox = Mailbox(every_s=3600)
+    mailbox.put(Started(1, 3, 0))
+    assert await mailbox.take() == [Started(1, 3, 0)]
+    mailbox.put(delta(1, 5))
+    async with asyncio.timeout(10):
+        assert await mailbox.take() == [delta(1, 5)]
 
 
 async def test_an_interval_changes_the_lines_and_not_the_answer(tmp_path) -> None:
