@@ -96,6 +96,23 @@ def test_more_tokens_are_drawn_where_a_larger_share_is_asked_for() -> None:
     assert shares[1] > shares[0] + 0.4
 
 
+@pytest.mark.parametrize(("share", "drawn"), [(0.5, 3), (1.0, 6), (1.5, 9), (8.0, 12)])
+def test_the_share_is_one_of_the_fair_share_of_all_places(
+    share: float, drawn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two of four experts for each token the fair share is half of the tokens: 6 of 12."""
+    asked: list[float] = []
+
+    def noted(scores_TE: torch.Tensor, expert: int, part: float, top_k: int) -> torch.Tensor:
+        asked.append(part)
+        return draw_loss(scores_TE, expert, part, top_k)
+
+    monkeypatch.setattr("moe_core.operations.wake.draw_loss", noted)
+    spec = WakeExpertSpec(steps=1, learning_rate=1e-3, share=share)
+    wake_expert(mixture(num_experts=4, top_k=2), spec, some_prompts(per_domain=2))
+    assert asked and {part * 12 for part in asked} == {drawn}
+
+
 def test_the_draw_by_hand() -> None:
     """Four tokens; leads of expert 2 over the better one of two others: -1, -3, -0.5, 1. Half of them are drawn."""
     scores_TE = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0], [1.0, 1.5, 1.0], [0.0, 0.0, 1.0]])
