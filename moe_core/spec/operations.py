@@ -66,7 +66,8 @@ class ComposeSpec(Spec):
     gate: Literal["ridge", "logistic", "mean"] = "ridge"
     """How gates are fitted: by ridge or logistic regression, or as the mean input of each domain."""
     ridge: Annotated[float, Field(gt=0.0, le=1e3)] = 1e-2
-    """Strength of the ridge, relative to the mean eigenvalue of the inputs' second moment."""
+    """Strength of the ridge, relative to the mean eigenvalue of the inputs' second moment. With `mean` it counts only where
+    what all logits have in common changes weights (gate `base`, sigmoid scores)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -176,7 +176,13 @@ class ComposeForm(OperateForm):
             _("Attention, embeddings and norms"),
             words={"first": _("of the first version"), "mean": _("the mean of all")},
         ),
-        "ridge": Ask(_("Strength of the ridge"), _("Relative to the mean eigenvalue of the inputs.")),
+        "ridge": Ask(
+            _("Strength of the ridge"),
+            _(
+                "Relative to the mean eigenvalue of the inputs. Mean hidden states need none, except under gates whose "
+                "scores are sigmoids."
+            ),
+        ),
     }
     others = forms.TypedMultipleChoiceField(
         label=_("More versions"), coerce=int, help_text=_("Several with Ctrl or Shift held down.")

@@ -131,3 +131,13 @@ def test_where_no_version_fits_the_newest_stands(people: Any, tmp_path: Path) ->
     groups = make_version(people, tmp_path, spec=moe_spec(gate=GROUPS), name="Groups")
     form = people.client("owner").get("/jobs/operate/?operation=merge").context["form"]
     assert form.fields["model_version"].initial == groups.pk
+
+
+def test_composing_says_where_the_ridge_counts_for_nothing(people: Any, mixture: ModelVersion) -> None:
+    client = people.client("owner")
+    for language, words in (
+        ("en", "Mean hidden states need none"),
+        ("zh-hans", "以平均隐藏状态拟合时不用它"),
+    ):
+        client.cookies["django_language"] = language
+        assert words in client.get("/jobs/operate/?operation=compose").content.decode()
