@@ -12,6 +12,7 @@ from django.test import Client
 
 from api.schema import described
 from tests.contracts.house import NUMBER, furnish
+from tests.people import People
 
 STRANGE = "not_a_field_of_ours"
 MULTIPART = "multipart/form-data"
@@ -29,7 +30,7 @@ def operations(media: str) -> list[Operation]:
 
 
 @pytest.fixture
-def api(people) -> Client:
+def api(people: People) -> Client:
     furnish(people.owner)
     return Client(headers=people.bearer("owner", "read", "write", "deploy", "infer", "admin"))
 

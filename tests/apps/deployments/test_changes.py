@@ -11,7 +11,7 @@ from tests.apps.deployments.test_rest import URL, call
 from tests.apps.deployments.test_services import deploy, version  # noqa: F401
 
 pytestmark = pytest.mark.django_db
-SETTINGS = {"ngram_tokens": 4, "kv_tokens": 2048, "batch_invariant": True, "resident_experts": 12}
+SETTINGS = {"max_waiting": 9, "kv_tokens": 2048, "batch_invariant": True, "resident_experts": 12}
 
 
 @pytest.fixture
