@@ -3,8 +3,8 @@
 Every expert keeps its place in its layer's tensors; memory is only behind those that are resident, for the pages of the
 others are given back to the operating system. For experts with plain SiLU (no clamps, biases or other gating) kernels,
 numbering and order of sums are those of the whole model, so outputs are the same to the bit. A whole model has other
-experts repacked for a kernel of its own, and in 16 bits theirs round otherwise here. One thread reads; the engine's waits for what it
-needs and nothing else.
+experts repacked for a kernel of its own, and in 16 bits theirs round otherwise here. One thread reads; the engine's waits
+for what it needs and nothing else.
 
 Shapes: L expert layers, E experts, T tokens, K places of a token.
 """

@@ -15,7 +15,7 @@ from moe_core.spec.gate import Gate, GateSpec
 from tests.moe_core.tiny import tiny_turnout
 
 GATES: tuple[type[Gate], ...] = get_args(get_args(GateSpec)[0])
-OWN = {
+OWN: dict[str, dict[str, Any]] = {
     "sigmoid_groups": {"num_groups": 4, "topk_group": 2},
     "hash": {"weights": "learned"},
     "hierarchical": {"num_domains": 2, "groups_per_domain": 2},
