@@ -80,6 +80,15 @@ def test_a_mode_of_the_deployment_is_for_every_layer(
 
 
 @pytest.mark.django_db
+def test_settings_from_before_a_pair_was_refused_still_serve(
+    people: Any, version: ModelVersion, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.engine_settings.guessing_misfit", lambda *_: None)
+    spec = told(deploy(people, version, batch_invariant=True, ngram_tokens=4), settings, tmp_path)
+    assert (spec.batch_invariant, spec.ngram_tokens) == (True, 0)
+
+
+@pytest.mark.django_db
 def test_a_strength_of_the_deployment_leaves_rules_of_layers(
     people: Any, version: ModelVersion, settings: Any, tmp_path: Path
 ) -> None:
