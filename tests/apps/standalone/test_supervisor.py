@@ -12,6 +12,7 @@ import pytest
 
 from standalone import supervisor as module
 from standalone.supervisor import Program, Supervisor, describe_exit
+from tests.policies import may_choose_batch
 
 
 def program(tmp_path, script: str, name: str = "child", **facts) -> Program:
@@ -124,7 +125,9 @@ def test_exits_are_described_in_words():
     assert describe_exit(-9) == "killed by SIGKILL"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="policies of processes are Linux's")
+@pytest.mark.skipif(
+    not may_choose_batch(), reason="policies of processes are Linux's, and a sandbox may forbid them"
+)
 def test_what_gives_way_hands_it_on_to_what_it_starts():
     script = (
         "import os, subprocess, sys\nfrom standalone import processes\n"

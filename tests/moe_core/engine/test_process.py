@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from tests.moe_core.engine.model_dirs import tiny_model, write_model_dir
+from tests.policies import may_choose_batch
 
 ROOT = Path(__file__).parents[3]
 
@@ -127,7 +128,9 @@ async def test_a_domain_that_names_a_missing_expert_is_told_with_exit_code_3(has
     assert "expert 9" in failed["message"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="policies of threads are Linux's")
+@pytest.mark.skipif(
+    not may_choose_batch(), reason="policies of threads are Linux's, and a sandbox may forbid them"
+)
 async def test_threads_that_answer_give_way_to_those_that_compute(tmp_path, hashed_dir):
     model_dir, files = hashed_dir
     async with engine_process(tmp_path, model_dir, files, num_threads=2) as process:
