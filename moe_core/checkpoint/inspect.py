@@ -8,8 +8,10 @@ from typing import Any
 
 from moe_core.checkpoint.files import read_json_object
 from moe_core.checkpoint.layout import MAX_CONFIG_BYTES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
+from moe_core.checkpoint.quantised import widened
 from moe_core.checkpoint.reader import WeightReader
 from moe_core.checkpoint.safetensors_header import TensorInfo
+from moe_core.checkpoint.source import ignorable, spec_in
 from moe_core.checkpoint.store import check_slots, read_spec
 from moe_core.checkpoint.tokenizer_config import TokenizerConfig
 from moe_core.model.families import Slot, slots_of
@@ -21,16 +23,17 @@ BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 def inspect_dir(path: Path | str) -> dict[str, Any]:
     """Family, layers, parameters and bytes by part, files and tokenizer, as plain data for JSON.
 
-    Every header is checked against config.json; no weights are read. Raises CheckpointError or FormatError.
+    Every header is checked against config.json, read as `load` reads it: of the weights only a head that is tied and yet
+    lies in the files is read, to be compared. Raises CheckpointError or FormatError.
     """
     directory = Path(path)
-    spec = read_spec(directory)
     params: Counter[str] = Counter()
     num_bytes: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
     with WeightReader(directory) as reader:
+        spec = spec_in(read_spec(directory), widened(reader))
         slots = slots_of(spec)
-        check_slots(slots, reader)
+        check_slots(slots, reader, ignorable=ignorable(spec, reader.names))
         for slot in slots:
             info = reader.info(slot.tensor)
             num_bytes[slot.part] += info.num_bytes

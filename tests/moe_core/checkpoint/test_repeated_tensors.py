@@ -12,6 +12,7 @@ from torch import Tensor
 
 import moe_core
 from moe_core.checkpoint.hf import import_hf
+from moe_core.checkpoint.inspect import inspect_dir
 from moe_core.engine.residency import load_resident
 from moe_core.errors import FormatError
 from moe_core.model import Decoder
@@ -93,6 +94,16 @@ def test_a_head_of_another_shape_is_refused(tied: Path, door: Callable[[Path], D
     give_head(tied, lambda embedding: embedding[:-1].contiguous())
     with pytest.raises(FormatError, match=r"lm_head.weight: has shape \[96, 48\]"):
         door(tied)
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_what_is_told_of_a_directory_is_what_load_reads(tied: Path, is_own: bool) -> None:
+    give_head(tied, lambda embedding: embedding.flip(0) if is_own else embedding)
+    model = moe_core.load(tied)
+    told = inspect_dir(tied)
+    assert told["spec"] == model.spec.model_dump(mode="json")
+    assert told["spec"]["tie_word_embeddings"] is not is_own
+    assert told["params_total"] == sum(one.numel() for one in model.parameters())
 
 
 @torch.no_grad()
