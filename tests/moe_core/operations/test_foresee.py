@@ -137,7 +137,7 @@ def test_groups_are_foretold_as_they_are_made(plain: dict[str, Any], norm: bool)
         ({"kind": "wake_expert", "expert": 4}, {}, "expert"),
         ({"kind": "release_twins"}, {}, ""),
         ({"kind": "grow", "num_experts": 8}, {"capacity": {"train_factor": 1.0}}, ""),
-        ({"kind": "remove", "expert": 1}, {"gate": GROUPED}, ""),
+        ({"kind": "remove", "expert": 1}, {"gate": GROUPED}, "per_group"),
         ({"kind": "add", "source": 2, "per_group": True}, {"gate": GROUPED}, "source"),
         (
             {"kind": "grow", "num_experts": 8, "method": "split"},
