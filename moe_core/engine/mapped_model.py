@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
-from moe_core.checkpoint.quantised import widened
-from moe_core.checkpoint.reader import WeightReader
-from moe_core.checkpoint.source import spec_in
 from moe_core.checkpoint.store import TORCH_DTYPES, read_spec
 from moe_core.engine.packed_at_load import served_spec
 from moe_core.kernels.cpu.attach import attach
 from moe_core.kernels.cpu.panel_file import PanelFileError, PanelReader, PanelWriter
 from moe_core.model.decoder import Decoder
-from moe_core.spec import ModelSpec, ServeSpec
+from moe_core.spec import ServeSpec
 
 
 def mapped_model(spec: ServeSpec, reader: PanelReader) -> tuple[Decoder, str]:
@@ -23,9 +18,8 @@ def mapped_model(spec: ServeSpec, reader: PanelReader) -> tuple[Decoder, str]:
 
     Raises PanelFileError when the file is not of this decoder.
     """
-    held_spec = served_spec(_spec_of(spec.model_dir), spec)
     with torch.device("meta"):
-        model = Decoder(held_spec, TORCH_DTYPES[spec.dtype])
+        model = Decoder(served_spec(read_spec(spec.model_dir), spec), TORCH_DTYPES[spec.dtype])
     model.eval()
     isa = attach(model, spec.num_threads)
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -36,14 +30,6 @@ def mapped_model(spec: ServeSpec, reader: PanelReader) -> tuple[Decoder, str]:
         _put(model, name, torch.frombuffer(reader.bytes_of(told), dtype=dtype).view(shape))
     _require_whole(model)
     return model, isa
-
-
-def _spec_of(directory: Path) -> ModelSpec:
-    spec = read_spec(directory)
-    if not spec.tie_word_embeddings:
-        return spec
-    with WeightReader(directory) as weights:
-        return spec_in(spec, widened(weights))
 
 
 def keep_tensors(model: nn.Module, writer: PanelWriter) -> None:

@@ -107,19 +107,6 @@ def regions_of(file: Path) -> list[tuple[int, int]]:
     return found
 
 
-def test_a_start_from_panels_has_the_head_that_lies_beside_a_tied_embedding(tmp_path: Path) -> None:
-    source = tmp_path / "tiny"
-    write_model_dir(source, tiny_model(tie_word_embeddings=False))
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    spec = spec_of(source, tmp_path / "panels")
-    wanted = answer(start(spec)[0])
-    engine, cache = start(spec)
-    assert cache.writer is None
-    assert not engine.runner.model.spec.tie_word_embeddings
-    assert answer(engine) == wanted
-
-
 @pytest.mark.parametrize(("shared", "huge"), [(False, False), (False, True), (True, False)])
 def test_panels_are_mapped_where_they_are_shared_or_huge_in_the_page_cache_and_else_read(
     model_dir: Path, tmp_path: Path, shared: bool, huge: bool, monkeypatch: pytest.MonkeyPatch
