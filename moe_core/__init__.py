@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["Decoder", "EncoderDecoder", "load", "save"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name in ("load", "save"):
         from moe_core.checkpoint import public

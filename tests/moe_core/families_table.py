@@ -41,7 +41,7 @@ ORACLES = {
     "turnout_moe": "every other family in its words, bit for bit",
     "glam_moe": "layers of transformers' Mixtral and Llama in turn",
     "palm_moe": "layers of transformers' Mixtral, side by side",
-    "step3p5": "the text of transformers' `Step3p7ForConditionalGeneration`, which reads the files too",
+    "step3p5": "the text of transformers' `Step3p7ForConditionalGeneration`, which reads the files too (see below)",
 }
 # Encoder–decoders by their model_type, with the class of transformers that they are proven against.
 SEQ2SEQ = {

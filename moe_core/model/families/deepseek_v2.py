@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import model_validator
+
 from moe_core.model.families.deepseek_v3 import DeepseekV3Config, deepseek_keys
 from moe_core.model.families.family import Family, NameMap
+from moe_core.model.families.two_names import one_name
 from moe_core.spec import ModelSpec
 from moe_core.spec.gate import SigmoidGroups
 
@@ -32,6 +35,11 @@ class DeepseekV2Config(DeepseekV3Config):
     scoring_func: Literal["softmax"] = "softmax"  # type: ignore[assignment]
     norm_topk_prob: Literal[False] = False
     rope_interleave: Literal[True] = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _routed_experts(cls, data: Any) -> Any:
+        return one_name(data, "n_routed_experts", "num_experts")
 
     def gate_part(self) -> SigmoidGroups:
         """Softmax scores, and groups worth their best expert."""

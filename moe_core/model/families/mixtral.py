@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from moe_core.model.families.family import Family, NameMap
 from moe_core.model.families.schemas import DecoderConfig
+from moe_core.model.families.two_names import one_name
 from moe_core.spec import ModelSpec, MoeSpec
 
 
@@ -29,6 +30,11 @@ class MixtralConfig(DecoderConfig):
     sliding_window: None = None
 
     default_theta: ClassVar[float] = 1e6
+
+    @model_validator(mode="before")
+    @classmethod
+    def _experts(cls, data: Any) -> Any:
+        return one_name(data, "num_local_experts", "num_experts")
 
     def moe_part(self) -> MoeSpec:
         """Every layer holds experts."""

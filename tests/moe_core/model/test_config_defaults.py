@@ -177,3 +177,16 @@ def test_a_stretching_without_a_factor_has_that_of_its_lengths() -> None:
     said = {"rope_type": "yarn", "original_max_position_embeddings": 512}
     spec = spec_of({"model_type": "llama", **ASKED, "max_position_embeddings": 4096, "rope_parameters": said})
     assert spec.rope.factor == 8.0
+
+
+@pytest.mark.parametrize("case", ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v2", "deepseek_v3"])
+def test_the_number_of_experts_is_read_by_either_name_that_transformers_knows(case: str) -> None:
+    made = reference(case).config
+    config = json.loads(made.to_json_string(use_diff=False))
+    names = {kept for pair in made.attribute_map.items() if "experts" in pair[0] for kept in pair}
+    (written,) = names & set(config)
+    (other,) = names - {written}
+    renamed = {other if key == written else key: value for key, value in config.items()}
+    assert spec_of(renamed) == spec_of(config)
+    with pytest.raises(FormatError, match="differ"):
+        spec_of({**config, other: config[written] + 1})
