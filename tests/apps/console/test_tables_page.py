@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import pytest
 from django.template.loader import render_to_string
 from django.utils import translation
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page, sync_playwright
 
 from console.translations import platform_dir
 from jobs.foreseen import Foreseen, Line
 from registry.routed import COLUMNS, routed_table
+from tests.in_browser import ARGUMENTS, CHROMIUM
 
 pytestmark = pytest.mark.browser
 
@@ -26,10 +27,11 @@ PAGE = """<!doctype html><html lang="{language}"><style>{style}</style><body><di
 
 
 @pytest.fixture
-def laptop(chromium: Browser) -> Iterator[Page]:
-    page = chromium.new_page(viewport=LAPTOP)  # type: ignore[arg-type]
-    yield page
-    page.close()
+def laptop() -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser.new_page(viewport=LAPTOP)  # type: ignore[arg-type]
+        browser.close()
 
 
 def show(page: Page, language: str, template: str, **context: object) -> None:
