@@ -45,13 +45,15 @@ class Pool {
       for (int64_t unit = 0; unit < num_units; unit++) work(unit);
       return;
     }
+    // The ticket is the generation of the job and the next unit in one word, so that a helper that comes late cannot take a
+    // unit of a job that is over. While a job is written its generation is odd and has no units: whoever read the job
+    // before finds its ticket changed, and nobody takes a unit of the next one by the ticket of the last.
+    uint64_t generation = ((ticket_.load() >> 32) + 2) & 0xffffffffu;
+    ticket_.store(((generation - 1) << 32) | 0xffffffffu);
     call_.store([](const void* context, int64_t unit) { (*static_cast<const Work*>(context))(unit); });
     context_.store(&work);
     num_units_.store(num_units);
     done_.store(0);
-    // The ticket is the generation of the job and the next unit in one word, so that a helper that comes late cannot
-    // take a unit of a job that is over.
-    uint64_t generation = (ticket_.load() >> 32) + 1;
     ticket_.store(generation << 32);
     if (num_sleeping_.load() > 0) {
       std::lock_guard<std::mutex> lock(sleep_);
