@@ -61,6 +61,17 @@ def needs_user_namespace() -> bool:
     return IS_LINUX and os.geteuid() == 0
 
 
+def give_way() -> None:
+    """Let this process, and all that it starts, wake without interrupting others (Linux: SCHED_BATCH).
+
+    An engine beside it computes with threads that wait for each other; its own make themselves ordinary again
+    (`moe_core.engine.turns`).
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def stop(process: subprocess.Popen[bytes], stop_signal: int, patience_s: float) -> int | None:
     """Ask a process to end, wait, and kill it when it does not; return its exit status."""
     if process.poll() is not None:

@@ -10,14 +10,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from moe_core.engine import turns
-from standalone import paths, web
+from standalone import paths, processes, web
 from standalone.build import KernelBuild, compile_catalogs
 from standalone.environment import DEMO_SIZE
 from standalone.errors import ServiceFailed, StandaloneError
 from standalone.instance import Instance, InstanceLock
 from standalone.preparation import Preparation
-from standalone.processes import tail
 from standalone.services import Services, services_for
 from standalone.supervisor import Program, Supervisor
 from standalone.terminal import note, say
@@ -53,7 +51,7 @@ def run(_name: str, arguments: list[str]) -> int:
     services = services_for(data_dir)
     supervisor = Supervisor()
     supervisor.listen_to_signals()
-    turns.give_way()  # and all that it starts; an engine's computing threads are ordinary again
+    processes.give_way()
     try:
         refuse_taken_port(chosen.bind, chosen.port)
         kernels = KernelBuild()
@@ -158,7 +156,7 @@ def wait_for_first_page(supervisor: Supervisor, chosen: argparse.Namespace, log:
         and not supervisor.stopping
     ):
         raise ServiceFailed(
-            f"the web did not answer within {FIRST_PAGE_PATIENCE_S:g} s. Its log {log} ends:\n{tail(log)}"
+            f"the web did not answer within {FIRST_PAGE_PATIENCE_S:g} s. Its log {log} ends:\n{processes.tail(log)}"
         )
 
 

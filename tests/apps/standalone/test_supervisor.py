@@ -130,8 +130,8 @@ def test_exits_are_described_in_words():
 )
 def test_what_gives_way_hands_it_on_to_what_it_starts():
     script = (
-        "import os, subprocess, sys\nfrom moe_core.engine import turns\n"
-        "turns.give_way()\n"
+        "import os, subprocess, sys\nfrom standalone import processes\n"
+        "processes.give_way()\n"
         "subprocess.run([sys.executable, '-c', 'import os; print(os.sched_getscheduler(0))'], check=True)"
     )
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
