@@ -67,10 +67,13 @@ def gathered(run: Run, names: Sequence[str]) -> list[Contestant]:
     if run.only:
         found = [one for one in found if any(word in one.name for word in run.only)]
     for one in found:
-        if one.peer == "Turnout" and isinstance(one, Server):
+        if isinstance(one, turnout.Gateway) or (one.peer == "Turnout" and isinstance(one, Server)):
             seconds = turnout.write_panels(run.home, one, threads=2)
             run.extra.setdefault("first_start_s", {})[one.name] = seconds
             say(f"{one.name}: the first start, which may write its panels, took {seconds:.1f} s")
+        if isinstance(one, turnout.Gateway):
+            # Nobody else's turn is to share the machine with an instance that has nothing to do.
+            one.platform.stop()
         run.contestants[one.name] = {"peer": one.peer, "precision": one.precision, "note": one.note}
     return found
 

@@ -42,12 +42,13 @@ def engine_servers(home: Home, model: str, formats: tuple[str, ...] = tuple(FORM
             for precision, (kind, suffix) in FORMATS.items() if precision in formats]  # fmt: skip
 
 
-def write_panels(home: Home, server: Server, threads: int) -> float:
-    """Start an engine once, so that its panels are written; the seconds until its first token.
+def write_panels(home: Home, server: Server | Gateway, threads: int) -> float:
+    """Start an engine once, alone or in its instance, so that its panels are written; the seconds until its first token.
 
     Peers' formats are exported before they are measured too. Raises StartFailed when it does not come to answer.
     """
-    folder, until = home.folder("panels"), time.monotonic() + START_PATIENCE_S
+    folder = home.folder("instance") / "panels" if isinstance(server, Gateway) else home.folder("panels")
+    until = time.monotonic() + START_PATIENCE_S
     left_behind = set(folder.glob(".*.tmp"))
     seconds = server.start(threads)
     # The file gets its name when it is whole.

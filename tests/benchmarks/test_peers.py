@@ -18,7 +18,7 @@ from benchmarks.fronts.reference import judged
 from benchmarks.home import Home
 from benchmarks.limits import Limits
 from benchmarks.peers.environment import Unavailable, call
-from benchmarks.peers.turnout import write_panels
+from benchmarks.peers.turnout import Gateway, write_panels
 from benchmarks.prompts import Prompts
 from benchmarks.report import page
 from moe_core.kernels.cpu.native import library
@@ -121,13 +121,18 @@ def test_a_page_tells_a_start_that_writes_panels_from_those_that_map_them() -> N
     assert "write the panels that these map where none lie yet: engine bf16 8.2 s." in page(run)
 
 
-def test_panels_are_written_before_anybody_is_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "place"), [(object, "panels"), (Gateway, "instance/panels")])
+def test_panels_are_written_before_anybody_is_measured(tmp_path: Path, kind: type, place: str) -> None:
     """The file gets its name some time after the first token; what others left behind is not waited for."""
     home = Home(tmp_path)
-    (home.folder("panels") / ".old.panels.1.tmp").touch()
-    half, told = home.folder("panels") / ".new.panels.2.tmp", []
+    (folder := tmp_path / place).mkdir(parents=True)
+    (folder / ".old.panels.1.tmp").touch()
+    half, told = folder / ".new.panels.2.tmp", []
 
-    class Starting:
+    class Starting(kind):  # type: ignore[misc]
+        def __init__(self) -> None:
+            """Nothing is there to start."""
+
         def start(self, threads: int) -> float:
             half.touch()
             threading.Timer(0.3, half.unlink).start()
