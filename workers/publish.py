@@ -18,9 +18,9 @@ from workers.relay import Relay
 
 
 def publish(claim: JobClaim, relay: Relay, result: dict[str, Any], out_dir: Path) -> None:
-    """Register what a child made, and end the job, while the lease holds; a preview made nothing but its report."""
-    if claim.job.is_preview:
-        relay.persist(lambda: end_preview(claim, result))
+    """Register what a child made, and end the job, while the lease holds; some made nothing but a report."""
+    if claim.job.keeps_nothing:
+        relay.persist(lambda: end_report(claim, result))
         return
     relay.persist(lambda: job_event(claim, "stage", {"stage": "register"}, stage="register"))
     spec = spec_of(result)
@@ -30,7 +30,7 @@ def publish(claim: JobClaim, relay: Relay, result: dict[str, Any], out_dir: Path
     relay.persist(lambda: register(claim, result, spec, files))
 
 
-def end_preview(claim: JobClaim, result: dict[str, Any]) -> None:
+def end_report(claim: JobClaim, result: dict[str, Any]) -> None:
     """End a job that kept nothing."""
     with job_success(claim, kept_result(result)):
         pass

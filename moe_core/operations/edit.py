@@ -93,9 +93,9 @@ def merge_experts(
 ) -> tuple[Decoder, dict[str, Any]]:
     """The model with two experts of each layer (`per_group`: of each group) merged in the place of the first.
 
-    Neurons are aligned; weights and gate rows are means by usage on the prompts, or half and half; equal gate rows stay as
-    they are. With `together` above 1 each of the experts that share the first's gate row takes one of those that share the
-    second's. Raises SpecError as removal does.
+    Neurons are aligned; weights and gate rows are means by usage on the prompts, or half and half (`weighed_by` in the
+    report); equal gate rows stay as they are. With `together` above 1 each of the experts that share the first's gate row
+    takes one of those that share the second's. Raises SpecError as removal does.
     """
     check_spec(spec, MergeExpertsSpec)
     check_prompts(prompts, or_none=True)
@@ -121,6 +121,8 @@ def merge_experts(
         "first": _told(first),
         "second": _told(second),
         "weights": [shares if len(shares) > 1 else shares[0] for shares in usage_L],
+        # Without prompts nobody's use is known.
+        "weighed_by": "even" if prompts is None else spec.weights,
         "keeps_function": False,
     }
     if prompts is not None:

@@ -21,6 +21,7 @@ from moe_core.model.decoder import Decoder
 from moe_core.operations import metrics
 from moe_core.operations.measure import hidden_of
 from moe_core.operations.prompts import Prompts
+from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers import Routing
 from moe_core.routers.scores import choosing_scores
 from moe_core.spec import MoeSpec
@@ -81,7 +82,7 @@ class LayerNotes:
             "router_z": self.squared_z / max(1, num_tokens),
             "margin": float(finite_T.median()) if finite_T.numel() else None,
             "coactivation": float(together_EE.max()),
-            "domain_specialisation": self._domain_specialisation(ids_TK, num_domains),
+            "domain_specialisation": self._domain_specialisation(num_domains),
             "vocabulary_specialisation": metrics.vocabulary_specialisation(
                 ids_TK, token_T, self.num_experts, vocabulary
             )[1],
@@ -91,13 +92,18 @@ class LayerNotes:
             row["saturation"] = metrics.saturation(before_TK, ids_TK)
         return row
 
-    def _domain_specialisation(self, ids_TK: Tensor, num_domains: int) -> float | None:
-        """The largest share of a domain's choices that one expert gets, mean over the domains that are there."""
-        domain_T = torch.cat(self.domains)
+    def load_by_domain(self, num_domains: int) -> Tensor:
+        """(N, E) int64: how many choices of each domain's tokens every expert got."""
+        ids_TK, domain_T = self.choices(), torch.cat(self.domains)
         load_NE = torch.zeros(num_domains, self.num_experts, dtype=torch.long)
         for domain in range(num_domains):
             mine = ids_TK[domain_T == domain]
             load_NE[domain] = torch.bincount(mine[mine >= 0], minlength=self.num_experts)
+        return load_NE
+
+    def _domain_specialisation(self, num_domains: int) -> float | None:
+        """The largest share of a domain's choices that one expert gets, mean over the domains that are there."""
+        load_NE = self.load_by_domain(num_domains)
         peak_N = metrics.domain_specialisation(load_NE[:, None])[:, 0].max(-1).values[load_NE.sum(-1) > 0]
         return float(peak_N.mean()) if peak_N.numel() else None
 
@@ -127,6 +133,10 @@ class RoutingFigures:
         """What every real token chose in each layer, to compare a later run with."""
         return {layer: notes.choices() for layer, notes in self.layers.items()}
 
+    def loads_by_domain(self) -> dict[int, Tensor]:
+        """Layer → (N, E) int64: how many choices of each domain's tokens every expert of it got."""
+        return {layer: notes.load_by_domain(self.num_domains) for layer, notes in sorted(self.layers.items())}
+
     def report(self, before: Mapping[int, Tensor] | None = None) -> dict[str, Any]:
         """`layers`, one row each with its number, and their `mean`; plain data, None where there is nothing to say.
 
@@ -147,11 +157,11 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def routing_figures(model: Decoder, prompts: Prompts) -> RoutingFigures:
-    """The figures of a mixture on prompts, each batch of them counted as one."""
+def routing_figures(model: Decoder, prompts: Prompts, watch: Watch = unwatched) -> RoutingFigures:
+    """The figures of a mixture on prompts, each batch of them counted as one; `watch` hears of prompts as `load`."""
     moe = model.spec.moe
     assert moe is not None
-    figures = RoutingFigures(moe, len(prompts.codes))
+    figures, done = RoutingFigures(moe, len(prompts.codes)), 0
     for batch in prompts.batches():
         real_T, token_T, domain_T = batch.real_T, batch.ids_NS.flatten(), batch.domain_T
 
@@ -161,6 +171,8 @@ def routing_figures(model: Decoder, prompts: Prompts) -> RoutingFigures:
             figures.add(layer, routing, *of)
 
         hidden_of(model, batch, RoutingContext(observe=note))
+        done += len(batch)
+        watch("load", done, len(prompts))
     return figures
 
 

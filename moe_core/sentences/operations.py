@@ -62,6 +62,10 @@ OPERATIONS: Mapping[str, str] = {
         "gate '{gate}' ties experts to one another in {groups} groups of one size, so that "
         "none comes or goes alone; use a model whose gate has one group"
     ),
+    "groups_hide_the_nearest": (
+        "gate '{gate}' chooses among {groups} groups before it chooses experts, so that an expert's score alone does not "
+        "tell which tokens are nearest to it; use a model whose gate has one group"
+    ),
     "groups_by_place": (
         "gate '{gate}' ties experts to one another in {groups} groups of one size, so that "
         "none comes or goes alone; set per_group to do the same at one place of each group"
@@ -129,6 +133,13 @@ OPERATIONS: Mapping[str, str] = {
     "twins_not_composable": (
         "a hash has a say between twins, and would deal those of a composed model otherwise; release the twins to the "
         "gate first (operation release_twins)"
+    ),
+    "vocabularies_differ": (
+        "the models have vocabularies of {one} and {other} tokens, so that the same text is not the same tokens; measure "
+        "beside a model with this one's tokenizer"
+    ),
+    "measured_on_nothing": (
+        "no held-out row of these logs names a domain, so that there is nothing to measure on; use logs whose rows do"
     ),
     "preview_without_logs": "a preview measures on held-out logs; name a corpus",
     "domain_without_prompts": "domain '{domain}' has no prompts; there are: {known}",

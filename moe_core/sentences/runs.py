@@ -7,6 +7,7 @@ from collections.abc import Mapping
 RUNS: Mapping[str, str] = {
     "converting": "converting {name} to safetensors",
     "operation_begins": "operation {operation} begins; models: {count}",
+    "measuring_begins": "measuring begins; models: {count}",
     "prompts_taken": "prompts taken from {file}, by domain: {counts}",
     "plain_logs": "the model has no chat format; logs are read as plain paragraphs with the role in words",
     "no_domain_named": "no row of {file} names a domain; nothing is measured on it",

@@ -63,6 +63,18 @@ def check_alone(moe: MoeSpec, *, per_group: bool | None = None) -> None:
     raise placed("per_group", CORE.say("groups_by_place", **values))
 
 
+def check_idle(moe: MoeSpec) -> None:
+    """Raise SpecError where no expert can be idle, or what it is nearest to be told by the experts' scores alone."""
+    if not isinstance(moe.gate, LinearGate):
+        raise SpecError.of("gate_ties_experts", gate=moe.gate.kind)
+    if num_groups_of(moe) > 1:
+        raise SpecError.of("groups_hide_the_nearest", gate=moe.gate.kind, groups=num_groups_of(moe))
+    if moe.twins is not None:
+        raise SpecError.of("twins_are_never_idle")
+    if moe.top_k == moe.num_experts:
+        raise SpecError.of("none_is_idle", num_experts=moe.num_experts)
+
+
 def check_growth(moe: MoeSpec, method: str) -> None:
     """Raise SpecError where copies of experts would not be chosen as the one was.
 

@@ -14,6 +14,7 @@ from moe_core.spec.demands import (
     check_count,
     check_expert,
     check_growth,
+    check_idle,
     check_source,
     check_top_k,
     doublings,
@@ -32,6 +33,7 @@ from moe_core.spec.operations import (
     DistilSpec,
     EditSpec,
     GrowSpec,
+    MeasureSpec,
     OperationSpec,
     QuantiseSpec,
     ReleaseTwinsSpec,
@@ -64,6 +66,8 @@ def foreseen(spec: ModelSpec, operation: OperationSpec) -> ModelSpec:
 
 
 def _foreseen(spec: ModelSpec, operation: OperationSpec) -> ModelSpec:
+    if isinstance(operation, MeasureSpec):
+        return spec
     if isinstance(operation, UpcycleSpec):
         return cut_layout(spec, operation.layout, operation.granularity).applied_to(spec)
     if isinstance(operation, ComposeSpec):
@@ -86,12 +90,9 @@ def _foreseen(spec: ModelSpec, operation: OperationSpec) -> ModelSpec:
     if isinstance(operation, GrowSpec):
         check_alone(moe, per_group=True)
         return _grown(spec, moe, operation)
-    if isinstance(operation, EditSpec):
-        check_alone(moe, per_group=operation.per_group)
-    else:
-        check_alone(moe)
     if isinstance(operation, WakeExpertSpec):
         return _woken(spec, moe, operation)
+    check_alone(moe, per_group=operation.per_group if isinstance(operation, EditSpec) else None)
     if isinstance(operation, DistilSpec):
         return _distilled(spec, moe, operation)
     if isinstance(operation, AddExpertSpec | SpecialiseCloneSpec):
@@ -229,10 +230,7 @@ def _distilled(spec: ModelSpec, moe: MoeSpec, operation: DistilSpec) -> ModelSpe
 
 
 def _woken(spec: ModelSpec, moe: MoeSpec, operation: WakeExpertSpec) -> ModelSpec:
-    if moe.twins is not None:
-        raise SpecError.of("twins_are_never_idle")
-    if moe.top_k == moe.num_experts:
-        raise SpecError.of("none_is_idle", num_experts=moe.num_experts)
+    check_idle(moe)
     check_chosen(moe, "expert", operation.expert, per_group=False)
     return _with(spec)
 

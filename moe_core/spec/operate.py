@@ -8,10 +8,12 @@ from pydantic import Field
 
 from moe_core.errors import SpecError
 from moe_core.spec.base import Spec
-from moe_core.spec.operations import MergeExpertsSpec, OperationSpec, RemoveExpertSpec
+from moe_core.spec.operations import MeasureSpec, MergeExpertsSpec, OperationSpec, RemoveExpertSpec
 
-# They change weights by what they see, so they need logs; the others only measure on them.
+# They change weights by what they see; the others only measure on logs.
 LEARNING = ("compose", "specialise_clone", "wake_expert", "distil")
+# Without logs there is nothing that they could do.
+NEED_LOGS = (*LEARNING, "measure")
 
 
 class OperateSpec(Spec):
@@ -34,7 +36,17 @@ class OperateSpec(Spec):
     @property
     def needs_logs(self) -> bool:
         """Whether nothing can be done without logs."""
-        return self.operation.kind in LEARNING
+        return self.operation.kind in NEED_LOGS
+
+    @property
+    def is_measured_only(self) -> bool:
+        """Whether the model is looked at as it is, and nothing is done to it."""
+        return isinstance(self.operation, MeasureSpec)
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether no model comes of it, only a report."""
+        return self.preview or self.is_measured_only
 
     def check_without_logs(self) -> None:
         """Raise SpecError for what logs alone can tell; asked where there are none."""

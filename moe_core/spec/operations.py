@@ -253,6 +253,13 @@ class DistilSpec(Spec):
         return self
 
 
+class MeasureSpec(Spec):
+    """Measure a model as it is, alone or beside another that reads the same tokens; nothing is changed."""
+
+    kind: Literal["measure"] = "measure"
+    """The name of this operation."""
+
+
 OperationSpec = Annotated[
     UpcycleSpec
     | ComposeSpec
@@ -265,7 +272,8 @@ OperationSpec = Annotated[
     | WakeExpertSpec
     | QuantiseSpec
     | DequantiseSpec
-    | DistilSpec,
+    | DistilSpec
+    | MeasureSpec,
     Field(discriminator="kind"),
 ]
 # One door for jobs and the API: plain data in, the right specification out.

@@ -24,6 +24,7 @@ from moe_core.operations.distil import distil
 from moe_core.operations.edit import merge_experts, preview_removal, remove_expert
 from moe_core.operations.grow import add_expert, grow, release_twins
 from moe_core.operations.measure import compare
+from moe_core.operations.measuring import measure_model
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.quantise import dequantise, quantise
 from moe_core.operations.routing_figures import comparable, routing_figures
@@ -54,6 +55,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "specialise_clone": ("learn", "measure"),
     "wake_expert": ("load", "inputs", "learn", "measure"),
     "distil": ("inputs", "load", "align", "learn", "measure"),
+    "measure": ("measure", "load"),
 }
 
 
@@ -84,8 +86,8 @@ class Watcher:
 def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
     """Do the operation and write the model; the result has `spec`, `inspection`, `operation` (the report), `lineage`.
 
-    A preview writes no model, and its result is the report alone. Raises SpecError for an operation that does not fit the
-    model, CheckpointError for files that are no model.
+    A preview and a measurement write no model, and their result is the report alone. Raises SpecError for an operation
+    that does not fit the model, CheckpointError for files that are no model.
     """
     progress = Progress(io, STAGES)
     torch.set_num_threads(spec.num_threads)
@@ -100,6 +102,8 @@ def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
         progress.say("plain_logs")
     train, held_out = (_prompts(io, name, tokenizer, spec, longest, progress) for name in (TRAIN, HELD_OUT))
     progress.raise_if_asked()
+    if spec.is_measured_only:
+        return _only_measured(models, held_out, io, progress)
     progress.stage("operate")
     progress.say("operation_begins", operation=spec.operation.kind, count=len(models))
     watch = Watcher(progress, "operate", parts_of(spec, held_out is not None))
@@ -129,6 +133,22 @@ def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
         "operation": report,
         "lineage": {"operation": spec.operation.model_dump(mode="json"), "files": hashes_of(io.out_dir)},
     }
+
+
+def _only_measured(
+    models: list[Decoder], held_out: Prompts | None, io: JobIO, progress: Progress
+) -> dict[str, Any]:
+    """The report of `measure`: of the first model, beside the second where there are two."""
+    if held_out is None:
+        raise SpecError.of("measured_on_nothing")
+    progress.stage("measure")
+    progress.say("measuring_begins", count=len(models))
+    beside = models[1] if len(models) > 1 else None
+    watch = Watcher(progress, "measure", PARTS["measure"])
+    report = finite_or_null(measure_model(models[0], held_out, beside, watch))
+    io.event("report", {"stage": "measure", "name": "operation", "figures": report})
+    progress.raise_if_asked()
+    return {"operation": report}
 
 
 def _perform(

@@ -12,6 +12,17 @@ OPERATIONS: Mapping[str, str] = {
         "%(num_experts)s experts cannot lose %(gone)s at once: for top-k %(top_k)s at least %(least)s must stay, so that at "
         "most %(most)s may go."
     ),
+    "vocabularies_differ": gettext_noop(
+        "The models have vocabularies of %(one)s and %(other)s tokens, so that the same text is not the same tokens; "
+        "measure beside a model with this one's tokenizer."
+    ),
+    "measured_on_nothing": gettext_noop(
+        "No held-out row of these logs names a domain, so that there is nothing to measure on; use logs whose rows do."
+    ),
+    "groups_hide_the_nearest": gettext_noop(
+        "The gate “%(gate)s” chooses among %(groups)s groups before it chooses experts, so that an expert's score alone "
+        "does not tell which tokens are nearest to it; use a version whose gate has one group."
+    ),
     "last_expert": gettext_noop("The last expert must stay; use a version of at least two."),
     "halves_apart": gettext_noop(
         "Experts %(experts)s of layer %(layer)s share one gate row and answer differently, as the halves of one expert do, "

@@ -13,6 +13,7 @@ RUNS: Mapping[str, str] = {
     "worker_failed": gettext_noop("The worker failed: %(why)s"),
     "converting": gettext_noop("converting %(name)s to safetensors"),
     "operation_begins": gettext_noop("operation “%(operation)s” begins; models: %(count)s"),
+    "measuring_begins": gettext_noop("measuring begins; models: %(count)s"),
     "prompts_taken": gettext_noop("prompts taken from %(file)s, by domain: %(counts)s"),
     "plain_logs": gettext_noop(
         "the model has no chat format; logs are read as plain paragraphs with the role in words"

@@ -16,6 +16,8 @@ from jobs.stages import STAGES, Stage
 
 LEARNING = ("specialise", "route", "control")
 MEASURING = ("evaluate_before", "evaluate_after", "evaluate_control")
+# What only looks has none of them.
+WRITING = ("save", "register")
 # The control is a yardstick: its figures must not pass for those of the model.
 CONTROL_STAGES = ("control", "evaluate_control")
 
@@ -45,8 +47,10 @@ def stages_of(job: Job) -> list[Stage]:
     """The stages that this job goes through."""
     without_control = job.kind == JobKind.TUNE and not job.inputs.get("tune", {}).get("control", True)
     kept = [stage for stage in STAGES[job.kind] if not (without_control and "control" in stage.key)]
-    # What only looks writes nothing.
-    return [stage for stage in kept if stage.key not in ("save", "register")] if job.is_preview else kept
+    left_out = set(WRITING) if job.keeps_nothing else set()
+    if job.is_measuring:
+        left_out.add("operate")
+    return [stage for stage in kept if stage.key not in left_out]
 
 
 def num_turns(tune: dict[str, Any]) -> int:

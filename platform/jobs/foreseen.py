@@ -39,8 +39,9 @@ class Foreseen:
 
 
 def foreseen_of(form: OperateForm) -> Foreseen | None:
-    """What the form's operation makes of its version; no lines while the form does not say enough, None without versions."""
-    if not form.versions:
+    """What the form's operation makes of its version; no lines while the form does not say enough, None without versions
+    or where nothing is made."""
+    if not form.versions or not form.changes:
         return None
     sent = form if form.is_bound else _as_it_stands(form)
     sent.is_valid()

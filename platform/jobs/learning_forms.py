@@ -8,6 +8,8 @@ from django.utils.translation import gettext_lazy as _
 
 from common.spec_fields import Ask
 from jobs.operation_form import SEED, OfOneExpertForm, SingleForm
+from moe_core.spec.demands import check_idle
+from moe_core.spec.model import MoeSpec
 from moe_core.spec.operations import DistilSpec, SpecialiseCloneSpec, WakeExpertSpec
 from registry.models import ModelVersion
 from registry.operated import OPERATIONS
@@ -57,6 +59,11 @@ class WakeForm(OfOneExpertForm):
         ),
         "seed": SEED,
     }
+
+    @classmethod
+    def check_gate(cls, moe: MoeSpec) -> None:
+        """Gates under which an expert may be idle."""
+        check_idle(moe)
 
 
 class DistilForm(SingleForm):

@@ -12,6 +12,8 @@ from registry.models import Artifact, ModelVersion
 from registry.operated import operation_title
 
 MAX_ATTEMPTS = 3
+# The operation that changes nothing.
+MEASURE = "measure"
 
 
 class Job(TeamOwned):
@@ -76,6 +78,17 @@ class Job(TeamOwned):
     def is_preview(self) -> bool:
         """Whether it is an operation that is only tried: measured, and nothing kept."""
         return bool(self.inputs.get("operate", {}).get("preview"))
+
+    @property
+    def is_measuring(self) -> bool:
+        """Whether it only measures a version as it is."""
+        asked = self.inputs.get("operate", {}).get("operation", {})
+        return bool(asked.get("kind") == MEASURE)
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether no version comes of it, only a report."""
+        return self.is_preview or self.is_measuring
 
     def __str__(self) -> str:
         return f"{self.name} #{self.pk}"

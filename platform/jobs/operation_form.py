@@ -24,7 +24,7 @@ from moe_core.spec import ModelSpec
 from moe_core.spec.base import Spec
 from moe_core.spec.demands import check_alone
 from moe_core.spec.model import MoeSpec
-from moe_core.spec.operate import LEARNING, OperateSpec
+from moe_core.spec.operate import NEED_LOGS, OperateSpec
 from registry.models import ModelVersion, VersionState
 from registry.selectors import versions_of
 
@@ -73,6 +73,8 @@ class OperateForm(forms.Form):
     more: ClassVar[Mapping[str, Ask]] = {}
     # Whether its page asks to look before it is done: for what takes something away.
     previews_first: ClassVar[bool] = False
+    # Whether a version comes of it, which a preview could show first.
+    changes: ClassVar[bool] = True
     # Templates show the class; they must not call it.
     do_not_call_in_templates: ClassVar[bool] = True
 
@@ -117,10 +119,10 @@ class OperateForm(forms.Form):
         # Of all logs, newest first: which ones are chosen may change on the page.
         codes = (code for one in corpora for code in sorted(one.counts.get("by_domain") or {}) if code)
         self.codes = list(dict.fromkeys(codes))
-        self.fields["corpus"].required = self.kind in LEARNING
+        self.fields["corpus"].required = self.kind in NEED_LOGS
         # The newest logs, for a change that is not measured may have broken anything.
         self.fields["corpus"].initial = logs[0][0] if logs else None
-        self.fields["corpus"].choices = logs if self.kind in LEARNING else [("", _("none")), *logs]  # type: ignore[attr-defined]
+        self.fields["corpus"].choices = logs if self.kind in NEED_LOGS else [("", _("none")), *logs]  # type: ignore[attr-defined]
 
     @classmethod
     def fits(cls, version: ModelVersion) -> bool:

@@ -15,10 +15,12 @@ from common.spec_fields import Ask
 from jobs.chosen import ChosenField
 from jobs.forms import MAX_CHOICES
 from jobs.learning_forms import DistilForm, SpecialiseForm, WakeForm
+from jobs.measure_form import MeasureForm
 from jobs.operation_form import LOSS, PER_GROUP, SEED, TOGETHER, OfOneExpertForm, OperateForm, SingleForm
 from jobs.quantise_form import QuantiseForm
 from layouts.selectors import layouts_of
 from moe_core.spec.demands import check_alone, check_growth
+from moe_core.spec.fewer import places_to_go
 from moe_core.spec.layout import LayoutSpec
 from moe_core.spec.model import MoeSpec
 from moe_core.spec.operations import (
@@ -100,21 +102,31 @@ class AddForm(SingleForm):
     more = {"per_group": PER_GROUP}
 
 
-class RemoveForm(OfOneExpertForm):
+class FewerForm(SingleForm):
+    """An operation after which there is one expert less."""
+
+    previews_first = True
+
+    @classmethod
+    def check_gate(cls, moe: MoeSpec) -> None:
+        """Gates that have enough experts without one."""
+        super().check_gate(moe)
+        places_to_go(moe, per_group=False)
+
+
+class RemoveForm(FewerForm, OfOneExpertForm):
     """Remove one expert."""
 
     kind, title, schema = "remove", OPERATIONS["remove"], RemoveExpertSpec
-    previews_first = True
     words = _("One expert less in each layer. What every domain loses is measured before it is done.")
     asks = {"max_loss_increase": LOSS}
     more = {"together": TOGETHER, "per_group": PER_GROUP}
 
 
-class MergeForm(SingleForm):
+class MergeForm(FewerForm):
     """Merge two experts."""
 
     kind, title, schema = "merge", OPERATIONS["merge"], MergeExpertsSpec
-    previews_first = True
     words = _("Two experts of each layer become one, their neurons aligned first.")
     asks = {
         "weights": Ask(
@@ -288,6 +300,6 @@ FORMS: dict[str, type[OperateForm]] = {
     form.kind: form
     for form in (
         GrowForm, ReleaseForm, AddForm, RemoveForm, MergeForm, SpecialiseForm, WakeForm, QuantiseForm, DequantiseForm,
-        DistilForm, ComposeForm, UpcycleForm,
+        DistilForm, ComposeForm, UpcycleForm, MeasureForm,
     )
 }  # fmt: skip

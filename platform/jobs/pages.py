@@ -149,7 +149,7 @@ def lineage_of(job: Job) -> dict[str, Any]:
     elif job.inputs.get("source"):
         parents.append(_node(str(job.inputs["source"]), _("source")))
     parents += [
-        _node(other["label"], _("composed with it"), reverse("registry:version", args=[other["id"]]))
+        _node(other["label"], _beside(job), reverse("registry:version", args=[other["id"]]))
         for other in job.inputs.get("others") or []
     ]
     for key, (url_name, note) in LINEAGE.items():
@@ -165,11 +165,18 @@ def lineage_of(job: Job) -> dict[str, Any]:
     child = (
         _node(str(version), _("registered"), reverse("registry:version", args=[version.pk]))
         if version
+        else _node(_("no version"), _("it only measures"))
+        if job.is_measuring
         else _node(_("no version"), _("a preview keeps nothing"))
         if job.is_preview
         else _node(_("next version"), _("when it ends well"))
     )
     return {"parents": parents, "child": child, "is_made": version is not None}
+
+
+def _beside(job: Job) -> str:
+    """What the other versions of an operation are there for."""
+    return _("measured beside it") if job.is_measuring else _("composed with it")
 
 
 def _node(title: str, note: str, url: str = "") -> dict[str, str]:

@@ -20,11 +20,12 @@ from moe_core.spec import ModelSpec
 from moe_core.spec.foresee import foreseen
 from moe_core.spec.kinship import differences, joined
 from moe_core.spec.operate import OperateSpec
-from moe_core.spec.operations import ComposeSpec, OperationSpec, SpecialiseCloneSpec
+from moe_core.spec.operations import ComposeSpec, MeasureSpec, OperationSpec, SpecialiseCloneSpec
 from registry.models import ModelVersion
 
-# They begin with a dense model; all others need experts that are there.
-FROM_DENSE = ("upcycle", "compose")
+# A dense model will do for them; all others need experts that are there.
+FROM_DENSE = ("upcycle", "compose", "measure")
+TOKENIZER = "tokenizer.json"
 # Of every domain that is composed some prompts fit the gate, some set its temperature, some are held out.
 LEAST_PROMPTS = 4
 
@@ -52,7 +53,7 @@ def resolve_operate(caller: Caller, request: OperateRequest) -> Resolved:
         inputs["corpus"] = {"id": corpus.pk, "name": corpus.name, **files}
         artifacts = {"train.jsonl": files["train"], "held_out.jsonl": files["held_out"]}
     elif spec.needs_logs:
-        _refuse("corpus", _("This operation learns from logs; choose a corpus."))
+        _refuse("corpus", _without_corpus(spec))
     else:
         _check_without_logs(spec)
     return Resolved(
@@ -65,10 +66,13 @@ def resolve_operate(caller: Caller, request: OperateRequest) -> Resolved:
 
 
 def _check_others(version: ModelVersion, others: Sequence[ModelVersion], operation: OperationSpec) -> None:
-    """Versions are composed when they have one shape, and each has its domain."""
+    """Versions are composed when they have one shape, and each has its domain; one is measured beside another."""
+    if isinstance(operation, MeasureSpec):
+        _check_beside(version, others)
+        return
     if not isinstance(operation, ComposeSpec):
         if others:
-            _refuse("others", _("Only “compose” takes more than one version."))
+            _refuse("others", _("Only “compose” and “measure” take more than one version."))
         return
     if len(others) + 1 != len(operation.domains):
         _refuse("operation.domains", _("Name one domain for each version, in their order."))
@@ -81,6 +85,32 @@ def _check_others(version: ModelVersion, others: Sequence[ModelVersion], operati
         joined([first, *specs])
     except SpecError as error:
         _refuse("others", told(str(error)))
+
+
+def _check_beside(version: ModelVersion, others: Sequence[ModelVersion]) -> None:
+    """The same text must be the same tokens to both, or no figure of one could be held against the other's."""
+    if len(others) > 1:
+        _refuse(
+            "others", _("Name one version to measure beside; there are %(count)s.") % {"count": len(others)}
+        )
+    for other in others:
+        if _tokens_of(other) != _tokens_of(version):
+            words = {"other": str(other), "version": str(version)}
+            sentence = _(
+                "%(other)s has another tokenizer than %(version)s, so that its losses are of other tokens."
+            )
+            _refuse("others", sentence % words)
+
+
+def _tokens_of(version: ModelVersion) -> tuple[int, str | None]:
+    """What says which tokens a text is to a version: their number, and the tokenizer's file."""
+    return int(version.spec["vocab_size"]), version.files.get(TOKENIZER, {}).get("sha256")
+
+
+def _without_corpus(spec: OperateSpec) -> str:
+    if spec.is_measured_only:
+        return _("There is nothing to measure on; choose a corpus.")
+    return _("This operation learns from logs; choose a corpus.")
 
 
 def _refuse_shape(version: ModelVersion, other: ModelVersion, apart: list[str]) -> None:
@@ -125,10 +155,19 @@ def _check_rows(operation: Any, counts: Mapping[str, Any]) -> None:
         field, codes, at_least = "operation.domain", (operation.domain,), 1
     elif isinstance(operation, ComposeSpec):
         field, codes, at_least = "operation.domains", operation.domains, LEAST_PROMPTS
+    elif isinstance(operation, MeasureSpec):
+        _check_held_out(counts)
+        return
     else:
         return
     if lacking := codes_without_rows(counts, codes, at_least):
         _refuse(field, sentences(_lacking(lacking, at_least), _of_what_there_are_rows(counts)))
+
+
+def _check_held_out(counts: Mapping[str, Any]) -> None:
+    by_domain = counts.get("by_domain") or {}
+    if not any(code and rows.get("held_out") for code, rows in by_domain.items()):
+        _refuse("corpus", told(str(SpecError.of("measured_on_nothing"))))
 
 
 def _lacking(codes: Sequence[str], at_least: int) -> str:

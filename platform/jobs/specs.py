@@ -68,7 +68,7 @@ class OperateRequest(Spec):
     """Do one operation on the experts of a version; logs are needed where it learns, and measured on where given."""
 
     model_version: RowId
-    # More versions of the same shape, for `compose` alone.
+    # More versions: of the same shape for `compose`, one to measure beside for `measure`.
     others: Annotated[tuple[RowId, ...], Field(max_length=63)] = ()
     corpus: RowId | None = None
     # One of moe_core.spec.operations, told apart by `kind`.

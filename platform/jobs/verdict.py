@@ -16,6 +16,7 @@ from jobs.models import MAX_ATTEMPTS, Job, JobEvent
 from jobs.operated import operated_of
 from jobs.report import AFTER, BEFORE, CONTROL, Report
 from jobs.stages import STAGES
+from registry.measured import measured_verdict
 from registry.operated import operated_verdict
 from registry.tuned import loss_sentence, tuned_verdict
 
@@ -103,6 +104,8 @@ def _changed(job: Job) -> Verdict:
     """What an operation on experts did to the loss, where it was measured."""
     words = {"version": str(job.result_version) if job.result_version else str(job)}
     found = operated_verdict(operated_of(job))
+    if job.is_measuring:
+        return measured_verdict(job.result.get("operation") or {})
     if job.is_preview:
         return Verdict(found.state, found.strong, _("This was a preview: nothing was kept."))
     return Verdict(found.state, _("%(version)s is in the registry.") % words, found.strong)

@@ -34,6 +34,7 @@ from jobs.report import domains_of, name_of, report_of
 from jobs.selectors import job_get, jobs_of
 from jobs.tune_form import TuneForm
 from jobs.verdict import stage_title, verdict_of
+from registry.measured import measured_report
 from registry.operated import OPERATIONS, Operated
 from registry.routed import routed_table
 
@@ -102,6 +103,7 @@ def job_context(job: Job) -> dict[str, Any]:
         "job": job,
         "report": report,
         "operated": operated_of(job),
+        "measured": measured_report(job.result.get("operation") or {}),
         "routed": routed_table(job.result.get("tuning") or job.result.get("operation") or {}),
         "verdict": verdict_of(job, report, latest),
         "stations": pages.stations_of(job),

@@ -28,6 +28,7 @@ OPERATIONS: dict[str, Promise] = {
     "distil": gettext_lazy("Distil"),
     "compose": gettext_lazy("Compose"),
     "upcycle": gettext_lazy("Lay experts"),
+    "measure": gettext_lazy("Measure"),
 }
 
 

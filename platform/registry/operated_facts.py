@@ -123,6 +123,19 @@ def _composed(report: Report) -> Facts:
         )
 
 
+def _measured(report: Report) -> Facts:
+    yield _("Tokens read"), figures.number(sum(report["tokens"].values()))
+    known = [loss for loss in report["loss"].values() if loss is not None]
+    if known:
+        yield _("Mean loss of the domains, nats a token"), figures.number(_mean(known), 3)
+    mean = (report.get("routing") or {}).get("mean") or {}
+    for name, title in (("max_vio", "MaxVio"), ("entropy", _("Entropy of the load"))):
+        if name in mean:
+            yield title, figures.number(mean[name], 2)
+    if "agreement" in mean:
+        yield _("Chooses experts as the other does (Jaccard)"), figures.percent(mean["agreement"], 1)
+
+
 KINDS: dict[str, Callable[[Report], Facts]] = {
     "grow": _grown,
     "add": _added,
@@ -135,6 +148,7 @@ KINDS: dict[str, Callable[[Report], Facts]] = {
     "dequantise": _unpacked,
     "distil": _distilled,
     "compose": _composed,
+    "measure": _measured,
 }
 
 

@@ -11,6 +11,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from common import figures
+from registry.measured import KIND
 
 # Name in the report → what it is called, and its digits.
 COLUMNS: dict[str, tuple[str | Promise, int]] = {
@@ -48,7 +49,8 @@ def routed_table(report: Mapping[str, Any]) -> Routed | None:
         return None
     names = [name for name in COLUMNS if name in now["mean"]]
     before = _routing(report.get("before"))
-    rows = list(_rows(now, before))
+    before_title = _("mean, the other") if report.get("kind") == KIND else _("mean, before")
+    rows = list(_rows(now, before, before_title))
     return Routed(
         [str(COLUMNS[name][0]) for name in names],
         [(title, [_said(row.get(name), name) for name in names]) for title, row in rows],
@@ -56,10 +58,10 @@ def routed_table(report: Mapping[str, Any]) -> Routed | None:
 
 
 def _rows(
-    now: Mapping[str, Any], before: Mapping[str, Any] | None
+    now: Mapping[str, Any], before: Mapping[str, Any] | None, before_title: str
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if before is not None:
-        yield _("mean, before"), before["mean"]
+        yield before_title, before["mean"]
     yield _("mean"), now["mean"]
     for row in now["layers"]:
         yield _("layer %(number)s") % {"number": row["layer"]}, row

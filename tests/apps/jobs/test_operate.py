@@ -192,7 +192,7 @@ def test_a_form_asks_for_everything_that_its_specification_can_be_told(people, m
         wanted = wanted - {"quantisation"} | set(ExpertQuantSpec.model_fields) | set(TRUNK_OWN)
     form = FORMS[kind](team=people.owner.team)
     own = {field.name for field in [*form.own_fields, *form.more_fields]}
-    assert own == wanted | ({"others"} if kind == "compose" else set())
+    assert own == wanted | ({"others"} if kind in ("compose", "measure") else set())
     assert set(form.OPTIONS) == set(OperateSpec.model_fields) - {"operation", "preview"}
 
 

@@ -215,6 +215,8 @@ def test_weights_of_a_merge_follow_usage() -> None:
         assert one + other == pytest.approx(1.0)
     even = merge_experts(model, MergeExpertsSpec(first=0, second=2, weights="even"), prompts)[1]
     assert even["weights"] == [(0.5, 0.5)] * 2
+    blind = merge_experts(model, MergeExpertsSpec(first=0, second=2))[1]
+    assert [one["weighed_by"] for one in (report, even, blind)] == ["usage", "even", "even"]
 
 
 costs = st.integers(1, 6).flatmap(

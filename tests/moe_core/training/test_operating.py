@@ -236,3 +236,25 @@ def test_packed_experts_become_floats_again(world: Path, mixture: Path, tmp_path
     assert report["keeps_function"] is True and max(report["kl"].values()) < 1e-4
     wide = moe_core.load(io.out_dir, dtype="float32")
     assert wide.spec.moe is not None and wide.spec.moe.quantisation is None
+
+
+def test_a_measurement_makes_no_model_and_stands_beside_another(
+    world: Path, mixture: Path, tmp_path: Path
+) -> None:
+    io = io_on(mixture, world, tmp_path)
+    result = done(io, {"kind": "measure"})
+    assert set(result) == {"operation"} and not io.out_dir.exists()
+    assert set(result["operation"]["loss"]) == set(DOMAINS)
+    assert [event["stage"] for event in io.of("stage")] == ["read", "measure"]
+    assert io.of("report")[0]["figures"] == result["operation"]
+    beside = io_on(mixture, world, tmp_path / "beside")
+    beside.inputs["other-0"] = world / "model"
+    report = done(beside, {"kind": "measure"})["operation"]
+    assert report["loss_after"] == pytest.approx(result["operation"]["loss"])
+    assert report["loss_before"] != report["loss_after"] and "before" not in report
+
+
+def test_a_measurement_without_rows_of_a_domain_says_so(world: Path, mixture: Path, tmp_path: Path) -> None:
+    io = io_on(mixture, world, tmp_path, logs=False)
+    with pytest.raises(SpecError, match="no held-out row"):
+        done(io, {"kind": "measure"})
