@@ -24,9 +24,9 @@ def bits_by_part(spec: ModelSpec) -> dict[str, float]:
     """Bits of a weight of each part that may be packed, its share of a scale included."""
     moe = spec.moe
     packings = {
-        "experts": moe and moe.quantisation,
-        "attention": moe and moe.attention_quantisation,
-        "head": moe and moe.head_quantisation,
+        "experts": None if moe is None else moe.quantisation,
+        "attention": None if moe is None else moe.attention_quantisation,
+        "head": None if moe is None else moe.head_quantisation,
     }
     return {part: _bits(packing) for part, packing in packings.items()}
 

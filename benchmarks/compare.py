@@ -163,7 +163,7 @@ def table(entries: list[Entry], peer: Entry, limits: list[Limits], clock: str) -
     for entry in entries:
         for metric in entry.seconds:
             found, base = rates(entry, metric, clock), rates(peer, metric, clock)
-            row = {
+            row: dict[str, Any] = {
                 "contestant": entry.name, "metric": metric, "median": statistics.median(found), "least": min(found),
                 "most": max(found), "ratio": statistics.median(found) / statistics.median(base),
             }  # fmt: skip
@@ -215,8 +215,8 @@ def contestants(home: Path, threads: int, *, quick: bool) -> tuple[list[Entry], 
     """Who is measured (the peer first), and the reference that judges each."""
     base = model_dir("quick" if quick else "smol-moe-8x", home)
     peer = Entry("transformers bf16", "transformers", base, threads)
-    entries, references = [peer, Entry("turnout bf16", "turnout", base, threads)], {}
-    references |= {entry.name: peer for entry in entries}
+    entries = [peer, Entry("turnout bf16", "turnout", base, threads)]
+    references = {entry.name: peer for entry in entries}
     for name, label in (
         () if quick else (("smol-moe-8x-q8", "turnout 8 bits"), ("smol-moe-8x-q4", "turnout 4 bits"))
     ):

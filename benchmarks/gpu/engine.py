@@ -29,11 +29,12 @@ class NoText:
 
 
 def model_of(layers: int) -> Decoder:
-    spec = ModelSpec(
-        family="qwen3_moe", vocab_size=32_000, hidden_size=2048, intermediate_size=6144, num_hidden_layers=layers,
-        num_attention_heads=32, num_key_value_heads=4, head_dim=128, max_position_embeddings=4096,
-        moe={"moe_layers": list(range(layers)), "num_experts": 128, "top_k": 8, "moe_intermediate_size": 768},
-    )  # fmt: skip
+    spec = ModelSpec.parse({
+        "family": "qwen3_moe", "vocab_size": 32_000, "hidden_size": 2048, "intermediate_size": 6144,
+        "num_hidden_layers": layers, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+        "max_position_embeddings": 4096,
+        "moe": {"moe_layers": list(range(layers)), "num_experts": 128, "top_k": 8, "moe_intermediate_size": 768},
+    })  # fmt: skip
     with torch.device("cuda"), torch.no_grad():
         model = Decoder(spec, torch.bfloat16)
         for name, parameter in model.named_parameters():

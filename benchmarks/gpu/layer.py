@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,7 +112,7 @@ def measured(
     x = torch.randn(num_tokens, shape.width, device="cuda", dtype=torch.bfloat16)
     ids = torch.rand(num_tokens, shape.num_experts, device="cuda").argsort(-1)[:, : shape.top_k].contiguous()
     weights = torch.rand(num_tokens, shape.top_k, device="cuda")
-    calls: dict[str, Callable[[int], object]] = {
+    calls: dict[str, Callable[[int], Any]] = {
         "triton": lambda i: swiglu_experts_triton(x, *layers[i], ids, weights),
         "torch": lambda i: swiglu_experts_torch(x, *layers[i], ids, weights),
     }
@@ -123,14 +124,16 @@ def measured(
         truth = (
             swiglu_experts_torch(
                 x[:truth_rows].double(),
-                *(w.double() for w in layers[0]),
+                layers[0][0].double(),
+                layers[0][1].double(),
                 ids[:truth_rows],
                 weights[:truth_rows].double(),
             )
             if one < 4e8
             else swiglu_experts_torch(
                 x[:truth_rows].float(),
-                *(w.float() for w in layers[0]),
+                layers[0][0].float(),
+                layers[0][1].float(),
                 ids[:truth_rows],
                 weights[:truth_rows],
             )

@@ -38,7 +38,7 @@ def main() -> None:
         weights = torch.rand(num_tokens, shape.top_k, device="cuda")
         line = f"{name} T={num_tokens}:"
         for bits, group in ((4, 64), (4, 128), (8, 128)):
-            spec = ExpertQuantSpec(bits=bits, group_size=group, symmetric=True)
+            spec = ExpertQuantSpec.parse({"bits": bits, "group_size": group, "symmetric": True})
             copies = 4
             layers = [
                 (
@@ -49,7 +49,7 @@ def main() -> None:
             ]
             ms = milliseconds(
                 lambda i, held=layers, s=spec: packed_swiglu_experts(
-                    x, *held[i], shape.num_ff, s, ids, weights
+                    x, held[i][0], held[i][1], shape.num_ff, s, ids, weights
                 ),
                 copies,
                 graph=True,
@@ -69,7 +69,9 @@ def main() -> None:
             for _ in range(copies)
         ]
         ms = milliseconds(
-            lambda i, held=wide: swiglu_experts_triton(x, *held[i], ids, weights), copies, graph=True
+            lambda i, held=wide: swiglu_experts_triton(x, held[i][0], held[i][1], ids, weights),
+            copies,
+            graph=True,
         )
         print(f"{line}  bfloat16 {ms * 1e3:.1f}", flush=True)
         del wide

@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -123,7 +124,7 @@ def main() -> None:
     out.write_text(json.dumps(results, indent=1))
 
 
-def timed(name: str, num_tokens: int) -> dict[str, object]:
+def timed(name: str, num_tokens: int) -> dict[str, Any]:
     shape = SHAPES[name]
     torch.manual_seed(0)
     one = shape.weight_bytes(shape.num_experts)
@@ -140,7 +141,7 @@ def timed(name: str, num_tokens: int) -> dict[str, object]:
     ids = torch.rand(num_tokens, shape.num_experts, device="cuda").argsort(-1)[:, : shape.top_k].contiguous()
     chip = chip_of(x.device)
     ruled = product_tile(ids.numel(), shape.num_experts, x.dtype, chip)
-    found = []
+    found: list[dict[str, Any]] = []
     tiles = [ruled, *(t.fitted(chip, 2) for t in candidates(rows_per_expert(ids.numel(), shape.num_experts)))]
     for tile in dict.fromkeys(tiles):
         try:

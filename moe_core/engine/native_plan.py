@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +34,11 @@ from moe_core.spec.gate import SigmoidGroups, SoftmaxTopk
 
 @dataclass(frozen=True, slots=True)
 class HeldPlan:
-    """The plan of a model and its cache for C; `kept` keeps alive what it points to beside the model's weights."""
+    """The plan of a model and its cache for C, its layers, and what else it points to beside the model's weights."""
 
     plan: ModelPlan
-    kept: tuple[Any, ...]
+    layers: ctypes.Array[LayerPlan]
+    rotary: Rotary
 
     @property
     def address(self) -> int:
@@ -69,7 +69,7 @@ class HeldPlan:
             float(spec.zero_centred_norms),
             int(spec.rope.interleaved),
         )
-        return cls(plan, (layers, rotary))
+        return cls(plan, layers, rotary)
 
 
 def is_known(model: Decoder) -> bool:

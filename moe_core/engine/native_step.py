@@ -50,8 +50,8 @@ class NativeStep:
         self._prior_address = None if self._prior is None else self._prior.data_ptr()
         self._prior_stride = 0 if self._prior is None else self._prior.stride(0)
         self._any_number = all_in_panels(model)
-        self._held = HeldPlan.of(model, cache)
-        self._plan_address = self._held.address
+        self.held = HeldPlan.of(model, cache)
+        self._plan_address = self.held.address
         self._make_room(0)
 
     @classmethod

@@ -120,7 +120,7 @@ def _alone(losses: Sequence[Loss]) -> str:
 def _beside(losses: Sequence[Loss]) -> tuple[str, str]:
     worse = [loss for loss in losses if loss.verdict == "worse"]
     better = [loss for loss in losses if loss.verdict == "better"]
-    words = {"count": len(worse or better), "of": len(losses)}
+    words: dict[str, Any] = {"count": len(worse or better), "of": len(losses)}
     if worse:
         worst = max(worse, key=lambda loss: loss.above or 0.0)
         words |= {"code": worst.code, "nats": figures.number(worst.above, 3)}
