@@ -24,8 +24,14 @@ from moe_core.routers import Routing
 
 # Called with a layer and its (T, D) input; T counts padding too.
 Listener = Callable[[MoeMlp, Tensor], None]
+# Called with each batch of prompts: what its routers are told and whom they tell; None for nothing.
+Observe = Callable[[Prompts], RoutingContext | None]
 # Logits of so many tokens are held at once: a vocabulary of 50,000 in float32 is 200 kB for each.
 HEAD_TOKENS = 256
+
+
+def unobserved(batch: Prompts) -> None:
+    """Nobody looks at the routing."""
 
 
 def hidden_of(model: Decoder, batch: Prompts, context: RoutingContext | None = None) -> Tensor:
@@ -100,11 +106,13 @@ def stretches(batch: Prompts) -> Iterator[Stretch]:
 
 
 @torch.no_grad()
-def loss_by_domain(model: Decoder, prompts: Prompts, watch: Watch = unwatched) -> dict[str, float]:
+def loss_by_domain(
+    model: Decoder, prompts: Prompts, watch: Watch = unwatched, observe: Observe = unobserved
+) -> dict[str, float]:
     """Mean next-token loss in nats of each domain."""
     means, done = DomainMeans(prompts.codes), 0
     for batch in prompts.batches():
-        hidden_TD = hidden_of(model, batch)
+        hidden_TD = hidden_of(model, batch, observe(batch))
         for part in stretches(batch):
             means.add(*part.losses(log_probs(model, hidden_TD[part.at_C])))
         done += len(batch)
@@ -124,12 +132,14 @@ def compare(
     after: Decoder,
     prompts: Prompts,
     watch: Watch = unwatched,
+    observe: tuple[Observe, Observe] = (unobserved, unobserved),
 ) -> dict[str, Any]:
     """Loss per domain of both, KL(before ‖ after) in nats, and how often their best next token is the same."""
     losses, others, divergences, same = (DomainMeans(prompts.codes) for _ in range(4))
     done = 0
     for batch in prompts.batches():
-        ours_TD, theirs_TD = hidden_of(before, batch), hidden_of(after, batch)
+        ours_TD = hidden_of(before, batch, observe[0](batch))
+        theirs_TD = hidden_of(after, batch, observe[1](batch))
         for part in stretches(batch):
             ours_CV, theirs_CV = log_probs(before, ours_TD[part.at_C]), log_probs(after, theirs_TD[part.at_C])
             losses.add(*part.losses(ours_CV))

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
-from moe_core.operations.measure import compare, loss_by_domain
+from moe_core.operations.measure import Observe, compare, loss_by_domain, unobserved
 from moe_core.operations.parts import decoder_of
 from moe_core.operations.prompts import Prompts, check_prompts
-from moe_core.operations.routing_figures import RoutingFigures, comparable, routing_figures
+from moe_core.operations.routing_figures import RoutingFigures, comparable
 from moe_core.operations.watch import Watch, unwatched
 
 # L · N · E counts beyond so many are left out of a report; who leads in each layer is told of any model.
@@ -30,7 +30,7 @@ def measure_model(
         model: dense or a mixture, with experts of any kind, packed ones too.
         prompts: what it is measured on; padding never counts.
         beside: another model that reads the same tokens, such as the one that `model` was made from. Then the report has
-            its figures as `before`, and how far the two differ.
+            its figures too, and how far the two differ.
         watch: hears how far it is.
 
     Returns:
@@ -38,7 +38,7 @@ def measure_model(
         `moe_core.operations.metrics` by layer and as their mean, `leading`, the expert of each layer that a domain sends
         most to with its share of the domain's choices, and `load`, these choices counted for every expert (None beyond
         MAX_COUNTS numbers). With `beside` also `loss_before`, `loss_after`, `loss_change`, `kl` (of `beside` from `model`)
-        and `same_best_token` by domain, `before.routing`, and in `routing` the `agreement` and `saturation` of choices
+        and `same_best_token` by domain, `routing_before`, and in `routing` the `agreement` and `saturation` of choices
         where both number their experts alike.
 
     Raises:
@@ -48,22 +48,41 @@ def measure_model(
     decoder_of(model)
     check_prompts(prompts)
     report: dict[str, Any] = {"kind": "measure", "tokens": _tokens(prompts)}
-    before: RoutingFigures | None = None
+    figures = RoutingFigures.of(model, prompts)
     if beside is None:
-        report["loss"] = loss_by_domain(model, prompts, watch)
+        report["loss"] = loss_by_domain(model, prompts, watch, _observer(figures))
+        if figures is not None:
+            report["routing"] = figures.report()
     else:
         _check_vocabulary(decoder_of(beside), model)
-        report |= compare(beside, model, prompts, watch)
+        report |= compare_all(beside, model, prompts, watch, figures)
         report["loss"] = report["loss_after"]
-        if beside.spec.moe is not None:
-            before = routing_figures(beside, prompts, watch)
-            report["before"] = {"routing": before.report()}
-    if model.spec.moe is None:
-        return report
-    figures = routing_figures(model, prompts, watch)
-    alike = beside is not None and comparable(beside.spec.moe, model.spec.moe)
-    report["routing"] = figures.report(before.choices() if before is not None and alike else None)
-    return report | _by_domain(figures.loads_by_domain(), prompts.codes)
+    return report if figures is None else report | _by_domain(figures.loads_by_domain(), prompts.codes)
+
+
+def compare_all(
+    before: Decoder,
+    after: Decoder,
+    prompts: Prompts,
+    watch: Watch = unwatched,
+    figures: RoutingFigures | None = None,
+) -> dict[str, Any]:
+    """`compare`, and in the same passes `routing` (of `after`) and `routing_before`, of those that are mixtures.
+
+    `figures` are to hold those of `after`, where the caller has more to ask of them.
+    """
+    first, figures = RoutingFigures.of(before, prompts), figures or RoutingFigures.of(after, prompts)
+    report = compare(before, after, prompts, watch, (_observer(first), _observer(figures)))
+    if first is not None:
+        report["routing_before"] = first.report()
+    if figures is not None:
+        alike = first is not None and comparable(before.spec.moe, after.spec.moe)
+        report["routing"] = figures.report(first.choices() if first is not None and alike else None)
+    return report
+
+
+def _observer(figures: RoutingFigures | None) -> Observe:
+    return unobserved if figures is None else figures.observe
 
 
 def _check_vocabulary(one: Decoder, other: Decoder) -> None:

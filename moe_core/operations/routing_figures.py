@@ -21,7 +21,6 @@ from moe_core.model.decoder import Decoder
 from moe_core.operations import metrics
 from moe_core.operations.measure import hidden_of
 from moe_core.operations.prompts import Prompts
-from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers import Routing
 from moe_core.routers.scores import choosing_scores
 from moe_core.spec import MoeSpec
@@ -115,6 +114,18 @@ class RoutingFigures:
         self.moe, self.num_domains = moe, num_domains
         self.layers: dict[int, LayerNotes] = {}
 
+    @classmethod
+    def of(cls, model: Decoder, prompts: Prompts) -> RoutingFigures | None:
+        """Ready for a model's passes over prompts; None for a dense model."""
+        return None if model.spec.moe is None else cls(model.spec.moe, len(prompts.codes))
+
+    def observe(self, batch: Prompts) -> RoutingContext:
+        """What notes the routing of a pass over this batch (`moe_core.operations.measure.Observe`)."""
+        real_T, token_T, domain_T = batch.real_T, batch.ids_NS.flatten(), batch.domain_T
+        return RoutingContext(
+            observe=lambda layer, routing: self.add(layer, routing, real_T, token_T, domain_T)
+        )
+
     def add(self, layer: int, routing: Routing, real_T: Tensor, token_T: Tensor, domain_T: Tensor) -> None:
         """Note one layer's decisions on one batch.
 
@@ -157,22 +168,12 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def routing_figures(model: Decoder, prompts: Prompts, watch: Watch = unwatched) -> RoutingFigures:
-    """The figures of a mixture on prompts, each batch of them counted as one; `watch` hears of prompts as `load`."""
-    moe = model.spec.moe
-    assert moe is not None
-    figures, done = RoutingFigures(moe, len(prompts.codes)), 0
+def routing_figures(model: Decoder, prompts: Prompts) -> RoutingFigures:
+    """The figures of a mixture on prompts, each batch of them counted as one."""
+    figures = RoutingFigures.of(model, prompts)
+    assert figures is not None
     for batch in prompts.batches():
-        real_T, token_T, domain_T = batch.real_T, batch.ids_NS.flatten(), batch.domain_T
-
-        def note(
-            layer: int, routing: Routing, of: tuple[Tensor, Tensor, Tensor] = (real_T, token_T, domain_T)
-        ) -> None:
-            figures.add(layer, routing, *of)
-
-        hidden_of(model, batch, RoutingContext(observe=note))
-        done += len(batch)
-        watch("load", done, len(prompts))
+        hidden_of(model, batch, figures.observe(batch))
     return figures
 
 

@@ -23,8 +23,7 @@ from moe_core.operations.compose import compose
 from moe_core.operations.distil import distil
 from moe_core.operations.edit import merge_experts, preview_removal, remove_expert
 from moe_core.operations.grow import add_expert, grow, release_twins
-from moe_core.operations.measure import compare
-from moe_core.operations.measuring import measure_model
+from moe_core.operations.measuring import compare_all, measure_model
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.quantise import dequantise, quantise
 from moe_core.operations.routing_figures import comparable, routing_figures
@@ -55,7 +54,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "specialise_clone": ("learn", "measure"),
     "wake_expert": ("load", "inputs", "learn", "measure"),
     "distil": ("inputs", "load", "align", "learn", "measure"),
-    "measure": ("measure", "load"),
+    "measure": ("measure",),
 }
 
 
@@ -116,9 +115,6 @@ def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
     watch = Watcher(progress, "measure", ("measure",))
     report = _measured(report, models[0], changed, held_out, watch)
     progress.raise_if_asked()
-    # The preview of a removal keeps no model to look at.
-    if held_out is not None and changed is not models[0]:
-        report = {**report, "routing": _routing(models[0], changed, held_out)}
     report = finite_or_null(report)
     io.event("report", {"stage": "measure", "name": "operation", "figures": report})
     progress.raise_if_asked()
@@ -191,10 +187,13 @@ def _perform(
 def _measured(
     report: dict[str, Any], before: Decoder, after: Decoder, held_out: Prompts | None, watch: Watch
 ) -> dict[str, Any]:
-    """Loss per domain and divergence beside the operation's own figures, where it has not told them."""
-    if held_out is None or "loss_after" in report:
+    """Loss per domain, divergence and routing beside the operation's own figures, where it has not told them."""
+    # The preview of a removal keeps no model to look at.
+    if held_out is None or after is before:
         return report
-    return {**report, **compare(before, after, held_out, watch=watch)}
+    if "loss_after" in report:
+        return {**report, "routing": _routing(before, after, held_out)}
+    return {**report, **compare_all(before, after, held_out, watch)}
 
 
 def _routing(before: Decoder, after: Decoder, held_out: Prompts) -> dict[str, Any]:

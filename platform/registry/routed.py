@@ -43,12 +43,12 @@ class Routed:
 
 def routed_table(report: Mapping[str, Any]) -> Routed | None:
     """The table of a tuning's or an operation's report; None where routing was not measured."""
-    after = report.get("after")
-    now = _routing(after if isinstance(after, dict) else report)
+    now, before = _routing(report.get("routing")), _routing(report.get("routing_before"))
+    if isinstance(report.get("after"), dict):
+        now, before = (_routing(_part(report, moment).get("routing")) for moment in ("after", "before"))
     if now is None:
         return None
     names = [name for name in COLUMNS if name in now["mean"]]
-    before = _routing(report.get("before"))
     before_title = _("mean, the other") if report.get("kind") == KIND else _("mean, before")
     rows = list(_rows(now, before, before_title))
     return Routed(
@@ -67,9 +67,13 @@ def _rows(
         yield _("layer %(number)s") % {"number": row["layer"]}, row
 
 
-def _routing(part: Any) -> Mapping[str, Any] | None:
-    """The figures of routing in a part of a report."""
-    found = part.get("routing") if isinstance(part, dict) else None
+def _part(report: Mapping[str, Any], moment: str) -> Mapping[str, Any]:
+    found = report.get(moment)
+    return found if isinstance(found, dict) else {}
+
+
+def _routing(found: Any) -> Mapping[str, Any] | None:
+    """The figures of routing, where they are such."""
     if not isinstance(found, dict) or not found.get("layers") or not isinstance(found.get("mean"), dict):
         return None
     return found

@@ -37,7 +37,7 @@ BESIDE = ALONE | {
     "loss_after": ALONE["loss"],
     "kl": {"support": 0.25, "copy": 0.01},
     "same_best_token": {"support": 0.8, "copy": 0.9},
-    "before": {"routing": ALONE["routing"]},
+    "routing_before": ALONE["routing"],
 }
 
 

@@ -251,7 +251,7 @@ def test_a_measurement_makes_no_model_and_stands_beside_another(
     beside.inputs["other-0"] = world / "model"
     report = done(beside, {"kind": "measure"})["operation"]
     assert report["loss_after"] == pytest.approx(result["operation"]["loss"])
-    assert report["loss_before"] != report["loss_after"] and "before" not in report
+    assert report["loss_before"] != report["loss_after"] and "routing_before" not in report
 
 
 def test_a_measurement_without_rows_of_a_domain_says_so(world: Path, mixture: Path, tmp_path: Path) -> None:
