@@ -66,6 +66,7 @@ ASKED: tuple[dict[str, Any], ...] = (
     {"kind": "dequantise"},
     {"kind": "distil", "num_experts": 1},
     {"kind": "distil", "num_experts": 2, "num_hidden_layers": 1, "moe_intermediate_size": 8},
+    {"kind": "measure"},
 )
 
 
