@@ -31,7 +31,7 @@ from moe_core.operations.specialise import specialise_clone
 from moe_core.operations.upcycle import upcycle
 from moe_core.operations.wake import wake_expert
 from moe_core.operations.watch import Part, Watch
-from moe_core.spec.operate import OperateSpec
+from moe_core.spec.operate import LEARNING, OperateSpec
 from moe_core.spec.operations import RemoveExpertSpec, UpcycleSpec
 from moe_core.training.data import read_conversations
 from moe_core.training.job import JobIO, finite_or_null
@@ -99,7 +99,9 @@ def operate(spec: OperateSpec, io: JobIO) -> dict[str, Any]:
     longest = min([spec.prompt_tokens, *reach])
     if tokenizer.chat_format is None and not io.inputs.keys().isdisjoint((TRAIN, HELD_OUT)):
         progress.say("plain_logs")
-    train, held_out = (_prompts(io, name, tokenizer, spec, longest, progress) for name in (TRAIN, HELD_OUT))
+    learns = spec.operation.kind in LEARNING
+    train = _prompts(io, TRAIN, tokenizer, spec, longest, progress) if learns else None
+    held_out = _prompts(io, HELD_OUT, tokenizer, spec, longest, progress)
     progress.raise_if_asked()
     if spec.is_measured_only:
         return _only_measured(models, held_out, io, progress)
@@ -156,7 +158,7 @@ def _perform(
     counts_V: Tensor | None,
 ) -> Done:
     operation, model = spec.operation, models[0]
-    if spec.needs_logs and train is None:
+    if operation.kind in LEARNING and train is None:
         raise SpecError(f"{operation.kind} learns from logs; name a corpus with logs of the model's domains")
     if spec.preview:
         if held_out is None:

@@ -33,6 +33,13 @@ COLUMNS: dict[str, tuple[str | Promise, int]] = {
 }
 
 
+# Of a version that is measured beside another.
+BESIDE: dict[str, Promise] = {
+    "agreement": gettext_lazy("As the other (Jaccard)"),
+    "saturation": gettext_lazy("Kept of the other's choice"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Routed:
     """A table: one column a figure, one row for the mean and for each layer."""
@@ -49,10 +56,11 @@ def routed_table(report: Mapping[str, Any]) -> Routed | None:
     if now is None:
         return None
     names = [name for name in COLUMNS if name in now["mean"]]
-    before_title = _("mean, the other") if report.get("kind") == KIND else _("mean, before")
-    rows = list(_rows(now, before, before_title))
+    is_beside = report.get("kind") == KIND
+    rows = list(_rows(now, before, _("mean, the other") if is_beside else _("mean, before")))
+    titles = {name: title for name, (title, _digits) in COLUMNS.items()} | (BESIDE if is_beside else {})
     return Routed(
-        [str(COLUMNS[name][0]) for name in names],
+        [str(titles[name]) for name in names],
         [(title, [_said(row.get(name), name) for name in names]) for title, row in rows],
     )
 
