@@ -78,7 +78,9 @@ def mixed_experts_torch(
         return out_TD
     wide = torch.float64 if hidden_TD.dtype == torch.float64 else torch.float32
     passed_T1 = torch.where(is_identity_TK, weights_TK, 0.0).sum(-1, keepdim=True).to(wide)
-    return (out_TD.to(wide) + passed_T1 * hidden_TD.to(wide)).to(hidden_TD.dtype)
+    # A token that chose none of them gets nothing of itself: zero times what is not finite would be NaN.
+    passed_TD = torch.where(is_identity_TK.any(-1, keepdim=True), passed_T1 * hidden_TD.to(wide), 0.0)
+    return (out_TD.to(wide) + passed_TD).to(hidden_TD.dtype)
 
 
 def _apart(kinds: Sequence[ExpertKind], ids_TK: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -148,6 +148,18 @@ def test_a_nan_stays_in_its_own_token() -> None:
     assert torch.equal(dirty_TD[others], clean_TD[others])
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nothing_comes_of_a_zero_expert_whatever_the_token(bad: float) -> None:
+    """Beside an identity expert too, which gives tokens that did not choose it no share of themselves."""
+    layer = layer_of((SwigluExpert(width=6), ZeroExpert(), IdentityExpert()))
+    x_TD, ids_TK = torch.full((3, WIDTH), bad).double(), torch.tensor([[1, 1], [1, -1], [2, 1]])
+    x_TD.requires_grad_()
+    out_TD = mixed_experts_torch(x_TD, layer.weights_N, layer.kinds, ids_TK, torch.ones(3, 2).double())
+    assert out_TD[:2].eq(0.0).all() and not out_TD[2].isfinite().any()
+    (grad_TD,) = torch.autograd.grad(out_TD.sum(), x_TD)
+    assert grad_TD.tolist() == [[0.0] * WIDTH] * 2 + [[1.0] * WIDTH]
+
+
 @pytest.mark.parametrize("num_tokens", [0, 3])
 @pytest.mark.parametrize("kind", ["mixed", "mixed with an identity", "grouped", "with biases", "of gelu"])
 def test_tokens_without_any_expert_still_have_gradients(kind: str, num_tokens: int) -> None:
