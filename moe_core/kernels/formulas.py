@@ -24,13 +24,13 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def relu(x: Tensor) -> Tensor:
-    """x where it is above zero, else zero."""
-    return torch.where(x > 0, x, torch.zeros_like(x))
+    """x where it is above zero, else zero; NaN stays NaN."""
+    return torch.where(x <= 0, torch.zeros_like(x), x)
 
 
 def relu2(x: Tensor) -> Tensor:
     """The square of relu."""
-    return torch.where(x > 0, x * x, torch.zeros_like(x))
+    return torch.where(x <= 0, torch.zeros_like(x), x * x)
 
 
 FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "gelu": gelu, "relu": relu, "relu2": relu2}

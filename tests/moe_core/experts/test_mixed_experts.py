@@ -1,13 +1,11 @@
-"""Experts of several kinds and widths in one layer, against a loop over tensors of their own, in the cases where grouping breaks."""
+"""Experts of several kinds and widths in one layer: formulas, buffer and gradients. What they compute together: `test_nine_cases`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from moe_core.errors import SpecError
 from moe_core.experts import GroupedExperts, MixedExperts
@@ -17,76 +15,22 @@ from moe_core.kernels.mixed import mixed_experts_torch
 from moe_core.kernels.mixed_reference import mixed_experts_reference
 from moe_core.routers import Routing
 from moe_core.spec.expert_kinds import (
-    ConstantExpert,
     ExpertKind,
     IdentityExpert,
     MlpExpert,
     SwigluExpert,
     ZeroExpert,
 )
+from tests.moe_core.experts.nine_cases import drawn
+from tests.moe_core.experts.ways import KINDS
 
 WIDTH = 12
-ALL: tuple[ExpertKind, ...] = (
-    SwigluExpert(width=7),
-    IdentityExpert(),
-    MlpExpert(width=5),
-    ZeroExpert(),
-    SwigluExpert(width=16, activation="gelu"),
-    ConstantExpert(),
-    MlpExpert(width=9, activation="relu2", bias=True),
-    IdentityExpert(),
-)
-
-
-def drawn(num_tokens: int, num_experts: int, top_k: int) -> Tensor:
-    return torch.stack([torch.randperm(num_experts)[:top_k] for _ in range(num_tokens)])
-
-
-# The experts of the layer, and what each token chooses.
-CASES: dict[str, tuple[tuple[ExpertKind, ...], Callable[[], Tensor]]] = {
-    "ties": (ALL[:4], lambda: torch.tensor([[0, 1], [1, 0], [0, 1], [2, 3]])),
-    "no tokens": (ALL, lambda: torch.empty(0, 2, dtype=torch.long)),
-    "one expert": (ALL[:1], lambda: torch.zeros(5, 1, dtype=torch.long)),
-    "k equals E": (ALL, lambda: torch.stack([torch.randperm(8) for _ in range(6)])),
-    "all to one": (ALL, lambda: torch.full((9, 1), 4)),
-    "all to nothing": (ALL, lambda: torch.full((9, 1), 3)),
-    "some empty": (ALL, lambda: torch.tensor([[0], [2], [0], [5]])),
-    "empty places": (ALL, lambda: torch.tensor([[0, -1], [-1, -1], [1, -1], [7, 3], [6, 5]])),
-    "odd rows": (ALL, lambda: drawn(11, 8, 3)),
-    "huge": (ALL, lambda: drawn(1201, 8, 2)),
-}
 
 
 def layer_of(kinds: tuple[ExpertKind, ...]) -> MixedExperts:
     layer = MixedExperts(kinds, WIDTH, torch.float64)
     torch.nn.init.normal_(layer.weights_N, std=0.5)
     return layer
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_it_equals_the_loop_forward_and_backward(case: str) -> None:
-    torch.manual_seed(len(case))
-    kinds, choose = CASES[case]
-    ids_TK = choose()
-    layer = layer_of(kinds)
-    x_TD = torch.randn(ids_TK.shape[0], WIDTH, dtype=torch.float64, requires_grad=True)
-    weights_TK = torch.rand(ids_TK.shape, dtype=torch.float64, requires_grad=True)
-    fast_TD = mixed_experts_torch(x_TD, layer.weights_N, kinds, ids_TK, weights_TK)
-    experts = [layer.tensors(expert) for expert in range(len(kinds))]
-    slow_TD = mixed_experts_reference(x_TD, experts, kinds, ids_TK, weights_TK)
-    assert fast_TD.shape == x_TD.shape
-    assert torch.allclose(fast_TD, slow_TD, rtol=1e-9, atol=1e-10)
-    if not fast_TD.requires_grad or not x_TD.shape[0]:
-        return
-    leaves, direction_TD = (x_TD, layer.weights_N, weights_TK), torch.randn_like(x_TD)
-    fast = torch.autograd.grad(fast_TD, leaves, direction_TD, allow_unused=True, materialize_grads=True)
-    slow = (
-        torch.autograd.grad(slow_TD, leaves, direction_TD, allow_unused=True, materialize_grads=True)
-        if slow_TD.requires_grad
-        else [torch.zeros_like(leaf) for leaf in leaves]
-    )
-    for ours, theirs in zip(fast, slow, strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +68,11 @@ def test_the_formulas_are_those_of_the_papers() -> None:
 def test_a_swapped_expert_shows() -> None:
     torch.manual_seed(1)
     layer = layer_of((SwigluExpert(width=6), SwigluExpert(width=6), ZeroExpert(), IdentityExpert()))
-    x_TD, weights_TK, ids_TK = torch.randn(9, WIDTH).double(), torch.rand(9, 2).double(), drawn(9, 4, 2)
+    x_TD, weights_TK, ids_TK = (
+        torch.randn(9, WIDTH).double(),
+        torch.rand(9, 2).double(),
+        drawn(9, 4, 2)(torch.default_generator),
+    )
     for one, other in ((0, 1), (2, 3), (1, 3)):
         swapped_TK = torch.where(ids_TK == one, other, torch.where(ids_TK == other, one, ids_TK))
         before, after = (
@@ -132,20 +80,6 @@ def test_a_swapped_expert_shows() -> None:
             for ids in (ids_TK, swapped_TK)
         )
         assert not torch.allclose(before, after, atol=1e-3)
-
-
-def test_a_nan_stays_in_its_own_token() -> None:
-    torch.manual_seed(2)
-    layer = layer_of(ALL)
-    x_TD, weights_TK, ids_TK = torch.randn(8, WIDTH).double(), torch.rand(8, 2).double(), drawn(8, 8, 2)
-    ids_TK[3] = torch.tensor([1, 4])
-    ids_TK[5] = torch.tensor([0, 2])
-    clean_TD = mixed_experts_torch(x_TD, layer.weights_N, ALL, ids_TK, weights_TK)
-    x_TD[3, 0], weights_TK[5, 1] = float("nan"), float("nan")
-    dirty_TD = mixed_experts_torch(x_TD, layer.weights_N, ALL, ids_TK, weights_TK)
-    assert dirty_TD[[3, 5]].isnan().all()
-    others = [0, 1, 2, 4, 6, 7]
-    assert torch.equal(dirty_TD[others], clean_TD[others])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -164,7 +98,9 @@ def test_nothing_comes_of_a_zero_expert_whatever_the_token(bad: float) -> None:
 @pytest.mark.parametrize("kind", ["mixed", "mixed with an identity", "grouped", "with biases", "of gelu"])
 def test_tokens_without_any_expert_still_have_gradients(kind: str, num_tokens: int) -> None:
     """Of zeros, for whatever learns: a step in which every choice was dropped is a step all the same."""
-    mixed = {"mixed": ALL[:2], "mixed with an identity": (SwigluExpert(width=3), IdentityExpert())}.get(kind)
+    mixed = {"mixed": KINDS[:2], "mixed with an identity": (SwigluExpert(width=3), IdentityExpert())}.get(
+        kind
+    )
     gating = Gating(kind="gelu") if kind == "of gelu" else Gating()
     layer: MixedExperts | GroupedExperts
     if mixed:
@@ -185,7 +121,7 @@ def test_tokens_without_any_expert_still_have_gradients(kind: str, num_tokens: i
 
 
 def test_the_buffer_holds_each_expert_at_its_offset() -> None:
-    layer = layer_of(ALL)
+    layer = layer_of(KINDS)
     sizes = [3 * 7 * WIDTH, 0, 2 * 5 * WIDTH, 0, 3 * 16 * WIDTH, 3 * WIDTH, 2 * 9 * WIDTH + 9 + WIDTH, 0]
     assert [layer.part(expert).numel() for expert in range(8)] == sizes
     assert layer.weights_N.numel() == sum(sizes)
@@ -200,12 +136,12 @@ def test_the_buffer_holds_each_expert_at_its_offset() -> None:
 def test_a_buffer_of_another_length_is_named() -> None:
     with pytest.raises(SpecError, match=r"experts of 252 values do not fit a buffer of shape \(251,\)"):
         mixed_experts_torch(
-            torch.zeros(1, WIDTH), torch.zeros(251), ALL[:1], torch.zeros(1, 1).long(), torch.ones(1, 1)
+            torch.zeros(1, WIDTH), torch.zeros(251), KINDS[:1], torch.zeros(1, 1).long(), torch.ones(1, 1)
         )
 
 
 def test_experts_that_are_unlike_have_no_common_shape() -> None:
-    layer = layer_of(ALL)
+    layer = layer_of(KINDS)
     for name in ("gate_up_E2FD", "down_EDF"):
         with pytest.raises(SpecError, match="different kinds and widths"):
             getattr(layer, name)
@@ -231,7 +167,11 @@ def test_identity_experts_are_those_of_longcat_flash() -> None:
         tensors["w1.weight"].copy_(theirs.gate_up_proj[expert, :6])
         tensors["w3.weight"].copy_(theirs.gate_up_proj[expert, 6:])
         tensors["w2.weight"].copy_(theirs.down_proj[expert])
-    x_TD, weights_TK, ids_TK = torch.randn(33, WIDTH), torch.rand(33, 2), drawn(33, 5, 2)
+    x_TD, weights_TK, ids_TK = (
+        torch.randn(33, WIDTH),
+        torch.rand(33, 2),
+        drawn(33, 5, 2)(torch.default_generator),
+    )
     routing = Routing(ids_TK, weights_TK, torch.zeros(33, 5), torch.zeros(33, 5))
     assert (ids_TK >= 3).any()
     assert torch.allclose(ours(x_TD, routing), theirs(x_TD, ids_TK, weights_TK), rtol=1e-5, atol=1e-6)
