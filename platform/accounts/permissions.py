@@ -16,6 +16,7 @@ from rest_framework.request import Request
 from accounts.access import SCOPE_ROLE, Role, Scope
 from accounts.caller import Caller
 from accounts.selectors import caller_of
+from common.closed_requests import ClosedRequest
 
 if TYPE_CHECKING:
     from rest_framework.views import APIView
@@ -92,7 +93,7 @@ def refusal_of(caller: Caller, grant: Grant) -> str:
     return sentence % {"scope": grant.scope.value}
 
 
-class TeamScoped:
+class TeamScoped(ClosedRequest):
     """Mixin for REST views: `self.caller`, and querysets cut to the caller's team. Lists show nothing of others."""
 
     grants: ClassVar[Grants]

@@ -15,6 +15,7 @@ from rest_framework.response import Response
 
 from accounts.permissions import READ_WRITE, TeamScoped
 from common.closed import Closed
+from common.closed_requests import takes_no_body
 from common.errors import NotFound
 from corpora import services
 from corpora.encodings import NAMED
@@ -165,7 +166,7 @@ class CorpusViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin
         services.corpus_delete(caller=self.caller, corpus_id=self.get_object().pk)
         return Response(status=status.HTTP_204_NO_CONTENT)
 
-    @extend_schema(request=None, responses={201: CorpusOut})
+    @takes_no_body(responses={201: CorpusOut})
     @action(detail=False, methods=["post"])
     def samples(self, request: Request) -> Response:
         """Make a corpus out of the sample logs."""

@@ -13,6 +13,7 @@ from rest_framework.response import Response
 
 from accounts.permissions import READ, READ_DEPLOY, Grants, TeamScoped
 from common.closed import Closed
+from common.closed_requests import takes_no_body
 from deployments import services
 from deployments.engine_settings import settings_checked
 from deployments.idle import REVISING, check_change, check_creation
@@ -100,13 +101,13 @@ class DeploymentViewSet(
         wanted = _read(ScaleIn, request)
         return _accepted(services.deployment_scale(caller=self.caller, deployment_id=int(pk), **wanted))
 
-    @extend_schema(request=None, responses={202: DeploymentDetail})
+    @takes_no_body(responses={202: DeploymentDetail})
     @action(detail=True, methods=["post"])
     def stop(self, request: Request, pk: str) -> Response:
         """Want no replica."""
         return _accepted(services.deployment_stop(caller=self.caller, deployment_id=int(pk)))
 
-    @extend_schema(request=None, responses={202: DeploymentDetail})
+    @takes_no_body(responses={202: DeploymentDetail})
     @action(detail=True, methods=["post"])
     def retry(self, request: Request, pk: str) -> Response:
         """Start replicas that failed once more."""

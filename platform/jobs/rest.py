@@ -15,6 +15,7 @@ from rest_framework.response import Response
 
 from accounts.permissions import READ_WRITE, TeamScoped
 from common.closed import Closed, Words
+from common.closed_requests import takes_no_body
 from common.errors import Invalid
 from jobs import services
 from jobs.choices import JobKind
@@ -115,31 +116,31 @@ class JobViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin, v
         wanted.is_valid(raise_exception=True)
         return _accepted(services.job_submit(caller=self.caller, **wanted.validated_data))
 
-    @extend_schema(request=None, responses={202: JobDetail})
+    @takes_no_body(responses={202: JobDetail})
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
         """Stop a job for good."""
         return _accepted(services.job_cancel(caller=self.caller, job_id=int(pk)))
 
-    @extend_schema(request=None, responses={202: JobDetail})
+    @takes_no_body(responses={202: JobDetail})
     @action(detail=True, methods=["post"])
     def pause(self, request: Request, pk: str) -> Response:
         """Halt a job."""
         return _accepted(services.job_pause(caller=self.caller, job_id=int(pk)))
 
-    @extend_schema(request=None, responses={202: JobDetail})
+    @takes_no_body(responses={202: JobDetail})
     @action(detail=True, methods=["post"])
     def resume(self, request: Request, pk: str) -> Response:
         """Go on with a paused job."""
         return _accepted(services.job_resume(caller=self.caller, job_id=int(pk)))
 
-    @extend_schema(request=None, responses={202: JobDetail})
+    @takes_no_body(responses={202: JobDetail})
     @action(detail=True, methods=["post"])
     def retry(self, request: Request, pk: str) -> Response:
         """Try a job again that ended without a result."""
         return _accepted(services.job_retry(caller=self.caller, job_id=int(pk)))
 
-    @extend_schema(request=None, responses={202: JobDetail})
+    @takes_no_body(responses={202: JobDetail})
     @action(detail=True, methods=["post"])
     def clone(self, request: Request, pk: str) -> Response:
         """Submit the same specification as a new job."""

@@ -15,6 +15,7 @@ from rest_framework.response import Response
 from accounts.access import Role
 from accounts.permissions import READ_WRITE, TeamScoped
 from common.closed import Closed
+from common.closed_requests import takes_no_body
 from registry import services
 from registry.downloads import version_file_response
 from registry.models import Alias, Model, ModelVersion, Upload
@@ -193,7 +194,7 @@ class VersionViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixi
         )
         return Response(VersionOut(version).data)
 
-    @extend_schema(request=None, responses=VersionOut)
+    @takes_no_body(responses=VersionOut)
     @action(detail=True, methods=["post"])
     def verify(self, request: Request, pk: Any = None) -> Response:
         """Hash every file again; the version's state says whether the bytes are what they were."""

@@ -104,7 +104,7 @@ def test_models_and_aliases_can_be_kept_by_a_program(people, tmp_path, writer):
     assert put.json()["version"] == version.pk
     assert writer.get(model).json()["aliases"][0]["name"] == "champion"
     assert writer.delete(f"{model}aliases/champion/").status_code == 204
-    assert writer.post(f"/api/v1/versions/{version.pk}/verify/").json()["state"] == "ready"
+    assert writer.post(f"/api/v1/versions/{version.pk}/verify/", content_type="application/json").json()["state"] == "ready"
     made = writer.post("/api/v1/models/", {"name": "模型"}, content_type="application/json")
     assert (made.status_code, made.json()["slug"]) == (201, "model")
 
@@ -125,13 +125,13 @@ def test_an_outsider_finds_nothing_and_a_viewer_changes_nothing(people, tmp_path
             assert b"".join(mine.streaming_content)  # which closes the file as well
         assert mine.status_code == 200, path
         assert stranger.get(path).status_code == 404, path
-    assert stranger.post(f"/api/v1/versions/{version.pk}/verify/").status_code == 404
+    assert stranger.post(f"/api/v1/versions/{version.pk}/verify/", content_type="application/json").status_code == 404
     assert stranger.delete(f"/api/v1/uploads/{upload.pk}/").status_code == 404
     for name in ("models", "versions", "uploads"):
         assert stranger.get(f"/api/v1/{name}/").json()["results"] == []
     viewer = people.client("teammate")
     assert viewer.get(f"/api/v1/versions/{version.pk}/").status_code == 200
-    assert viewer.post(f"/api/v1/versions/{version.pk}/verify/").status_code == 403
+    assert viewer.post(f"/api/v1/versions/{version.pk}/verify/", content_type="application/json").status_code == 403
     assert viewer.delete(f"/api/v1/uploads/{upload.pk}/").status_code == 403
 
 
