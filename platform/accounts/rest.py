@@ -15,6 +15,7 @@ from accounts.models import ApiToken
 from accounts.permissions import MANAGE_ONLY, READ_ONLY, TeamScoped
 from accounts.services import MAX_CONCURRENT, MAX_MONTHLY_TOKENS, api_token_create, api_token_revoke
 from common.closed import Closed
+from common.closed_requests import ClosedRequest
 
 
 class WhoAmI(serializers.Serializer):
@@ -66,7 +67,7 @@ class TokenMade(TokenOut):
         read_only_fields = fields
 
 
-class MeView(APIView):
+class MeView(ClosedRequest, APIView):
     """The caller."""
 
     grants = READ_ONLY

@@ -24,6 +24,7 @@ from accounts.models import AuditEvent, Invitation, InvitationState, Membership
 from accounts.permissions import MANAGE, MANAGE_ONLY, READ_MANAGE, Grants, TeamScoped
 from accounts.selectors import audit_of, invitations_of
 from common.closed import Closed
+from common.closed_requests import takes_query
 
 MAX_FILTER = 200
 
@@ -182,7 +183,7 @@ class AuditViewSet(TeamScoped, mixins.ListModelMixin, viewsets.GenericViewSet):
         asked.is_valid(raise_exception=True)
         return audit_of(self.caller.team, **asked.validated_data)
 
-    @extend_schema(parameters=[AuditFilter])
+    @takes_query(AuditFilter)
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Return a page of the log."""
         return super().list(request, *args, **kwargs)

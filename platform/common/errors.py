@@ -1,6 +1,7 @@
 """One tree of errors for the platform.
 
 DomainError
+├── UnknownParameter   the address has no such one   400
 ├── Invalid      the input breaks a rule            422
 ├── NotFound     no such thing, or not yours         404
 ├── Forbidden    known, but not allowed              403
@@ -37,6 +38,13 @@ class DomainError(Exception):
         self.code = code or self.code
         self.fields = dict(fields or {})
         self.retry_after_s = retry_after_s
+
+
+class UnknownParameter(DomainError):
+    """The query of an address holds what it does not read; `fields` says which."""
+
+    status = 400
+    code = "unknown_parameter"
 
 
 class Invalid(DomainError):

@@ -15,7 +15,7 @@ from rest_framework.response import Response
 
 from accounts.permissions import READ_WRITE, TeamScoped
 from common.closed import Closed
-from common.closed_requests import takes_no_body
+from common.closed_requests import takes_no_body, takes_query
 from common.errors import NotFound
 from corpora import services
 from corpora.encodings import NAMED
@@ -178,8 +178,8 @@ class CorpusViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin
         methods=["POST"],
         request={**FILE_BODY, "application/json": FileIn},
         responses={201: CorpusFileOut},
-        parameters=[*FILE_QUERY, DOMAIN, ENCODING],
     )
+    @takes_query(*FILE_QUERY, DOMAIN, ENCODING, methods=["POST"])
     @action(detail=True, methods=["get", "post"], parser_classes=FILE_OR_JSON_PARSERS, pagination_class=None)
     def files(self, request: Request, pk: Any = None) -> Response:
         """List the files; add one as multipart, as the raw body, or as `{"upload": id}`."""
@@ -224,6 +224,7 @@ class CorpusViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin
         )
         return Response(CorpusFileOut(changed).data)
 
+    @takes_query(pages=True)
     @extend_schema(responses=RefusalOut(many=True), parameters=[FILE_ID])
     @action(detail=True, methods=["get"], url_path=r"files/(?P<file_id>\d{1,17})/refusals")
     def refusals(self, request: Request, pk: Any = None, file_id: str = "") -> Response:
@@ -232,7 +233,8 @@ class CorpusViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin
         page = self.paginate_queryset(file.refusals.order_by("-id"))
         return self.get_paginated_response(RefusalOut(page, many=True).data)
 
-    @extend_schema(parameters=[RowsQuery], responses=RowOut(many=True), filters=False)
+    @takes_query(RowsQuery)
+    @extend_schema(responses=RowOut(many=True), filters=False)
     @action(detail=True, methods=["get"], pagination_class=None)
     def rows(self, request: Request, pk: Any = None) -> Response:
         """Show some of the rows that were taken."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from django.urls import reverse
-from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_field
 from rest_framework import mixins, serializers, status, viewsets
@@ -15,8 +14,8 @@ from rest_framework.response import Response
 
 from accounts.permissions import READ_WRITE, TeamScoped
 from common.closed import Closed, Words
-from common.closed_requests import takes_no_body
-from common.errors import Invalid
+from common.closed_requests import takes_no_body, takes_query
+from common.query_values import whole_number
 from jobs import services
 from jobs.choices import JobKind
 from jobs.events import event_face
@@ -146,13 +145,14 @@ class JobViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin, v
         """Submit the same specification as a new job."""
         return _accepted(services.job_clone(caller=self.caller, job_id=int(pk)))
 
-    @extend_schema(parameters=[AFTER, LIMIT], responses=EventPage, filters=False)
+    @takes_query(AFTER, LIMIT)
+    @extend_schema(responses=EventPage, filters=False)
     @action(detail=True, methods=["get"], pagination_class=None)
     def events(self, request: Request, pk: str) -> Response:
         """What the job told after a certain event, oldest first."""
         job = self.get_object()
-        after = _whole(request, "after", 0, 2**31 - 1)
-        limit = _whole(request, "limit", MAX_EVENTS, MAX_EVENTS)
+        after = whole_number(request, "after", default=0, high=2**31 - 1)
+        limit = whole_number(request, "limit", default=MAX_EVENTS, high=MAX_EVENTS)
         rows = [event_face(event) for event in events_after(job, after)[:limit]]
         last = rows[-1]["seq"] if rows else after
         return Response({"events": rows, "after": last, "state": job.state})
@@ -169,14 +169,3 @@ def _accepted(job: Job) -> Response:
     return Response(
         JobDetail(fresh).data, status=status.HTTP_202_ACCEPTED, headers={"Location": job_url(job)}
     )
-
-
-def _whole(request: Request, name: str, default: int, high: int) -> int:
-    """Read a bounded whole number of the query."""
-    text = request.query_params.get(name, "")
-    if not text:
-        return default
-    if not text.isascii() or not text.isdigit() or len(text) > 10:
-        reason = _("%(name)s must be a whole number from 0 to %(high)s.") % {"name": name, "high": high}
-        raise Invalid(reason, fields={name: reason})
-    return min(high, int(text))

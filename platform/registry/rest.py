@@ -15,7 +15,8 @@ from rest_framework.response import Response
 from accounts.access import Role
 from accounts.permissions import READ_WRITE, TeamScoped
 from common.closed import Closed
-from common.closed_requests import takes_no_body
+from common.closed_requests import takes_no_body, takes_query
+from common.query_values import whole_number
 from registry import services
 from registry.downloads import version_file_response
 from registry.models import Alias, Model, ModelVersion, Upload
@@ -172,14 +173,14 @@ class VersionViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixi
         if getattr(self, "swagger_fake_view", False):
             return ModelVersion.objects.none()
         found = versions_of(self.caller.team)
-        model = self.request.query_params.get("model", "")
-        return found.filter(model_id=int(model)) if model.isdigit() and len(model) < 18 else found
+        model = whole_number(self.request, "model", default=0)
+        return found.filter(model_id=model) if self.request.query_params.get("model") else found
 
     def get_serializer_class(self) -> type[serializers.ModelSerializer]:
         """Lists are brief."""
         return VersionBrief if self.action == "list" else VersionOut
 
-    @extend_schema(parameters=[OpenApiParameter("model", int, description="Only the versions of this model.")])
+    @takes_query(OpenApiParameter("model", int, description="Only the versions of this model."))
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """List versions, newest first."""
         return super().list(request, *args, **kwargs)
@@ -219,7 +220,8 @@ class UploadViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin
     serializer_class = UploadOut
     parser_classes = FILE_PARSERS
 
-    @extend_schema(request=FILE_BODY, responses={201: UploadOut}, parameters=FILE_QUERY)
+    @takes_query(*FILE_QUERY)
+    @extend_schema(request=FILE_BODY, responses={201: UploadOut})
     def create(self, request: Request) -> Response:
         """Upload a file, as a multipart field `file` or as the body with ?filename=…"""
         file = received_file(request)

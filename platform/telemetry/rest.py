@@ -15,13 +15,19 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.permissions import READ_ONLY, TeamScoped
+from common.closed_requests import takes_query
 from common.errors import Invalid
 from common.figures import listed
+from common.query_values import whole_number
 from deployments.selectors import deployment_get
 from telemetry.metrics import registry_of
 from telemetry.selectors import routing_of_window
 
 NAMED_WINDOWS = {"1m": 60, "10m": 600, "1h": 3600, "6h": 21_600, "24h": 86_400, "7d": 604_800}
+WINDOW = OpenApiParameter(
+    "window", str, description="Seconds, or one of 1m, 10m, 1h, 6h, 24h, 7d. Default 1m."
+)
+VERSION = OpenApiParameter("version", int, description="A model version; default the live one.")
 _whole, _share, _list = serializers.IntegerField, serializers.FloatField, serializers.ListField
 
 
@@ -97,24 +103,14 @@ class RoutingView(TeamScoped, APIView):
 
     grants = READ_ONLY
 
-    @extend_schema(
-        operation_id="deployments_routing_retrieve",
-        parameters=[
-            OpenApiParameter(
-                "window", str, description="Seconds, or one of 1m, 10m, 1h, 6h, 24h, 7d. Default 1m."
-            ),
-            OpenApiParameter("version", int, description="A model version; default the live one."),
-        ],
-        responses=RoutingOut,
-    )
+    @takes_query(WINDOW, VERSION)
+    @extend_schema(operation_id="deployments_routing_retrieve", responses=RoutingOut)
     def get(self, request: Request, pk: int) -> Response:
         """Counts by phase, domain, layer and expert, balance, latencies, and a series."""
         deployment = deployment_get(self.caller.team, pk)
-        version = request.query_params.get("version", "")
-        if version and not version.isdigit():
-            raise Invalid(_("version is a number."), fields={"version": version[:40]})
+        version = whole_number(request, "version", default=0)
         window = window_seconds(request.query_params.get("window", "1m"))
-        return Response(routing_of_window(deployment, window, int(version) if version else None))
+        return Response(routing_of_window(deployment, window, version or None))
 
 
 class MetricsView(TeamScoped, APIView):
@@ -133,7 +129,7 @@ def window_seconds(text: str) -> int:
     """Read a window: seconds, or a named one."""
     if text in NAMED_WINDOWS:
         return NAMED_WINDOWS[text]
-    if not text.isdigit() or len(text) > 9:
-        known = listed(NAMED_WINDOWS)
-        raise Invalid(_("A window is a number of seconds or one of %(known)s.") % {"known": known})
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        reason = _("A window is a number of seconds or one of %(known)s.") % {"known": listed(NAMED_WINDOWS)}
+        raise Invalid(reason, fields={"window": reason})
     return int(text)
