@@ -37,6 +37,7 @@ from layouts.selectors import layout_get
 from moe_core.errors import SpecError
 from moe_core.spec import LayoutSpec, ModelSpec, RoutingSpec, TuneSpec
 from moe_core.spec.demands import check_tunable
+from registry import store
 from registry.models import ModelVersion, UploadKind
 from registry.selectors import upload_get
 from registry.sniff import said_of_part
@@ -76,7 +77,9 @@ def resolve_import(caller: Caller, request: ImportRequest) -> Resolved:
                     "model as a folder."
                 ) % {"name": upload.name, "kind": upload.get_kind_display()}
                 raise Invalid(reason, fields={"source.id": reason})
-            if (said := said_of_part(upload.name)) is not None:
+            with store.path_of(upload.artifact_id).open("rb") as file:
+                said = said_of_part(file, upload.name)
+            if said is not None:
                 raise Invalid(said, fields={"source.id": said})
             artifacts["source.gguf"] = upload.artifact_id
             facts["source"] = upload.name

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import struct
+from typing import IO
 
 from django.utils.translation import gettext as _
 
 from common.errors import Invalid
 from common.told import told
 from moe_core.sentences import CORE
+from registry.gguf_split import part_of
 from registry.models import UploadKind
 
 # A first byte of 0x80 is a pickle; a safetensors header length never is that small and that odd at once.
@@ -28,8 +29,6 @@ REFUSED = {
 }
 # Enough to tell every kind, tar included.
 HEAD_BYTES = 4096
-# As llama-gguf-split names what it cuts.
-PART_NAME = re.compile(r"-([0-9]{5})-of-([0-9]{5})\.gguf$", re.IGNORECASE)
 MAX_SAFETENSORS_HEADER = 100 * 2**20
 TEXT_KINDS = {
     "json": UploadKind.JSON,
@@ -56,9 +55,9 @@ def kind_of(head: bytes, name: str) -> UploadKind:
     )
 
 
-def must_be_whole_model(head: bytes, name: str) -> None:
-    """Raise Invalid, with the way out, for a file that holds no whole model: logs, or a part of one."""
-    kind = kind_of(head, name)
+def must_be_whole_model(file: IO[bytes], name: str) -> None:
+    """Raise Invalid, with the way out, for a file that holds no whole model: logs, or a part of one; rewind the file."""
+    kind = kind_of(file.read(HEAD_BYTES), name)
     if kind == UploadKind.SAFETENSORS:
         raise Invalid(
             _(
@@ -72,16 +71,16 @@ def must_be_whole_model(head: bytes, name: str) -> None:
             "%(name)s is a %(kind)s file, not a model. Logs are uploaded on the page of logs and corpora."
         )
         raise Invalid(sentence % {"name": name, "kind": kind.label}, code="refused_format")
-    if (said := said_of_part(name)) is not None:
+    if (said := said_of_part(file, name)) is not None:
         raise Invalid(said, code="refused_format")
 
 
-def said_of_part(name: str) -> str | None:
-    """What to say of a GGUF file that is one of several by its name; None for a whole one."""
-    match = PART_NAME.search(name)
-    if match is None or int(match[2]) < 2:
+def said_of_part(file: IO[bytes], name: str) -> str | None:
+    """What to say of a GGUF file that is one of several by its own keys, whatever its name; None for a whole one."""
+    part = part_of(file)
+    if part is None:
         return None
-    return told(CORE.say("gguf_part_alone", name=name, part=int(match[1]), count=int(match[2])))
+    return told(CORE.say("gguf_part_alone", name=name, part=part.number, count=part.count))
 
 
 def refuse_code_and_archives(head: bytes) -> None:

@@ -205,8 +205,7 @@ def upload(request: HttpRequest) -> HttpResponse:
     if not form.is_valid():
         raise Invalid(_("Choose a file to upload."), fields=_errors(form))
     file = form.cleaned_data["file"]
-    sniff.must_be_whole_model(file.read(sniff.HEAD_BYTES), file.name)
-    file.seek(0)
+    sniff.must_be_whole_model(file.file, file.name)
     made = services.upload_create(
         caller=caller_of(request), name=file.name, source=file.file, expected_bytes=file.size,
         sha256=form.cleaned_data["sha256"] or None,

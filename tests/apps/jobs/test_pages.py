@@ -11,6 +11,7 @@ from moe_core.spec import TuneSpec
 from registry.models import Upload, UploadKind
 from tests.apps.jobs.fixtures import tune_request
 from tests.apps.jobs.test_report import AFTER, BEFORE, CONTROL
+from tests.apps.registry.gguf_files import write_gguf
 
 pytestmark = pytest.mark.django_db
 
@@ -172,13 +173,13 @@ def test_an_uploaded_file_is_offered_and_imported(people) -> None:
 
 
 @pytest.mark.parametrize(("language", "words"), [("en", "Join the parts"), ("zh-hans", "合并各部分")])
-def test_an_uploaded_part_of_a_model_is_refused_with_the_way_to_join_it(people, language, words) -> None:
+def test_an_uploaded_part_of_a_model_is_refused_with_the_way_to_join_it(people, tmp_path, language, words) -> None:
     from registry import store
 
-    artifact, caller = store.put_stream([b"GGUF" + bytes(100)]), people.owner
+    artifact, caller = store.put_stream([write_gguf(tmp_path / "m.gguf", number=1, count=3)]), people.owner
     upload = Upload.objects.create(
         team=caller.team, created_by=caller.user, name="m-00002-of-00003.gguf", kind=UploadKind.GGUF,
-        artifact=artifact, size_bytes=104,
+        artifact=artifact, size_bytes=artifact.size_bytes,
     )  # fmt: skip
     body = {"kind": "import", "spec": {"name": "m", "source": {"kind": "upload", "id": upload.pk}}}
     reply = people.client("owner").post(

@@ -98,7 +98,6 @@ JSONL, SAFETENSORS = b'{"prompt": "a", "completion": "b"}\n', (2).to_bytes(8, "l
 
 @pytest.mark.parametrize(("name", "body", "way_out"), [
     ("logs.jsonl", JSONL, "page of logs and corpora"), ("part.safetensors", SAFETENSORS, "whole folder"),
-    ("m-00001-of-00002.gguf", b"GGUF" + b"\0" * 40, "m-00001-of-00002.gguf is part 1 of 2 of a model. Join the parts"),
 ])  # fmt: skip
 def test_what_is_no_whole_model_is_not_uploaded_as_one_and_the_way_out_is_told(people, name, body, way_out):
     reply = people.client("owner").post(
