@@ -25,6 +25,22 @@ class Sentences:
                 return code, found.groupdict()
         return None
 
+    def renamed(self, text: str, names: Mapping[str, Mapping[str, str]]) -> str:
+        """The text with other words for the values of some places, by place and value; as it is where no template fits."""
+        for pattern in self._patterns.values():
+            if found := pattern.fullmatch(text):
+                return _renamed(found, names)
+        return text
+
+
+def _renamed(found: re.Match[str], names: Mapping[str, Mapping[str, str]]) -> str:
+    text = found.string
+    # From the end on, so that what stands before keeps its place.
+    for place in sorted(names.keys() & found.groupdict().keys(), key=found.start, reverse=True):
+        begin, end = found.span(place)
+        text = text[:begin] + names[place].get(found[place], found[place]) + text[end:]
+    return text
+
 
 def _pattern(template: str) -> re.Pattern[str]:
     parts: list[str] = []

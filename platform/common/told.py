@@ -245,7 +245,7 @@ WORDS: Mapping[str, str] = {
     "loss_not_finite": gettext_noop("the loss is %(loss)s"),
     "gradient_not_finite": gettext_noop("the gradient of %(name)s is not finite"),
     "stopped_at_step": gettext_noop(
-        "Stopped at step %(step)s of stage %(stage)s: %(why)s; no weight of that step was kept. Lower the learning rate "
+        "Stopped at step %(step)s of stage “%(stage)s”: %(why)s; no weight of that step was kept. Lower the learning rate "
         "(%(rate)s), or look for damaged logs."
     ),
     "prompt_too_long": gettext_noop(
@@ -270,12 +270,12 @@ HAN = re.compile(r"[\u3400-\u9fff]")
 STOPS = (".", "!", "?", "…", "。", "！", "？")
 
 
-def told(text: str) -> str:
-    """Return what an error said in the reader's language, as a sentence; "" for nothing."""
+def told(text: str, names: Names = NO_NAMES) -> str:
+    """Return what an error said in the reader's language, as a sentence; "" for nothing. `names`: as in `line_told`."""
     text = text.strip()
     if not text:
         return ""
-    if (known := _known(text)) is not None:
+    if (known := _known(text, names)) is not None:
         return known
     # A sentence of the platform's own is a message of a catalogue, or was translated when it was stored.
     translated = gettext(text)

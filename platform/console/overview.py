@@ -12,7 +12,7 @@ from django.utils.translation import gettext, ngettext
 
 from accounts.models import Team
 from common import figures
-from common.told import ended, told
+from common.told import ended
 from console import navigation
 from console.standing import Row, row_of
 from console.traffic import Traffic, traffic_by_deployment, traffic_of
@@ -155,7 +155,7 @@ def _job_worries(team: Team) -> list[Worry]:
 
 
 def _failure(job: Job) -> str:
-    reason = told(job.error) or gettext("No reason was told.")
+    reason = job.problem or gettext("No reason was told.")
     return gettext("The job “%(name)s” failed: %(reason)s") % {"name": job.name, "reason": reason}
 
 

@@ -8,6 +8,7 @@ from django.utils.translation import gettext_lazy as _
 
 from accounts.models import TeamOwned
 from jobs.choices import ENDED, LAMPS, OPEN, RETRYABLE, JobKind, JobState
+from jobs.reasons import error_told
 from registry.models import Artifact, ModelVersion
 from registry.operated import operation_title
 
@@ -98,6 +99,11 @@ class Job(TeamOwned):
         """What it does, in the reader's language; of operations on experts the one that it is."""
         asked = self.inputs.get("operate", {}).get("operation", {}).get("kind")
         return operation_title(asked) if asked else str(self.get_kind_display())
+
+    @property
+    def problem(self) -> str:
+        """Why it failed, in the reader's language; "" for nothing."""
+        return error_told(self.kind, self.error)
 
     @property
     def resource(self) -> str:

@@ -20,7 +20,7 @@ from jobs.by_stage import num_turns, stages_of
 from jobs.choices import HELD, JobKind, JobState
 from jobs.models import Job, JobEvent
 from jobs.operation_recipe import operation_recipe
-from jobs.stages import STAGES
+from jobs.stages import titles_of
 from jobs.tune_fields import DEEP, PARTS, PRECISION, TEACHING
 from moe_core.spec import TuneSpec
 from registry.moe_facts import said
@@ -214,4 +214,4 @@ def tail_lines(job: Job) -> list[str]:
 
 
 def _names(job: Job) -> Names:
-    return {"operation": OPERATIONS, "stage": {stage.key: stage.title for stage in STAGES[job.kind]}}
+    return {"operation": OPERATIONS, "stage": titles_of(job.kind)}

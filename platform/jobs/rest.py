@@ -20,6 +20,7 @@ from jobs import services
 from jobs.choices import JobKind
 from jobs.events import event_face
 from jobs.models import Job
+from jobs.reasons import error_in_english
 from jobs.selectors import events_after, jobs_of
 
 MAX_EVENTS = 500
@@ -41,6 +42,7 @@ class JobOut(serializers.ModelSerializer):
     """A job as it stands."""
 
     url = serializers.SerializerMethodField()
+    error = serializers.SerializerMethodField()
     result_version = serializers.IntegerField(source="result_version_id", allow_null=True, read_only=True)
     base_version = serializers.IntegerField(source="base_version_id", allow_null=True, read_only=True)
     cloned_from = serializers.IntegerField(source="cloned_from_id", allow_null=True, read_only=True)
@@ -57,6 +59,10 @@ class JobOut(serializers.ModelSerializer):
     def get_url(self, job: Job) -> str:
         """Where this job is found."""
         return job_url(job)
+
+    def get_error(self, job: Job) -> str:
+        """Why it failed, in English."""
+        return error_in_english(job.kind, job.error)
 
 
 class JobDetail(JobOut):

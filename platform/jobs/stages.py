@@ -50,6 +50,11 @@ STAGES: dict[str, tuple[Stage, ...]] = {
 }
 
 
+def titles_of(kind: str) -> dict[str, str | Promise]:
+    """The titles of a kind's stages by their keys, each said in the language of whoever reads it."""
+    return {stage.key: stage.title for stage in STAGES[kind]}
+
+
 def progress_of(kind: str, payload: Mapping[str, Any]) -> float:
     """How far a job is that just told this stage or step, from 0 to 1."""
     before = 0.0

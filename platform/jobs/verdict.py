@@ -9,13 +9,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from common import figures
-from common.told import told
 from common.verdict import Verdict
 from jobs.choices import JobKind, JobState
 from jobs.models import MAX_ATTEMPTS, Job, JobEvent
 from jobs.operated import operated_of
+from jobs.reasons import error_told
 from jobs.report import AFTER, BEFORE, CONTROL, Report
-from jobs.stages import STAGES
+from jobs.stages import titles_of
 from registry.measured import measured_verdict
 from registry.operated import operated_verdict
 from registry.tuned import loss_sentence, tuned_verdict
@@ -50,10 +50,9 @@ def verdict_of(job: Job, report: Report, latest: Mapping[str, Any]) -> Verdict:
 
 def _waiting(job: Job) -> Verdict:
     if job.attempts:
-        words = {"attempt": job.attempts + 1, "of": MAX_ATTEMPTS, "reason": last_reason(job)}
-        reason = str(words["reason"] or "")
-        sentence = _("Waiting for attempt %(attempt)s of %(of)s.") % words
-        return Verdict("caution", sentence, _(reason) if reason else "")
+        sentence = _("Waiting for attempt %(attempt)s of %(of)s.")
+        words = {"attempt": job.attempts + 1, "of": MAX_ATTEMPTS}
+        return Verdict("caution", sentence % words, error_told(job.kind, last_reason(job)))
     return Verdict("off", _("Waiting for a worker."), _("It starts as soon as one has room."))
 
 
@@ -116,8 +115,8 @@ def _failed(job: Job) -> Verdict:
         strong = ngettext(
             "Set aside after %(count)s attempt.", "Set aside after %(count)s attempts.", job.attempts
         ) % {"count": job.attempts}
-        return Verdict("danger", strong, told(job.error) + " " + _("The end of its log is below."))
-    return Verdict("danger", _("Failed."), told(job.error))
+        return Verdict("danger", strong, job.problem + " " + _("The end of its log is below."))
+    return Verdict("danger", _("Failed."), job.problem)
 
 
 def last_reason(job: Job) -> str:
@@ -128,5 +127,4 @@ def last_reason(job: Job) -> str:
 
 def stage_title(job: Job) -> str:
     """The present stage in words."""
-    found = next((stage.title for stage in STAGES[job.kind] if stage.key == job.stage), None)
-    return str(found) if found is not None else _("starting")
+    return str(titles_of(job.kind).get(job.stage, _("starting")))

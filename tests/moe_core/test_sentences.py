@@ -7,7 +7,7 @@ import re
 import pytest
 
 from moe_core.errors import HashMismatch, MoeCoreError, SpecError
-from moe_core.sentences import CORE, fields, files, layouts, operations, serving, training
+from moe_core.sentences import CORE, Sentences, fields, files, layouts, operations, serving, training
 from moe_core.spec import LayoutSpec
 from tests.moe_core.tiny import tiny_llama
 
@@ -54,3 +54,11 @@ def test_a_layout_outside_the_model_is_told_by_code() -> None:
     with pytest.raises(SpecError) as found:
         LayoutSpec(moe_layers=(7,)).applied_to(tiny_llama())
     assert found.value.reason == "layer_outside"
+
+
+def test_values_of_some_places_are_said_in_other_words() -> None:
+    book = Sentences({"moved": "from {here} to {there}: {why}"})
+    names = {"there": {"b": "the bay"}, "here": {"a": "the anchorage"}, "elsewhere": {"x": "y"}}
+    assert book.renamed("from a to b: a and b", names) == "from the anchorage to the bay: a and b"
+    assert book.renamed("from c to b: wind", names) == "from c to the bay: wind"
+    assert book.renamed("to b from a", names) == "to b from a"

@@ -122,7 +122,7 @@ def test_the_frozen_names_are_shown_in_the_readers_language(tune) -> None:
 def test_waiting_for_another_attempt_says_why(job) -> None:
     execution.job_crashed(execution.job_claim(job.pk, holder="a"), reason="SIGKILL")
     lamp, words = said(Job.objects.get(pk=job.pk))
-    assert (lamp, words) == ("caution", "Waiting for attempt 2 of 3. SIGKILL")
+    assert (lamp, words) == ("caution", "Waiting for attempt 2 of 3. SIGKILL.")
     assert JobEvent.objects.filter(job=job, kind="state").count() == 3
 
 
