@@ -10,7 +10,10 @@ from moe_core.engine.packed_at_load import served_spec
 from moe_core.kernels.cpu.attach import attach
 from moe_core.kernels.cpu.panel_file import PanelFileError, PanelReader, PanelWriter
 from moe_core.model.decoder import Decoder
-from moe_core.spec import ServeSpec
+from moe_core.spec import ModelSpec, ServeSpec
+
+# By its name in a ModelSpec: config.json does not say it of files whose head differs from the embedding it ties it to.
+TIED = "tie_word_embeddings"
 
 
 def mapped_model(spec: ServeSpec, reader: PanelReader) -> tuple[Decoder, str]:
@@ -19,7 +22,7 @@ def mapped_model(spec: ServeSpec, reader: PanelReader) -> tuple[Decoder, str]:
     Raises PanelFileError when the file is not of this decoder.
     """
     with torch.device("meta"):
-        model = Decoder(served_spec(read_spec(spec.model_dir), spec), TORCH_DTYPES[spec.dtype])
+        model = Decoder(served_spec(_stored_spec(spec, reader), spec), TORCH_DTYPES[spec.dtype])
     model.eval()
     isa = attach(model, spec.num_threads)
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -32,8 +35,15 @@ def mapped_model(spec: ServeSpec, reader: PanelReader) -> tuple[Decoder, str]:
     return model, isa
 
 
-def keep_tensors(model: nn.Module, writer: PanelWriter) -> None:
-    """Write every tensor that has memory, which is what `attach` left out of the panels."""
+def _stored_spec(spec: ServeSpec, reader: PanelReader) -> ModelSpec:
+    """The model that the weight files hold, of which none is read here: what only they say is in the panel file."""
+    stored = read_spec(spec.model_dir)
+    return stored.model_copy(update={TIED: reader.facts.get(TIED, stored.tie_word_embeddings)})
+
+
+def keep_tensors(model: Decoder, writer: PanelWriter) -> None:
+    """Write every tensor that has memory, which is what `attach` left out of the panels, and whether the head is tied."""
+    writer.facts[TIED] = model.spec.tie_word_embeddings
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.device.type != "meta":
             flat = tensor.detach().contiguous().view(-1).view(torch.uint8)

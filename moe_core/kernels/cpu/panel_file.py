@@ -1,6 +1,7 @@
 """Panels of a whole model in one file: written while a model is packed for the first time, mapped ever after.
 
-The file holds sections on page borders, then a footer: JSON that names them, its length, and a mark. It is written under
+The file holds sections on page borders, then a footer: JSON that names them and says what is so of the model, its length,
+and a mark. It is written under
 a temporary name and renamed when it is whole and on the disk. The digest of its pieces stands in the footer and is checked
 each time that it is used, beside the rest of a start. Mapped pages are shared by all processes that serve the model, and
 packed into by the first. Who serves it alone packs into huge pages and writes the file from there; later it maps the file
@@ -15,7 +16,7 @@ import json
 import logging
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,12 @@ class PanelReader:
         tensors: list[dict[str, Any]] = self._footer["tensors"]
         return tensors
 
+    @property
+    def facts(self) -> Mapping[str, bool]:
+        """What the writer said of the model beside its tensors."""
+        facts: dict[str, bool] = self._footer["facts"]
+        return facts
+
     def place(self, what: str, num_bytes: int) -> Place:
         """The next panels. Raises PanelFileError when the model asks for others than were written."""
         section = self._sections.get(f"{self._num_asked}:{what}")
@@ -102,7 +109,9 @@ class PanelReader:
             fits = all(0 <= one["start"] <= one["start"] + one["bytes"] <= body_bytes for one in parts)
             if not fits or not isinstance(footer["digest"], str) or not isinstance(footer["key"], str):
                 raise PanelFileError(f"{self.path.name} names what lies outside of it")
-        except (ValueError, KeyError, TypeError) as error:
+            if not all(isinstance(fact, bool) for fact in footer["facts"].values()):
+                raise PanelFileError(f"{self.path.name} says of its model what is neither true nor false")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PanelFileError(f"{self.path.name} has a footer that cannot be read") from error
         return footer, body_bytes
 
@@ -120,6 +129,8 @@ class PanelWriter:
         self._end = 0
         self._sections: list[dict[str, Any]] = []
         self._tensors: list[dict[str, Any]] = []
+        # What is so of the model beside its tensors, for `PanelReader.facts`.
+        self.facts: dict[str, bool] = {}
         self._mapped: list[mmap.mmap] = []
         # Panels in memory of the process, and where they go.
         self._unwritten: list[tuple[memoryview, int]] = []
@@ -201,7 +212,8 @@ class PanelWriter:
         self._temporary.unlink(missing_ok=True)
 
     def _footer(self, digest: str) -> bytes:
-        value = {"key": self._key, "digest": digest, "sections": self._sections, "tensors": self._tensors}
+        parts = {"sections": self._sections, "tensors": self._tensors}
+        value = {"key": self._key, "digest": digest, "facts": self.facts, **parts}
         footer = json.dumps(value, separators=(",", ":")).encode()
         return footer + len(footer).to_bytes(8, "little") + MARK
 
