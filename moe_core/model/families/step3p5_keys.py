@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from moe_core.errors import SpecError
 from moe_core.model.families.rope import PartialRopeParameters, RopeParameters
 from moe_core.model.families.schemas import DecoderConfig
 from moe_core.model.families.two_names import one_name
@@ -162,29 +163,61 @@ class Step3p5Keys(DecoderConfig):
         return [n for n in range(self.num_hidden_layers) if (n in sliding) == (kind == "sliding_attention")]
 
     def rope_of(self, kind: AttentionKind) -> PartialRopeParameters:
-        """The positions of one kind of layer: said for the kind, or layer by layer."""
+        """The positions of one kind of layer: by `rope_parameters`, and else by the keys of released files.
+
+        Both may be given. Raises ValueError where they contradict each other.
+        """
         layers = self.layers_of(kind)
-        if self.rope_parameters is not None:
-            if self.rope_theta is not None or self.partial_rotary_factors or self.rope_scaling:
-                raise ValueError(
-                    "give rope_parameters, or rope_theta, partial_rotary_factors and rope_scaling, not both"
-                )
-            said_of_kind = getattr(self.rope_parameters, kind)
-            if said_of_kind is None and layers:
-                raise ValueError(f"rope_parameters lacks {kind}, which layer {layers[0]} is")
-            return said_of_kind or PartialRopeParameters()
+        released = self._released_rope(kind, layers)
+        if self.rope_parameters is None or not self.rope_parameters.model_fields_set:
+            return PartialRopeParameters.parse({key: value for key, (_, value) in released.items()})
+        stated: PartialRopeParameters | None = getattr(self.rope_parameters, kind)
+        if not layers:
+            return stated or PartialRopeParameters()
+        if stated is None:
+            raise ValueError(f"rope_parameters lacks {kind}, which layer {layers[0]} is")
+        self._check_alike(kind, stated, released)
+        return stated
+
+    def _released_rope(self, kind: AttentionKind, layers: list[int]) -> dict[str, tuple[str, Any]]:
+        """What released files say of a kind, by the names of `rope_parameters`: where it is said, and the value."""
         said = {
-            "rope_theta": self.common("rope_theta", self.rope_theta, layers),
-            "partial_rotary_factor": self.common(
-                "partial_rotary_factors", self.partial_rotary_factors, layers
+            "rope_theta": ("rope_theta", self.common("rope_theta", self.rope_theta, layers)),
+            "partial_rotary_factor": (
+                "partial_rotary_factors",
+                self.common("partial_rotary_factors", self.partial_rotary_factors, layers),
             ),
         }
+        found: dict[str, tuple[str, Any]] = {key: pair for key, pair in said.items() if pair[1] is not None}
         stretched = self.rope_scaling if kind == "full_attention" else None
-        more = {} if stretched is None else stretched.model_dump(exclude_none=True)
-        for key in said.keys() & more.keys():
-            if said[key] not in (None, more[key]):
-                raise ValueError(f"{key} is {said[key]}, but rope_scaling says {more[key]}")
-        return PartialRopeParameters.parse({**said, **more})
+        more = {} if stretched is None else stretched.model_dump(exclude_none=True, exclude_unset=True)
+        for key in found.keys() & more.keys():
+            if found[key][1] != more[key]:
+                raise ValueError(f"{found[key][0]} is {found[key][1]}, but rope_scaling says {more[key]}")
+        return found | {key: ("rope_scaling", value) for key, value in more.items()}
+
+    def _check_alike(
+        self, kind: AttentionKind, stated: PartialRopeParameters, released: Mapping[str, tuple[str, Any]]
+    ) -> None:
+        """Raise ValueError where a key of released files would turn a kind of layer otherwise than `rope_parameters`."""
+        turning = self._turning(stated)
+        # What the others mean hangs on the type.
+        for key in sorted(released, key=lambda key: key != "rope_type"):
+            place, value = released[key]
+            if self._turning(stated.model_copy(update={key: value})) != turning:
+                raise ValueError(
+                    f"{key} of {kind} is {turning[key]} by rope_parameters, but {place} says {value}; give one of them, "
+                    "or the same in both"
+                )
+
+    def _turning(self, rope: PartialRopeParameters) -> dict[str, Any]:
+        """What computes the positions, unsaid values filled in; where nothing can compute them, what is said."""
+        theta = self.default_theta if rope.rope_theta is None else rope.rope_theta
+        said = {**rope.model_dump(), "rope_theta": theta}
+        try:
+            return said | rope.to_rope(self.max_position_embeddings, interleaved=False).model_dump()
+        except SpecError:
+            return said
 
     def common(self, key: str, values: Numbers, layers: list[int]) -> float | None:
         """The one value that all these layers have."""

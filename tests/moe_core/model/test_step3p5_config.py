@@ -154,7 +154,7 @@ def test_of_step_3p7_the_text_is_read() -> None:
         ),
         ({"attention_other_setting": {"num_attention_heads": 95}}, "must be divisible"),
         ({"per_layer_config": {"1": {"num_attention_heads": 32}}}, "per_layer_config says"),
-        ({"rope_parameters": {"full_attention": {}}}, "not both"),
+        ({"rope_parameters": {"full_attention": {}}}, "rope_parameters lacks sliding_attention"),
         (
             {"rope_scaling": {"type": "default", "rope_theta": 1e4}},
             "rope_theta is 5000000.0, but rope_scaling says",
@@ -176,6 +176,98 @@ def test_windows_stretched_by_themselves_are_refused() -> None:
     stretched = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}
     with pytest.raises(FormatError, match="rope_type of sliding_attention must be 'default', not 'yarn'"):
         spec_of({**keys, "rope_parameters": {"sliding_attention": stretched}})
+
+
+LLAMA3 = RELEASED["rope_scaling"]
+# What the released keys say, kind by kind.
+BY_KIND: dict[str, dict[str, Any]] = {
+    "full_attention": {"rope_theta": 5e6, "partial_rotary_factor": 0.5, **LLAMA3},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+
+
+def with_released(said: dict[str, Any], **stated: dict[str, Any]) -> dict[str, Any]:
+    """The released configuration, of its keys for positions only these, beside `rope_parameters`."""
+    keys = {key: value for key, value in RELEASED.items() if not key.startswith(("rope_", "partial_"))}
+    return {
+        **keys,
+        **said,
+        "rope_parameters": {kind: BY_KIND[kind] | stated.get(kind, {}) for kind in BY_KIND},
+    }
+
+
+POSITIONS = {key: value for key, value in RELEASED.items() if key.startswith(("rope_", "partial_"))}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        POSITIONS,
+        {"rope_scaling": LLAMA3},
+        {"rope_scaling": {**LLAMA3, "rope_theta": 5e6, "partial_rotary_factor": None}},
+        {"rope_scaling": {"type": "llama3", "factor": 2.0}},
+        {"rope_scaling": {}},
+        {"rope_scaling": None},
+        {"rope_theta": POSITIONS["rope_theta"][:45]},
+        {"partial_rotary_factors": POSITIONS["partial_rotary_factors"]},
+    ],
+)
+def test_released_keys_may_repeat_rope_parameters(said: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers")
+    spec = spec_of(with_released(said))
+    assert spec == released()
+    # Where every kind is said, transformers reads nothing else.
+    theirs = transformers.AutoConfig.for_model(**with_released(said))
+    assert theirs.rope_parameters == {
+        kind: dict(value) for kind, value in with_released(said)["rope_parameters"].items()
+    }
+
+
+def test_positions_that_follow_from_lengths_may_be_repeated() -> None:
+    """A factor that is left out is that of the lengths, 2; whole heads turn where no share is said."""
+    stated = {"factor": None, "partial_rotary_factor": None}
+    said = {"rope_scaling": LLAMA3, "partial_rotary_factors": [1.0] * 45}
+    assert spec_of(with_released(said, full_attention=stated)) == released(partial_rotary_factors=[1.0] * 45)
+
+
+def test_rope_parameters_that_say_nothing_leave_it_to_the_released_keys() -> None:
+    assert released(rope_parameters={}) == released(rope_parameters=None) == released()
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        (
+            {"rope_theta": 1e4},
+            "rope_theta of full_attention is 5000000.0 by rope_parameters, but rope_theta says 10000.0",
+        ),
+        (
+            {"rope_theta": [5e6] * 45},
+            "rope_theta of sliding_attention is 10000.0 by rope_parameters, but rope_theta says 5000000.0",
+        ),
+        (
+            {"partial_rotary_factors": [0.5] * 48},
+            "partial_rotary_factor of sliding_attention is 1.0 by rope_parameters, but partial_rotary_factors says 0.5",
+        ),
+        (
+            {"rope_scaling": {**LLAMA3, "factor": 4.0}},
+            "factor of full_attention is 2.0 by rope_parameters, but rope_scaling says 4.0",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            "rope_type of full_attention is llama3 by rope_parameters, but rope_scaling says yarn",
+        ),
+        (
+            {"rope_scaling": {**LLAMA3, "high_freq_factor": 0.5}},
+            "high_freq_factor of full_attention is 32.0 by rope_parameters, but rope_scaling says 0.5",
+        ),
+    ],
+)
+def test_released_keys_that_contradict_rope_parameters_are_refused_by_name(
+    said: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(FormatError, match=complaint):
+        spec_of(with_released(said))
 
 
 def test_a_kind_of_layer_without_positions_is_refused() -> None:
