@@ -162,6 +162,14 @@ def test_steps_further_layers_are_not_read_and_what_contradicts_itself_is_refuse
             file.spec()
 
 
+def test_bounds_of_each_layer_have_the_digits_that_were_written(tmp_path: Path) -> None:
+    """The file holds them as float32, of which 1.2 is 1.2000000476837158."""
+    with read_gguf(write_gguf(tmp_path / "m.gguf", model_of(*CASE["step3p5"]))) as file:
+        assert file.head.metadata["step35.swiglu_clamp_exp"].dtype == np.float32
+        assert file.spec().expert_clamps == (0.0, 1.2, 0.0, 0.8)
+        assert file.spec().dense_clamps == (0.4, 0.3, 0.2, 0.0)
+
+
 def as_kind(kind: Q) -> Storing:
     """Matrices as one kind where their rows are long enough for its blocks, else in float16, as llama.cpp does."""
 

@@ -112,6 +112,23 @@ def test_padding_is_no_part_of_a_prompts_length() -> None:
     padded.check_fits(mixture().spec)
 
 
+@pytest.mark.parametrize(
+    ("ids", "complaint"),
+    [
+        ([5, 97], "token 97 is outside the vocabulary of 97"),
+        ([5] * 129, "129 tokens, and the model has 128 positions"),
+    ],
+)
+def test_nothing_is_composed_for_prompts_that_do_not_fit(ids: list[int], complaint: str) -> None:
+    """Those of a domain that is no model's would be measured last of all."""
+    prompts = Prompts.of({"law": [[5, 6, 7]] * 4, "code": [[6, 7]] * 4, "other": [ids]})
+    told: list[tuple[str, int, int]] = []
+    spec = ComposeSpec.parse({"domains": ("law", "code")})
+    with pytest.raises(SpecError, match=complaint):
+        operations.compose([mixture(), mixture()], spec, prompts, lambda *step: told.append(step))
+    assert not told
+
+
 TAKING: list[tuple[Callable[[Any], Any], str]] = [
     (lambda plain: operations.grow(mixture(), plain), "GrowSpec"),
     (lambda plain: operations.add_expert(mixture(), plain), "AddExpertSpec"),

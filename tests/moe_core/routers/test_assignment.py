@@ -130,6 +130,19 @@ def test_base_honours_a_mask_as_far_as_even_loads_let_it() -> None:
     assert load_of(dealt).tolist() == [8] * 4
 
 
+def test_base_deals_a_masked_expert_without_weight_where_loads_are_even_no_other_way() -> None:
+    """Of four tokens three may see the first expert alone; serving sends them there, training only two."""
+    bias = torch.zeros(4, 2)
+    bias[:3, 1] = NEG_INF
+    logits = torch.tensor([[3.0, 0.0], [2.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert ask(Base(), logits, 1, bias_TE=bias).expert_ids_TK[:, 0].tolist() == [0, 0, 0, 1]
+    dealt = ask(Base(), logits, 1, training=True, bias_TE=bias)
+    assert dealt.expert_ids_TK[3, 0] == 1
+    assert load_of(dealt).tolist() == [2, 2]
+    (masked,) = (dealt.expert_ids_TK[:3, 0] == 1).nonzero()
+    assert dealt.weights_TK[masked].item() == 0.0
+
+
 def planted(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """512 words of 8 domains around directions of their own, shuffled, and the domain of each."""
     generator = torch.Generator().manual_seed(seed)
