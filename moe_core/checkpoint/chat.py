@@ -129,7 +129,7 @@ def pieces_of(
         turn, learnt = wording.turns[role], role == "assistant"
         if learnt and place == len(turns) and wording.closing is not None:
             turn = wording.closing
-        said = content.strip() if wording.strips else content
+        said = content.strip() if role in wording.strips else content
         parts += [(part, False) for part in turn.head]
         parts += [(part, learnt) for part in (turn.lead + said, *turn.end)]
         parts.append((turn.tail, False))
@@ -144,9 +144,10 @@ def _arranged(wording: Wording, turns: list[tuple[Role, str]]) -> list[tuple[Rol
     if wording.system == "turn" or not system:
         return turns
     others = [turn for turn in turns if turn[0] != "system"]
-    asked = next((place for place, (role, _) in enumerate(others) if role == "user"), None)
-    if wording.system == "front" or asked is None:
+    users = [place for place, (role, _) in enumerate(others) if role == "user"]
+    if wording.system == "front" or not users:
         return [("system", system), *others]
+    asked = users[-1 if wording.system == "last_user" else 0]
     return [*others[:asked], ("user", f"{system}\n\n{others[asked][1]}"), *others[asked + 1 :]]
 
 

@@ -5,8 +5,8 @@ never run. "plain" is for logs alone, where a model has no format that is known:
 answer closed by the end token.
 Source: the prompts of SmolLM2 and Qwen (chatml), Llama 3 (arXiv 2407.21783), Tülu 2 and OLMoE (arXiv 2311.10702,
 2409.02060), DeepSeek-V2 (arXiv 2405.04434; the plain format names the system too), DeepSeek-V3 (arXiv 2412.19437) and V3.1,
-Mixtral (arXiv 2401.04088), Kimi-K2 (arXiv 2507.20534), Kimi-K2-Thinking and gpt-oss ("harmony"); each compared with its
-template.
+Mixtral (arXiv 2401.04088), Mixtral-8x22B and Mistral-7B-Instruct-v0.3 (tokenizer v3 of mistral_common), Kimi-K2 (arXiv
+2507.20534), Kimi-K2-Thinking and gpt-oss ("harmony"); each compared with its template.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ FormatName = Literal[
     "deepseek_v3_1",
     "mistral",
     "mistral_spaced",
+    "mistral_v3",
     "kimi",
     "kimi_thinking",
     "harmony",
@@ -71,9 +72,10 @@ class Wording:
     closing: Turn | None = None
     # What asks for the assistant's next message, if that is more than the head of its turn.
     asks: tuple[Part, ...] = ()
-    # A system's messages: turns like others, together at the front, or before the first message of a user.
-    system: Literal["turn", "front", "user"] = "turn"
-    strips: bool = False
+    # A system's messages: turns like others, together at the front, or before the first or the last message of a user.
+    system: Literal["turn", "front", "user", "last_user"] = "turn"
+    # Whose messages are said without the blanks around them.
+    strips: tuple[Role, ...] = ()
     # All of these stand in the template, in the spelling of `chat.in_one_spelling`; none of those does.
     marks: tuple[str, ...] = ()
     not_marks: tuple[str, ...] = ()
@@ -143,6 +145,11 @@ def _mistral(before: str) -> Mapping[Role, Turn]:
     return {"system": user, "user": user, "assistant": Turn(lead=before, end=(Named.EOS,))}
 
 
+def _mistral_v3() -> Mapping[Role, Turn]:
+    user = Turn((Control("[INST]"), " "), end=(Control("[/INST]"),))
+    return {"system": user, "user": user, "assistant": Turn(lead=" ", end=(Named.EOS,))}
+
+
 def _words(system: Turn, answer: Turn) -> Mapping[Role, Turn]:
     return {"system": system, "user": Turn(("User:",), lead=" ", tail="\n\n"), "assistant": answer}
 
@@ -163,10 +170,10 @@ WORDINGS: Mapping[FormatName, Wording] = {
     "chatml": Wording({role: _chatml(role) for role in ROLES}),
     "llama3_1": Wording(
         {**_LLAMA3, "system": _llama3("system", _LLAMA3_DATES)},
-        strips=True,
+        strips=ROLES,
         marks=(*_LLAMA3_MARKS, _LLAMA3_DATES.split("\n")[0]),
     ),
-    "llama3": Wording(_LLAMA3, strips=True, marks=_LLAMA3_MARKS),
+    "llama3": Wording(_LLAMA3, strips=ROLES, marks=_LLAMA3_MARKS),
     "deepseek_v3_1": Wording(
         _deepseek(Control(THOUGHT[1])), system="front", marks=(_DEEPSEEK, _THOUGHT_ENDS)
     ),
@@ -206,6 +213,18 @@ WORDINGS: Mapping[FormatName, Wording] = {
         marks=("'[INST] '", "' [/INST]'", f"{_CONTENT} + eos_token"),
         not_marks=("<<SYS>>", f"' ' + {_CONTENT}", "' [INST] '", "eos_token + ' '"),
         not_tokens=("[INST]", "[/INST]"),
+    ),
+    "mistral_v3": Wording(
+        _mistral_v3(),
+        # The template says it in a last question alone: in a log, which an answer ends, where that answer was asked for.
+        system="last_user",
+        strips=("assistant",),
+        marks=(
+            "if loop.last and system_message is defined",
+            f"'[INST] ' + system_message + '\n\n' + {_CONTENT} + '[/INST]'",
+            f"{{{{'[INST] ' + {_CONTENT} + '[/INST]'}}}}",
+            f"' ' + {_CONTENT}|trim + eos_token",
+        ),
     ),
     "kimi": Wording(
         {role: _kimi(role) for role in ROLES},

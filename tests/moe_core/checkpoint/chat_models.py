@@ -53,6 +53,18 @@ def _mistral(before: str) -> str:
     )
 
 
+_MISTRAL_V3 = (
+    '{%- if messages[0]["role"] == "system" %}{%- set system_message = messages[0]["content"] %}'
+    "{%- set loop_messages = messages[1:] %}{%- else %}{%- set loop_messages = messages %}{%- endif %}"
+    "{{- bos_token }}\n{%- for message in loop_messages %}\n"
+    '    {%- if message["role"] == "user" %}{%- if loop.last and system_message is defined %}'
+    '{{- "[INST] " + system_message + "\\n\\n" + message["content"] + "[/INST]" }}\n'
+    '        {%- else %}{{- "[INST] " + message["content"] + "[/INST]" }}{%- endif %}'
+    '{%- elif message["role"] == "assistant" %}{{- " " + message["content"]|trim + eos_token}}'
+    "{%- else %}{{- raise_exception('other roles') }}{%- endif %}{%- endfor %}"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One format: its template, the control tokens (begin and end first), and what stands around an answer."""
@@ -66,6 +78,8 @@ class Case:
     # SentencePiece's first space before the first word of a text alone, as transformers 5 saves it.
     prepends_first: bool = False
     strips: bool = False
+    # Its template says a system's words in a last question, and where an answer comes last nowhere.
+    forgets_system: bool = False
 
 
 CASES = {
@@ -106,6 +120,16 @@ CASES = {
     ),
     "mistral": Case(_mistral(""), ("<s>", "</s>"), end="</s>", is_sentencepiece=True),
     "mistral_spaced": Case(_mistral(" "), ("<s>", "</s>"), lead=" ", end="</s>", is_sentencepiece=True),
+    "mistral_v3": Case(
+        _MISTRAL_V3,
+        ("<s>", "</s>", "[INST]", "[/INST]"),
+        lead=" ",
+        end="</s>",
+        is_sentencepiece=True,
+        prepends_first=True,
+        strips=True,
+        forgets_system=True,
+    ),
     "kimi": Case(
         "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
         "{{ '<|im_system|>system<|im_middle|>You are a helpful assistant<|im_end|>' }}{% endif %}"

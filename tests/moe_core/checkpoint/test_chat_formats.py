@@ -29,9 +29,18 @@ def their_ids(case: Case, talk: Talk, *, asks: bool = False) -> list[int]:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=rust_tokenizer(case), bos_token=case.control[0], eos_token=case.control[1]
     )
-    text = tokenizer.apply_chat_template(
-        talk, chat_template=case.template, tokenize=False, add_generation_prompt=asks
-    )
+
+    def said(part: Talk) -> str:
+        text = tokenizer.apply_chat_template(
+            part, chat_template=case.template, tokenize=False, add_generation_prompt=asks
+        )
+        assert isinstance(text, str)
+        return text
+
+    text = said(talk)
+    if case.forgets_system and talk[0] == SYSTEM and talk[-1]["role"] == "assistant":
+        # The question with the system's words, as it was asked, and the answer.
+        text = said(talk[:-1]) + said(talk[1:]).removeprefix(said(talk[1:-1]))
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     return ids
 
@@ -57,7 +66,16 @@ def test_a_conversation_has_the_ids_of_the_template(name: str, talk: Talk, tmp_p
     assert tokenizer.format_chat(talk, add_generation_prompt=False) == their_ids(case, talk)
 
 
-@pytest.mark.parametrize("name", ["mistral", "mistral_spaced"])
+def test_mistrals_system_prompt_moves_to_the_last_question(tmp_path: Path) -> None:
+    case = CASES["mistral_v3"]
+    tokenizer = chat_tokenizer(case, tmp_path, case.template)
+    talk = [{"role": "system", "content": "Be brief."}, ASKED, SAID, {"role": "user", "content": "How"}]
+    text = "".join(map(tokenizer.token_text, tokenizer.format_chat(talk))).replace("▁", " ")
+    assert text == "<s>[INST]  Hello?\n[/INST] Hi there</s>[INST] Be brief.\n\nHow[/INST]"
+    assert tokenizer.format_chat(talk) == their_ids(case, talk)
+
+
+@pytest.mark.parametrize("name", ["mistral", "mistral_spaced", "mistral_v3"])
 def test_a_first_space_stands_at_the_start_of_the_text_alone(name: str, tmp_path: Path) -> None:
     case = replace(CASES[name], prepends_first=True)
     tokenizer = chat_tokenizer(case, tmp_path, case.template)
@@ -129,6 +147,10 @@ def test_a_gguf_file_says_the_same(name: str) -> None:
         ("llama3", CASES["llama3"].control, (" | trim", "")),
         ("mistral", CASES["mistral"].control, ("[INST] '", "[INST] <<SYS>>'")),
         ("mistral", CASES["mistral"].control, ("+ eos_token }}", "+ eos_token + ' ' }}")),
+        ("mistral_v3", ("<s>", "</s>"), ("", "")),
+        ("mistral_v3", CASES["mistral_v3"].control, ("loop.last", "loop.first")),
+        ("mistral_v3", CASES["mistral_v3"].control, ('"[INST] " + message', '"[INST]" + message')),
+        ("mistral_v3", CASES["mistral_v3"].control, ("|trim", "")),
         ("deepseek_v3_1", CASES["deepseek_v3_1"].control, ("", "")),
         ("kimi", CASES["kimi"].control, ("message['content']", "'<think></think>' + message['content']")),
         # Kimi-K2.5 begins the thoughts for the model.
