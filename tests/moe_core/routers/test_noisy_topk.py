@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from itertools import product
-
 import pytest
 import torch
-from torch import Tensor
 
 from moe_core.routers import GateCall, decide
-from moe_core.routers import noisy_topk as module
 from moe_core.routers.noisy_topk import chance_of_choice
 from moe_core.spec.gate import NoisyTopk
 from tests.moe_core.routers.gate_cases import ask, moe_of, tensors_of
@@ -145,60 +140,3 @@ def test_padding_has_no_load_and_no_tokens_have_none() -> None:
     lopsided = ask(NoisyTopk(noise_floor=0.0), logits, 1, **call).losses["load"]
     assert even.item() < 0.01 < lopsided.item()
     assert float(ask(NoisyTopk(), torch.empty(0, 2), 1, **call).losses["load"]) == 0.0
-
-
-def rivals_one_by_one(noisy_TE: Tensor, rest_TE: Tensor, bias_E: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """What each expert must beat, found for one expert after the other among all others."""
-    rivals, needed = [], []
-    for expert in range(noisy_TE.shape[1]):
-        share_TE = (noisy_TE - rest_TE[:, expert, None]).exp()
-        needed_TE = (share_TE + bias_E - bias_E[expert]) / (1.0 + share_TE)
-        needed_TE = needed_TE.masked_fill(noisy_TE == float("-inf"), float("-inf"))
-        needed_TE[:, expert] = float("-inf")
-        best_TK = needed_TE.topk(top_k, dim=-1)
-        rivals.append(best_TK.indices[:, -1])
-        needed.append(best_TK.values[:, -1])
-    return torch.stack(rivals, dim=-1), torch.stack(needed, dim=-1) == float("-inf")
-
-
-@pytest.mark.parametrize(
-    ("scale", "strength"),
-    # Without any bias shares that underflow tie, and it is left to chance which of them is the k-th.
-    [
-        *product([1.0, 4.0, 30.0], [0.0, 1e-3, 0.01, 0.1, 0.8, 3.0]),
-        (1000.0, 0.1),
-        (1000.0, 0.8),
-        (1000.0, 3.0),
-    ],
-)
-@pytest.mark.parametrize(("num_experts", "top_k"), [(3, 1), (5, 2), (6, 5), (64, 8)])
-def test_few_contenders_give_the_chances_that_all_experts_give(
-    num_experts: int, top_k: int, scale: float, strength: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = torch.Generator().manual_seed(num_experts)
-    clean, noise, open_to = torch.randn(3, 300, num_experts, generator=generator)
-    spread = torch.rand(300, num_experts, generator=generator) + 0.2
-    is_masked = (open_to < -0.8) & (torch.arange(300)[:, None] >= 150)
-    is_masked[:, 0] = False
-    clean = (clean * scale).masked_fill(is_masked, float("-inf"))
-    noisy = clean + noise * spread
-    bias_E = strength * torch.randn(num_experts, generator=generator)
-    found = chance_of_choice(clean, noisy, spread, top_k, bias_E)
-    monkeypatch.setattr(module, "_rivals", rivals_one_by_one)
-    expected = chance_of_choice(clean, noisy, spread, top_k, bias_E)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-
-
-def test_many_experts_are_not_gone_through_one_by_one() -> None:
-    generator = torch.Generator().manual_seed(0)
-    noisy_TE = 1.4 * torch.randn(512, 256, generator=generator).double()
-    bias_E = 0.01 * torch.randn(256, generator=generator).double()
-    rest_TE = module._logsumexp_of_others(noisy_TE)
-
-    def seconds(find) -> float:
-        begun = time.process_time()
-        find(noisy_TE, rest_TE, bias_E, 8)
-        return time.process_time() - begun
-
-    rounds = [(seconds(module._rivals), seconds(rivals_one_by_one)) for _ in range(3)]
-    assert 3 * min(few for few, _ in rounds) < min(each for _, each in rounds)
