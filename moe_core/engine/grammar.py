@@ -97,11 +97,24 @@ class GrammarCompiler:
             found = llguidance.LLMatcher(self._of_codec(), source, log_level=0, limits=_limits())
             if found.is_error():
                 raise SpecError(self._fault(body, found.get_error()))
+            self._check_begins(found, body)
             self._cached[source] = found
             if len(self._cached) > MAX_CACHED:
                 self._cached.popitem(last=False)
         self._cached.move_to_end(source)
         return found
+
+    def _check_begins(self, found: llguidance.LLMatcher, body: GrammarBody) -> None:
+        """What is too much to read shows at the first mask: here, and not between two steps of everybody's answers.
+
+        Copies read on where others were: an expression of a million parts is too much for the second of them.
+        """
+        size = self._codec.vocab_size
+        try:
+            for _ in range(2):
+                GrammarMatcher(found.deep_copy(), size).forbid(torch.zeros(size))
+        except EngineError as error:
+            raise SpecError(self._fault(body, str(error))) from error
 
     def _of_codec(self) -> llguidance.LLTokenizer:
         # Built for the first grammar: requests without one do not pay for it.
@@ -159,8 +172,9 @@ class _Words:
 
 def _limits() -> llguidance.LLParserLimits:
     return llguidance.LLParserLimits(
-        # Some 20 ms of reading expressions, and of walking them in one step.
-        initial_lexer_fuel=1_000_000,
+        # Some 100 ms of reading expressions (ten times as much let one hold every answer up for 7 s), 20 of walking them in
+        # one step.
+        initial_lexer_fuel=100_000,
         step_lexer_fuel=200_000,
         step_max_items=50_000,
         max_lexer_states=50_000,
@@ -171,7 +185,10 @@ def _limits() -> llguidance.LLParserLimits:
 
 def _of_schema(schema: dict[str, Any]) -> str:
     # As overrides: a schema's own "x-guidance" must not make us lenient.
-    return llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
+    try:
+        return llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
+    except ValueError as error:
+        raise SpecError(f"the JSON schema cannot be used: {' '.join(str(error).split())[:300]}") from error
 
 
 def _source_of(body: GrammarBody) -> str:

@@ -6,6 +6,7 @@ Shapes: B rows, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import logging
 from array import array
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from moe_core.engine.score_edits import ScoreEdits
 from moe_core.engine.sequence import Sequence
 from moe_core.errors import EngineError
 from moe_core.kernels.cpu.native import library
+
+logger = logging.getLogger(__name__)
 
 # Below this the division would overflow before it changed the choice.
 MIN_TEMPERATURE = 1e-5
@@ -103,6 +106,12 @@ def _sample_edited(logits_V: Tensor, sequence: Sequence, edits: ScoreEdits) -> S
         scores_V = edits.applied(logits_V)
     except EngineError as error:
         return Sample(None, None, ("no_way_on", str(error)))
+    except Exception as error:
+        # What one request asks for must not end the answers of all.
+        logger.exception("request %s could not be sampled", sequence.request_id)
+        return Sample(
+            None, None, ("sampling_failed", f"the scores could not be edited as asked: {error!r}"[:300])
+        )
     if params.temperature >= MIN_TEMPERATURE:
         token_id = draw(scores_V, params, uniform(params.seed, sequence.num_output_tokens))
     else:

@@ -54,7 +54,12 @@ class ScoreEdits:
         self._num_prompt_tokens = self._num_noted = len(token_ids)
         ids = [token_id for token_id, _ in params.logit_bias]
         self._bias_ids, self._bias = torch.tensor(ids), torch.tensor([bias for _, bias in params.logit_bias])
-        ends = {*params.stop_token_ids, *(() if params.ignore_eos else end_ids)}
+        # A tokenizer may have more tokens than the model.
+        ends = {
+            one
+            for one in (*params.stop_token_ids, *(() if params.ignore_eos else end_ids))
+            if one < vocab_size
+        }
         self._end_ids = torch.tensor(sorted(ends), dtype=torch.int64)
         self._counts_V = torch.zeros(vocab_size if params.has_penalties else 0)
         self._seen_V = torch.zeros(self._counts_V.shape[0], dtype=torch.bool)

@@ -127,6 +127,32 @@ def test_a_token_that_may_not_follow_is_noticed(compiler) -> None:
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        GrammarBody(regex="(a{1000}){1000}"),
+        GrammarBody(json_schema={"type": "string", "pattern": "^(a{900}){900}$"}),
+        GrammarBody(grammar="start: A\nA: /(a{800}){800}/"),
+        GrammarBody(json_schema={"type": "integer", "minimum": 10**30}),
+    ],
+    ids=["regex", "pattern", "lark", "number"],
+)
+def test_what_is_too_much_to_read_is_refused_before_an_answer_begins(compiler, body) -> None:
+    with pytest.raises(SpecError, match="cannot be used"):
+        compiler.matchers(body, 1)
+
+
+def test_what_people_ask_for_is_within_the_limits(compiler) -> None:
+    fields = {f"f{place}": {"type": "string", "pattern": "^[A-Za-z ]{0,500}$"} for place in range(20)}
+    for body in (
+        GrammarBody(json_schema={"type": "object", "properties": fields, "required": sorted(fields)}),
+        GrammarBody(json_schema={"enum": [f"value number {place}" for place in range(2000)]}),
+        GrammarBody(regex=r"[a-zA-Z0-9_.+-]{1,64}@[a-zA-Z0-9-]{1,63}(\.[a-zA-Z0-9-]{1,63}){1,5}"),
+        GrammarBody(regex=".{0,4000}"),
+    ):
+        assert compiler.matchers(body, 2)
+
+
+@pytest.mark.parametrize(
     ("schema", "place", "words"),
     [
         ({"type": "objct"}, "#", "objct"),

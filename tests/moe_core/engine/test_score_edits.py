@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from moe_core.engine.engine import Engine
+from moe_core.engine.events import Failed
 from moe_core.engine.sampler import draw, uniform
 from moe_core.engine.sampling_params import SamplingParams
 from moe_core.engine.score_edits import ScoreEdits
@@ -95,6 +96,30 @@ def test_a_biased_token_is_said_and_a_banned_one_is_not(llama) -> None:
 def test_a_bias_outside_the_vocabulary_is_refused_by_its_number(llama) -> None:
     with pytest.raises(SpecError, match="logit_bias names token 97; the vocabulary has tokens 0 to 96"):
         Run(Engine(serve_spec(), llama)).submit([1], logit_bias=((97, 1.0),))
+
+
+def test_a_stop_token_outside_the_vocabulary_is_refused_by_its_number(llama) -> None:
+    """With min_tokens it would be struck out of scores that do not have it."""
+    with pytest.raises(SpecError, match="stop_token_ids names token 97; the vocabulary has tokens 0 to 96"):
+        Run(Engine(serve_spec(), llama)).submit([1], 5, stop_token_ids=(97,), min_tokens=2)
+
+
+def test_an_end_token_that_only_the_tokenizer_has_is_never_said(llama) -> None:
+    run = Run(Engine(serve_spec(), llama, end_tokens=(2000,)))
+    told = run.submit([5, 6], 4, min_tokens=3)
+    run.until_done()
+    assert len(run.tokens[told.id]) == 4
+
+
+def test_edits_that_break_end_their_own_answer_and_no_other(llama, monkeypatch) -> None:
+    run = Run(Engine(serve_spec(), llama))
+    plain, broken = run.submit([5, 6, 7], 6), run.submit([5, 6, 7], 6, logit_bias=((1, 1.0),))
+    assert broken.score_edits is not None
+    monkeypatch.setattr(broken.score_edits, "applied", lambda logits_V: logits_V[10**6])
+    run.until_done()
+    assert len(run.tokens[plain.id]) == 6 and broken.id not in run.tokens
+    failed = run.ends[broken.id]
+    assert isinstance(failed, Failed) and failed.code == "sampling_failed"
 
 
 def test_a_strong_frequency_penalty_ends_repetition(llama) -> None:
