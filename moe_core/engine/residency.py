@@ -1,10 +1,10 @@
 """Serving with fewer experts in memory than the model has: the others stay on disk and are read when they are used.
 
 Every expert keeps its place in its layer's tensors; memory is only behind those that are resident, for the pages of the
-others are given back to the operating system. For experts with plain SiLU (no clamps, biases or other gating) kernels,
-numbering and order of sums are those of the whole model, so outputs are the same to the bit. A whole model has other
-experts repacked for a kernel of its own, and in 16 bits theirs round otherwise here. One thread reads; the engine's waits
-for what it needs and nothing else.
+others are given back to the operating system. Numbering and order of sums are those of the whole model: computed by the same
+operations, outputs are the same to the bit, whichever experts were resident. In float32 a whole model that is served is
+computed so; in 16 bits it takes whole steps natively, with experts repacked, and rounds at other places than the decoder
+here. One thread reads; the engine's waits for what it needs and nothing else.
 
 Shapes: L expert layers, E experts, T tokens, K places of a token.
 """
