@@ -2,7 +2,9 @@
 
 D model width, F width of an expert, E experts.
 Source: Jin et al. 2024, "MoE++: Accelerating Mixture-of-Experts Methods with Zero-Computation Experts", arXiv 2410.07348,
-section 3.1 (zero, copy, constant); Meituan 2025, "LongCat-Flash Technical Report", arXiv 2509.01322, section 2.1 (identity).
+section 3.1 (zero, copy, constant); Meituan 2025, "LongCat-Flash Technical Report", arXiv 2509.01322, section 2.1 (identity);
+Shazeer 2020, "GLU Variants Improve Transformer", arXiv 2002.05202 (swiglu); Vaswani et al. 2017, "Attention Is All You
+Need", arXiv 1706.03762, section 3.3 (mlp); So et al. 2021, "Primer", arXiv 2109.08668 (relu2).
 """
 
 from __future__ import annotations
