@@ -1,0 +1,123 @@
+"""Turns: each contestant is started, judged, measured and stopped, round after round, another beginning each time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from benchmarks.client import ClientError
+from benchmarks.findings import Run, say
+from benchmarks.judge import Judge, Verdict
+from benchmarks.peers import turnout
+from benchmarks.peers.server import StartFailed
+from benchmarks.prompts import Prompts
+from benchmarks.visits import TRIAL, Contestant, Visit
+from console.demo.client import ApiError
+
+# Of 64 tokens a format that keeps three in four of them would show 64 to 86 %.
+NUM_JUDGED, JUDGED_PROMPT, JUDGED_TOKENS = 8, 32, 32
+# A metric that took so long is not measured again in later rounds.
+LONGEST_REPEAT_S = 25.0
+
+
+def judged(run: Run, visit: Visit, judge: Judge, prompts: Prompts) -> bool:
+    """Judge a contestant before it is measured for the first time; False when it is refused."""
+    name = visit.server.name
+    if name not in run.verdicts:
+        asked = prompts.windows(350, NUM_JUDGED, JUDGED_PROMPT)
+        answers = visit.answers(asked, JUDGED_TOKENS)
+        ids = [answer.token_ids for answer in answers]
+        if not all(ids):
+            # The gateway gives text alone: it must be what its engine said, which was judged.
+            twin = name.replace("Turnout", "engine")
+            same = run.extra.setdefault("texts", {}).get(twin) == [answer.text for answer in answers]
+            verdict = run.verdicts.get(twin, Verdict(1.0, 0.0))
+            if not same:
+                verdict = Verdict(1.0, 0.0, f"its text is not that of {twin}")
+        else:
+            run.extra.setdefault("texts", {})[name] = [answer.text for answer in answers]
+            verdict = judge.verdict(visit.server.precision, asked, ids)
+        run.verdicts[name] = verdict
+        told = verdict.refused or f"gap {verdict.gap:.2%}, agreement {verdict.agreement:.0%}"
+        say(f"  {name:18s} judged: {told}")
+    return not run.verdicts[name].refused
+
+
+def visited(run: Run, server: Contestant, judge: Judge, prompts: Prompts, number: int, threads: int) -> None:
+    """One turn: start, judge, measure, stop (or freeze)."""
+    began = time.monotonic()
+    visit = Visit(server, prompts, number, run.note, run.amount)
+    try:
+        if server.stays and number and server.threads == threads:
+            server.thaw()
+        else:
+            visit.loaded(server.start(threads))
+        if not judged(run, visit, judge, prompts):
+            return
+        visit.warm()
+        # In a trial one thread does it all: two that wait for each other crawl where others work too.
+        whole = threads > 1 or run.amount == TRIAL
+        visit.prefill(run.amount.repeats if whole else 1)
+        visit.decode(run.amount.repeats if whole else 1)
+        for count in run.amount.concurrencies if whole else ():
+            if count == 8 and server.name.startswith("engine") and run.amount != TRIAL:
+                continue  # the gateway is asked so; 16 at once tell what lies between them
+            if not number or run.took(server.name, f"concurrent {count}") < LONGEST_REPEAT_S:
+                visit.concurrent(count)
+        run.memory[server.name] = max(visit.memory(), run.memory.get(server.name, 0))
+    except (StartFailed, ClientError, ApiError, OSError, EOFError) as error:
+        run.missing[server.name] = str(error)
+        say(f"{server.name} is left out: {error}")
+        server.stop()
+    finally:
+        if server.stays:
+            server.freeze()
+        else:
+            server.stop()
+        run.visit_s[f"{server.name} {threads}"] = time.monotonic() - began
+
+
+def rounds(
+    run: Run,
+    servers: list[Contestant],
+    judge: Judge,
+    prompts: Prompts,
+    beside: Callable[[], None],
+    at_most: int | None = None,
+) -> None:
+    """Rounds on two threads for as long as the next one fits, or so many; what is measured `beside` them comes after the
+    second."""
+    number, threads = 0, 1 if run.amount == TRIAL else 2
+    while servers:
+        began = time.monotonic()
+        say(f"round {number + 1}, {threads} threads; {run.left_s / 60:.1f} minutes left")
+        # Another begins each time, so that nobody always comes after the same one.
+        turns = servers[number % len(servers) :] + servers[: number % len(servers)]
+        for server, following in zip(turns, [*turns[1:], None], strict=True):
+            if server.name not in run.missing and not refused(run, server):
+                visited(run, server, judge, prompts, number, threads)
+            # An instance that waits takes some hundredths of the machine: it goes before a peer's turn.
+            if isinstance(server, turnout.Gateway) and not isinstance(following, turnout.Gateway):
+                server.platform.stop()
+        judge.close()
+        number += 1
+        # Later rounds are much shorter: nothing slow is repeated, and what loads for minutes is there.
+        is_last = number == at_most or run.left_s < 0.35 * (time.monotonic() - began)
+        if number == 2 or is_last:
+            beside()
+        if run.amount == TRIAL or is_last:
+            return
+
+
+def single_thread(run: Run, servers: list[Contestant], judge: Judge, prompts: Prompts) -> None:
+    """Prompt and decoding on one thread; servers that load for minutes, and the gateway, are left out."""
+    for server in servers:
+        if server.stays or isinstance(server, turnout.Gateway) or server.name in run.missing:
+            continue
+        if not refused(run, server) and run.left_s > 0:
+            visited(run, server, judge, prompts, number=50, threads=1)
+
+
+def refused(run: Run, server: Contestant) -> bool:
+    """Whether its tokens were wrong."""
+    return server.name in run.verdicts and bool(run.verdicts[server.name].refused)
