@@ -18,17 +18,25 @@ class TextStream(Protocol):
 
 
 class Detokenizer:
-    """The text of one answer."""
+    """The text of one answer.
 
-    def __init__(self, stream: TextStream, stop: tuple[str, ...] = ()) -> None:
+    What its first `min_tokens` tokens say ends nothing, nor does a stop string that begins in it, as in vLLM.
+    """
+
+    def __init__(self, stream: TextStream, stop: tuple[str, ...] = (), min_tokens: int = 0) -> None:
         self._stream = stream
         self._stop = stop
+        self._left = min_tokens
         self._held = ""
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """The text that may be shown after `token_id`; `stopped` turns true when a stop string is complete."""
-        return self._release(self._stream.step(token_id))
+        piece = self._stream.step(token_id)
+        if self._left > 0:
+            self._left -= 1
+            return piece
+        return self._release(piece)
 
     def finish(self) -> str:
         """The rest of the text when no stop string can follow any more."""

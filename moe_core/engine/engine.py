@@ -116,7 +116,7 @@ class Engine:
             token_ids=list(prompt_ids),
             num_prompt_tokens=len(prompt_ids),
             sampling=sampling,
-            detokenizer=Detokenizer(stream, sampling.stop),
+            detokenizer=Detokenizer(stream, sampling.stop, sampling.min_tokens),
             domain=domain,
             cache_salt=cache_salt,
             routed_experts=self._new_record(len(prompt_ids), sampling, routing_start)

@@ -59,6 +59,9 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     """Turn what handlers raise into JSON; an unforeseen error says nothing of the inside."""
     try:
         return await handler(request)
+    except ConnectionResetError:
+        # The client went away, which its request hears of by itself.
+        raise
     except Exception as error:
         refusal = refusal_of(error)
         if refusal is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gateway.structured import Closed, StructuredFields
 from gateway.unsupported import (
@@ -225,6 +225,16 @@ class CompletionBody(Body):
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     echo: NoEcho = None
     suffix: NoSuffix = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_prompt(cls, prompt: Any) -> Any:
+        if isinstance(prompt, list) and len(prompt) > 1 and not all(isinstance(one, int) for one in prompt):
+            raise ValueError(
+                f"{len(prompt)} prompts in one request are not supported: send one request for each; several answers to "
+                "one prompt are n"
+            )
+        return prompt
 
     @model_validator(mode="after")
     def _all_answers_are_told(self) -> Self:

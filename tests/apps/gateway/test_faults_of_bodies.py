@@ -48,7 +48,8 @@ def test_a_wrong_chat_is_told_what_is_accepted(wrong, param, words) -> None:
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        (["a", "b"], "at most 1 item"),
+        (["a", "b"], "2 prompts in one request are not supported: send one request for each"),
+        ([[1, 2], [3]], "2 prompts in one request"),
         (5, "a valid string or a valid list"),
         ([1, -1], "greater than or equal to 0"),
     ],
@@ -56,3 +57,8 @@ def test_a_wrong_chat_is_told_what_is_accepted(wrong, param, words) -> None:
 def test_a_wrong_prompt_is_told_by_the_shape_that_was_meant(prompt, words) -> None:
     error = fault(CompletionBody, {"model": "m", "prompt": prompt})
     assert words in error.message, error.message
+
+
+def test_one_prompt_may_stand_in_a_list() -> None:
+    assert CompletionBody(model="m", prompt=["one"]).prompt_fields() == {"prompt": "one"}
+    assert CompletionBody(model="m", prompt=[1, 2]).prompt_fields() == {"prompt_ids": [1, 2]}

@@ -7,7 +7,7 @@ import pytest
 from moe_core.engine.engine import Engine
 from moe_core.engine.sampling_params import SamplingParams
 from moe_core.engine.sequence import SequenceState
-from moe_core.errors import EngineBusy
+from moe_core.errors import EngineBusy, SpecError
 from tests.moe_core.engine.conftest import PlainStream, Run, serve_spec
 
 PROMPT = [(7 * place) % 97 for place in range(50)]
@@ -78,7 +78,7 @@ def test_a_held_answer_can_be_cancelled(llama) -> None:
 
 def test_all_answers_are_queued_or_none(llama) -> None:
     run = Run(Engine(serve_spec(max_waiting=3), llama))
-    with pytest.raises(EngineBusy):
+    with pytest.raises(SpecError, match="4 answers at once are more than the 3 that may wait here"):
         ask(run, 4)
     assert run.engine.scheduler.num_waiting == 0
     assert not run.engine.has_work

@@ -48,6 +48,13 @@ def test_a_stop_string_may_overlap_itself() -> None:
     assert shown(["aa", "ab"], "aab") == (["", "a"], True)
 
 
+def test_what_the_least_tokens_say_ends_nothing() -> None:
+    """As in vLLM: nor does a stop string that begins in them."""
+    text = Detokenizer(Pieces(["x", "EN", "D", "END"]), ("END",), min_tokens=2)
+    assert [text.push(token) for token in range(4)] == ["x", "EN", "D", ""]
+    assert text.stopped
+
+
 def test_the_streams_own_rest_is_searched_too() -> None:
     assert shown(["x", "\ufffd"], "\ufffd!", tail="!") == (["x", "", ""], True)
 

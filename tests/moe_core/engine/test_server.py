@@ -283,3 +283,17 @@ async def test_a_schema_is_kept_and_a_bad_one_refused(engine) -> None:
     status, refusal = await engine.post("/generate", bad)
     assert (status, refusal["error"]["code"]) == (400, "invalid_grammar")
     assert "at #/items: " in refusal["error"]["message"]
+
+
+async def test_a_client_that_goes_away_is_nobodys_fault(caplog) -> None:
+    async def gone(_request: object) -> None:
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    async def broken(_request: object) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ConnectionResetError):
+        await errors_as_json(make_mocked_request("POST", "/generate"), gone)  # type: ignore[arg-type]
+    assert not caplog.records
+    reply = await errors_as_json(make_mocked_request("POST", "/generate"), broken)  # type: ignore[arg-type]
+    assert isinstance(reply, web.Response) and reply.status == 500 and caplog.records
