@@ -64,7 +64,8 @@ CASES: dict[str, Case] = {
     "one empty": Case(5, _without_one),
     # 393 rows: no block of any kernel divides them.
     "odd rows": Case(5, drawn(131, 5, 3)),
-    "huge": Case(4, drawn(20_011, 4, 2)),
+    # More tokens than 15 bits can number, more rows than 16.
+    "huge": Case(4, drawn(40_009, 4, 2)),
     "empty places": Case(
         8, lambda _: torch.tensor([[0, -1], [-1, -1], [1, -1], [-1, 3], [6, 5], [2, 4], [7, -1]])
     ),
