@@ -46,8 +46,8 @@ def _needed_shares(logit_tM: Tensor, rest_tE: Tensor, contender_tM: Tensor, bias
 def _contenders(noisy_TE: Tensor, rest_TE: Tensor, bias_E: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """(T,) int64 and (T, E) int64: how many experts may be the k-th of the others, for any expert, and their order.
 
-    When an expert's own share moves, the others' are scaled alike, from p to c·p: c·p + b are lines that rise with c. Any
-    k + 1 of them bound each expert's c from above, and the k-th line at the greatest c bounds them from below.
+    When an expert's own share moves, the others' are scaled alike, from p to c·p: c·p + b are lines that rise with c. The
+    (k+1)-th line at c = 1 bounds each expert's c from above, and the k-th line at the greatest c bounds them from below.
     """
     log_all_T1 = noisy_TE.logsumexp(-1, keepdim=True)
     share_TE, is_masked_TE = (noisy_TE - log_all_T1).exp(), noisy_TE == NEG_INF
@@ -56,13 +56,12 @@ def _contenders(noisy_TE: Tensor, rest_TE: Tensor, bias_E: Tensor, top_k: int) -
     def lines(c_T1: Tensor | float) -> Tensor:
         return (c_T1 * share_TE + bias_E).masked_fill(is_masked_TE, NEG_INF)
 
-    first_TK = lines(1.0).topk(top_k + 1, dim=-1).indices
-    is_in_TE = torch.zeros_like(is_masked_TE).scatter(-1, first_TK[:, :top_k], True)
-    rival_TE = torch.where(is_in_TE, first_TK[:, top_k:], first_TK[:, top_k - 1 : top_k])
-    beside_TE = (noisy_TE.gather(-1, rival_TE) - rest_TE).exp()
-    # What an expert leaves to the others when it just beats this rival.
-    left_TE = ((1.0 - bias_E[rival_TE] + bias_E) / (1.0 + beside_TE)).clamp(0.0, 1.0)
-    highest_T1 = (left_TE * scale_TE).amax(-1, keepdim=True)
+    first = lines(1.0).topk(top_k + 1, dim=-1)
+    # One that is in drops behind a (k+1)-th that only rises, and leaves no more than all; one that is out leaves less
+    # than now.
+    left_TE = (1.0 - first.values[:, top_k:] + bias_E).clamp(0.0, 1.0)
+    in_TK = first.indices[:, :top_k]
+    highest_T1 = (left_TE * scale_TE).gather(-1, in_TK).amax(-1, keepdim=True).clamp(1.0, MAX_SCALE)
     high_TE = lines(highest_T1)
     kth_T1 = high_TE.topk(top_k, dim=-1).values[:, -1:]
     lowest_T1 = (

@@ -140,6 +140,21 @@ def test_experts_without_a_logit_or_a_number_stay_in_their_token() -> None:
     assert noisy_TE.grad[[0, 2, 3]].isfinite().all()
 
 
+@pytest.mark.parametrize("scale", [1.4, 3.0, 6.0])
+def test_no_contender_is_overlooked_that_rises_past_a_flat_one(scale: float) -> None:
+    """An expert that is in may leave so much to the others that the first one that is out is no longer the next."""
+    noisy_TE, bias_E = drawn(1500, 64, 0.03, scale)
+    rest_TE = Shares.of(noisy_TE).log_rest_tE()
+
+    def needed(find: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+        """The share with which each expert comes in: 0 where it is in in any case, 1 where never."""
+        rival_TE, _ = find(noisy_TE, rest_TE, bias_E, 4)
+        share_TE = (noisy_TE.gather(-1, rival_TE) - rest_TE).exp()
+        return ((share_TE + bias_E[rival_TE] - bias_E) / (1.0 + share_TE)).clamp(0.0, 1.0)
+
+    torch.testing.assert_close(needed(rivals_of_many), needed(one_by_one), rtol=1e-12, atol=1e-15)
+
+
 @pytest.mark.parametrize("strength", [0.01, 0.3])
 def test_tokens_whose_lines_change_too_often_are_gone_through_one_by_one(
     strength: float, monkeypatch: pytest.MonkeyPatch
