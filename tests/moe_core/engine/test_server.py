@@ -10,8 +10,11 @@ import random
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 import moe_core
+from moe_core.engine.http_errors import errors_as_json
 from tests.moe_core.engine.http_engine import answer_of, running_engine
 from tests.moe_core.engine.model_dirs import tiny_model, write_model_dir
 
