@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from benchmarks.client import ClientError
+from benchmarks.client import Answer, ClientError
 from benchmarks.findings import Run, say
 from benchmarks.judge import Judge, Verdict
 from benchmarks.peers import turnout
@@ -16,6 +16,8 @@ from console.demo.client import ApiError
 
 # Of 64 tokens a format that keeps three in four of them would show 64 to 86 %.
 NUM_JUDGED, JUDGED_PROMPT, JUDGED_TOKENS = 8, 32, 32
+# Of those that are answered together; each is four times as long.
+NUM_TOGETHER = 2
 # A metric that took so long is not measured again in later rounds.
 LONGEST_REPEAT_S = 25.0
 
@@ -43,6 +45,24 @@ def judged(run: Run, visit: Visit, judge: Judge, prompts: Prompts) -> bool:
     return not run.verdicts[name].refused
 
 
+def judged_together(
+    run: Run, visit: Visit, judge: Judge, asked: list[list[int]], answers: list[Answer]
+) -> None:
+    """Judge some of what was answered in company; the gateway gives no tokens, and its engine is judged so."""
+    ids = [answer.token_ids for answer in answers[:NUM_TOGETHER]]
+    if not all(ids):
+        return
+    name = visit.server.name
+    verdict = judge.verdict(visit.server.precision, asked[:NUM_TOGETHER], ids)
+    say(
+        f"  {name:18s} judged in company of {len(answers)}: gap {verdict.gap:.2%}, agreement {verdict.agreement:.0%}"
+    )
+    if verdict.refused:
+        run.verdicts[name] = Verdict(
+            verdict.gap, verdict.agreement, f"{len(answers)} at once: {verdict.refused}"
+        )
+
+
 def visited(run: Run, server: Contestant, judge: Judge, prompts: Prompts, number: int, threads: int) -> None:
     """One turn: start, judge, measure, stop (or freeze)."""
     began = time.monotonic()
@@ -63,7 +83,9 @@ def visited(run: Run, server: Contestant, judge: Judge, prompts: Prompts, number
             if count == 8 and server.name.startswith("engine") and run.amount != TRIAL:
                 continue  # the gateway is asked so; 16 at once tell what lies between them
             if not number or run.took(server.name, f"concurrent {count}") < LONGEST_REPEAT_S:
-                visit.concurrent(count)
+                asked, answers = visit.concurrent(count)
+                if not number:
+                    judged_together(run, visit, judge, asked, answers)
         run.memory[server.name] = max(visit.memory(), run.memory.get(server.name, 0))
     except (StartFailed, ClientError, ApiError, OSError, EOFError) as error:
         run.missing[server.name] = str(error)

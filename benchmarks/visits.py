@@ -94,14 +94,15 @@ class Visit:
             asyncio.run(complete(self.server.at, prompt, self.amount.decoded, on_first=meter.start))
             self._note("decode 1", self.amount.decoded - 1, meter.read())
 
-    def concurrent(self, count: int) -> None:
-        """So many answers at once: all tokens that came out, by the whole time."""
+    def concurrent(self, count: int) -> tuple[list[list[int]], list[Answer]]:
+        """So many answers at once: all tokens that came out, by the whole time. Returns prompts and answers."""
         prompts = self.prompts.windows(100 + 32 * self.number + count, count, SHORT)
         found, answers = self._timed(lambda: together(self.server.at, prompts, self.amount.concurrent_new))
         tokens = sum(answer.num_tokens for answer in answers)
         self._note(f"concurrent {count}", tokens, found)
         first = sorted(answer.first_s for answer in answers)[count // 2]
         self._note(f"first token of {count}", 1, {**found, "wall": first})
+        return prompts, answers
 
     def memory(self) -> int:
         """Bytes of all its processes, shared pages divided."""
