@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from django.conf import settings
 
+from common.processors import usable_processors
 from deployments.domains import routing_served
 from deployments.engine_settings import EngineSettings
 from deployments.models import Replica
@@ -78,7 +79,7 @@ def serve_spec(replica: Replica, epoch: int) -> ServeSpec:
         **{name: getattr(routing, name) for name in POLICY_FIELDS},
         dtype=chosen.dtype,
         weights=chosen.weights,
-        num_threads=min(chosen.num_threads, os.cpu_count() or 1),
+        num_threads=min(chosen.num_threads, usable_processors()),
         max_batch_tokens=chosen.max_batch_tokens,
         max_sequences=chosen.max_sequences,
         max_waiting=chosen.max_waiting,

@@ -22,6 +22,7 @@ from common.bell import hear
 from common.errors import StaleLease
 from common.holders import this_process
 from common.leases import Claim, lease_release
+from common.processors import usable_processors
 from deployments.observation import (
     bell_of,
     node_claim,
@@ -202,7 +203,7 @@ def capacity() -> dict[str, Any]:
     """What this machine has and how much of it is free."""
     memory = psutil.virtual_memory()
     return {
-        "cpus": os.cpu_count() or 1,
+        "cpus": usable_processors(),
         "memory_bytes": memory.total,
         "free_bytes": memory.available,
         "load": round(os.getloadavg()[0], 2),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any, Literal, TypeVar
 
 from django.utils.translation import gettext as _
 from pydantic import Field
 
 from common.errors import Invalid
+from common.processors import usable_processors
 from common.told import told_faults
 from moe_core.errors import SpecError
 from moe_core.spec.base import Spec
@@ -50,7 +50,7 @@ class ImportRequest(Spec):
 
 def default_threads() -> int:
     """Threads of a run; frozen into the job, because another number may change the last bits."""
-    return min(MAX_DEFAULT_THREADS, os.cpu_count() or 1)
+    return min(MAX_DEFAULT_THREADS, usable_processors())
 
 
 class TuneRequest(Spec):
