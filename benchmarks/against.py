@@ -60,6 +60,7 @@ def gathered(run: Run, names: Sequence[str]) -> list[Contestant]:
     found += turnout.engine_servers(run.home, MODEL)
     found += turnout.gateways(run.home, MODEL)
     if run.only:
+        run.engines = {one.name: one for one in found if one.name.startswith("engine")}
         found = [one for one in found if any(word in one.name for word in run.only)]
     for one in found:
         if isinstance(one, turnout.Gateway) or (one.peer == "Turnout" and isinstance(one, Server)):
@@ -81,7 +82,7 @@ def beside(run: Run, servers: list[Contestant], judge: Judge | None, prompts: Pr
         run.parts.remove(part)
         if run.left_s < seconds:
             run.missing[part] = (
-                f"no time was left for it; ./turnout bench --peers '' --parts {part} measures it alone"
+                f"no time was left for it; ./turnout bench --peers '' --no-rounds --parts {part} measures it alone"
             )
             continue
         say(f"{part}; {run.left_s / 60:.1f} minutes left")

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.home import Home
 from benchmarks.judge import Verdict
 from benchmarks.limits import Limits
-from benchmarks.visits import TRIAL, Amount, Sample
+from benchmarks.visits import TRIAL, Amount, Contestant, Sample
 from moe_core.kernels.cpu.native import library
 
 
@@ -31,6 +31,8 @@ class Run:
     visit_s: dict[str, float] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     only: list[str] = field(default_factory=list)
+    # The engines that judge what gateways answer, also where --only names none of them.
+    engines: dict[str, Contestant] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
     has_rounds: bool = True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 OURS = "Turnout"
@@ -128,23 +129,66 @@ def loading(run: dict[str, Any]) -> list[str]:
         )
     first = run["extra"].get("first_start_s", {})
     told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in first.items())
-    once = [f"Starts before all others, which write the panels that these map where none lie yet: {told}.", ""]
+    once = [
+        f"Starts before all others, which write the panels that these map where none lie yet: {told}.",
+        "",
+    ]
     return [*lines, "", *(once if first else [])]
 
 
 def losses(run: dict[str, Any]) -> list[str]:
-    """Where a peer is ahead, in words."""
-    found: list[str] = []
-    for metric, title in TITLES.items():
-        if metric == "load":
-            continue
-        for name in measured(run, metric, 2):
-            about = run["contestants"][name]
-            middle = statistics.median(rates(run, name, metric, 2, "wall"))
-            best, whose = best_peer(run, metric, 2, "wall", about["precision"])
-            if about["peer"] == OURS and best > middle:
-                found.append(f"- {title}: {name} reaches {middle / best:.2f} of {whose}.")
+    """Where a peer is ahead, in words: speed on two threads, start and memory; and where there was none to be ahead."""
+    ours = [name for name, about in run["contestants"].items() if about["peer"] == OURS]
+    speeds = [
+        loss for metric in TITLES if metric != "load" for name in ours
+        if (loss := _slower(run, metric, name)) is not None
+    ]  # fmt: skip
+    found = [loss for loss in speeds if loss]
+    for what, unit, of in (("Start until the first token", "s", start_s), ("Memory", "GB", memory_gb)):
+        found += [loss for name in ours if (loss := _more(run, what, unit, name, of))]
+    if not speeds:
+        found.append(
+            "No speed was compared: nobody of ours and no peer of the same precision were both measured on two threads."
+        )
     return ["## Losses", "", *(found or ["In this run no peer of the same precision was ahead."]), ""]
+
+
+def _slower(run: dict[str, Any], metric: str, name: str) -> str | None:
+    """In words that a peer of the same bits is faster, empty where none is; None where nothing can be compared."""
+    best, whose = best_peer(run, metric, 2, "wall", run["contestants"][name]["precision"])
+    wall = rates(run, name, metric, 2, "wall")
+    if not wall or not whose:
+        return None
+    middle = statistics.median(wall)
+    return f"- {TITLES[metric]}: {name} reaches {middle / best:.2f} of {whose}." if best > middle else ""
+
+
+def _more(
+    run: dict[str, Any], what: str, unit: str, name: str, of: Callable[[dict[str, Any], str], float | None]
+) -> str:
+    """In words that a peer of the same bits, whose answers are right, needs less; empty where none does."""
+    peers = [
+        (needed, peer) for peer, about in run["contestants"].items()
+        if about["peer"] != OURS and about["precision"] == run["contestants"][name]["precision"]
+        and peer in run["verdicts"] and not run["verdicts"][peer]["refused"]
+        and (needed := of(run, peer)) is not None
+    ]  # fmt: skip
+    own = of(run, name)
+    if own is None or not peers or (least := min(peers))[0] >= own:
+        return ""
+    return f"- {what}: {name} needs {own:.2f} {unit}, {least[1]} {least[0]:.2f}."
+
+
+def start_s(run: dict[str, Any], name: str) -> float | None:
+    """The median of its starts; a trial is made on one thread alone."""
+    loads = values(run, name, "load", 2) or values(run, name, "load", 1)
+    return statistics.median(sample["wall"] for sample in loads) if loads else None
+
+
+def memory_gb(run: dict[str, Any], name: str) -> float | None:
+    """What it held at most."""
+    held = run["memory"].get(name)
+    return held / 1e9 if held else None
 
 
 def limits(run: dict[str, Any]) -> list[str]:

@@ -29,17 +29,12 @@ def judged(run: Run, visit: Visit, judge: Judge, prompts: Prompts) -> bool:
         asked = prompts.windows(350, NUM_JUDGED, JUDGED_PROMPT)
         answers = visit.answers(asked, JUDGED_TOKENS)
         ids = [answer.token_ids for answer in answers]
-        if not all(ids):
-            # The gateway gives text alone: it must be what its engine said, which was judged.
-            twin = name.replace("Turnout", "engine")
-            same = run.extra.setdefault("texts", {}).get(twin) == [answer.text for answer in answers]
-            verdict = run.verdicts.get(twin, Verdict(1.0, 0.0))
-            if not same:
-                verdict = Verdict(1.0, 0.0, f"its text is not that of {twin}")
-        else:
+        if all(ids):
             run.extra.setdefault("texts", {})[name] = [answer.text for answer in answers]
-            verdict = judge.verdict(visit.server.precision, asked, ids)
-        run.verdicts[name] = verdict
+            run.verdicts[name] = judge.verdict(visit.server.precision, asked, ids)
+        else:
+            run.verdicts[name] = text_judged(run, visit, judge, prompts, [answer.text for answer in answers])
+        verdict = run.verdicts[name]
         told = verdict.refused or f"gap {verdict.gap:.2%}, agreement {verdict.agreement:.0%}"
         say(f"  {name:18s} judged: {told}")
     return not run.verdicts[name].refused
@@ -61,6 +56,28 @@ def judged_together(
         run.verdicts[name] = Verdict(
             verdict.gap, verdict.agreement, f"{len(answers)} at once: {verdict.refused}"
         )
+
+
+def text_judged(run: Run, visit: Visit, judge: Judge, prompts: Prompts, texts: list[str]) -> Verdict:
+    """Judge a gateway, which gives text alone: it must be what its engine says, whose tokens are judged.
+
+    An engine that `--only` leaves out is asked this once, and not measured.
+    """
+    twin = visit.server.name.replace("Turnout", "engine")
+    if twin not in run.verdicts and twin in run.engines:
+        engine = run.engines[twin]
+        try:
+            engine.start(visit.server.threads)
+            judged(run, Visit(engine, prompts, visit.number, run.note, run.amount), judge, prompts)
+        except (StartFailed, ClientError, OSError, EOFError) as error:
+            say(f"  {twin} does not answer: {error}")
+        finally:
+            engine.stop()
+    if twin not in run.verdicts:
+        return Verdict(1.0, 0.0, f"{twin} gave no tokens by which its text could be judged")
+    if run.extra["texts"].get(twin) != texts:
+        return Verdict(1.0, 0.0, f"its text is not that of {twin}")
+    return run.verdicts[twin]
 
 
 def visited(run: Run, server: Contestant, judge: Judge, prompts: Prompts, number: int, threads: int) -> None:

@@ -146,8 +146,38 @@ def test_panels_are_written_before_anybody_is_measured(tmp_path: Path, kind: typ
     assert told == [2, False]
 
 
+NO_LOSS = "no peer of the same precision was ahead"
+
+
 def test_a_page_without_losses_says_so() -> None:
-    assert "no peer of the same precision was ahead" in page(_run(ours=0.1, peer=1.0))
+    assert NO_LOSS in page(_run(ours=0.1, peer=1.0))
+
+
+def test_a_page_tells_who_starts_quicker_and_who_is_leaner() -> None:
+    run = _run(ours=2.0, peer=1.0)
+    run["memory"]["engine bf16"] = 15 * 10**8
+    text = page(run)
+    assert "- Start until the first token: engine bf16 needs 2.00 s, other bf16 1.00." in text
+    assert "- Memory: engine bf16 needs 1.50 GB, other bf16 1.00." in text
+    run["samples"] = [
+        one for one in run["samples"] if one["metric"] == "load" or one["contestant"] != "other bf16"
+    ]
+    assert "- Start until the first token" in page(run) and NO_LOSS not in page(run)
+    # Whose tokens are wrong is not ahead in anything.
+    run["verdicts"] = run["verdicts"] | {
+        "other bf16": {"gap": 1.0, "agreement": 0.0, "refused": "other tokens"}
+    }
+    assert "- Start until" not in page(run) and "- Memory" not in page(run)
+
+
+@pytest.mark.parametrize("gone", ["other", "two threads"])
+def test_where_nothing_was_compared_a_page_does_not_say_that_nobody_was_ahead(gone: str) -> None:
+    run = _run(ours=0.1, peer=1.0)
+    if gone == "other":
+        run["samples"] = [one for one in run["samples"] if not one["contestant"].startswith(gone)]
+    else:
+        run["samples"] = [one | {"threads": 1} for one in run["samples"]]
+    assert "No speed was compared" in page(run) and NO_LOSS not in page(run)
 
 
 def test_a_prompt_is_bound_by_arithmetic_and_decoding_by_memory(tmp_path: Path) -> None:

@@ -1,42 +1,105 @@
-"""What is answered in company is judged as what is answered alone."""
+"""A gateway gives text alone: it is judged by its engine's tokens, which are asked for when nobody else did."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from benchmarks import against, turns
+from benchmarks.client import Answer
 from benchmarks.findings import Run
 from benchmarks.home import Home
 from benchmarks.judge import Verdict
-from benchmarks.turns import NUM_TOGETHER, judged_together
-from benchmarks.visits import TRIAL
+from benchmarks.peers.server import StartFailed
+from benchmarks.prompts import Prompts
+from benchmarks.visits import TRIAL, Visit
+
+GOOD = Verdict(0.0, 1.0)
 
 
-class Judging:
-    def __init__(self, refused: str) -> None:
-        self.refused, self.seen = refused, []  # type: ignore[var-annotated]
+class Asked:
+    """A server that answers one text, with tokens or without."""
+
+    peer, precision, stays, note, threads = "Turnout", "16 bits", False, "", 2
+
+    def __init__(self, name: str, text: str, ids: list[int], told: list[str], *, starts: bool = True) -> None:
+        self.name, self.text, self.ids, self.told, self.starts = name, text, ids, told, starts
+
+    def start(self, threads: int) -> float:
+        self.told.append(f"start {self.name} {threads}")
+        if not self.starts:
+            raise StartFailed("no socket")
+        return 1.0
+
+    def stop(self) -> None:
+        self.told.append(f"stop {self.name}")
+
+
+class Reference:
+    """Finds every token right."""
 
     def verdict(self, precision: str, prompts: list[list[int]], answers: list[list[int]]) -> Verdict:
-        self.seen.append((precision, prompts, answers))
-        return Verdict(0.5, 0.1, self.refused)
+        return GOOD
 
 
-@pytest.mark.parametrize(("refused", "told"), [("wrong", "3 at once: wrong"), ("", "")])
-def test_wrong_tokens_in_company_refuse_a_contestant(tmp_path: Path, refused: str, told: str) -> None:
-    run, judge = Run(Home(tmp_path), 1.0, TRIAL), Judging(refused)
-    run.verdicts["engine w4"] = Verdict(0.0, 1.0)
-    visit: Any = SimpleNamespace(server=SimpleNamespace(name="engine w4", precision="4 bits"))
-    answers: Any = [SimpleNamespace(token_ids=[number]) for number in (7, 8, 9)]
-    judged_together(run, visit, judge, [[1], [2], [3]], answers)  # type: ignore[arg-type]
-    assert run.verdicts["engine w4"].refused == told
-    assert judge.seen == [("4 bits", [[1], [2]], [[7], [8]])] and NUM_TOGETHER == 2
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    def answers(visit: Visit, prompts: list[list[int]], new: int) -> list[Answer]:
+        server: Any = visit.server
+        return [Answer(token_ids=server.ids, text=server.text) for _ in prompts]
+
+    monkeypatch.setattr(Visit, "answers", answers)
+    return Run(Home(tmp_path), 1.0, TRIAL, only=["Turnout"])
 
 
-def test_text_alone_is_not_judged_so(tmp_path: Path) -> None:
-    run, judge = Run(Home(tmp_path), 1.0, TRIAL), Judging("wrong")
-    visit: Any = SimpleNamespace(server=SimpleNamespace(name="Turnout w4", precision="4 bits"))
-    judged_together(run, visit, judge, [[1]], [SimpleNamespace(token_ids=[])])  # type: ignore[arg-type,list-item]
-    assert not judge.seen and not run.verdicts
+def _judged(run: Run, text: str, engine: Asked | None) -> Verdict:
+    run.engines = {} if engine is None else {engine.name: engine}
+    prompts = Prompts(list(range(50_000)))
+    visit = Visit(Asked("Turnout bf16", text, [], []), prompts, 0, run.note, TRIAL)  # type: ignore[arg-type]
+    turns.judged(run, visit, Reference(), prompts)  # type: ignore[arg-type]
+    return run.verdicts["Turnout bf16"]
+
+
+def test_an_engine_that_nobody_named_is_asked_once_and_not_measured(run: Run) -> None:
+    told: list[str] = []
+    assert _judged(run, "a text", Asked("engine bf16", "a text", [1], told)) == GOOD
+    assert told == ["start engine bf16 2", "stop engine bf16"] and not run.samples
+    del run.verdicts["Turnout bf16"]
+    assert (
+        _judged(run, "another", Asked("engine bf16", "a text", [1], told)).refused
+        == "its text is not that of engine bf16"
+    )
+    assert len(told) == 2
+
+
+def test_without_an_engines_tokens_the_text_is_not_called_wrong(run: Run) -> None:
+    told: list[str] = []
+    silent = Asked("engine bf16", "", [], told, starts=False)
+    assert (
+        _judged(run, "a text", silent).refused
+        == "engine bf16 gave no tokens by which its text could be judged"
+    )
+    assert told[-1] == "stop engine bf16"
+
+
+def test_only_keeps_the_engines_by_which_gateways_are_judged(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Asked("engine bf16", "", [], [])
+    gateway = Asked("Turnout bf16", "", [], [])
+    monkeypatch.setattr(against.turnout, "engine_servers", lambda home, model: [engine])
+    monkeypatch.setattr(against.turnout, "gateways", lambda home, model: [gateway])
+    assert against.gathered(run, []) == [gateway]
+    assert run.engines == {"engine bf16": engine} and list(run.contestants) == ["Turnout bf16"]
+
+
+def test_the_hint_for_a_part_without_time_measures_it_alone(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command that it names is one that the command line takes, and leaves the rounds out."""
+    run.minutes, run.parts = 0.0, ["layers"]
+    against.beside(run, [], None, Prompts([]))
+    words = run.missing["layers"].partition("./turnout bench ")[2].partition(" measures")[0]
+    assert words.replace("''", "").split() == ["--peers", "--no-rounds", "--parts", "layers"]
