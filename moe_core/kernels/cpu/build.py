@@ -1,4 +1,6 @@
-"""`python -m moe_core.kernels.cpu.build`: compile the decode kernels with the system's C++ compiler, in seconds.
+"""`python -m moe_core.kernels.cpu.build`: compile the decode kernels, in seconds.
+
+The system's C++ compiler does it, or the one in the `ziglang` wheel where the system has none.
 
 One library holds the code for several instruction sets and chooses when it is loaded, so it may be moved to another
 machine of the same architecture. No headers of torch or Python are needed.
@@ -7,6 +9,8 @@ machine of the same architecture. No headers of torch or Python are needed.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -43,6 +47,12 @@ X86_SETS = {
     "amx": (*_AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
 }
 WIDE_VECTORS = ("-mprefer-vector-width=512",)
+# Looked for in this order, behind $CXX.
+COMPILERS = ("g++", "c++", "clang++")
+# Zig compiles for the processor at hand unless told otherwise; the flags of each set add to this plainest one. Its libc++ is
+# linked into the library. The glibc is the one that torch's wheels are made for, so whatever loads torch loads this.
+ZIG_PROCESSORS = {"x86_64": "x86_64", "aarch64": "generic"}
+ZIG_GLIBC = "2.28"
 
 
 class CompilerError(MoeCoreError):
@@ -75,23 +85,16 @@ def build() -> Path:
     tool = compiler()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        compiled = (*tool, *FLAGS, "-c")
         commands = [
-            [
-                tool,
-                *FLAGS,
-                *flags,
-                f"-DTURNOUT_ISA={name}",
-                "-c",
-                str(SOURCES / "ops.cpp"),
-                "-o",
-                f"{name}.o",
-            ]
+            [*compiled, *flags, f"-DTURNOUT_ISA={name}", str(SOURCES / "ops.cpp"), "-o", f"{name}.o"]
             for name, flags in instruction_sets().items()
         ]
-        commands.append([tool, *FLAGS, "-c", str(SOURCES / "abi.cpp"), "-o", "abi.o"])
+        named = f'-DTURNOUT_BUILT_WITH="{compiler_name(tool)}"'
+        commands.append([*compiled, named, str(SOURCES / "abi.cpp"), "-o", "abi.o"])
         _run_together(commands, folder)
         objects = sorted(path.name for path in Path(folder).glob("*.o"))
-        _run_together([[tool, "-shared", "-pthread", *objects, "-o", "library.so"]], folder)
+        _run_together([[*tool, "-shared", "-pthread", *objects, "-o", "library.so"]], folder)
         # Renamed into place whole: another process may be loading it.
         os.replace(Path(folder) / "library.so", target)
     return target
@@ -106,17 +109,50 @@ def instruction_sets() -> dict[str, tuple[str, ...]]:
     }
 
 
-def compiler() -> str:
-    """The C++ compiler; raises CompilerError when there is none."""
-    for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
+def compiler() -> tuple[str, ...]:
+    """The command of the C++ compiler, to which flags and sources are added.
+
+    $CXX, g++, c++, clang++, whichever is found first; without any, the compiler in the `ziglang` wheel.
+
+    Raises:
+        CompilerError: when there is neither.
+    """
+    for name in (os.environ.get("CXX"), *COMPILERS):
         if name and shutil.which(name):
-            return name
-    raise CompilerError("no C++ compiler was found (g++, c++, clang++ or $CXX): install g++")
+            return (name,)
+    if importlib.util.find_spec("ziglang") is not None:
+        return (sys.executable, "-m", "ziglang", "c++", *_zig_target())
+    raise CompilerError(
+        f"no C++ compiler was found ({', '.join(COMPILERS)} or $CXX): install g++, or the ziglang wheel "
+        "that requirements/compiler.in names"
+    )
+
+
+def compiler_name(tool: Sequence[str]) -> str:
+    """What people call it, as the library will say it of itself."""
+    if "ziglang" in tool:
+        return f"ziglang {importlib.metadata.version('ziglang')}"
+    return Path(tool[0]).name
+
+
+def _zig_target() -> tuple[str, ...]:
+    """Flags for the plainest processor of this architecture; the system is Zig's choice but on Linux with glibc."""
+    machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    # Without -g0 the library would be twice as large.
+    flags = ("-g0", *((f"-mcpu={ZIG_PROCESSORS[machine]}",) if machine in ZIG_PROCESSORS else ()))
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        return ("-target", f"{machine}-linux-gnu.{ZIG_GLIBC}", *flags)
+    return flags
 
 
 def _run_together(commands: Sequence[Sequence[str]], folder: str) -> None:
+    # Zig keeps what it makes of its own libraries: here it goes when the build is done.
+    kept = str(Path(folder) / "zig")
+    environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": kept, "ZIG_LOCAL_CACHE_DIR": kept}
     running: list[subprocess.Popen[str]] = [
-        subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
         for command in commands
     ]
     complaints = [process.communicate()[1] for process in running]

@@ -28,7 +28,7 @@ class Library:
             raise OSError(
                 f"{path.name} has ABI {abi}, wanted is {ABI}: run python -m moe_core.kernels.cpu.build"
             )
-        library.turnout_isa.restype = ctypes.c_char_p
+        library.turnout_isa.restype = library.turnout_compiler.restype = ctypes.c_char_p
         self._library = library
         self.linear = library.turnout_linear
         self.linear.argtypes = [_POINTER, _POINTER, _POINTER, _INT, _LONG, _LONG, _LONG]
@@ -76,6 +76,12 @@ class Library:
     def isa(self) -> str:
         """The instruction set in use."""
         name: bytes = self._library.turnout_isa()
+        return name.decode()
+
+    @property
+    def compiler(self) -> str:
+        """What compiled the library, with its version."""
+        name: bytes = self._library.turnout_compiler()
         return name.decode()
 
     def use_isa(self, name: str) -> bool:

@@ -13,8 +13,22 @@ def test_it_names_the_instruction_set_in_use(monkeypatch: pytest.MonkeyPatch) ->
     native = library()
     said = doctor.FACTS["kernels"]()
     assert (native.isa in said) if native is not None else said.startswith("torch")
+    assert native is None or f"compiled by {native.compiler}" in said
     monkeypatch.setenv("TURNOUT_KERNELS", "torch")
     assert doctor.FACTS["kernels"]() == "torch, because TURNOUT_KERNELS says so"
+
+
+def test_without_kernels_it_names_what_could_compile_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TURNOUT_KERNELS", raising=False)
+    monkeypatch.setattr(doctor, "built_kernels", list)
+    for compiler, wheel, told in (
+        ("/usr/bin/g++", True, "/usr/bin/g++"),
+        (None, True, "the ziglang wheel"),
+        (None, None, "none"),
+    ):
+        monkeypatch.setattr(doctor, "system_compiler", lambda found=compiler: found)
+        monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name, found=wheel: found)
+        assert f"(compiler: {told}" in doctor.FACTS["kernels"]()
 
 
 def test_it_has_words_for_every_instruction_set() -> None:

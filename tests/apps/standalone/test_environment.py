@@ -40,7 +40,8 @@ def checkout(tmp_path):
 
 @pytest.fixture
 def prepared(checkout, monkeypatch):
-    """An environment whose installer only writes down what it was asked for."""
+    """An environment with a compiler, whose installer only writes down what it was asked for."""
+    monkeypatch.setattr(module, "system_compiler", lambda: "/usr/bin/g++")
     asked: list[list[str]] = []
     environment = Environment(checkout)
     (checkout / ".venv" / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
@@ -85,6 +86,45 @@ def test_versions_come_from_the_lock_and_the_model_without_its_launchers(prepare
     environment.prepare(dev=False, model=True)
     assert asked[0][-2:] == ["-c", str(environment.requirements / "lock.txt")]
     assert asked[1][0] == "--no-deps"
+
+
+def test_the_compilers_are_those_that_the_builder_looks_for():
+    from moe_core.kernels.cpu import build
+
+    assert module.COMPILERS == build.COMPILERS
+
+
+def test_a_compilers_wheel_is_installed_where_the_system_has_none(prepared, monkeypatch):
+    environment, asked = prepared
+    monkeypatch.setattr(module, "system_compiler", lambda: "/usr/bin/g++")
+    environment.prepare(dev=False, model=False)
+    assert len(asked) == 1
+    monkeypatch.setattr(module, "system_compiler", lambda: None)
+    environment.prepare(dev=False, model=False)
+    environment.prepare(dev=False, model=False)
+    assert len(asked) == 2
+    assert asked[1] == ["--no-deps", "-r", str(environment.requirements / "compiler.in")]
+
+
+def test_without_the_wheel_the_set_up_goes_on_and_says_so_once(prepared, monkeypatch, capsys):
+    environment, asked = prepared
+    monkeypatch.setattr(module, "system_compiler", lambda: None)
+
+    def install(self, arguments):
+        asked.append(arguments)
+        if arguments[-1].endswith("compiler.in"):
+            raise StandaloneError("no route to the index")
+
+    monkeypatch.setattr(Environment, "_install", install)
+    environment.prepare(dev=False, model=True)
+    assert "torch will do the work of the CPU kernels" in capsys.readouterr().out
+    assert [line[-1].rpartition("/")[2] for line in asked[1:]] == ["compiler.in", "model.in"]
+    environment.prepare(dev=False, model=True)
+    assert len(asked) == 3 and "torch will do" not in capsys.readouterr().out
+    # Another place to look for it: it is tried again.
+    monkeypatch.setenv("PIP_FIND_LINKS", "/some/wheels")
+    environment.prepare(dev=False, model=False)
+    assert asked[-1][-1].endswith("compiler.in")
 
 
 def test_apps_and_library_are_importable_from_any_folder(prepared):

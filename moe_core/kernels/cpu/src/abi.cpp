@@ -16,8 +16,20 @@
 #include "checksum.h"
 #include "ops.h"
 #include "pool.h"
+#if defined(TURNOUT_MANY_SETS)
+#include "processor.h"
+#endif
 
 #define TURNOUT_API __attribute__((visibility("default")))
+// The command that compiles, as the builder calls it; which compiler that was, it says itself.
+#if !defined(TURNOUT_BUILT_WITH)
+#define TURNOUT_BUILT_WITH "c++"
+#endif
+#if defined(__clang__)
+#define TURNOUT_COMPILER TURNOUT_BUILT_WITH " (" __VERSION__ ")"
+#else
+#define TURNOUT_COMPILER TURNOUT_BUILT_WITH " (GCC " __VERSION__ ")"
+#endif
 
 namespace generic { extern const turnout::Ops kOps; }
 #if defined(TURNOUT_MANY_SETS)
@@ -60,19 +72,13 @@ bool may_use_tiles() {
 
 const Choice* choices() {
 #if defined(TURNOUT_MANY_SETS)
-  __builtin_cpu_init();
-  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  static const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  static const bool has_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
-  static const bool has_bf16 = has_vnni && __builtin_cpu_supports("avx512bf16");
-  static const bool has_amx = has_bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-                              __builtin_cpu_supports("amx-int8") && may_use_tiles();
+  static const turnout::Processor has;
+  static const bool has_amx = has.amx && may_use_tiles();
   static const Choice all[] = {{"amx", &amx::kOps, has_amx},
-                               {"avx512_bf16", &avx512_bf16::kOps, has_bf16},
-                               {"avx512_vnni", &avx512_vnni::kOps, has_vnni},
-                               {"avx512", &avx512::kOps, has_avx512},
-                               {"avx2", &avx2::kOps, has_avx2},
+                               {"avx512_bf16", &avx512_bf16::kOps, has.bf16},
+                               {"avx512_vnni", &avx512_vnni::kOps, has.vnni},
+                               {"avx512", &avx512::kOps, has.avx512},
+                               {"avx2", &avx2::kOps, has.avx2},
                                {"generic", &generic::kOps, true},
                                {nullptr, nullptr, false}};
 #else
@@ -100,6 +106,9 @@ TURNOUT_API const char* turnout_isa() {
   ops();
   return chosen->name;
 }
+
+// What compiled this library.
+TURNOUT_API const char* turnout_compiler() { return TURNOUT_COMPILER; }
 
 // Use the named instruction set; 0 when the processor lacks it or the name is unknown. For tests.
 TURNOUT_API int turnout_use_isa(const char* name) {

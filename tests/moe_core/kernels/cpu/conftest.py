@@ -37,7 +37,7 @@ def tiled(compiled: Library, tmp_path_factory: pytest.TempPathFactory) -> Librar
     best = instruction_sets()["avx512_bf16" if compiled.isa == "amx" else compiled.isa]
     flags = [*FLAGS, *best, "-DTURNOUT_ISA=generic", "-DTURNOUT_SOFT_TILES", "-DTURNOUT_ONE_SET", "-shared"]
     sources = [str(SOURCES / name) for name in ("ops.cpp", "abi.cpp")]
-    subprocess.run([compiler(), *flags, *sources, "-o", str(path)], check=True, capture_output=True)
+    subprocess.run([*compiler(), *flags, *sources, "-o", str(path)], check=True, capture_output=True)
     return Library(path)
 
 

@@ -25,12 +25,14 @@ def test_no_kernel_reads_or_writes_out_of_bounds(compiled: Library, tmp_path: Pa
         tool = compiler()
     except CompilerError as error:
         pytest.skip(str(error))
+    if "ziglang" in tool:
+        pytest.skip("the ziglang wheel has no address sanitizer")
 
     def clean(isa: str) -> subprocess.CompletedProcess[str]:
         program = tmp_path / isa
         sources = [str(SOURCES / "ops.cpp"), str(DRIVER)]
         flags = ["-std=c++17", "-O1", "-pthread", "-DTURNOUT_INPUTS=3", "-Wno-psabi", f"-DTURNOUT_ISA={isa}", f"-I{SOURCES}"]
-        subprocess.run([tool, *flags, *SANITIZERS, *sets[isa], *sources, "-o", str(program)], check=True)
+        subprocess.run([*tool, *flags, *SANITIZERS, *sets[isa], *sources, "-o", str(program)], check=True)
         return subprocess.run([str(program)], capture_output=True, text=True, timeout=300, check=False)
 
     with ThreadPoolExecutor() as pool:

@@ -1,0 +1,115 @@
+"""The compiler is the system's, or the wheel's where there is none; what it built says so of itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+from moe_core.kernels.cpu import build
+from moe_core.kernels.cpu.native import Library
+
+HAS_WHEEL = importlib.util.find_spec("ziglang") is not None
+
+
+@pytest.fixture
+def no_system_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+
+
+def _wheel(monkeypatch: pytest.MonkeyPatch, *, there: bool) -> None:
+    found = ModuleSpec("ziglang", None) if there else None
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: found)
+
+
+def _program(folder: Path, name: str) -> None:
+    (folder / name).write_text("#!/bin/sh\n")
+    (folder / name).chmod(0o755)
+
+
+def test_the_systems_compiler_goes_before_the_wheel(
+    no_system_compiler: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _wheel(monkeypatch, there=True)
+    for name in reversed(build.COMPILERS):
+        _program(tmp_path, name)
+        assert build.compiler() == (name,)
+    _program(tmp_path, "mine")
+    monkeypatch.setenv("CXX", "mine")
+    assert build.compiler() == ("mine",)
+
+
+@pytest.mark.parametrize(
+    ("machine", "libc", "flags"),
+    [
+        ("x86_64", "glibc", ["-target", "x86_64-linux-gnu.2.28", "-g0", "-mcpu=x86_64"]),
+        ("aarch64", "glibc", ["-target", "aarch64-linux-gnu.2.28", "-g0", "-mcpu=generic"]),
+        ("x86_64", "", ["-g0", "-mcpu=x86_64"]),
+        ("riscv64", "", ["-g0"]),
+    ],
+)
+def test_without_one_the_wheel_compiles_for_the_plainest_processor(
+    no_system_compiler: None, monkeypatch: pytest.MonkeyPatch, machine: str, libc: str, flags: list[str]
+) -> None:
+    """By itself it would compile for the one at hand, and the set for all processors would not run on all."""
+    _wheel(monkeypatch, there=True)
+    monkeypatch.setattr(build.sys, "platform", "linux")
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "libc_ver", lambda: (libc, "2.36"))
+    assert list(build.compiler()) == [sys.executable, "-m", "ziglang", "c++", *flags]
+
+
+def test_without_either_both_ways_out_are_named(
+    no_system_compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _wheel(monkeypatch, there=False)
+    with pytest.raises(build.CompilerError, match=r"install g\+\+, or the ziglang wheel"):
+        build.compiler()
+
+
+def test_a_library_says_what_built_it(compiled: Library) -> None:
+    name, _, version = compiled.compiler.partition(" (")
+    assert name and version.startswith(("GCC ", "Clang ", "Apple ", "Debian ", "Ubuntu ")), compiled.compiler
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of the processor")
+def test_a_library_takes_the_best_set_that_the_system_names(compiled: Library) -> None:
+    """CPUID asked by the library against the flags that the kernel found."""
+    listed = next(
+        (line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), ""
+    )
+    names = {"-mfma": "fma", "-mf16c": "f16c", "-mavx512vnni": "avx512_vnni", "-mavx512bf16": "avx512_bf16"}
+    before = compiled.isa
+    try:
+        for isa, flags in build.X86_SETS.items():
+            if isa == "amx" or platform.machine() != "x86_64":
+                continue
+            wanted = {names.get(flag, flag.removeprefix("-m")) for flag in flags}
+            assert compiled.use_isa(isa) == (wanted <= set(listed.split())), isa
+    finally:
+        compiled.use_isa(before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_WHEEL, reason="the ziglang wheel is not installed")
+def test_the_wheel_compiles_what_loads_and_takes_the_same_set(
+    compiled: Library, no_system_compiler: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(build, "_library_folder", lambda: tmp_path / "made")
+    made = build.build()
+    assert [path.name for path in made.parent.iterdir()] == [made.name]
+    library = Library(made)
+    assert library.compiler.startswith("ziglang ") and "Clang" in library.compiler
+    assert library.isa == compiled.isa
+    needed = subprocess.run(
+        [sys.executable, "-c", f"import ctypes; print(ctypes.CDLL({str(made)!r}).turnout_abi())"],
+        env={"PATH": os.defpath}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(needed.stdout) > 0
