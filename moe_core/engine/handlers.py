@@ -52,6 +52,7 @@ async def health(request: web.Request) -> web.Response:
         "waiting": 0,
         "kv_used": 0,
         "kv_total": 0,
+        "decode_threads": 0,
     }
     if service.snapshot is not None:
         value |= samples.gauges(service.snapshot)

@@ -18,8 +18,10 @@ from moe_core.engine.native_step import NativeStep
 from moe_core.engine.residency import ResidentExperts
 from moe_core.engine.routing_counts import RoutingCounts
 from moe_core.engine.scheduler import Chunk
+from moe_core.engine.thread_policy import StepThreads
 from moe_core.kernels.cpu.attach import logits_of
 from moe_core.kernels.cpu.linear import MAX_TOKENS
+from moe_core.kernels.cpu.native import library
 from moe_core.model.context import RoutingContext
 from moe_core.model.decoder import Decoder
 from moe_core.model.domain_prior import DomainPrior
@@ -72,6 +74,9 @@ class ModelRunner:
         # Experts that come and go are seen to between a layer's router and its experts.
         is_whole = residency is None
         self.native = NativeStep.of(model, self.cache, self.counts, self.prior) if is_whole else None
+        kernels = library() if self.device.type == "cpu" and num_threads > 1 else None
+        # None where there is nothing to choose.
+        self.threads = None if kernels is None else StepThreads(kernels, num_threads)
         self.graphs: DecodeGraphs | None = None
         if records(model.spec, self.device):
             self.graphs = DecodeGraphs(self.cache, model.dtype, max_batch_tokens, self._decode)
@@ -92,16 +97,23 @@ class ModelRunner:
         native = self.native
         return native.likeliest_S if native is not None and native.logits_SV is logits_BV else None
 
+    @property
+    def decode_threads(self) -> int:
+        """On how many threads the next decoding step runs."""
+        return 1 if self.threads is None else self.threads.policy.threads
+
     def _run(self, chunks: Chunks[Chunk], counted: bool) -> Tensor:
-        # One native call makes no tensor that could want a gradient.
-        if self.native is not None and self.native.takes(chunks):
-            logits_BV = self.native.run(chunks)
-        else:
-            logits_BV = self._in_torch(chunks)
+        logits_BV = self._step(chunks) if self.threads is None else self.threads.run(chunks, self._step)
         # Guesses are counted when it is known which were right: by `count`.
         if self.counts is not None and not any(chunk.drafts for chunk in chunks):
             self.counts.end_of_step(chunks, counted=counted)
         return logits_BV
+
+    def _step(self, chunks: Chunks[Chunk]) -> Tensor:
+        # One native call makes no tensor that could want a gradient.
+        if self.native is not None and self.native.takes(chunks):
+            return self.native.run(chunks)
+        return self._in_torch(chunks)
 
     @torch.inference_mode()
     def _in_torch(self, chunks: Chunks[Chunk]) -> Tensor:

@@ -113,10 +113,11 @@ def _encoded(array: NDArray[np.int64], dtype: str) -> str:
 
 
 def gauges(now: Snapshot) -> dict[str, int]:
-    """The running, the waiting, and the tokens of cache in use."""
+    """The running, the waiting, the tokens of cache in use, and the threads of a decoding step."""
     return {
         "running": now.running,
         "waiting": now.waiting,
         "kv_used": now.kv_used * BLOCK_TOKENS,
         "kv_total": now.kv_total * BLOCK_TOKENS,
+        "decode_threads": now.decode_threads,
     }

@@ -59,6 +59,7 @@ class Snapshot:
     waiting: int
     kv_used: int
     kv_total: int
+    decode_threads: int
     first_token: Latencies
     inter_token: Latencies
 
@@ -142,6 +143,7 @@ class EngineStats:
             waiting=engine.scheduler.num_waiting,
             kv_used=engine.pool.num_used,
             kv_total=engine.pool.num_blocks - 1,
+            decode_threads=engine.runner.decode_threads,
             first_token=self._first_token.frozen(),
             inter_token=self._inter_token.frozen(),
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from moe_core.kernels.cpu.build import library_path
 
 logger = logging.getLogger(__name__)
-ABI = 6
+ABI = 7
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 
@@ -30,6 +30,10 @@ class Library:
             )
         library.turnout_isa.restype = library.turnout_compiler.restype = ctypes.c_char_p
         self._library = library
+        # The pool's present number, as far as this process set it.
+        self.num_threads = 1
+        self.waited_ns = library.turnout_waited_ns
+        self.waited_ns.restype = _LONG
         self.linear = library.turnout_linear
         self.linear.argtypes = [_POINTER, _POINTER, _POINTER, _INT, _LONG, _LONG, _LONG]
         self.linear.restype = None
@@ -95,6 +99,7 @@ class Library:
     def set_threads(self, num_threads: int) -> None:
         """Share the work of each call among `num_threads`, the caller's own included."""
         self._library.turnout_set_threads(num_threads)
+        self.num_threads = num_threads
 
 
 @cache

@@ -178,6 +178,7 @@ async def test_health_says_who_it_is(engine) -> None:
     assert health["load_seconds"] > 0
     assert health["rss_bytes"] > 1 << 20
     assert health["kv_total"] == 4096
+    assert health["decode_threads"] == (await engine.get("/stats"))["decode_threads"] == 1
 
 
 async def test_the_secret_is_asked_for_on_every_path(model_dir, tmp_path) -> None:

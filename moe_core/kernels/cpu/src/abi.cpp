@@ -100,7 +100,7 @@ const turnout::Ops& ops() {
 extern "C" {
 
 // Changes with every change of a signature below.
-TURNOUT_API int turnout_abi() { return 6; }
+TURNOUT_API int turnout_abi() { return 7; }
 
 TURNOUT_API const char* turnout_isa() {
   ops();
@@ -124,6 +124,8 @@ TURNOUT_API int turnout_use_isa(const char* name) {
 TURNOUT_API int turnout_tiles_work() { return ops().tiles_work(); }
 
 TURNOUT_API void turnout_set_threads(int num_threads) { turnout::Pool::instance().set_threads(num_threads); }
+
+TURNOUT_API int64_t turnout_waited_ns() { return turnout::Pool::instance().waited_ns(); }
 
 TURNOUT_API void turnout_linear(const uint16_t* w, const uint16_t* x, void* out, int out_is_float, int64_t T, int64_t O,
                     int64_t K) {

@@ -2,9 +2,11 @@
 //
 // The caller never waits for a helper that has not begun: it takes units itself until none are left, and then waits
 // only for units that a helper holds. On a busy machine, where a helper may not run for milliseconds, a job then costs
-// what it costs on one thread, instead of a scheduler's quantum at a barrier.
+// what it costs on one thread, instead of a scheduler's quantum at a barrier. A helper that loses its processor in the middle
+// of a unit does keep the caller waiting; how long in all is counted, for whoever chooses the number of threads.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -29,13 +31,20 @@ class Pool {
 
   void set_threads(int num_threads) {
     std::lock_guard<std::mutex> own(callers_);
-    limit_.store(num_threads - 1);
+    {
+      std::lock_guard<std::mutex> lock(sleep_);
+      limit_.store(num_threads - 1);
+    }
+    back_.notify_all();
     while (static_cast<int>(helpers_.size()) < num_threads - 1) {
       int number = static_cast<int>(helpers_.size());
       helpers_.emplace_back([this, number] { help(number); });
       helpers_.back().detach();
     }
   }
+
+  // Nanoseconds that callers have waited for a helper's unit, after what a spin lasts.
+  int64_t waited_ns() const { return waited_ns_.load(std::memory_order_relaxed); }
 
   // Calls work(unit) once for each unit in [0, num_units), on any of the threads.
   template <class Work>
@@ -60,16 +69,24 @@ class Pool {
       wake_.notify_all();
     }
     take_units(generation);
-    for (int spin = 0; done_.load(std::memory_order_acquire) < num_units; spin++) {
+    for (int spin = 0; spin < kSpins; spin++) {
+      if (done_.load(std::memory_order_acquire) >= num_units) return;
       TURNOUT_PAUSE();
-      // A helper that holds a unit may be off its processor; ours may be the one that it needs.
-      if (spin > kSpins) std::this_thread::yield();
     }
+    wait(num_units);
   }
 
  private:
   using Call = void (*)(const void*, int64_t);
   static constexpr int kSpins = 2000;
+
+  // A helper that holds a unit may be off its processor; ours may be the one that it needs.
+  void wait(int64_t num_units) {
+    const auto began = std::chrono::steady_clock::now();
+    while (done_.load(std::memory_order_acquire) < num_units) std::this_thread::yield();
+    const auto waited = std::chrono::steady_clock::now() - began;
+    waited_ns_.fetch_add(std::chrono::duration_cast<std::chrono::nanoseconds>(waited).count(), std::memory_order_relaxed);
+  }
 
   void take_units(uint64_t generation) {
     uint64_t ticket = ticket_.load();
@@ -89,6 +106,7 @@ class Pool {
   void help(int number) {
     uint64_t seen = ticket_.load() >> 32;
     for (;;) {
+      if (number >= limit_.load(std::memory_order_relaxed)) stay_away(number);
       for (int spin = 0; spin < kSpins && (ticket_.load(std::memory_order_relaxed) >> 32) == seen; spin++) TURNOUT_PAUSE();
       if ((ticket_.load() >> 32) == seen) {
         std::unique_lock<std::mutex> lock(sleep_);
@@ -99,6 +117,12 @@ class Pool {
       seen = ticket_.load() >> 32;
       if (number < limit_.load(std::memory_order_relaxed)) take_units(seen);
     }
+  }
+
+  // Those that are not wanted wait apart: no job wakes them.
+  void stay_away(int number) {
+    std::unique_lock<std::mutex> lock(sleep_);
+    back_.wait(lock, [&] { return number < limit_.load(std::memory_order_relaxed); });
   }
 
   std::mutex callers_;
@@ -112,6 +136,8 @@ class Pool {
   std::atomic<int> num_sleeping_{0};
   std::mutex sleep_;
   std::condition_variable wake_;
+  std::condition_variable back_;
+  std::atomic<int64_t> waited_ns_{0};
 };
 
 }  // namespace turnout
