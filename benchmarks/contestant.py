@@ -74,14 +74,15 @@ class Turnout:
         sampling = SamplingParams(max_tokens=new, ignore_eos=True)
         self.answers = {self.engine.submit(ids, sampling, NoText()).id: [] for ids in prompts}
         while not all(self.answers.values()):
-            self._step()
+            self.step()
 
     def rest(self) -> list[list[int]]:
         while self.engine.has_work:
-            self._step()
+            self.step()
         return list(self.answers.values())
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """One step of the engine; its tokens join the answers."""
         for event in self.engine.step():
             if isinstance(event, Delta):
                 self.answers[event.sequence_id] += event.token_ids

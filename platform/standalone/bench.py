@@ -23,6 +23,7 @@ BENCHMARKS = {
     ),
     "training": ("benchmarks.training", "a training step against transformers: whole, gates only, from scratch"),
     "switches": ("benchmarks.switches", "what gate, domain prior and statistics cost a decoding step"),
+    "neighbour": ("benchmarks.neighbour", "decoding beside busy processes: one thread, all, and the engine's choice"),
     "http": ("benchmarks.engine.http_path", "what lies between the engine and a client, process by process"),
     "speed": ("benchmarks.engine.speed", "tokens a second of given model directories, kernels and threads"),
 }
