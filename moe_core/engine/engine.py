@@ -109,7 +109,7 @@ class Engine:
             SpecError: for an empty prompt, a token outside the vocabulary, or a record of routing that would be too long.
         """
         self.check_prompt(prompt_ids)
-        self._check_tokens(sampling)
+        sampling.check_tokens(self._vocab_size)
         sequence = Sequence(
             id=next(self._ids),
             request_id=request_id,
@@ -165,18 +165,6 @@ class Engine:
             raise PromptTooLong.of("prompt_too_long", tokens=len(prompt_ids), most=self.max_tokens - 1)
         if min(prompt_ids) < 0 or max(prompt_ids) >= self._vocab_size:
             raise SpecError(f"a prompt token is outside the vocabulary of {self._vocab_size}")
-
-    def _check_tokens(self, sampling: SamplingParams) -> None:
-        named = {
-            "logit_bias": [token_id for token_id, _ in sampling.logit_bias],
-            "stop_token_ids": sampling.stop_token_ids,
-        }
-        for field, token_ids in named.items():
-            for token_id in token_ids:
-                if not 0 <= token_id < self._vocab_size:
-                    raise SpecError(
-                        f"{field} names token {token_id}; the vocabulary has tokens 0 to {self._vocab_size - 1}"
-                    )
 
     def cancel(self, *sequence_ids: int) -> None:
         """Mark sequences; the next step ends them and frees their blocks. Unknown and finished ones are ignored."""

@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from moe_core.errors import SpecError
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -47,6 +49,16 @@ class SamplingParams:
     def edits_scores(self) -> bool:
         """Whether the model's scores are changed before a token is chosen."""
         return self.has_penalties or bool(self.logit_bias) or self.min_tokens > 0
+
+    def check_tokens(self, vocab_size: int) -> None:
+        """Raise SpecError for a token that is named and not in a vocabulary of so many."""
+        biased = [token_id for token_id, _ in self.logit_bias]
+        for field, token_ids in (("logit_bias", biased), ("stop_token_ids", self.stop_token_ids)):
+            for token_id in token_ids:
+                if not 0 <= token_id < vocab_size:
+                    raise SpecError(
+                        f"{field} names token {token_id}; the vocabulary has tokens 0 to {vocab_size - 1}"
+                    )
 
     def of_choice(self, index: int) -> SamplingParams:
         """The same for answer `index` of several to one prompt: another seed, and the request's own for the first."""

@@ -20,7 +20,9 @@ class ModelForm(forms.Form):
 class AliasForm(forms.Form):
     """A name for one of the versions."""
 
-    name = forms.SlugField(label=_("Alias"), max_length=40, help_text=_("For example champion or challenger."))
+    name = forms.SlugField(
+        label=_("Alias"), max_length=40, help_text=_("For example champion or challenger.")
+    )
     version = forms.TypedChoiceField(label=_("Version"), coerce=int)
 
     def __init__(self, *args: object, choices: list[tuple[int, str]], **kwargs: object) -> None:

@@ -71,9 +71,9 @@ def measured_verdict(report: Mapping[str, Any]) -> Verdict:
     found = measured_report(report)
     if found is None or not found.losses:
         return Verdict("ok", _("It is measured."))
-    state, strong = _beside(found.losses) if found.has_other else ("ok", _alone(found.losses))
+    state, strong = _beside(found.losses) if found.has_other else _alone(found.losses)
     asleep = _asleep(report)
-    if asleep:
+    if asleep and state == "ok":
         state = "caution"
     return Verdict(state, strong, _load_sentence(report, asleep))
 
@@ -96,10 +96,18 @@ def _cell(told: Mapping[str, Any] | None) -> Cell | None:
     return Cell(told["expert"], figures.percent(told["share"]), round(STEPS * told["share"]))
 
 
-def _alone(losses: Sequence[Loss]) -> str:
-    known = [loss for loss in losses if loss.here is not None]
-    if not known:
-        return _("The loss is no number in any domain.")
+def _no_number(codes: Sequence[str]) -> str:
+    return _(
+        "The loss is no number for %(codes)s: a weight of the version, or what it makes of one, is not finite."
+    ) % {"codes": figures.listed(codes)}
+
+
+def _alone(losses: Sequence[Loss]) -> tuple[str, str]:
+    broken = [loss.code for loss in losses if loss.here is None]
+    return ("danger", _no_number(broken)) if broken else ("ok", _mean_sentence(losses))
+
+
+def _mean_sentence(known: Sequence[Loss]) -> str:
     worst = max(known, key=lambda loss: loss.here or 0.0)
     words = {
         "mean": figures.number(sum(loss.here or 0.0 for loss in known) / len(known), 3),
@@ -118,6 +126,15 @@ def _alone(losses: Sequence[Loss]) -> str:
 
 
 def _beside(losses: Sequence[Loss]) -> tuple[str, str]:
+    broken = [loss.code for loss in losses if loss.here is None]
+    if broken:
+        return "danger", _no_number(broken)
+    unknown = [loss.code for loss in losses if loss.other is None]
+    if unknown:
+        sentence = _(
+            "The other version's loss is no number for %(codes)s, so that nothing can be held against it there."
+        )
+        return "caution", sentence % {"codes": figures.listed(unknown)}
     worse = [loss for loss in losses if loss.verdict == "worse"]
     better = [loss for loss in losses if loss.verdict == "better"]
     words: dict[str, Any] = {"count": len(worse or better), "of": len(losses)}

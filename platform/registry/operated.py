@@ -40,6 +40,8 @@ class DomainChange:
     before: float | None
     after: float | None
     kl: float | None
+    # Whether it was measured afterwards: then None is a loss that is no number.
+    is_measured: bool = True
 
     @property
     def change(self) -> float | None:
@@ -75,7 +77,11 @@ def operation_title(kind: str) -> str:
 
 def operated_verdict(operated: Operated | None) -> Verdict:
     """Whether a domain lost anything by it."""
-    known = [row for row in operated.domains if row.verdict] if operated else []
+    rows = operated.domains if operated else []
+    if broken := [row.code for row in rows if row.is_measured and row.after is None]:
+        words = {"codes": figures.listed(broken)}
+        return Verdict("danger", _("Afterwards the loss is no number for %(codes)s.") % words)
+    known = [row for row in rows if row.verdict]
     if not known:
         return Verdict("ok", _("Its loss was not measured; name logs to have it measured."))
     worse = [row.code for row in known if row.verdict == "worse"]
@@ -99,7 +105,7 @@ def _domains(report: Mapping[str, Any]) -> Iterator[DomainChange]:
     before, after, kl = (_table(report, name) for name in ("loss_before", "loss_after", "kl"))
     before = before or _best_of_each(report)
     for code in after or before:
-        yield DomainChange(code, before.get(code), after.get(code), kl.get(code))
+        yield DomainChange(code, before.get(code), after.get(code), kl.get(code), code in after)
 
 
 def _best_of_each(report: Mapping[str, Any]) -> dict[str, float]:

@@ -37,7 +37,10 @@ class RawFileParser(BaseParser):
     media_type = "*/*"
 
     def parse(  # type: ignore[override]  # the file itself is the data
-        self, stream: IO[bytes], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
+        self,
+        stream: IO[bytes],
+        media_type: str | None = None,
+        parser_context: Mapping[str, Any] | None = None,
     ) -> IO[bytes]:
         """Return the stream, unread."""
         return stream
@@ -72,7 +75,9 @@ def received_file(request: Request, *, also: tuple[str, ...] = ()) -> Received:
     if not length.isdigit() or length == "0":
         raise Invalid(_("The body is empty; send the file."), code="no_file")
     if not query.get("filename"):
-        raise Invalid(_("Name the file: ?filename=…"), fields={"filename": _("Give a name.")}, code="no_file_name")
+        raise Invalid(
+            _("Name the file: ?filename=…"), fields={"filename": _("Give a name.")}, code="no_file_name"
+        )
     # The parser hands on the stream; an empty one comes as an empty form.
     source: Any = request.data if hasattr(request.data, "read") else request.stream
     return Received(query["filename"], source, int(length), query.get("sha256"), query)
@@ -83,6 +88,10 @@ def _from_form(request: Request, query: dict[str, str], known: tuple[str, ...]) 
         raise ValidationError(unknown)
     file = request.FILES.get("file")
     if file is None:
-        raise Invalid(_("The form has no field “file”."), fields={"file": _("Choose a file.")}, code="no_file")
+        raise Invalid(
+            _("The form has no field “file”."), fields={"file": _("Choose a file.")}, code="no_file"
+        )
     fields = {**query, **{name: str(value) for name, value in request.POST.items()}}
-    return Received(fields.get("filename") or file.name or "", file.file, file.size, fields.get("sha256"), fields)
+    return Received(
+        fields.get("filename") or file.name or "", file.file, file.size, fields.get("sha256"), fields
+    )

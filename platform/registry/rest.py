@@ -54,7 +54,15 @@ class VersionOut(VersionBrief):
     """A version with everything that is known about it."""
 
     class Meta(VersionBrief.Meta):
-        fields = [*VersionBrief.Meta.fields, "spec", "files", "inspection", "lineage", "report", "verified_at"]
+        fields = [
+            *VersionBrief.Meta.fields,
+            "spec",
+            "files",
+            "inspection",
+            "lineage",
+            "report",
+            "verified_at",
+        ]
         read_only_fields = fields
 
 
@@ -143,9 +151,14 @@ class ModelViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin,
         return Response(ModelOut(self.get_object()).data)
 
     @extend_schema(
-        methods=["PUT"], request=AliasIn, responses=AliasOut, parameters=[OpenApiParameter("name", str, "path")]
+        methods=["PUT"],
+        request=AliasIn,
+        responses=AliasOut,
+        parameters=[OpenApiParameter("name", str, "path")],
     )
-    @extend_schema(methods=["DELETE"], responses={204: None}, parameters=[OpenApiParameter("name", str, "path")])
+    @extend_schema(
+        methods=["DELETE"], responses={204: None}, parameters=[OpenApiParameter("name", str, "path")]
+    )
     @action(detail=True, methods=["put", "delete"], url_path=r"aliases/(?P<name>[a-z0-9-]{1,40})")
     def alias(self, request: Request, pk: Any = None, name: str = "") -> Response:
         """Point an alias at a version, or take it away."""

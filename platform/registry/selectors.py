@@ -29,7 +29,9 @@ def model_get(team: Team, pk: int) -> Model:
 
 def versions_of(team: Team) -> QuerySet[ModelVersion]:
     """Return every version of the team, newest first."""
-    return ModelVersion.objects.filter(model__team=team).select_related("model", "parent__model").order_by("-id")
+    return (
+        ModelVersion.objects.filter(model__team=team).select_related("model", "parent__model").order_by("-id")
+    )
 
 
 def version_get(team: Team, pk: int) -> ModelVersion:

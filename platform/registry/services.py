@@ -155,7 +155,9 @@ def alias_set(*, caller: Caller, model_id: int, name: str, version_id: int) -> A
     if not ALIAS.fullmatch(name):
         sentence = _("An alias is a word of small letters, digits and hyphens, at most 40 long.")
         raise Invalid(sentence, fields={"name": sentence})
-    alias, _made = Alias.objects.update_or_create(model=version.model, name=name, defaults={"version": version})
+    alias, _made = Alias.objects.update_or_create(
+        model=version.model, name=name, defaults={"version": version}
+    )
     audit_record(caller=caller, action="alias.set", target=alias, version=version.number)
     return alias
 

@@ -154,7 +154,10 @@ def _chunks(source: IO[bytes] | Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _copy(
-    chunks: Iterator[bytes], sink: IO[bytes], max_bytes: int | None, check_head: Callable[[bytes], None] | None
+    chunks: Iterator[bytes],
+    sink: IO[bytes],
+    max_bytes: int | None,
+    check_head: Callable[[bytes], None] | None,
 ) -> tuple[str, int]:
     """Write the chunks, returning hash and size; the head is held back until it is long enough to judge."""
     digest, size, head = hashlib.sha256(), 0, b""

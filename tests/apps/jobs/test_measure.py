@@ -166,3 +166,28 @@ def test_better_and_same_are_said_as_such(people, mixture) -> None:
     assert "1 of 2 domains is below" in page_of(people, job, better, "en")
     same = BESIDE | {"loss_before": ALONE["loss"]}
     assert "No domain&#x27;s loss differs" in page_of(people, job, same, "en")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"loss": {"support": None, "copy": 3.0}}, "The loss is no number for support"),
+        (
+            {**BESIDE, "loss": {"support": None, "copy": 3.0}, "loss_before": {"support": 9.0, "copy": 9.0}},
+            "The loss is no number for support",
+        ),
+        (
+            {**BESIDE, "loss_before": {"support": None, "copy": 9.0}},
+            "The other version&#x27;s loss is no number for support",
+        ),
+    ],
+)
+def test_a_loss_that_is_no_number_is_never_called_the_same(people, mixture, changes, said) -> None:
+    job = operate(people, mixture, MEASURE, corpus=make_corpus(people).pk, others=[mixture.pk])
+    page = page_of(people, job, ALONE | changes, "en")
+    assert said in page and "by more than chance" not in page and "is below" not in page
+
+
+def test_a_preview_of_a_measurement_is_nothing_that_could_be_done_for_good(people, mixture) -> None:
+    job = operate(people, mixture, MEASURE, corpus=make_corpus(people).pk, options={"preview": True})
+    assert "Do it for good" not in page_of(people, job, ALONE, "en")
