@@ -129,8 +129,8 @@ def _kernels() -> str:
             return f"torch; the compiled CPU kernels cannot be used: {why}"
         isa, _, compiler = done.stdout.strip().partition(";")
         return f"CPU kernels, {isa}: {INSTRUCTION_SETS.get(isa, isa)}; compiled by {compiler}"
-    compiler = system_compiler() or ("the ziglang wheel" if importlib.util.find_spec("ziglang") else None)
-    return f"torch; the CPU kernels are not compiled (compiler: {compiler or 'none found'})"
+    builder = system_compiler() or ("the ziglang wheel" if importlib.util.find_spec("ziglang") else None)
+    return f"torch; the CPU kernels are not compiled (compiler: {builder or 'none found'})"
 
 
 def _postgres() -> str:
