@@ -25,6 +25,7 @@ import torch
 
 from benchmarks.bounds import active_bytes
 from benchmarks.home import Home
+from benchmarks.layers import quick_layer
 from benchmarks.limits import Clock, Limits, measure
 from benchmarks.models import model_dir
 from moe_core.checkpoint.store import read_spec
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 MOST_GAP = 0.02
 CACHED_BYTES = 100e6
 # Ratios of processor seconds to transformers that a change must not fall below: about half of what is measured.
-FLOORS = {"prefill": 1.0, "decode 1": 2.5}
+FLOORS = {"prefill": 1.0, "decode 1": 2.5, "layer 1": 1.5, "layer 128": 0.8}
 
 
 @dataclass(slots=True)
@@ -192,7 +193,8 @@ def page(
         lines.append(f"| {limit.threads} | {read} | {bf16:.0f} |")
     lines += [
         "",
-        "| contestant | metric | tokens/s, median (least to most) | ratio to transformers | share of the roofline |",
+        "| contestant | metric | tokens (or layers of so many) a second, median (least to most) | ratio to transformers | "
+        "share of the roofline |",
         "|---|---|---|---|---|",
     ]
     for r in rows:
@@ -231,7 +233,9 @@ def main() -> int:
         prog="./turnout bench compare", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a small mixture and one thread; fails below the floors"
+        "--quick",
+        action="store_true",
+        help="a small mixture, one layer alone, and one thread; fails below the floors",
     )
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--threads", type=int, help="default: 2, with --quick 1")
@@ -255,13 +259,18 @@ def main() -> int:
     entries, references = contestants(Home.chosen(options.home).models, threads, quick=options.quick)
     try:
         gaps = run(entries, references, size)
+        layer = (
+            quick_layer(limits[0], max(size.rounds, 5))
+            if options.quick and threads == 1 and clock == "cpu"
+            else []
+        )
     except RuntimeError as error:
         print(f"refused: {error}")
         return 1
     finally:
         for entry in {id(e): e for e in (*entries, *references.values())}.values():
             entry.close()
-    rows = table(entries, entries[0], limits, clock)
+    rows = table(entries, entries[0], limits, clock) + layer
     about = (
         f"{native.isa}, {threads} threads, {size.rounds} rounds in turn, {clock} seconds; the machine was "
         f"{foreign(before, reading()):.0%} busy, load {os.getloadavg()[0]:.1f}; {time.monotonic() - began:.0f} s in all."

@@ -61,6 +61,48 @@ class Child:
         self.process.communicate()
 
 
+QUICK_SHAPE, QUICK_TOKENS = "8 experts, top-2 (576 x 1536)", [1, 128]
+
+
+def quick_layer(limit: Limits, rounds: int) -> list[dict[str, Any]]:
+    """One layer in 16 bits against transformers' grouped experts, in processor seconds of one thread.
+
+    Rows as `compare.table` gives them: layers a second, the ratio to transformers, the share of the roofline.
+
+    Raises:
+        RuntimeError: when an output is wrong or a process ends.
+    """
+    children = {
+        name: Child(f"{name}, 16 bits", Path(sys.executable), kind, limit.threads)
+        for name, kind in (("transformers bf16", "grouped_mm"), ("turnout bf16", "turnout 16"))
+    }
+    rows: list[dict[str, Any]] = []
+    try:
+        for name, child in children.items():
+            worst = max(child.ask(shape=SHAPES[QUICK_SHAPE], tokens=QUICK_TOKENS)["errors"].values())
+            if not worst <= MOST_ERROR["16"]:
+                raise RuntimeError(f"{name}: the output of a layer is {worst:.1%} off")
+        for tokens in QUICK_TOKENS:
+            taken = _in_turn({child.name: child for child in children.values()}, QUICK_SHAPE, tokens, rounds)
+            base = statistics.median(taken[0]["cpu"])
+            rows += [_quick_row(name, row, base, limit) for name, row in zip(children, taken, strict=True)]
+    finally:
+        for child in children.values():
+            child.close()
+    return rows
+
+
+def _quick_row(name: str, row: dict[str, Any], base: float, limit: Limits) -> dict[str, Any]:
+    middle = statistics.median(row["cpu"])
+    found = {
+        "contestant": name, "metric": f"layer {row['tokens']}", "median": 1e6 / middle, "least": 1e6 / max(row["cpu"]),
+        "most": 1e6 / min(row["cpu"]), "ratio": base / middle,
+    }  # fmt: skip
+    share = floor_us(row, limit) / middle
+    # Faster than memory: a large last cache holds the few experts that one token needs of each copy: no share of it.
+    return found | ({"roofline": share} if share <= 1 else {})
+
+
 def layers_measured(pythons: dict[str, Path], threads: int, rounds: int = ROUNDS) -> dict[str, Any]:
     """Microseconds of every implementation, shape and number of tokens; `pythons` has the peers' interpreters.
 
