@@ -44,7 +44,8 @@ class Alternating:
     names = ("one thread", "2 threads", "policy")
 
     def __init__(self, odd: str = "") -> None:
-        self.odd, self.asked = odd, []
+        self.odd = odd
+        self.asked: list[str] = []
 
     def forget(self) -> None:
         pass

@@ -156,7 +156,7 @@ MODELS = {
 @pytest.mark.parametrize("bits", [None, (8, 8, 8), (4, None, None)], ids=["16 bits", "8 bits", "4 bits"])
 @pytest.mark.parametrize("name", MODELS)
 def test_answers_are_to_the_bit_those_of_any_number_of_threads(
-    monkeypatch, name: str, bits: tuple[int | None, ...] | None
+    monkeypatch: pytest.MonkeyPatch, name: str, bits: tuple[int | None, ...] | None
 ) -> None:
     """Logits of prompts and of decoding steps alone and together, whichever thread took which unit."""
     if bits is not None and MODELS[name].moe is None:
