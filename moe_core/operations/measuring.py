@@ -34,12 +34,12 @@ def measure_model(
         watch: hears how far it is.
 
     Returns:
-        Plain data; figures of weights that are not finite are NaN. `tokens` and `loss` (nats a token) by domain; of a mixture
-        `routing`, the figures of `moe_core.operations.metrics` by layer and as their mean, `leading`, the expert of each layer
-        that a domain sends most to with its share of the domain's choices, and `load`, these choices counted for every
-        expert (None beyond MAX_COUNTS numbers). With `beside` also `loss_before`, `loss_after`, `loss_change`, `kl` (of
-        `beside` from `model`) and `same_best_token` by domain, `routing_before`, and in `routing` the `agreement` and
-        `saturation` of choices where both number their experts alike.
+        Plain data; figures of weights that are not finite are NaN. `tokens` and `loss` (nats a token) by domain; of a
+        mixture `routing`, the figures of `moe_core.operations.metrics` by layer and as their mean, `leading`, the expert of
+        each layer that a domain sends most to with its share of the domain's choices, and `load`, these choices counted
+        for every expert (None beyond MAX_COUNTS numbers). With `beside` also `loss_before`, `loss_after`, `loss_change`,
+        `kl` (of `beside` from `model`) and `same_best_token` by domain, `routing_before`, and in `routing` the `agreement`
+        and `saturation` of choices where both number their experts alike.
 
     Raises:
         SpecError: a model is no decoder, the vocabularies differ in size, a token is outside them, or a prompt is longer
