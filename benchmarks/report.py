@@ -14,6 +14,8 @@ TITLES = {
     "concurrent 16": "16 requests at once, 128 tokens in and 128 out: tokens out a second",
     "load": "Loading until the first token, seconds",
 }
+# It gets quicker for minutes: to be ahead of its median alone would prove little.
+BY_BEST_ROUND = ("vLLM",)
 PRECISIONS = ("16 bits", "8 bits", "4 bits")
 
 
@@ -38,15 +40,19 @@ def rates(run: dict[str, Any], name: str, metric: str, threads: int, clock: str)
 def best_peer(
     run: dict[str, Any], metric: str, threads: int, clock: str, precision: str | None = None
 ) -> tuple[float, str]:
-    """The best median of the peers, of one precision or of any, and whose it is."""
+    """The best figure of the peers, of one precision or of any, and whose it is: medians, of some their best round."""
     found = [
-        (statistics.median(rates(run, name, metric, threads, clock)), name)
+        (_figure(about)(rates(run, name, metric, threads, clock)), name)
         for name, about in run["contestants"].items()
         if about["peer"] != OURS
         and precision in (None, about["precision"])
         and values(run, name, metric, threads)
     ]
     return max(found, default=(0.0, ""))
+
+
+def _figure(about: dict[str, str]) -> Callable[[list[float]], float]:
+    return max if about["peer"] in BY_BEST_ROUND else statistics.median
 
 
 def measured(run: dict[str, Any], metric: str, threads: int) -> list[str]:
@@ -65,7 +71,8 @@ def table(run: dict[str, Any], metric: str, threads: int) -> list[str]:
     lines = [
         f"### {TITLES[metric]}, {'one thread' if threads == 1 else f'{threads} threads'}",
         "",
-        "| contestant | bits | median (least to most), n | a processor second | ratio to the best peer: same bits, any | "
+        "| contestant | bits | median (least to most), n | a processor second | "
+        "ratio to the best peer (of vLLM its best round): same bits, any | "
         "share of the roofline | taken by others |",
         "|---|---|---|---|---|---|---|",
     ]

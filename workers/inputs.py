@@ -17,7 +17,8 @@ def description_of(job: Job, folder: Path, checkpoints: Path) -> dict[str, Any]:
     """Lay out a job's inputs under `folder` and return what its child is told."""
     inputs = artifacts_of(job, folder / "inputs")
     if job.kind == JobKind.IMPORT:
-        spec = {"name": job.spec["name"]}
+        # Jobs from before it could be chosen have none.
+        spec = {"name": job.spec["name"], "dtype": job.inputs.get("dtype", "bfloat16")}
         if "source" not in inputs:
             inputs["source"] = import_source(job)
     else:

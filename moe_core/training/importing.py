@@ -8,7 +8,8 @@ from moe_core.checkpoint.gguf import describe_gguf, import_gguf
 from moe_core.checkpoint.hashes import hashes_of
 from moe_core.checkpoint.hf import import_hf
 from moe_core.checkpoint.inspect import inspect_dir
-from moe_core.errors import CheckpointError
+from moe_core.checkpoint.store import TORCH_DTYPES, DtypeName, stored_dtype
+from moe_core.errors import CheckpointError, SpecError
 from moe_core.training.job import JobIO
 from moe_core.training.progress import Progress
 
@@ -16,8 +17,15 @@ STAGES = ("read", "convert", "inspect")
 SOURCE = "source"
 
 
-def import_model(io: JobIO) -> dict[str, Any]:
-    """Import `inputs["source"]` into `out_dir`; raises CheckpointError or FormatError for what is not a model."""
+def import_model(io: JobIO, dtype: DtypeName = "bfloat16") -> dict[str, Any]:
+    """Import `inputs["source"]` into `out_dir`, its floats as `dtype`; the log says where that rounds them.
+
+    Raises SpecError for another dtype, CheckpointError or FormatError for what is not a model.
+    """
+    if dtype not in TORCH_DTYPES:
+        raise SpecError(
+            f"dtype {dtype!r} is none that a model is kept in; there are {', '.join(TORCH_DTYPES)}"
+        )
     progress = Progress(io, STAGES)
     source = io.inputs[SOURCE]
     progress.stage("read")
@@ -27,7 +35,9 @@ def import_model(io: JobIO) -> dict[str, Any]:
     progress.raise_if_asked()
     progress.stage("convert")
     progress.say("converting", name=source.name)
-    spec = (import_hf if source.is_dir() else import_gguf)(source, io.out_dir)
+    spec = (import_hf if source.is_dir() else import_gguf)(source, io.out_dir, dtype=dtype)
+    if dtype == "bfloat16" and source.is_dir() and stored_dtype(source) == "float32":
+        progress.say("rounded_to_16_bits", "warning")
     progress.raise_if_asked()
     progress.stage("inspect")
     inspection = inspect_dir(io.out_dir)

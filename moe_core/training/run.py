@@ -27,7 +27,7 @@ def run_job(kind: str, spec: Mapping[str, Any], io: JobIO) -> dict[str, Any]:
     Raises Cancelled or Paused when asked to stop, and any MoeCoreError: SpecError, CheckpointError, TrainingError.
     """
     if kind == "import":
-        return import_model(io)
+        return import_model(io, spec.get("dtype", "bfloat16"))
     if kind == "tune":
         return tune(TuneSpec.parse(spec), io)
     if kind == "operate":

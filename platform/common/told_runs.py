@@ -12,6 +12,9 @@ RUNS: Mapping[str, str] = {
     "ended": gettext_noop("The process ended with status %(status)s and without a result."),
     "worker_failed": gettext_noop("The worker failed: %(why)s"),
     "converting": gettext_noop("converting %(name)s to safetensors"),
+    "rounded_to_16_bits": gettext_noop(
+        "the files hold weights in more than 16 bits, which are rounded to bf16; import in 32 bits to keep them"
+    ),
     "operation_begins": gettext_noop("operation “%(operation)s” begins; models: %(count)s"),
     "measuring_begins": gettext_noop("measuring begins; models: %(count)s"),
     "prompts_taken": gettext_noop("prompts taken from %(file)s, by domain: %(counts)s"),

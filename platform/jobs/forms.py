@@ -17,6 +17,10 @@ MAX_CHOICES = 200
 SOURCES = BUILTIN, UPLOAD, FOLDER = "builtin", "upload", "folder"
 
 
+# What the floats of an imported model are kept in.
+KEPT = {"bfloat16": _("16 bits (bf16)"), "float32": _("32 bits, twice the size")}
+
+
 class ImportForm(forms.Form):
     """Where a model comes from, and what it is to be called."""
 
@@ -43,6 +47,13 @@ class ImportForm(forms.Form):
     )
     name = forms.CharField(label=_("Name in the registry"), max_length=120)
     licence = forms.CharField(label=_("Licence"), max_length=120, required=False)
+    dtype = forms.ChoiceField(
+        label=_("Kept in"),
+        choices=[*KEPT.items()],
+        initial="bfloat16",
+        required=False,
+        help_text=_("Files in 32 bits are rounded in 16, which serving computes in."),
+    )
 
     def __init__(self, *args: Any, team: Team, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -66,7 +77,8 @@ class ImportForm(forms.Form):
             UPLOAD: {"kind": UPLOAD, "id": data["upload"]},
             FOLDER: {"kind": FOLDER, "path": data["path"]},
         }
-        return {"name": data["name"], "licence": data["licence"], "source": sources[data["source"]]}
+        plain = {name: data[name] for name in ("name", "licence")}
+        return {**plain, "dtype": data["dtype"] or "bfloat16", "source": sources[data["source"]]}
 
 
 def version_words(version: Any) -> str:

@@ -18,6 +18,7 @@ from common.told import Names, line_told
 from common.uses import Kind, is_present
 from jobs.by_stage import num_turns, stages_of
 from jobs.choices import HELD, JobKind, JobState
+from jobs.forms import KEPT
 from jobs.models import Job, JobEvent
 from jobs.operation_recipe import operation_recipe
 from jobs.stages import titles_of
@@ -83,6 +84,7 @@ def recipe_of(job: Job) -> list[tuple[str, str]]:
         return [
             (_("Source"), job.inputs.get("source", "—")),
             (_("Licence"), job.inputs.get("licence") or "—"),
+            *([(_("Kept in"), str(KEPT[job.inputs["dtype"]]))] if "dtype" in job.inputs else []),
             *_where(job),
         ]
     if job.kind == JobKind.OPERATE:

@@ -64,7 +64,7 @@ def resolve_import(caller: Caller, request: ImportRequest) -> Resolved:
     """Find the source of an import."""
     source = request.source
     artifacts: dict[str, str] = {}
-    facts: dict[str, Any] = {"licence": request.licence}
+    facts: dict[str, Any] = {"licence": request.licence, "dtype": request.dtype}
     match source:
         case BuiltinSource():
             builtin = builtin_get(source.name)

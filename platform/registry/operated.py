@@ -79,8 +79,8 @@ def operated_verdict(operated: Operated | None) -> Verdict:
     """Whether a domain lost anything by it."""
     rows = operated.domains if operated else []
     if broken := [row.code for row in rows if row.is_measured and row.after is None]:
-        words = {"codes": figures.listed(broken)}
-        return Verdict("danger", _("Afterwards the loss is no number for %(codes)s.") % words)
+        sentence = _("Afterwards the loss is no number for %(codes)s.")
+        return Verdict("danger", sentence % {"codes": figures.listed(broken)})
     known = [row for row in rows if row.verdict]
     if not known:
         return Verdict("ok", _("Its loss was not measured; name logs to have it measured."))

@@ -114,6 +114,15 @@ def test_a_page_tells_losses_and_who_is_missing() -> None:
     assert "| **engine bf16** | 16 | 50.0 (50.0 to 50.0), 1 | 50.0 | 0.50, 0.25 | 62% | 25% |" in text
 
 
+def test_vllm_counts_by_its_best_round() -> None:
+    run = _run(ours=1.0, peer=1.0)
+    slow = {**run["samples"][-1], "wall": 4.0, "cpu": 4.0}
+    run["samples"] += [slow, slow]
+    assert "| **engine bf16** | 16 | 100.0 (100.0 to 100.0), 1 | 100.0 | 1.00, 1.00 |" in page(run)
+    run["contestants"]["other Q8"]["peer"] = "vLLM"
+    assert "| **engine bf16** | 16 | 100.0 (100.0 to 100.0), 1 | 100.0 | 1.00, 0.50 |" in page(run)
+
+
 def test_a_page_tells_a_start_that_writes_panels_from_those_that_map_them() -> None:
     run = _run(ours=1.0, peer=1.0)
     assert "write the panels" not in page(run)

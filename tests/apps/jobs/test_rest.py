@@ -127,3 +127,12 @@ def test_a_body_is_taken_as_it_is_or_not_at_all(api, more, field) -> None:
     assert reply.status_code == 400
     assert [error["field"] for error in reply.json()["errors"]] == [field]
     assert not Job.objects.exists()
+
+
+def test_an_import_says_what_its_floats_are_kept_in(api) -> None:
+    for asked, kept in ((None, "bfloat16"), ("float32", "float32")):
+        spec = IMPORT if asked is None else {**IMPORT, "dtype": asked}
+        reply = api("post", "", data={"kind": "import", "spec": spec})
+        assert reply.json()["inputs"]["dtype"] == kept
+    reply = api("post", "", data={"kind": "import", "spec": {**IMPORT, "dtype": "int8"}})
+    assert (reply.status_code, reply.json()["errors"][0]["field"]) == (422, "dtype")

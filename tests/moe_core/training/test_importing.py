@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from moe_core.checkpoint.store import read_spec
-from moe_core.errors import Cancelled, CheckpointError, MoeCoreError
+from moe_core.checkpoint.store import load, read_spec, save, stored_dtype
+from moe_core.errors import Cancelled, CheckpointError, MoeCoreError, SpecError
+from moe_core.model.init import random_decoder
 from moe_core.training import run_job
+from tests.moe_core.tiny import tiny_llama
 from tests.moe_core.training.world import RecordingIO
 
 
@@ -47,3 +50,18 @@ def test_an_import_can_be_cancelled(world: Path, tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         run_job("import", {}, io)
     assert not io.out_dir.exists()
+
+
+def test_what_is_stored_in_32_bits_is_rounded_aloud_or_kept(world: Path, tmp_path: Path) -> None:
+    wide = tmp_path / "wide"
+    save(random_decoder(tiny_llama(), seed=3, std=0.1), wide, dtype="float32")
+    rounded, kept = importing(world, tmp_path / "a", wide), importing(world, tmp_path / "b", wide)
+    run_job("import", {}, rounded)
+    run_job("import", {"dtype": "float32"}, kept)
+    assert [event["code"] for event in rounded.of("log")] == ["converting", "rounded_to_16_bits"]
+    assert [event["code"] for event in kept.of("log")] == ["converting"]
+    before = load(wide, "float32").state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in load(kept.out_dir).state_dict().items())
+    assert stored_dtype(rounded.out_dir) == "bfloat16"
+    with pytest.raises(SpecError, match="dtype 'int8' is none that a model is kept in"):
+        run_job("import", {"dtype": "int8"}, importing(world, tmp_path / "c", wide))
