@@ -225,6 +225,8 @@ WORDINGS: Mapping[FormatName, Wording] = {
             f"{{{{'[INST] ' + {_CONTENT} + '[/INST]'}}}}",
             f"' ' + {_CONTENT}|trim + eos_token",
         ),
+        # A prompt that it puts where none is given would be left out.
+        not_marks=("set system_message = '",),
     ),
     "kimi": Wording(
         {role: _kimi(role) for role in ROLES},

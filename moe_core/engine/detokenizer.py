@@ -20,7 +20,7 @@ class TextStream(Protocol):
 class Detokenizer:
     """The text of one answer.
 
-    What its first `min_tokens` tokens say ends nothing, nor does a stop string that begins in it, as in vLLM.
+    A stop string that its first `min_tokens` tokens complete ends nothing, one that a later one completes does, as in vLLM.
     """
 
     def __init__(self, stream: TextStream, stop: tuple[str, ...] = (), min_tokens: int = 0) -> None:
@@ -35,7 +35,7 @@ class Detokenizer:
         piece = self._stream.step(token_id)
         if self._left > 0:
             self._left -= 1
-            return piece
+            return self._hold_back(self._held + piece) if self._stop else piece
         return self._release(piece)
 
     def finish(self) -> str:
@@ -56,6 +56,10 @@ class Detokenizer:
             self.stopped = True
             self._held = ""
             return text[: min(places)]
+        return self._hold_back(text)
+
+    def _hold_back(self, text: str) -> str:
+        """The text without an end that could be the start of a stop string, which is kept."""
         num_held = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - num_held :]
         return text[: len(text) - num_held]

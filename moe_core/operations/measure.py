@@ -145,7 +145,7 @@ def compare(
             losses.add(*part.losses(ours_CV))
             others.add(*part.losses(theirs_CV))
             divergences.add((ours_CV.exp() * (ours_CV - theirs_CV)).sum(-1), part.domain_C)
-            same.add((ours_CV.argmax(-1) == theirs_CV.argmax(-1)).float(), part.domain_C)
+            same.add(_same_best(ours_CV, theirs_CV), part.domain_C)
         done += len(batch)
         watch("measure", done, len(prompts))
     return {
@@ -153,6 +153,12 @@ def compare(
         "kl": divergences.by_domain(),
         "same_best_token": same.by_domain(),
     }
+
+
+def _same_best(ours_CV: Tensor, theirs_CV: Tensor) -> Tensor:
+    """(C,) 1 where both say the same next, 0 where not, NaN where one says nothing: of all NaN, too, one place is first."""
+    says_C = torch.isfinite(ours_CV.amax(-1)) & torch.isfinite(theirs_CV.amax(-1))
+    return (ours_CV.argmax(-1) == theirs_CV.argmax(-1)).float().masked_fill(~says_C, torch.nan)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ SOURCE = "source"
 
 
 def import_model(io: JobIO, dtype: DtypeName = "bfloat16") -> dict[str, Any]:
-    """Import `inputs["source"]` into `out_dir`, its floats as `dtype`; the log says where that rounds them.
+    """Import `inputs["source"]` into `out_dir`, its floats as `dtype`; of a directory the log says where that rounds.
 
     Raises SpecError for another dtype, CheckpointError or FormatError for what is not a model.
     """

@@ -21,8 +21,8 @@ def operated_facts(report: Report) -> Facts:
     tell = KINDS.get(str(report.get("kind")))
     if tell is not None:
         yield from tell(report)
-    if report.get("same_best_token"):
-        yield _("Same best next token"), figures.percent(_mean(list(report["same_best_token"].values())), 1)
+    if _all_known(same := report.get("same_best_token") or {}):
+        yield _("Same best next token"), figures.percent(_mean(list(same.values())), 1)
 
 
 def _grown(report: Report) -> Facts:
@@ -125,9 +125,11 @@ def _composed(report: Report) -> Facts:
 
 def _measured(report: Report) -> Facts:
     yield _("Tokens read"), figures.number(sum(report["tokens"].values()))
-    known = [loss for loss in report["loss"].values() if loss is not None]
-    if known:
-        yield _("Mean loss of the domains, nats a token"), figures.number(_mean(known), 3)
+    if _all_known(report["loss"]):
+        yield (
+            _("Mean loss of the domains, nats a token"),
+            figures.number(_mean(list(report["loss"].values())), 3),
+        )
     mean = (report.get("routing") or {}).get("mean") or {}
     for name, title in (("max_vio", "MaxVio"), ("entropy", _("Entropy of the load"))):
         if name in mean:
@@ -177,6 +179,11 @@ def _by_layer(each: Sequence[Any]) -> str:
     if len(told) > 1 and len(set(told)) == 1:
         return _("%(entry)s in all layers") % {"entry": told[0]}
     return figures.listed(told)
+
+
+def _all_known(by_domain: Mapping[str, Any]) -> bool:
+    """Whether there is a mean over the domains: not where one of them is no number."""
+    return bool(by_domain) and None not in by_domain.values()
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -151,6 +151,12 @@ def test_a_gguf_file_says_the_same(name: str) -> None:
         ("mistral_v3", CASES["mistral_v3"].control, ("loop.last", "loop.first")),
         ("mistral_v3", CASES["mistral_v3"].control, ('"[INST] " + message', '"[INST]" + message')),
         ("mistral_v3", CASES["mistral_v3"].control, ("|trim", "")),
+        # A prompt of its own where none is given, which our format would leave out.
+        (
+            "mistral_v3",
+            CASES["mistral_v3"].control,
+            ("{%- else %}", '{%- else %}{%- set system_message = "You are Bob." %}'),
+        ),
         ("deepseek_v3_1", CASES["deepseek_v3_1"].control, ("", "")),
         ("kimi", CASES["kimi"].control, ("message['content']", "'<think></think>' + message['content']")),
         # Kimi-K2.5 begins the thoughts for the model.

@@ -48,11 +48,17 @@ def test_a_stop_string_may_overlap_itself() -> None:
     assert shown(["aa", "ab"], "aab") == (["", "a"], True)
 
 
-def test_what_the_least_tokens_say_ends_nothing() -> None:
-    """As in vLLM: nor does a stop string that begins in them."""
-    text = Detokenizer(Pieces(["x", "EN", "D", "END"]), ("END",), min_tokens=2)
-    assert [text.push(token) for token in range(4)] == ["x", "EN", "D", ""]
-    assert text.stopped
+def test_what_the_least_tokens_complete_ends_nothing_and_what_a_later_one_does() -> None:
+    """As in vLLM, which looks back from the first token after them by the length of a stop string."""
+
+    def shown_after(pieces: list[str], min_tokens: int) -> tuple[list[str], bool]:
+        text = Detokenizer(Pieces(pieces), ("END",), min_tokens)
+        steps = [text.push(token) for token in range(len(pieces)) if not text.stopped]
+        return steps, text.stopped
+
+    assert shown_after(["END", "x", "END"], 1) == (["END", "x", ""], True)
+    assert shown_after(["x", "EN", "D", "y"], 2) == (["x", "", ""], True)
+    assert shown_after(["x", "EN", "D", "y"], 3) == (["x", "", "END", "y"], False)
 
 
 def test_the_streams_own_rest_is_searched_too() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 
 import pytest
@@ -152,3 +153,12 @@ def test_what_cannot_be_measured_is_refused() -> None:
     other = random_decoder(ModelSpec.parse(wider), 5, STD)
     with pytest.raises(SpecError, match="vocabularies of"):
         measure_model(model, Prompts.of(BY_DOMAIN), beside=other)
+
+
+def test_models_that_say_nothing_do_not_say_the_same() -> None:
+    model = mixture()
+    with torch.no_grad():
+        model.norm.weight.fill_(torch.nan)
+    report = measure_model(model, Prompts.of(BY_DOMAIN), beside=model)
+    for table in ("loss", "kl", "same_best_token"):
+        assert all(math.isnan(value) for value in report[table].values()), table
