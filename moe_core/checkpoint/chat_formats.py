@@ -226,7 +226,7 @@ WORDINGS: Mapping[FormatName, Wording] = {
             f"' ' + {_CONTENT}|trim + eos_token",
         ),
         # A prompt that it puts where none is given would be left out.
-        not_marks=("set system_message = '",),
+        not_marks=tuple(f"set system_message{sign}'" for sign in (" = ", "= ", " =", "=")),
     ),
     "kimi": Wording(
         {role: _kimi(role) for role in ROLES},

@@ -51,7 +51,10 @@ class Detokenizer:
         if not self._stop or not piece:
             return piece
         text = self._held + piece
-        places = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
+        # What was held may be a whole stop string of the least tokens, kept as the start of a longer one: only what ends in
+        # the new piece counts.
+        found = (text.find(stop, max(0, len(self._held) - len(stop) + 1)) for stop in self._stop)
+        places = [place for place in found if place >= 0]
         if places:
             self.stopped = True
             self._held = ""

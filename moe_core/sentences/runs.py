@@ -7,7 +7,8 @@ from collections.abc import Mapping
 RUNS: Mapping[str, str] = {
     "converting": "converting {name} to safetensors",
     "rounded_to_16_bits": (
-        "the files hold weights in more than 16 bits, which are rounded to bfloat16; import with dtype float32 to keep them"
+        "the files hold floats that bfloat16 does not (float32, float16), and they are rounded; import with dtype float32 "
+        "to keep them"
     ),
     "operation_begins": "operation {operation} begins; models: {count}",
     "measuring_begins": "measuring begins; models: {count}",

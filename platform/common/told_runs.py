@@ -13,7 +13,7 @@ RUNS: Mapping[str, str] = {
     "worker_failed": gettext_noop("The worker failed: %(why)s"),
     "converting": gettext_noop("converting %(name)s to safetensors"),
     "rounded_to_16_bits": gettext_noop(
-        "the files hold weights in more than 16 bits, which are rounded to bf16; import in 32 bits to keep them"
+        "the files hold floats that bf16 does not (float32, float16), and they are rounded; import in 32 bits to keep them"
     ),
     "operation_begins": gettext_noop("operation “%(operation)s” begins; models: %(count)s"),
     "measuring_begins": gettext_noop("measuring begins; models: %(count)s"),

@@ -61,6 +61,12 @@ def test_what_the_least_tokens_complete_ends_nothing_and_what_a_later_one_does()
     assert shown_after(["x", "EN", "D", "y"], 3) == (["x", "", "END", "y"], False)
 
 
+def test_a_stop_string_of_the_least_tokens_ends_nothing_where_a_longer_one_begins_with_it() -> None:
+    text = Detokenizer(Pieces(["a\n", "b", "c", "\n"]), ("\n", "\n\n"), min_tokens=1)
+    assert [text.push(token) for token in range(3)] == ["a", "\nb", "c"] and not text.stopped
+    assert text.push(3) == "" and text.stopped
+
+
 def test_the_streams_own_rest_is_searched_too() -> None:
     assert shown(["x", "\ufffd"], "\ufffd!", tail="!") == (["x", "", ""], True)
 
