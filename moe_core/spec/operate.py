@@ -43,11 +43,6 @@ class OperateSpec(Spec):
         """Whether the model is looked at as it is, and nothing is done to it."""
         return isinstance(self.operation, MeasureSpec)
 
-    @property
-    def keeps_nothing(self) -> bool:
-        """Whether no model comes of it, only a report."""
-        return self.preview or self.is_measured_only
-
     def check_without_logs(self) -> None:
         """Raise SpecError for what logs alone can tell; asked where there are none."""
         operation = self.operation

@@ -139,6 +139,8 @@ def _only_measured(
     """The report of `measure`: of the first model, beside the second where there are two."""
     if held_out is None:
         raise SpecError.of("measured_on_nothing")
+    if len(models) > 2:
+        raise SpecError(f"a model is measured beside one other, not {len(models) - 1}; name one")
     progress.stage("measure")
     progress.say("measuring_begins", count=len(models))
     beside = models[1] if len(models) > 1 else None

@@ -52,7 +52,7 @@ class ImportForm(forms.Form):
         choices=[*KEPT.items()],
         initial="bfloat16",
         required=False,
-        help_text=_("Files in 32 bits are rounded in 16, which serving computes in."),
+        help_text=_("bf16, which serving computes in, rounds what files hold in float32 and float16."),
     )
 
     def __init__(self, *args: Any, team: Team, **more: Any) -> None:

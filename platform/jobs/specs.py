@@ -46,7 +46,7 @@ class ImportRequest(Spec):
     name: Name
     source: Annotated[BuiltinSource | UploadSource | FolderSource, Field(discriminator="kind")]
     licence: Annotated[str, Field(max_length=120)] = ""
-    # In what its floats are kept: bfloat16 rounds those that are stored in more.
+    # In what its floats are kept: bfloat16 rounds those that are stored in float32 and float16.
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
 

@@ -258,3 +258,12 @@ def test_a_measurement_without_rows_of_a_domain_says_so(world: Path, mixture: Pa
     io = io_on(mixture, world, tmp_path, logs=False)
     with pytest.raises(SpecError, match="no held-out row"):
         done(io, {"kind": "measure"})
+
+
+def test_a_measurement_beside_two_others_passes_over_neither(
+    world: Path, mixture: Path, tmp_path: Path
+) -> None:
+    io = io_on(mixture, world, tmp_path)
+    io.inputs |= {"other-0": world / "model", "other-1": world / "model"}
+    with pytest.raises(SpecError, match="beside one other, not 2"):
+        done(io, {"kind": "measure"})
