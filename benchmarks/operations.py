@@ -18,8 +18,8 @@ from moe_core.model import Decoder
 from moe_core.model.init import random_decoder
 from moe_core.operations import Prompts, compose, distil
 from moe_core.operations.learning import mean_loss, train
-from moe_core.operations.measure import loss_by_domain
 from moe_core.operations.parts import rebuilt
+from moe_core.operations.passes import loss_by_domain
 from moe_core.spec import ModelSpec
 from moe_core.spec.operations import ComposeSpec, DistilSpec
 

@@ -29,7 +29,6 @@ from moe_core.model.decoder import Block, Decoder
 from moe_core.model.layers import DenseMlp, MoeMlp, Router
 from moe_core.operations.compose_gates import Samples, fit_gate
 from moe_core.operations.gate_fit import Labelled
-from moe_core.operations.measure import hidden_of, listening, loss_by_domain
 from moe_core.operations.parts import (
     check_spec,
     decoder_of,
@@ -39,6 +38,7 @@ from moe_core.operations.parts import (
     rebuilt,
     tensors_of,
 )
+from moe_core.operations.passes import hidden_of, listening, loss_by_domain
 from moe_core.operations.prompts import Prompts, check_prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec import MoeSpec

@@ -18,8 +18,8 @@ from torch.nn.functional import cosine_similarity
 
 from moe_core.model.decoder import Decoder
 from moe_core.model.families import family_for
-from moe_core.operations.measure import hidden_of
 from moe_core.operations.parts import tensors_of
+from moe_core.operations.passes import hidden_of
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec.fewer_layers import with_kept

@@ -29,8 +29,8 @@ from moe_core.operations.depth import influence, with_layers
 from moe_core.operations.edit import ALIGNMENT_TOKENS, router_inputs
 from moe_core.operations.halves import check_merged_halves
 from moe_core.operations.learning import check_next_tokens, mean_counted, train
-from moe_core.operations.measure import compare, loads, loss_by_domain, next_token_losses
 from moe_core.operations.parts import check_spec, foretold, moe_part, per_expert, rebuilt
+from moe_core.operations.passes import compare, loads, loss_by_domain, next_token_losses
 from moe_core.operations.prompts import Prompts, check_prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers import Routing

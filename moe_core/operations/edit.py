@@ -19,7 +19,6 @@ from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations.align import ExpertWeights, aligned, mean_of
 from moe_core.operations.halves import check_halves, companies, together_with
-from moe_core.operations.measure import compare, hidden_of, listening, loads
 from moe_core.operations.parts import (
     check_spec,
     foretold,
@@ -28,6 +27,7 @@ from moe_core.operations.parts import (
     spec_with,
     with_experts,
 )
+from moe_core.operations.passes import compare, hidden_of, listening, loads
 from moe_core.operations.prompts import Prompts, check_prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec import MoeSpec

@@ -16,7 +16,7 @@ from moe_core.errors import NonFiniteLoss, SpecError
 from moe_core.model.context import RoutingContext
 from moe_core.model.decoder import Decoder
 from moe_core.model.layers import MoeMlp
-from moe_core.operations.measure import next_token_losses
+from moe_core.operations.passes import next_token_losses
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.routers.param_groups import clip_gradients, parameter_groups

@@ -1,196 +1,117 @@
-"""What an operation does to a model: loss per domain, divergence from the model before, load of the experts.
+"""A model measured as it is, alone or beside another: loss by domain, every figure of routing, who works for whom.
 
-Shapes: N prompts, S tokens, T = N·S, V vocabulary, L expert layers, E experts, D model width,
-C tokens of a stretch.
+Shapes: L expert layers, E experts, N domains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_core.model.attention import DenseCausal
-from moe_core.model.context import RoutingContext
+from moe_core.errors import SpecError
 from moe_core.model.decoder import Decoder
-from moe_core.model.layers import MoeMlp
-from moe_core.operations.prompts import Prompts
+from moe_core.operations.parts import decoder_of
+from moe_core.operations.passes import Observe, compare, loss_by_domain, unobserved
+from moe_core.operations.prompts import Prompts, check_prompts
+from moe_core.operations.routing_figures import RoutingFigures, comparable
 from moe_core.operations.watch import Watch, unwatched
-from moe_core.routers import Routing
 
-# Called with a layer and its (T, D) input; T counts padding too.
-Listener = Callable[[MoeMlp, Tensor], None]
-# Called with each batch of prompts: what its routers are told and whom they tell; None for nothing.
-Observe = Callable[[Prompts], RoutingContext | None]
-# Logits of so many tokens are held at once: a vocabulary of 50,000 in float32 is 200 kB for each.
-HEAD_TOKENS = 256
+# L · N · E counts beyond so many are left out of a report; who leads in each layer is told of any model.
+MAX_COUNTS = 2**17
 
 
-def unobserved(batch: Prompts) -> None:
-    """Nobody looks at the routing."""
+def measure_model(
+    model: Decoder, prompts: Prompts, beside: Decoder | None = None, watch: Watch = unwatched
+) -> dict[str, Any]:
+    """Measure a model on prompts of domains; neither model is changed.
 
+    Args:
+        model: dense or a mixture, with experts of any kind, packed ones too.
+        prompts: what it is measured on; padding never counts.
+        beside: another model that reads the same tokens, such as the one that `model` was made from. Then the report has
+            its figures too, and how far the two differ.
+        watch: hears how far it is.
 
-def hidden_of(model: Decoder, batch: Prompts, context: RoutingContext | None = None) -> Tensor:
-    """(T, D) hidden states after the final norm, padding included: all that routing needs, without any logits.
+    Returns:
+        Plain data; figures of weights that are not finite are NaN. `tokens` and `loss` (nats a token) by domain; of a
+        mixture `routing`, the figures of `moe_core.operations.metrics` by layer and as their mean, `leading`, the expert of
+        each layer that a domain sends most to with its share of the domain's choices, and `load`, these choices counted
+        for every expert (None beyond MAX_COUNTS numbers). With `beside` also `loss_before`, `loss_after`, `loss_change`,
+        `kl` (of `beside` from `model`) and `same_best_token` by domain, `routing_before`, and in `routing` the `agreement`
+        and `saturation` of choices where both number their experts alike.
 
-    Padding takes no place of an expert and enters no slot, so that the figures of a prompt do not hang on how long others
-    are: a gate that sees the batch, and a capacity, would let it.
-    Raises SpecError when a token is outside the model's vocabulary, or a prompt longer than its positions.
+    Raises:
+        SpecError: a model is no decoder, the vocabularies differ in size, a token is outside them, or a prompt is longer
+            than a model's positions.
     """
-    batch.check_fits(model.spec)
-    num_prompts, length = batch.ids_NS.shape
-    positions_T = torch.arange(length).repeat(num_prompts)
-    context = replace(context or RoutingContext(), real_T=batch.real_T)
-    return model.hidden(batch.ids_NS.reshape(-1), positions_T, DenseCausal(num_prompts, length), context)
+    decoder_of(model)
+    check_prompts(prompts)
+    report: dict[str, Any] = {"kind": "measure", "tokens": _tokens(prompts)}
+    figures = RoutingFigures.of(model, prompts)
+    if beside is None:
+        report["loss"] = loss_by_domain(model, prompts, watch, _observer(figures))
+        if figures is not None:
+            report["routing"] = figures.report()
+    else:
+        _check_vocabulary(decoder_of(beside), model)
+        report |= compare_all(beside, model, prompts, watch, figures)
+        report["loss"] = report["loss_after"]
+    return report if figures is None else report | _by_domain(figures.loads_by_domain(), prompts.codes)
 
 
-def log_probs(model: Decoder, hidden_TD: Tensor) -> Tensor:
-    """(T, V) float32 log probabilities of the next token."""
-    return torch.log_softmax(model.logits(hidden_TD).float(), dim=-1)
-
-
-def next_token_losses(log_probs_NSV: Tensor, batch: Prompts) -> tuple[Tensor, Tensor]:
-    """(N, S-1) cross-entropy of each next token and whether there is one."""
-    target_NS = batch.ids_NS[:, 1:]
-    losses_NS = -log_probs_NSV[:, :-1].gather(-1, target_NS[..., None])[..., 0]
-    return losses_NS, batch.real_NS[:, 1:]
-
-
-class DomainMeans:
-    """Means of figures over the tokens of each domain."""
-
-    def __init__(self, codes: tuple[str, ...]) -> None:
-        self._codes = codes
-        self._sum_N = torch.zeros(len(codes), dtype=torch.float64)
-        self._count_N = torch.zeros(len(codes), dtype=torch.float64)
-
-    def add(self, figure_T: Tensor, domain_T: Tensor) -> None:
-        """Add a figure of each token, (T,), with its domain, (T,) int64."""
-        self._sum_N.index_add_(0, domain_T, figure_T.detach().double())
-        self._count_N.index_add_(0, domain_T, torch.ones_like(domain_T, dtype=torch.float64))
-
-    def by_domain(self) -> dict[str, float]:
-        """The mean of each domain that has tokens."""
-        return {
-            code: float(self._sum_N[row] / self._count_N[row])
-            for row, code in enumerate(self._codes)
-            if self._count_N[row]
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """Some real tokens of a batch: their places in it, their domains, and the token that follows each, -1 for none."""
-
-    at_C: Tensor
-    domain_C: Tensor
-    next_C: Tensor
-
-    def losses(self, log_probs_CV: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the next token where there is one, and the domains of those."""
-        has_C = self.next_C >= 0
-        return -log_probs_CV[has_C].gather(-1, self.next_C[has_C, None])[:, 0], self.domain_C[has_C]
-
-
-def stretches(batch: Prompts) -> Iterator[Stretch]:
-    """The real tokens of a batch, so many at a time as may have logits at once."""
-    next_NS = torch.full_like(batch.ids_NS, -1)
-    next_NS[:, :-1] = torch.where(batch.real_NS[:, 1:], batch.ids_NS[:, 1:], -1)
-    at_T = torch.nonzero(batch.real_T).flatten()
-    for at_C in at_T.split(HEAD_TOKENS):
-        yield Stretch(at_C, batch.domain_T[at_C], next_NS.flatten()[at_C])
-
-
-@torch.no_grad()
-def loss_by_domain(
-    model: Decoder, prompts: Prompts, watch: Watch = unwatched, observe: Observe = unobserved
-) -> dict[str, float]:
-    """Mean next-token loss in nats of each domain."""
-    means, done = DomainMeans(prompts.codes), 0
-    for batch in prompts.batches():
-        hidden_TD = hidden_of(model, batch, observe(batch))
-        for part in stretches(batch):
-            means.add(*part.losses(log_probs(model, hidden_TD[part.at_C])))
-        done += len(batch)
-        watch("measure", done, len(prompts))
-    return means.by_domain()
-
-
-def loss_change(before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
-    """Losses before and after with their difference, for a report."""
-    change = {code: after[code] - before[code] for code in before}
-    return {"loss_before": before, "loss_after": after, "loss_change": change}
-
-
-@torch.no_grad()
-def compare(
+def compare_all(
     before: Decoder,
     after: Decoder,
     prompts: Prompts,
     watch: Watch = unwatched,
-    observe: tuple[Observe, Observe] = (unobserved, unobserved),
+    figures: RoutingFigures | None = None,
 ) -> dict[str, Any]:
-    """Loss per domain of both, KL(before ‖ after) in nats, and how often their best next token is the same."""
-    losses, others, divergences, same = (DomainMeans(prompts.codes) for _ in range(4))
-    done = 0
-    for batch in prompts.batches():
-        ours_TD = hidden_of(before, batch, observe[0](batch))
-        theirs_TD = hidden_of(after, batch, observe[1](batch))
-        for part in stretches(batch):
-            ours_CV, theirs_CV = log_probs(before, ours_TD[part.at_C]), log_probs(after, theirs_TD[part.at_C])
-            losses.add(*part.losses(ours_CV))
-            others.add(*part.losses(theirs_CV))
-            divergences.add((ours_CV.exp() * (ours_CV - theirs_CV)).sum(-1), part.domain_C)
-            same.add(_same_best(ours_CV, theirs_CV), part.domain_C)
-        done += len(batch)
-        watch("measure", done, len(prompts))
+    """`compare`, and in the same passes `routing` (of `after`) and `routing_before`, of those that are mixtures.
+
+    `figures` are to hold those of `after`, where the caller has more to ask of them.
+    """
+    first, figures = RoutingFigures.of(before, prompts), figures or RoutingFigures.of(after, prompts)
+    report = compare(before, after, prompts, watch, (_observer(first), _observer(figures)))
+    if first is not None:
+        report["routing_before"] = first.report()
+    if figures is not None:
+        alike = first is not None and comparable(before.spec.moe, after.spec.moe)
+        report["routing"] = figures.report(first.choices() if first is not None and alike else None)
+    return report
+
+
+def _observer(figures: RoutingFigures | None) -> Observe:
+    return unobserved if figures is None else figures.observe
+
+
+def _check_vocabulary(one: Decoder, other: Decoder) -> None:
+    sizes = one.spec.vocab_size, other.spec.vocab_size
+    if sizes[0] != sizes[1]:
+        raise SpecError.of("vocabularies_differ", one=sizes[0], other=sizes[1])
+
+
+def _tokens(prompts: Prompts) -> dict[str, int]:
+    """How many real tokens each domain has."""
+    domain_T = prompts.domain_T[prompts.real_T]
+    return {code: int((domain_T == place).sum()) for place, code in enumerate(prompts.codes)}
+
+
+def _by_domain(loads: dict[int, Tensor], codes: tuple[str, ...]) -> dict[str, Any]:
+    """`leading` and `load` of the report."""
+    leading = [{"layer": layer, "by_domain": _leading(load_NE, codes)} for layer, load_NE in loads.items()]
+    is_small = sum(load_NE.numel() for load_NE in loads.values()) <= MAX_COUNTS
+    load = [
+        {"layer": layer, "by_domain": dict(zip(codes, load_NE.tolist(), strict=True))}
+        for layer, load_NE in loads.items()
+    ]
+    return {"leading": leading, "load": load if is_small else None}
+
+
+def _leading(load_NE: Tensor, codes: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """By domain that chose anything: the expert that got most, the lowest number of equals, and its share."""
     return {
-        **loss_change(losses.by_domain(), others.by_domain()),
-        "kl": divergences.by_domain(),
-        "same_best_token": same.by_domain(),
+        code: {"expert": int(load_E.argmax()), "share": int(load_E.max()) / int(load_E.sum())}
+        for code, load_E in zip(codes, load_NE, strict=True)
+        if int(load_E.sum())
     }
-
-
-def _same_best(ours_CV: Tensor, theirs_CV: Tensor) -> Tensor:
-    """(C,) 1 where both say the same next, 0 where not, NaN where one says nothing: of all NaN, too, one place is first."""
-    says_C = torch.isfinite(ours_CV.amax(-1)) & torch.isfinite(theirs_CV.amax(-1))
-    return (ours_CV.argmax(-1) == theirs_CV.argmax(-1)).float().masked_fill(~says_C, torch.nan)
-
-
-@torch.no_grad()
-def loads(model: Decoder, prompts: Prompts, watch: Watch = unwatched) -> Tensor:
-    """(L, E) int64: how many choices of real tokens each expert gets."""
-    moe = model.spec.moe
-    assert moe is not None
-    load_LE = torch.zeros(len(moe.moe_layers), moe.num_experts, dtype=torch.long)
-    done = 0
-    for batch in prompts.batches():
-
-        def count(layer: int, routing: Routing, real_T: Tensor = batch.real_T) -> None:
-            ids = routing.expert_ids_TK[real_T].flatten()
-            load_LE[moe.moe_layers.index(layer)] += torch.bincount(ids[ids >= 0], minlength=moe.num_experts)
-
-        hidden_of(model, batch, RoutingContext(observe=count))
-        done += len(batch)
-        watch("load", done, len(prompts))
-    return load_LE
-
-
-@contextmanager
-def listening(model: Decoder, listener: Listener) -> Iterator[None]:
-    """While open, `listener` is called with the router's true input, after the norm, before each expert layer runs."""
-
-    def before(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        assert isinstance(layer, MoeMlp)
-        listener(layer, args[0])
-
-    hooks = [layer.register_forward_pre_hook(before) for layer in model.moe_layers()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

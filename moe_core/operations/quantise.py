@@ -26,8 +26,8 @@ from moe_core.model.layers import MoeMlp
 from moe_core.model.packed_linear import PackedLinear
 from moe_core.model.seq2seq import EncoderDecoder
 from moe_core.operations import packed_bytes
-from moe_core.operations.measure import compare
 from moe_core.operations.parts import check_spec, foretold, moe_part, rebuilt, tensors_of
+from moe_core.operations.passes import compare
 from moe_core.operations.prompts import Prompts, check_prompts
 from moe_core.operations.quantise_seq2seq import dequantise_seq2seq, quantise_seq2seq
 from moe_core.operations.watch import Watch, unwatched

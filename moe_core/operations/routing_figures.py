@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from moe_core.model.context import RoutingContext
 from moe_core.model.decoder import Decoder
 from moe_core.operations import metrics
-from moe_core.operations.measure import hidden_of
+from moe_core.operations.passes import hidden_of
 from moe_core.operations.prompts import Prompts
 from moe_core.routers import Routing
 from moe_core.routers.scores import choosing_scores
@@ -120,7 +120,7 @@ class RoutingFigures:
         return None if model.spec.moe is None else cls(model.spec.moe, len(prompts.codes))
 
     def observe(self, batch: Prompts) -> RoutingContext:
-        """What notes the routing of a pass over this batch (`moe_core.operations.measure.Observe`)."""
+        """What notes the routing of a pass over this batch (`moe_core.operations.passes.Observe`)."""
         real_T, token_T, domain_T = batch.real_T, batch.ids_NS.flatten(), batch.domain_T
         return RoutingContext(
             observe=lambda layer, routing: self.add(layer, routing, real_T, token_T, domain_T)

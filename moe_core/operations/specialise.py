@@ -22,8 +22,8 @@ from moe_core.model.layers import MoeMlp
 from moe_core.operations.grow import add_expert, release_twins
 from moe_core.operations.halves import check_learns_alone
 from moe_core.operations.learning import check_next_tokens, learn_rows, mean_loss
-from moe_core.operations.measure import compare, hidden_of, listening, loads
 from moe_core.operations.parts import check_spec, foretold, moe_part
+from moe_core.operations.passes import compare, hidden_of, listening, loads
 from moe_core.operations.prompts import Prompts, check_prompts
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec.operations import AddExpertSpec, ReleaseTwinsSpec, SpecialiseCloneSpec

@@ -27,8 +27,8 @@ from moe_core.model.layers import MoeMlp
 from moe_core.operations.edit import router_inputs
 from moe_core.operations.halves import check_learns_alone
 from moe_core.operations.learning import check_next_tokens, learn_rows, mean_loss
-from moe_core.operations.measure import compare, listening, loads
 from moe_core.operations.parts import check_spec, foretold, moe_part, rebuilt
+from moe_core.operations.passes import compare, listening, loads
 from moe_core.operations.picking import BIASES, leads, pick_scores, raise_bias
 from moe_core.operations.prompts import Prompts, check_prompts
 from moe_core.operations.watch import Watch, unwatched

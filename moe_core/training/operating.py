@@ -23,7 +23,7 @@ from moe_core.operations.compose import compose
 from moe_core.operations.distil import distil
 from moe_core.operations.edit import merge_experts, preview_removal, remove_expert
 from moe_core.operations.grow import add_expert, grow, release_twins
-from moe_core.operations.measuring import compare_all, measure_model
+from moe_core.operations.measure import compare_all, measure_model
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.quantise import dequantise, quantise
 from moe_core.operations.routing_figures import comparable, routing_figures

@@ -16,7 +16,7 @@ from moe_core.model import Decoder
 from moe_core.model.init import random_decoder
 from moe_core.model.seq2seq.init import random_encoder_decoder
 from moe_core.operations import grow
-from moe_core.operations.measure import hidden_of
+from moe_core.operations.passes import hidden_of
 from moe_core.operations.prompts import Prompts
 from moe_core.spec.gate import ExpertChoice, Soft
 from moe_core.spec.operations import GrowSpec

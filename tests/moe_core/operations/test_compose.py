@@ -20,7 +20,7 @@ from moe_core.operations.gate_fit import (
     accuracy,
     fit_rows,
 )
-from moe_core.operations.measure import listening, loss_by_domain
+from moe_core.operations.passes import listening, loss_by_domain
 from moe_core.operations.prompts import Prompts
 from moe_core.routers import Routing
 from moe_core.spec.operations import ComposeSpec

@@ -14,7 +14,7 @@ from moe_core.model.layers import MoeMlp
 from moe_core.operations import compose, compose_gates, grow, release_twins
 from moe_core.operations.compose_gates import Made, routed, shifts_cancel, wanted
 from moe_core.operations.gate_fit import SLACK, Labelled, cautious_temperature
-from moe_core.operations.measure import listening
+from moe_core.operations.passes import listening
 from moe_core.routers import Routing
 from moe_core.spec.foresee import foreseen
 from moe_core.spec.operations import ComposeSpec, GrowSpec, ReleaseTwinsSpec

@@ -26,7 +26,7 @@ from moe_core.operations.distil import (
 )
 from moe_core.operations.edit import router_inputs
 from moe_core.operations.learning import mean_loss, train
-from moe_core.operations.measure import loss_by_domain
+from moe_core.operations.passes import loss_by_domain
 from moe_core.operations.prompts import Prompts
 from moe_core.routers import route
 from moe_core.spec.operations import DistilSpec, GrowSpec, SpecialiseCloneSpec, WakeExpertSpec

@@ -17,8 +17,8 @@ from moe_core.model import Decoder
 from moe_core.model.layers import MoeMlp
 from moe_core.operations import grow, merge_experts, preview_removal, release_twins, remove_expert
 from moe_core.operations.align import ExpertWeights, aligned, matching, mean_of
-from moe_core.operations.measure import listening, loads, loss_by_domain
 from moe_core.operations.parts import per_expert, tensors_of
+from moe_core.operations.passes import listening, loads, loss_by_domain
 from moe_core.routers import Routing
 from moe_core.routers.assignment import assign
 from moe_core.spec.operations import GrowSpec, MergeExpertsSpec, ReleaseTwinsSpec, RemoveExpertSpec

@@ -13,8 +13,8 @@ from moe_core import operations
 from moe_core.errors import SpecError
 from moe_core.model import Decoder
 from moe_core.model.init import random_decoder
-from moe_core.operations.measure import loads, loss_by_domain
 from moe_core.operations.parts import per_expert, spec_with, tensors_of, with_experts
+from moe_core.operations.passes import loads, loss_by_domain
 from moe_core.spec import operations as asked
 from tests.moe_core.operations.models import IDS, distance, mixture, some_prompts
 from tests.moe_core.tiny import STD, tiny_family

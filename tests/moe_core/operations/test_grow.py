@@ -13,8 +13,8 @@ from moe_core.errors import SpecError
 from moe_core.model import Decoder
 from moe_core.model.context import DomainPrior, RoutingContext
 from moe_core.operations import add_expert, grow, release_twins
-from moe_core.operations.measure import loads
 from moe_core.operations.parts import per_expert, spec_with, tensors_of, with_experts
+from moe_core.operations.passes import loads
 from moe_core.routers import GateCall, Routing
 from moe_core.routers.softmax_topk import PLAIN
 from moe_core.routers.twins import hash_of, with_one_of_twins

@@ -7,7 +7,7 @@ import torch
 
 from moe_core.errors import SpecError
 from moe_core.operations import merge_experts, preview_removal, remove_expert
-from moe_core.operations.measure import loss_by_domain
+from moe_core.operations.passes import loss_by_domain
 from moe_core.operations.prompts import Prompts
 from moe_core.spec.operations import MergeExpertsSpec, RemoveExpertSpec
 from tests.moe_core.operations.models import mixture, some_prompts

@@ -21,7 +21,7 @@ from moe_core.experts import PackedExperts
 from moe_core.kernels.packing import Packed, dequantise, quantise_torch
 from moe_core.kernels.packing import quantise as packed_of
 from moe_core.model import Decoder
-from moe_core.operations.measure import compare
+from moe_core.operations.passes import compare
 from moe_core.operations.quantise import quantise
 from moe_core.spec.operations import DequantiseSpec, QuantiseSpec
 from moe_core.spec.quantisation import ExpertQuantSpec

@@ -12,8 +12,8 @@ from moe_core.errors import NonFiniteLoss, SpecError
 from moe_core.model.layers import MoeMlp
 from moe_core.operations import add_expert, grow, release_twins, specialise_clone
 from moe_core.operations.learning import learn_rows
-from moe_core.operations.measure import listening
 from moe_core.operations.parts import per_expert, tensors_of
+from moe_core.operations.passes import listening
 from moe_core.operations.prompts import Prompts
 from moe_core.operations.specialise import _loss
 from moe_core.spec.operations import AddExpertSpec, GrowSpec, ReleaseTwinsSpec, SpecialiseCloneSpec

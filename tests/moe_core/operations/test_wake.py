@@ -13,8 +13,8 @@ from moe_core.errors import SpecError
 from moe_core.model import Decoder
 from moe_core.model.context import RoutingContext
 from moe_core.operations import grow, wake_expert
-from moe_core.operations.measure import loads
 from moe_core.operations.parts import per_expert, tensors_of
+from moe_core.operations.passes import loads
 from moe_core.operations.picking import pick_scores
 from moe_core.operations.wake import draw_loss
 from moe_core.spec.operations import GrowSpec, WakeExpertSpec

@@ -10,7 +10,7 @@ import torch
 from moe_core.errors import Cancelled
 from moe_core.model.init import random_decoder
 from moe_core.operations import distil, merge_experts, quantise, remove_expert, specialise_clone, upcycle
-from moe_core.operations.measure import compare, hidden_of, loads, log_probs, loss_by_domain, stretches
+from moe_core.operations.passes import compare, hidden_of, loads, log_probs, loss_by_domain, stretches
 from moe_core.operations.prompts import Prompts
 from moe_core.spec.operations import (
     DistilSpec,
@@ -127,7 +127,7 @@ def test_figures_do_not_hang_on_batches_padding_or_how_many_logits_are_held(
             float(losses_NS[mine_NS].double().mean()), abs=1e-5
         )
     monkeypatch.setattr("moe_core.operations.prompts.BATCH_TOKENS", 16)
-    monkeypatch.setattr("moe_core.operations.measure.HEAD_TOKENS", 3)
+    monkeypatch.setattr("moe_core.operations.passes.HEAD_TOKENS", 3)
     pieces = compare(before, after, prompts)
     for name, table in whole.items():
         assert pieces[name] == pytest.approx(table, abs=1e-5)
