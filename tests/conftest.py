@@ -10,9 +10,14 @@ from pathlib import Path
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import hypothesis
 import pytest
 from django.conf import settings
 from django.utils import translation
+
+# A machine that others use may take longer than 200 ms for an example: that is no fault of what is tested.
+hypothesis.settings.register_profile("patient", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("patient")
 
 if settings.configured:
     from tests.people import people

@@ -99,8 +99,8 @@ static void multiply_codes(const Panels& m, const uint8_t* panel, const uint8_t*
         const I16 low_a = low_nibbles(a), low_b = low_nibbles(b), high_a = high_nibbles(a), high_b = high_nibbles(b);
         each<N>([&](auto n) TURNOUT_INLINE {
           const uint32_t first = load32(words + n * 4), second = load32(words + (N + n) * 4);
-          acc[n][0] = dot_bytes(dot_bytes(acc[n][0], low_a, first), high_a, second);
-          acc[n][1] = dot_bytes(dot_bytes(acc[n][1], low_b, first), high_b, second);
+          acc[n][0] = dot_nibbles(acc[n][0], low_a, first, high_a, second);
+          acc[n][1] = dot_nibbles(acc[n][1], low_b, first, high_b, second);
         });
       }
       at += 128, words += N * (kBits == 8 ? 4 : 8);

@@ -50,17 +50,23 @@ static inline uint16_t float_to_half(float value) {
   return static_cast<uint16_t>(sign | (bits - 0x3f000000u));
 }
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-// How many inputs share one pass over a panel: as many as leave the accumulators in registers.
+// How many inputs share one pass over a panel.
 #if defined(TURNOUT_INPUTS)
 // Fewer sizes to compile, for the sanitizers.
 constexpr int kInputs = TURNOUT_INPUTS;
 #elif defined(__AVX512VNNI__)
+// As many as leave the sums in registers.
 constexpr int kInputs = 12;
 #else
-// Products without VNNI want registers of their own.
+// Products want registers of their own; where sums have none either, weights that are spread once for six still pay.
 constexpr int kInputs = 6;
 #endif
+
+}  // namespace TURNOUT_ISA
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+namespace TURNOUT_ISA {
+
 using F16 = __m512;
 using I16 = __m512i;
 static inline F16 zero_f() { return _mm512_setzero_ps(); }
@@ -117,97 +123,19 @@ static inline I16 dot_bytes(I16 acc, I16 w, uint32_t x) {
   return _mm512_add_epi32(acc, _mm512_add_epi32(even, odd));
 #endif
 }
+// The same of codes of 4 bits: `low` with `first` and `high` with `second`.
+static inline I16 dot_nibbles(I16 acc, I16 low, uint32_t first, I16 high, uint32_t second) {
+#if defined(__AVX512VNNI__)
+  return dot_bytes(dot_bytes(acc, low, first), high, second);
 #else
-#if defined(__AVX2__)
-constexpr int kPart = 8;
-#else
-constexpr int kPart = 4;
-#endif
-constexpr int kInputs = 2;
-constexpr int kParts = 16 / kPart;
-typedef float Fp __attribute__((vector_size(kPart * 4)));
-typedef int32_t Ip __attribute__((vector_size(kPart * 4)));
-struct F16 { Fp p[kParts]; };
-struct I16 { Ip p[kParts]; };
-#define TURNOUT_EACH for (int i = 0; i < kParts; i++)
-static inline Fp part_f(float x) { return Fp{} + x; }
-static inline Ip part_i(int32_t x) { return Ip{} + x; }
-static inline F16 splat_f(float x) { F16 out; TURNOUT_EACH out.p[i] = part_f(x); return out; }
-static inline F16 zero_f() { return splat_f(0.0f); }
-static inline I16 splat_i(int32_t x) { I16 out; TURNOUT_EACH out.p[i] = part_i(x); return out; }
-static inline I16 load_words(const uint8_t* p) { I16 out; std::memcpy(&out, p, 64); return out; }
-static inline F16 load_f(const float* p) { F16 out; std::memcpy(&out, p, 64); return out; }
-static inline void store_f(float* p, F16 x) { std::memcpy(p, &x, 64); }
-static inline F16 to_float(I16 x) { F16 out; TURNOUT_EACH out.p[i] = __builtin_convertvector(x.p[i], Fp); return out; }
-static inline F16 mul(F16 a, F16 b) { F16 out; TURNOUT_EACH out.p[i] = a.p[i] * b.p[i]; return out; }
-static inline F16 add(F16 a, F16 b) { TURNOUT_EACH a.p[i] += b.p[i]; return a; }
-static inline F16 subtract(F16 a, F16 b) { TURNOUT_EACH a.p[i] -= b.p[i]; return a; }
-static inline F16 lesser(F16 a, F16 b) { TURNOUT_EACH a.p[i] = a.p[i] < b.p[i] ? a.p[i] : b.p[i]; return a; }
-static inline F16 greater(F16 a, F16 b) { TURNOUT_EACH a.p[i] = a.p[i] > b.p[i] ? a.p[i] : b.p[i]; return a; }
-static inline I16 add(I16 a, I16 b) { TURNOUT_EACH a.p[i] += b.p[i]; return a; }
-static inline I16 mul(I16 a, I16 b) { I16 out; TURNOUT_EACH out.p[i] = a.p[i] * b.p[i]; return out; }
-static inline Fp fma_part(Fp acc, Fp a, Fp b) {
-#if defined(__FMA__)
-  return (Fp)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)acc);
-#else
-  return acc + a * b;
+  // Two products in 16 bits are 3,840 at most.
+  const I16 pairs = _mm512_add_epi16(_mm512_maddubs_epi16(low, splat_i(static_cast<int32_t>(first))),
+                                     _mm512_maddubs_epi16(high, splat_i(static_cast<int32_t>(second))));
+  return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 #endif
 }
-static inline F16 fma(F16 acc, F16 a, F16 b) { TURNOUT_EACH acc.p[i] = fma_part(acc.p[i], a.p[i], b.p[i]); return acc; }
-// Sixteen bfloat16.
-static inline F16 load_wide(const bf16* p) {
-  float wide[16];
-  for (int i = 0; i < 16; i++) wide[i] = widen(p[i]);
-  return load_f(wide);
-}
-static inline F16 load_half(const uint16_t* p) {
-  F16 out;
-#if defined(__F16C__)
-  TURNOUT_EACH out.p[i] = (Fp)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i * kPart)));
-#else
-  float wide[16];
-  for (int i = 0; i < 16; i++) wide[i] = half_to_float(p[i]);
-  std::memcpy(&out, wide, 64);
-#endif
-  return out;
-}
-static inline I16 load_bytes(const uint8_t* p) {
-  int32_t wide[16];
-  for (int i = 0; i < 16; i++) wide[i] = p[i];
-  I16 out;
-  std::memcpy(&out, wide, 64);
-  return out;
-}
-static inline I16 low_nibbles(I16 x) { I16 out; TURNOUT_EACH out.p[i] = x.p[i] & 0x0f0f0f0f; return out; }
-static inline I16 high_nibbles(I16 x) { I16 out; TURNOUT_EACH out.p[i] = (x.p[i] >> 4) & 0x0f0f0f0f; return out; }
-static inline F16 dot_bf16(F16 acc, I16 w, uint32_t x) {
-  const Fp low = part_f(widen(static_cast<bf16>(x))), high = part_f(widen(static_cast<bf16>(x >> 16)));
-  TURNOUT_EACH {
-    const Ip even = w.p[i] << 16, odd = w.p[i] & static_cast<int32_t>(0xffff0000u);
-    acc.p[i] = fma_part(fma_part(acc.p[i], (Fp)even, low), (Fp)odd, high);
-  }
-  return acc;
-}
-static inline I16 dot_bytes(I16 acc, I16 w, uint32_t x) {
-#if defined(__AVX2__)
-  const __m256i all = _mm256_set1_epi32(static_cast<int32_t>(x));
-  const __m256i even_x = _mm256_srai_epi16(_mm256_slli_epi16(all, 8), 8), odd_x = _mm256_srai_epi16(all, 8);
-  TURNOUT_EACH {
-    const __m256i codes = (__m256i)w.p[i];
-    // Pairs of 16 bits: vpmaddubsw would saturate.
-    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(255)), even_x);
-    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), odd_x);
-    acc.p[i] += (Ip)_mm256_add_epi32(even, odd);
-  }
-#else
-  for (int byte = 0; byte < 4; byte++) {
-    const int32_t factor = static_cast<int8_t>(x >> (8 * byte));
-    TURNOUT_EACH acc.p[i] += ((w.p[i] >> (8 * byte)) & 255) * factor;
-  }
-#endif
-  return acc;
-}
-#undef TURNOUT_EACH
-#endif
 
 }  // namespace TURNOUT_ISA
+#else
+#include "vec16_parts.h"
+#endif

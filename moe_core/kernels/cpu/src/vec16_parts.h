@@ -1,0 +1,126 @@
+// The sixteen lanes of vec16.h where registers are narrower: two parts with AVX2, four of the plainest set.
+//
+// Parts are written out, each with a number that the compiler knows when it takes structures apart: with a loop over them
+// gcc 12 keeps every part in memory.
+#pragma once
+#include "lanes.h"
+
+namespace TURNOUT_ISA {
+
+#define TURNOUT_ONE(N, ...) { constexpr int i = N; __VA_ARGS__; }
+#if defined(__AVX2__)
+constexpr int kPart = 8;
+#define TURNOUT_EACH(...) TURNOUT_ONE(0, __VA_ARGS__) TURNOUT_ONE(1, __VA_ARGS__)
+#else
+constexpr int kPart = 4;
+#define TURNOUT_EACH(...) \
+  TURNOUT_ONE(0, __VA_ARGS__) TURNOUT_ONE(1, __VA_ARGS__) TURNOUT_ONE(2, __VA_ARGS__) TURNOUT_ONE(3, __VA_ARGS__)
+#endif
+typedef float Fp __attribute__((vector_size(kPart * 4)));
+typedef int32_t Ip __attribute__((vector_size(kPart * 4)));
+struct F16 { Fp p[16 / kPart]; };
+struct I16 { Ip p[16 / kPart]; };
+static inline Fp part_f(float x) { return Fp{} + x; }
+static inline Ip part_i(int32_t x) { return Ip{} + x; }
+template <class Part>
+static inline Part load_part(const void* p, int i) {
+  Part out;
+  std::memcpy(&out, static_cast<const uint8_t*>(p) + i * sizeof(Part), sizeof(Part));
+  return out;
+}
+static inline F16 splat_f(float x) { F16 out; TURNOUT_EACH(out.p[i] = part_f(x)) return out; }
+static inline F16 zero_f() { return splat_f(0.0f); }
+static inline I16 splat_i(int32_t x) { I16 out; TURNOUT_EACH(out.p[i] = part_i(x)) return out; }
+static inline I16 load_words(const uint8_t* p) { I16 out; TURNOUT_EACH(out.p[i] = load_part<Ip>(p, i)) return out; }
+static inline F16 load_f(const float* p) { F16 out; TURNOUT_EACH(out.p[i] = load_part<Fp>(p, i)) return out; }
+static inline void store_f(float* p, F16 x) { TURNOUT_EACH(std::memcpy(p + i * kPart, &x.p[i], sizeof(Fp))) }
+static inline F16 to_float(I16 x) { F16 out; TURNOUT_EACH(out.p[i] = __builtin_convertvector(x.p[i], Fp)) return out; }
+static inline F16 mul(F16 a, F16 b) { TURNOUT_EACH(a.p[i] *= b.p[i]) return a; }
+static inline F16 add(F16 a, F16 b) { TURNOUT_EACH(a.p[i] += b.p[i]) return a; }
+static inline F16 subtract(F16 a, F16 b) { TURNOUT_EACH(a.p[i] -= b.p[i]) return a; }
+static inline F16 lesser(F16 a, F16 b) { TURNOUT_EACH(a.p[i] = a.p[i] < b.p[i] ? a.p[i] : b.p[i]) return a; }
+static inline F16 greater(F16 a, F16 b) { TURNOUT_EACH(a.p[i] = a.p[i] > b.p[i] ? a.p[i] : b.p[i]) return a; }
+static inline I16 add(I16 a, I16 b) { TURNOUT_EACH(a.p[i] += b.p[i]) return a; }
+static inline I16 mul(I16 a, I16 b) { TURNOUT_EACH(a.p[i] *= b.p[i]) return a; }
+static inline Fp fma_part(Fp acc, Fp a, Fp b) {
+#if defined(__FMA__)
+  return (Fp)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)acc);
+#else
+  return acc + a * b;
+#endif
+}
+static inline F16 fma(F16 acc, F16 a, F16 b) { TURNOUT_EACH(acc.p[i] = fma_part(acc.p[i], a.p[i], b.p[i])) return acc; }
+static inline I16 low_nibbles(I16 x) { TURNOUT_EACH(x.p[i] &= 0x0f0f0f0f) return x; }
+static inline I16 high_nibbles(I16 x) { TURNOUT_EACH(x.p[i] = (x.p[i] >> 4) & 0x0f0f0f0f) return x; }
+static inline F16 dot_bf16(F16 acc, I16 w, uint32_t x) {
+  // Split in all lanes, not before: one word is read into all of them, and never lies in a register of its own.
+  const Ip both = part_i(static_cast<int32_t>(x));
+  const Fp low = (Fp)(both << 16), high = (Fp)(both & static_cast<int32_t>(0xffff0000u));
+  TURNOUT_EACH(const Ip even = w.p[i] << 16; const Ip odd = w.p[i] & static_cast<int32_t>(0xffff0000u);
+               acc.p[i] = fma_part(fma_part(acc.p[i], (Fp)even, low), (Fp)odd, high))
+  return acc;
+}
+
+#if defined(__AVX2__)
+static inline __m128i load_8(const void* p, int i) { return load_part<__m128i>(p, i); }
+// Sixteen bfloat16, sixteen float16, sixteen bytes.
+static inline F16 load_wide(const bf16* p) {
+  F16 out;
+  TURNOUT_EACH(out.p[i] = (Fp)_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_8(p, i)), 16))
+  return out;
+}
+static inline F16 load_half(const uint16_t* p) { F16 out; TURNOUT_EACH(out.p[i] = (Fp)_mm256_cvtph_ps(load_8(p, i))) return out; }
+static inline I16 load_bytes(const uint8_t* p) {
+  I16 out;
+  TURNOUT_EACH(out.p[i] = (Ip)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + i * kPart))))
+  return out;
+}
+static inline I16 dot_bytes(I16 acc, I16 w, uint32_t x) {
+  const __m256i all = _mm256_set1_epi32(static_cast<int32_t>(x));
+  const __m256i even_x = _mm256_srai_epi16(_mm256_slli_epi16(all, 8), 8), odd_x = _mm256_srai_epi16(all, 8);
+  // Pairs of 16 bits: vpmaddubsw would saturate.
+  TURNOUT_EACH(const __m256i codes = (__m256i)w.p[i];
+               const __m256i even = _mm256_madd_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(255)), even_x);
+               const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), odd_x);
+               acc.p[i] += (Ip)_mm256_add_epi32(even, odd))
+  return acc;
+}
+// Of codes of 4 bits: two products in 16 bits are 3,840 at most.
+static inline I16 dot_nibbles(I16 acc, I16 low, uint32_t first, I16 high, uint32_t second) {
+  const __m256i x = _mm256_set1_epi32(static_cast<int32_t>(first)), y = _mm256_set1_epi32(static_cast<int32_t>(second));
+  TURNOUT_EACH(const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16((__m256i)low.p[i], x),
+                                                      _mm256_maddubs_epi16((__m256i)high.p[i], y));
+               acc.p[i] += (Ip)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+  return acc;
+}
+#else
+static inline F16 load_wide(const bf16* p) {
+  float wide[16];
+  for (int lane = 0; lane < 16; lane++) wide[lane] = widen(p[lane]);
+  return load_f(wide);
+}
+static inline F16 load_half(const uint16_t* p) {
+  float wide[16];
+  for (int lane = 0; lane < 16; lane++) wide[lane] = half_to_float(p[lane]);
+  return load_f(wide);
+}
+static inline I16 load_bytes(const uint8_t* p) {
+  int32_t wide[16];
+  for (int lane = 0; lane < 16; lane++) wide[lane] = p[lane];
+  return load_words(reinterpret_cast<const uint8_t*>(wide));
+}
+static inline I16 dot_bytes(I16 acc, I16 w, uint32_t x) {
+  for (int byte = 0; byte < 32; byte += 8) {
+    const int32_t factor = static_cast<int8_t>(x >> byte);
+    TURNOUT_EACH(acc.p[i] += ((w.p[i] >> byte) & 255) * factor)
+  }
+  return acc;
+}
+static inline I16 dot_nibbles(I16 acc, I16 low, uint32_t first, I16 high, uint32_t second) {
+  return dot_bytes(dot_bytes(acc, low, first), high, second);
+}
+#endif
+#undef TURNOUT_EACH
+#undef TURNOUT_ONE
+
+}  // namespace TURNOUT_ISA
