@@ -6,6 +6,8 @@
 #include <immintrin.h>
 #endif
 
+#include "each.h"
+
 namespace TURNOUT_ISA {
 
 using bf16 = uint16_t;
@@ -150,28 +152,30 @@ struct Lanes {
 template <int R, int N>
 static inline void dots(const bf16* const* w, const bf16* const* x, int64_t length, float* out, int64_t ahead) {
   typename Lanes::Acc acc[R * N];
-  for (int i = 0; i < R * N; i++) acc[i] = Lanes::zero();
+  each<R * N>([&](auto i) TURNOUT_INLINE { acc[i] = Lanes::zero(); });
   int64_t k = 0;
   for (; k + Lanes::kWidth <= length; k += Lanes::kWidth) {
     typename Lanes::In wide[R];
-    for (int r = 0; r < R; r++) {
+    each<R>([&](auto r) TURNOUT_INLINE {
       wide[r] = Lanes::load(w[r] + k);
-      __builtin_prefetch(w[r] + k + ahead, 0, 3);
-    }
-    for (int n = 0; n < N; n++) {
-      typename Lanes::In in = Lanes::load(x[n] + k);
-      for (int r = 0; r < R; r++) acc[r * N + n] = Lanes::fma(acc[r * N + n], wide[r], in);
-    }
+      if (ahead) __builtin_prefetch(w[r] + k + ahead, 0, 3);
+    });
+    each<N>([&](auto n) TURNOUT_INLINE {
+      const typename Lanes::In in = Lanes::load(x[n] + k);
+      each<R>([&](auto r) TURNOUT_INLINE { acc[r * N + n] = Lanes::fma(acc[r * N + n], wide[r], in); });
+    });
   }
-  if (int rest = static_cast<int>(length - k)) {
-    for (int n = 0; n < N; n++) {
-      typename Lanes::In in = Lanes::load_tail(x[n] + k, rest);
-      for (int r = 0; r < R; r++) acc[r * N + n] = Lanes::fma(acc[r * N + n], Lanes::load_tail(w[r] + k, rest), in);
-    }
+  if (const int rest = static_cast<int>(length - k)) {
+    each<N>([&](auto n) TURNOUT_INLINE {
+      const typename Lanes::In in = Lanes::load_tail(x[n] + k, rest);
+      each<R>([&](auto r) TURNOUT_INLINE {
+        acc[r * N + n] = Lanes::fma(acc[r * N + n], Lanes::load_tail(w[r] + k, rest), in);
+      });
+    });
   }
-  int i = 0;
-  for (; i + 4 <= R * N; i += 4) Lanes::sum4(acc + i, out + i);
-  for (; i < R * N; i++) out[i] = Lanes::sum(acc[i]);
+  constexpr int kFours = R * N / 4;
+  each<kFours>([&](auto i) TURNOUT_INLINE { Lanes::sum4(acc + 4 * i, out + 4 * i); });
+  each<R * N - 4 * kFours>([&](auto i) TURNOUT_INLINE { out[4 * kFours + i] = Lanes::sum(acc[4 * kFours + i]); });
 }
 
 // The same for 1 to 4 rows and 1 to 4 inputs; out[r * num + n].

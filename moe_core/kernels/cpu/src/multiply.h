@@ -1,8 +1,6 @@
 // Products of a few inputs with two panels at a time; sums in float32, or exactly in int32 within a group of codes.
 #pragma once
-#include <type_traits>
-#include <utility>
-
+#include "each.h"
 #include "inputs.h"
 #include "tiles.h"
 #include "vec16.h"
@@ -10,18 +8,6 @@
 namespace TURNOUT_ISA {
 
 constexpr int64_t kAheadBytes = 2048;
-
-#define TURNOUT_INLINE __attribute__((always_inline))
-
-// Calls step(0) to step(N - 1), each number a type of its own: with plain loops gcc 12 keeps the sums of codes in memory.
-template <class Step, int... I>
-TURNOUT_INLINE static inline void each_of(const Step& step, std::integer_sequence<int, I...>) {
-  (step(std::integral_constant<int, I>()), ...);
-}
-template <int N, class Step>
-TURNOUT_INLINE static inline void each(const Step& step) {
-  each_of(step, std::make_integer_sequence<int, N>());
-}
 
 // What to fetch while `at` is read: further on in the same panel, or past its end in the one that is read next.
 static inline const uint8_t* ahead_of(const uint8_t* at, const uint8_t* end, const uint8_t* next) {

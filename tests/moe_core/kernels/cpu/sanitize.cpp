@@ -183,10 +183,17 @@ static void prompts(int64_t T, int64_t length, int64_t H, int64_t G, int64_t d) 
   Exact<uint16_t> q = bfloats(T * H * d), keys = bfloats(blocks * P * G * d), values = bfloats(blocks * P * G * d), out(T * H * d);
   Exact<int64_t> table(blocks);
   for (int64_t m = 0; m < blocks; m++) table.get()[m] = blocks - 1 - m;
+  // The same blocks as those of T sequences of different lengths.
+  Exact<int64_t> tables(T * blocks), lengths(T);
+  for (int64_t t = 0; t < T; t++) {
+    std::copy_n(table.get(), blocks, tables.get() + t * blocks);
+    lengths.get()[t] = length - t % length;
+  }
   Exact<uint16_t> sinks = bfloats(H);
   for (int64_t window : {0, 1, 33}) {
     const turnout::Heads heads{keys.get(), values.get(), window ? sinks.get() : nullptr, H, G, d, d, P, G * d, window, 0.3f};
     TURNOUT_ISA::kOps.attend_prompt(heads, q.get(), H * d, table.get(), out.get(), T, length);
+    TURNOUT_ISA::kOps.attend(heads, q.get(), H * d, tables.get(), lengths.get(), out.get(), T, blocks);
   }
   // Values that are the first of their keys, one head for all queries.
   const int64_t e = (d + 1) / 2;

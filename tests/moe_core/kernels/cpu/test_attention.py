@@ -150,10 +150,14 @@ def test_a_prompt_is_the_same_on_any_number_of_threads(kernels) -> None:
     assert torch.equal(found, attend_prompt(q_THd, keys, values, tables[0], 90, scale=0.25))
 
 
-def test_a_row_is_the_same_alone_and_on_any_number_of_threads(kernels) -> None:
-    lengths = [300, 5, 129]
+@pytest.mark.parametrize("heads", [6, 40])
+@pytest.mark.parametrize("lengths", [[300, 5, 129], [300, 5, 129, 16, 128, 257, 1, 40]], ids=["few", "many"])
+def test_a_row_is_the_same_alone_and_on_any_number_of_threads(
+    kernels, lengths: list[int], heads: int
+) -> None:
+    """Where there are many, all heads of a stretch of keys are one unit of work; alone each is its own."""
     keys, values, tables, _ = paged(lengths, 2, 40)
-    q_BHd = poisoned(len(lengths), 6, 40)
+    q_BHd = poisoned(len(lengths), heads, 40)
     found = attend_rows(q_BHd, keys, values, tables, torch.tensor(lengths), scale=40**-0.5)
     kernels.set_threads(1)
     for row, length in enumerate(lengths):
