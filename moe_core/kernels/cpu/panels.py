@@ -169,25 +169,21 @@ class ExpertPanels:
     ) -> Tensor:
         """Sum over the chosen experts of weight · down(gating(gate(x), up(x))): (T, D) bfloat16, summed in float32.
 
-        `hidden_TD` is bfloat16 on the CPU, biases too; -1 is no expert. Raises SpecError for an expert that the layer has
-        not and for hidden states of another width or dtype.
+        `hidden_TD` is bfloat16 on the CPU, biases too, ids are int64; -1 is no expert. Raises SpecError for an expert that
+        the layer has not, for hidden states of another width or dtype and for ids of another dtype.
         """
         native = library()
         assert native is not None
-        num_experts, width = self.down.struct.stack, self.down.struct.rows
-        if hidden_TD.dtype is not torch.bfloat16 or hidden_TD.ndim != 2 or hidden_TD.shape[1] != width:
-            raise SpecError(
-                f"hidden is {hidden_TD.dtype} {tuple(hidden_TD.shape)}; it must be bfloat16 (T, {width})"
-            )
-        hidden_TD, ids_TK = hidden_TD.contiguous(), expert_ids_TK.contiguous()
-        weights_TK = weights_TK.float().contiguous()
-        if ids_TK.shape != weights_TK.shape or ids_TK.shape[0] != hidden_TD.shape[0]:
-            raise SpecError(
-                f"ids {tuple(ids_TK.shape)}, weights {tuple(weights_TK.shape)} and hidden "
-                f"{tuple(hidden_TD.shape)} do not fit together: (T, K), (T, K), (T, D)"
-            )
+        ids_TK, weights_TK = expert_ids_TK, weights_TK.float()
+        self._check(hidden_TD, ids_TK, weights_TK)
+        plain = gating is PLAIN and gate_up_bias_E2F is None
+        plan = _PLAIN_PLAN if plain else GatingPlan.of(gating, gate_up_bias_E2F, down_bias_ED)
+        # The calls before and after a product find their code out of the cache: each that is left out counts.
+        if not hidden_TD.is_contiguous():
+            hidden_TD = hidden_TD.contiguous()
+        if not (ids_TK.is_contiguous() and weights_TK.is_contiguous()):
+            ids_TK, weights_TK = ids_TK.contiguous(), weights_TK.contiguous()
         out_TD = torch.empty_like(hidden_TD)
-        plan = GatingPlan.of(gating, gate_up_bias_E2F, down_bias_ED)
         failed = native.mixture(
             self.gate_up.address,
             self.down.address,
@@ -199,8 +195,23 @@ class ExpertPanels:
             *ids_TK.shape,
         )
         if failed:
-            raise SpecError(f"an expert id is outside the layer's {num_experts} experts")
+            raise SpecError(f"an expert id is outside the layer's {self.down.struct.stack} experts")
         return out_TD
+
+    def _check(self, hidden_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> None:
+        width, shape, chosen = self.down.struct.rows, hidden_TD.shape, ids_TK.shape
+        if hidden_TD.dtype is not torch.bfloat16 or len(shape) != 2 or shape[1] != width:
+            raise SpecError(f"hidden is {hidden_TD.dtype} {tuple(shape)}; it must be bfloat16 (T, {width})")
+        if ids_TK.dtype is not torch.int64:
+            raise SpecError(f"ids are {ids_TK.dtype}; they must be torch.int64")
+        if len(chosen) != 2 or chosen != weights_TK.shape or chosen[0] != shape[0]:
+            raise SpecError(
+                f"ids {tuple(chosen)}, weights {tuple(weights_TK.shape)} and hidden {tuple(shape)} "
+                "do not fit together: (T, K), (T, K), (T, D)"
+            )
+
+
+_PLAIN_PLAN = GatingPlan.of(PLAIN)
 
 
 def bfloat16_panels(gate_up_E2FD: Tensor, down_EDF: Tensor) -> ExpertPanels:

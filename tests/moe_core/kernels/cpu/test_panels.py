@@ -256,6 +256,18 @@ def test_what_does_not_fit_is_refused(kernels) -> None:
         Panels.of_bfloat16(torch.ones(1, 5, 48))
     with pytest.raises(SpecError, match="do not fit together"):
         panels.run(poisoned(3, 72), ids_TK, weights_TK)
+    with pytest.raises(SpecError, match=r"ids are torch.int32; they must be torch.int64"):
+        panels.run(poisoned(2, 72), ids_TK.int(), weights_TK)
+
+
+def test_what_does_not_lie_in_rows_gives_the_same(kernels) -> None:
+    panels, _ = any_panels(16)
+    ids_TK, weights_TK = choices(3, 4, 2)
+    hidden_TD = poisoned(3, 72)
+    wanted = panels.run(hidden_TD, ids_TK, weights_TK)
+    turned = [tensor.T.contiguous().T for tensor in (hidden_TD, ids_TK, weights_TK)]
+    assert torch.equal(panels.run(*turned), wanted)
+    assert torch.equal(panels.run(hidden_TD, ids_TK, weights_TK.double()), wanted)
 
 
 def test_packed_memory_is_that_of_the_codes(kernels) -> None:
