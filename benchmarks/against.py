@@ -43,7 +43,7 @@ PEERS = {
     "vllm": vllm.servers,
 }
 # What is measured beside the rounds, and how many seconds to leave for it on a quiet machine.
-PARTS = {"thread": 170.0, "layers": 110.0, "sparse": 260.0, "switches": 90.0, "models": 240.0}
+PARTS = {"thread": 170.0, "layers": 110.0, "sparse": 260.0, "switches": 400.0, "models": 240.0}
 
 
 def gathered(run: Run, names: Sequence[str]) -> list[Contestant]:
@@ -106,7 +106,7 @@ def section_of(run: Run, part: str, prompts: Prompts) -> list[str]:
     if part == "models":
         run.extra[part] = other_models.others_measured(run)
         return other_models.section(run.extra[part])
-    run.extra[part] = switches.switches_measured(run.home, threads=1, rounds=4)
+    run.extra[part] = switches.switches_measured(run.home, threads=1, seconds=switches.SECONDS)
     return switches.section(run.extra[part])
 
 

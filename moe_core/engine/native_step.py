@@ -19,6 +19,7 @@ from torch import Tensor
 
 from moe_core.engine.kv_cache import PagedKVCache
 from moe_core.engine.native_plan import HeldPlan, all_in_panels, is_known
+from moe_core.engine.native_prior import NativePrior
 from moe_core.engine.routing_counts import RoutingCounts
 from moe_core.engine.scheduler import Chunk
 from moe_core.engine.step_numbers import StepNumbers
@@ -44,11 +45,10 @@ class NativeStep:
         counts: RoutingCounts | None,
         prior: DomainPrior | None,
     ) -> None:
-        self._native, self._model, self._counts = native, model, counts
+        self._native, self._model = native, model
         self._vocab_size = model.spec.vocab_size
-        self._prior = None if prior is None or not prior.has_bias else prior.table_NLE.contiguous()
-        self._prior_address = None if self._prior is None else self._prior.data_ptr()
-        self._prior_stride = 0 if self._prior is None else self._prior.stride(0)
+        # Either may be taken away, or put in another's place, between two steps.
+        self.counts, self.prior = counts, NativePrior.of(prior)
         self._any_number = all_in_panels(model)
         self.held = HeldPlan.of(model, cache)
         self._plan_address = self.held.address
@@ -80,9 +80,9 @@ class NativeStep:
 
         Chunks with a single token come first. Raises SpecError for a token outside the vocabulary.
         """
-        numbers = StepNumbers()
+        numbers, prior = StepNumbers(), self.prior
         for chunk in chunks:
-            numbers.add(chunk, self._prior_row(chunk.sequence.domain))
+            numbers.add(chunk, 0 if prior is None else prior.row(chunk.sequence.domain))
         if len(numbers.sampled) != len(self.likeliest_S):
             self._make_room(len(numbers.sampled))
         columns = numbers.columns()
@@ -102,22 +102,19 @@ class NativeStep:
         # -1 where a row is not finite.
         self.likeliest_S = array("q", bytes(array("q").itemsize * num_sampled))
 
-    def _prior_row(self, domain: int) -> int:
-        # Of no domain is the last row of the prior's table, which -1 does not find in C.
-        return domain if domain >= 0 or self._prior is None else self._prior.shape[0] - 1
-
     def _step(self, columns: int, numbers: StepNumbers) -> StepPlan:
-        counts, num_tokens = self._counts, len(numbers.ids)
+        counts, num_tokens = self.counts, len(numbers.ids)
         chosen, chosen_stride = (None, 0) if counts is None else counts.place_for(num_tokens)
+        prior, prior_stride = (None, 0) if self.prior is None else self.prior.place
         return StepPlan(
             *numbers.addresses(columns),
-            self._prior_address,
+            prior,
             chosen,
             self._logits_address,
             num_tokens,
             len(numbers.lengths),
             numbers.longest,
             len(numbers.sampled),
-            self._prior_stride,
+            prior_stride,
             chosen_stride,
         )
