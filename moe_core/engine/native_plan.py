@@ -81,7 +81,7 @@ def is_known(model: Decoder) -> bool:
     return (
         model.dtype is torch.bfloat16
         and all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in held)
-        and (spec.moe is None or _knows_mixture(spec.moe))
+        and (spec.moe is None or knows_mixture(spec.moe))
         and all(isinstance(block, Block) and _knows_block(block) for block in model.layers)
     )
 
@@ -104,10 +104,10 @@ def all_in_panels(model: Decoder) -> bool:
     return all(isinstance(module, IN_PANELS) for module in maps)
 
 
-def _knows_mixture(moe: MoeSpec) -> bool:
+def knows_mixture(moe: MoeSpec) -> bool:
+    """Whether the native step computes the gate of a mixture: which kinds it knows, and no capacity when serving."""
     unlimited = moe.capacity is None or moe.capacity.eval_factor is None
-    free = unlimited and moe.twins is None and moe.temperature_at() > 0.0
-    return free and isinstance(moe.gate, SoftmaxTopk | SigmoidGroups)
+    return unlimited and moe.twins is None and isinstance(moe.gate, SoftmaxTopk | SigmoidGroups)
 
 
 def _knows_block(block: Block) -> bool:

@@ -64,7 +64,7 @@ class NativeStep:
     ) -> NativeStep | None:
         """The step of a model that has its kernels attached, or None where some part of it needs torch."""
         native = library()
-        if native is None or not is_known(model) or (prior is not None and prior.floor_NL is not None):
+        if native is None or not is_known(model):
             return None
         return cls(native, model, cache, counts, prior)
 
@@ -105,16 +105,22 @@ class NativeStep:
     def _step(self, columns: int, numbers: StepNumbers) -> StepPlan:
         counts, num_tokens = self.counts, len(numbers.ids)
         chosen, chosen_stride = (None, 0) if counts is None else counts.place_for(num_tokens)
-        prior, prior_stride = (None, 0) if self.prior is None else self.prior.place
-        return StepPlan(
+        step = StepPlan(
             *numbers.addresses(columns),
-            prior,
+            # The prior's tables follow.
+            None,
+            None,
+            None,
             chosen,
             self._logits_address,
             num_tokens,
             len(numbers.lengths),
             numbers.longest,
             len(numbers.sampled),
-            prior_stride,
+            0,
+            0,
             chosen_stride,
         )
+        if self.prior is not None:
+            self.prior.tell(step)
+        return step

@@ -14,7 +14,7 @@ TRUE = {"one": 0.01, "three": 0.03, "none": 0.0}
 
 def drawn_blocks(num_blocks: int, seed: int, spread: float = 0.04) -> list[Block]:
     """Steps that grow to twice their length, spread by so much, and are interrupted now and then for as long again."""
-    chance, blocks = random.Random(seed), []
+    chance, blocks = random.Random(seed), list[Block]()
     for number, block in enumerate(itertools.islice(settings(tuple(TRUE), seed), num_blocks)):
         steps = []
         for told in block:

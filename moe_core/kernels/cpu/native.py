@@ -14,7 +14,7 @@ from pathlib import Path
 from moe_core.kernels.cpu.build import library_path
 
 logger = logging.getLogger(__name__)
-ABI = 7
+ABI = 8
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 
@@ -67,6 +67,9 @@ class Library:
         self.largest = library.turnout_largest
         self.largest.argtypes = [_POINTER, _LONG, _LONG, _POINTER]
         self.largest.restype = None
+        self.choose = library.turnout_choose
+        self.choose.argtypes = [_POINTER] * 3 + [_LONG] + [_POINTER] * 2
+        self.choose.restype = None
         self.step = library.turnout_step
         self.step.argtypes = [_POINTER] * 2
         self.attend = library.turnout_attend

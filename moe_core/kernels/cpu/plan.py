@@ -150,7 +150,7 @@ class StepPlan(ctypes.Structure):
 
     _fields_ = (
         *((name, _POINTER) for name in ("ids", "positions", "slots", "prior_row", "firsts", "lengths")),
-        *((name, _POINTER) for name in ("tables", "sampled", "prior", "chosen", "logits")),
+        *((name, _POINTER) for name in ("tables", "sampled", "prior", "floor", "mine", "chosen", "logits")),
         *((name, _LONG) for name in ("num_tokens", "num_sequences", "max_blocks", "num_sampled")),
-        *((name, _LONG) for name in ("prior_stride", "chosen_stride")),
+        *((name, _LONG) for name in ("prior_stride", "floor_stride", "chosen_stride")),
     )

@@ -131,6 +131,32 @@ def test_a_mask_is_kept_also_where_it_empties_groups(monkeypatch, name: str) -> 
     assert set(counts[1, 1].sum(0).nonzero().flatten().tolist()) == set(experts)
 
 
+@pytest.mark.parametrize(
+    "name", ["mixtral", "sigmoid of the best groups", "softmax whose choice is biased", "latents"]
+)
+def test_a_floor_is_kept_as_in_torch_and_by_its_own_sequences_only(monkeypatch, name: str) -> None:
+    domains = [
+        {"code": code, "name_en": code, "name_zh": code, "experts": experts}
+        for code, experts in (("law", [3]), ("art", [0, 1]))
+    ]
+    engine = engine_of(build(SPECS[name]), monkeypatch, domains=domains, prior_mode="floor", prior_floor=0.9)
+    free = engine_of(build(SPECS[name]), monkeypatch)
+    for domain in (0, 1, -1):
+        engine.forget_history()
+        native = steps(engine, by_torch=False, domain=domain)
+        counts = engine.runner.counts.counts_PNLE.clone()
+        engine.forget_history()
+        assert_alike(native, steps(engine, by_torch=True, domain=domain))
+        assert torch.equal(engine.runner.counts.counts_PNLE, counts)
+        if domain < 0:
+            free.forget_history()
+            plain = steps(free, by_torch=False)
+            assert all(torch.equal(one, other) for one, other in zip(native, plain, strict=True))
+        elif domain == 0:
+            # Nine tenths of the probability make the one expert of the domain the best, where no bias turns the choice.
+            assert int(counts[1, 1, :, 3].min()) >= 15
+
+
 @pytest.mark.parametrize("name", ["mixtral", "sinks, windows, biases, clamps", "latents"])
 def test_a_sequence_does_not_depend_on_its_company(monkeypatch, name: str) -> None:
     engine = engine_of(build(SPECS[name]), monkeypatch)

@@ -100,7 +100,7 @@ const turnout::Ops& ops() {
 extern "C" {
 
 // Changes with every change of a signature below.
-TURNOUT_API int turnout_abi() { return 7; }
+TURNOUT_API int turnout_abi() { return 8; }
 
 TURNOUT_API const char* turnout_isa() {
   ops();
@@ -177,6 +177,11 @@ TURNOUT_API void turnout_largest(const float* scores, int64_t rows, int64_t cols
 
 TURNOUT_API uint64_t turnout_checksum(const uint8_t* bytes, int64_t num_bytes) {
   return turnout::checksum(bytes, num_bytes);
+}
+
+TURNOUT_API void turnout_choose(const turnout::LayerPlan* layer, const turnout::StepPlan* step, const uint16_t* x, int64_t D,
+                    int64_t* ids, float* weights) {
+  ops().choose(*layer, *step, x, D, ids, weights);
 }
 
 TURNOUT_API int turnout_step(const turnout::ModelPlan* model, const turnout::StepPlan* step) {

@@ -4,11 +4,11 @@
 #include <cmath>
 #include <vector>
 
+#include "choice.h"
 #include "mixture.h"
+#include "scores.h"
 
 namespace TURNOUT_ISA {
-
-using turnout::Gate;
 
 static float dot_float(const float* w, const bf16* x, int64_t length) {
   float sums[16] = {}, total = 0.0f;
@@ -35,64 +35,6 @@ static void router_logits(const Gate& gate, const bf16* x, float* logits, int64_
   };
   if (T * E * D >= kShared) return Pool::instance().run(units, work);
   for (int64_t unit = 0; unit < units; unit++) work(unit);
-}
-
-// The K best, best first, ties to the lower number.
-static void best_of(const float* scores, int64_t E, int64_t K, int64_t* ids) {
-  for (int64_t k = 0; k < K; k++) {
-    int64_t best = -1;
-    for (int64_t e = 0; e < E; e++) {
-      if (best >= 0 && !(scores[e] > scores[best])) continue;
-      bool taken = false;
-      for (int64_t earlier = 0; earlier < k; earlier++) taken |= ids[earlier] == e;
-      if (!taken) best = e;
-    }
-    ids[k] = best;
-  }
-}
-
-// Makes scores of one token's logits, (E), in place.
-static void score(int32_t kind, float* logits, int64_t E) {
-  if (kind == turnout::kSigmoid) {
-    for (int64_t e = 0; e < E; e++) logits[e] = 1.0f / (1.0f + std::exp(-logits[e]));
-  } else if (kind == turnout::kSqrtSoftplus) {
-    // Far down the root of a softplus is an exponential; far up, the root of its argument.
-    for (int64_t e = 0; e < E; e++) {
-      const float x = logits[e];
-      logits[e] = x < -20.0f ? std::exp(x / 2) : std::sqrt(x > 20.0f ? x : std::log1p(std::exp(x)));
-    }
-  } else {
-    float top = logits[0], total = 0.0f;
-    for (int64_t e = 1; e < E; e++) top = logits[e] > top ? logits[e] : top;
-    for (int64_t e = 0; e < E; e++) total += logits[e] = std::exp(logits[e] - top);
-    for (int64_t e = 0; e < E; e++) logits[e] /= total;
-  }
-}
-
-// Takes experts outside the best groups far below all others, masked ones apart.
-static void leave_groups(const Gate& gate, float* choice, int64_t E) {
-  // More than any two scores and biases differ; as in the router in torch.
-  constexpr float kOutside = 1e4f;
-  static thread_local std::vector<float> worth;
-  static thread_local std::vector<int64_t> chosen;
-  const int64_t size = E / gate.num_groups;
-  worth.resize(gate.num_groups);
-  chosen.resize(gate.topk_group);
-  for (int64_t g = 0; g < gate.num_groups; g++) {
-    float best = -INFINITY, second = -INFINITY;
-    for (int64_t e = g * size; e < (g + 1) * size; e++) {
-      if (choice[e] > best) second = best, best = choice[e];
-      else if (choice[e] > second) second = choice[e];
-    }
-    // A masked expert adds nothing to its group and takes nothing from it; a group of such is worth nothing.
-    worth[g] = gate.two_best && second > -INFINITY ? best + second : best;
-  }
-  best_of(worth.data(), gate.num_groups, gate.topk_group, chosen.data());
-  for (int64_t g = 0; g < gate.num_groups; g++) {
-    bool inside = false;
-    for (int64_t one : chosen) inside |= one == g;
-    for (int64_t e = g * size; !inside && e < (g + 1) * size; e++) choice[e] -= kOutside;
-  }
 }
 
 // Of the chosen, their part of the softmax over themselves, or over all.
@@ -126,8 +68,7 @@ static void route(const Gate& gate, const float* logits, int64_t E, int64_t K, i
   } else {
     float total = 0.0f;
     for (int64_t k = 0; k < K; k++) total += weights[k] = scores[ids[k]];
-    // Keeps 0 / 0 from being NaN where every score has underflowed.
-    for (int64_t k = 0; k < K; k++) weights[k] = (gate.renormalise ? weights[k] / (total + 1e-20f) : weights[k]) * gate.factor;
+    for (int64_t k = 0; k < K; k++) weights[k] = (gate.renormalise ? weights[k] / (total + kTiny) : weights[k]) * gate.factor;
   }
   bool is_nan = false;
   for (int64_t e = 0; e < E; e++) is_nan |= logits[e] != logits[e];

@@ -14,6 +14,7 @@ namespace TURNOUT_ISA {
 
 extern const turnout::Ops kOps;
 const turnout::Ops kOps = {linear,   experts, mixture,       map,     map_heads,  look_up,     pack,
-                            quantise, attend,  attend_prompt, largest, tiles_work, read_memory, multiply_registers, step};
+                            quantise, attend,  attend_prompt, largest, tiles_work, read_memory, multiply_registers, choose,
+                            step};
 
 }  // namespace TURNOUT_ISA

@@ -41,6 +41,8 @@ struct Ops {
   // Limits of the machine: bytes read once, and products in registers (24 of 64 bytes a round and unit).
   int64_t (*read_memory)(const uint8_t* memory, int64_t bytes);
   float (*multiply_registers)(int kind, int64_t units, int64_t rounds);
+  // Experts and weights (T, K) of inputs (T, D), by the gate of a layer and the priors of a step.
+  void (*choose)(const LayerPlan& layer, const StepPlan& step, const uint16_t* x, int64_t D, int64_t* ids, float* weights);
   // A step over all layers; returns 0, 1 for an expert out of range, 2 for a token outside the vocabulary.
   int (*step)(const ModelPlan& model, const StepPlan& step);
 };

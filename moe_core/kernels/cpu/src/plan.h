@@ -119,10 +119,13 @@ struct StepPlan {
   const int64_t* tables;     // (B, M) blocks
   const int64_t* sampled;    // (S) tokens whose logits are wanted
   const float* prior;        // (domains + 1, expert layers, E) added to the logits, or none
+  const float* floor;        // (domains + 1, expert layers) least share of a domain's own experts, or none
+  const uint8_t* mine;       // (domains + 1, E) not 0 for those, where there are floors
   int64_t* chosen;           // (expert layers, most tokens, K): the experts taken, for whoever counts
   float* logits;             // (S, V)
   int64_t T, B, M, S;
   int64_t prior_stride;   // of a domain
+  int64_t floor_stride;   // of a domain
   int64_t chosen_stride;  // of a layer
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "floors.h"
 #include "gates.h"
 #include "latent_attention.h"
 #include "row_experts.h"
@@ -52,28 +53,35 @@ static void attention_of(const ModelPlan& model, const LayerPlan& layer, const S
   add(space.x.data(), space.out.data(), T, D);
 }
 
-// Each token's experts and their weights.
-static void choose(const ModelPlan& model, const LayerPlan& layer, const StepPlan& step, StepSpace& space) {
+// Each token's experts and their weights, (T, K), by what its layer's gate says of x, (T, D).
+static void choose(const LayerPlan& layer, const StepPlan& step, const bf16* x, int64_t D, int64_t* ids, float* weights) {
+  static thread_local std::vector<float> logits_of_thread;
+  std::vector<float>& all = logits_of_thread;
   const int64_t T = step.T, E = layer.E, K = layer.K;
-  space.logits.resize(T * E);
-  router_logits(layer.gate, space.normed.data(), space.logits.data(), T, E, model.D);
+  all.resize(T * E);
+  router_logits(layer.gate, x, all.data(), T, E, D);
   for_rows(T, [&](int64_t t) {
-    float* logits = space.logits.data() + t * E;
+    float* logits = all.data() + t * E;
+    const int64_t row = step.prior_row[t];
     if (step.prior) {
-      const float* prior = step.prior + step.prior_row[t] * step.prior_stride + layer.moe_index * E;
+      const float* prior = step.prior + row * step.prior_stride + layer.moe_index * E;
       for (int64_t e = 0; e < E; e++) logits[e] += prior[e];
     }
-    route(layer.gate, logits, E, K, space.ids.data() + t * K, space.weights.data() + t * K);
+    if (step.floor)
+      raise_to_floor(layer.gate, logits, step.mine + row * E, step.floor[row * step.floor_stride + layer.moe_index], E);
+    route(layer.gate, logits, E, K, ids + t * K, weights + t * K);
   });
-  if (step.chosen)
-    std::memcpy(step.chosen + layer.moe_index * step.chosen_stride, space.ids.data(), T * K * sizeof(int64_t));
 }
 
 static int experts_of(const ModelPlan& model, const LayerPlan& layer, const StepPlan& step, StepSpace& space) {
   const int64_t T = step.T, K = layer.K;
   space.ids.assign(T * K, 0);
   space.weights.assign(T * K, 1.0f);
-  if (layer.gate.router) choose(model, layer, step, space);
+  if (layer.gate.router) {
+    choose(layer, step, space.normed.data(), model.D, space.ids.data(), space.weights.data());
+    if (step.chosen)
+      std::memcpy(step.chosen + layer.moe_index * step.chosen_stride, space.ids.data(), T * K * sizeof(int64_t));
+  }
   if (layer.gate_up_panels)
     return mixture(*layer.gate_up_panels, *layer.down_panels, layer.gating, space.normed.data(), space.ids.data(),
                    space.weights.data(), space.out.data(), T, K);

@@ -17,7 +17,7 @@ using turnout::StepPlan;
 struct StepSpace {
   std::vector<bf16> x, normed, qkv, attended, out, shared, shares, low, latents, queries;
   std::vector<int64_t> ids;
-  std::vector<float> weights, logits;
+  std::vector<float> weights;
   std::vector<Prompt> prompts;
   int64_t num_singles = 0;
 };

@@ -153,7 +153,10 @@ static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, in
   const int64_t B = 3, lengths_of[] = {1, 6, 11}, new_of[] = {1, 1, 5}, tokens = 7;
   Exact<int64_t> ids(tokens), positions(tokens), slots(tokens), tables(B * M), lengths(B), firsts(B + 1), rows(tokens),
       chosen(tokens * K), sampled(B);
-  Exact<float> all_logits(B * V);
+  Exact<float> all_logits(B * V), floor(2);
+  Exact<uint8_t> mine(2 * E);
+  floor.get()[0] = 0.9f;
+  mine.get()[E - 1] = 1;
   int64_t t = 0;
   for (int64_t b = 0; b < B; b++) {
     const int64_t length = lengths_of[b];
@@ -169,7 +172,8 @@ static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, in
     sampled.get()[b] = t - 1;
   }
   turnout::StepPlan step{ids.get(), positions.get(), slots.get(), rows.get(), firsts.get(), lengths.get(), tables.get(),
-                         sampled.get(), prior.get(), chosen.get(), all_logits.get(), tokens, B, M, B, E, tokens * K};
+                         sampled.get(), prior.get(), floor.get(), mine.get(), chosen.get(), all_logits.get(), tokens, B, M, B, E,
+                         1, tokens * K};
   check(TURNOUT_ISA::kOps.step(model, step) == 0, "step");
   Packed head(1, V, D, 16, 0, true);
   model.embedding_panels = model.head_panels = &head.panels;
