@@ -29,7 +29,6 @@ from moe_core.model.heads import LATENT_NORM_EPS, Attention
 from moe_core.model.layers import DenseMlp, MoeMlp
 from moe_core.model.rotary import Rotary, rotary_of
 from moe_core.spec import MoeSpec
-from moe_core.spec.gate import SigmoidGroups, SoftmaxTopk
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +104,9 @@ def all_in_panels(model: Decoder) -> bool:
 
 
 def knows_mixture(moe: MoeSpec) -> bool:
-    """Whether the native step computes the gate of a mixture: which kinds it knows, and no capacity when serving."""
+    """Whether the native step computes the gate of a mixture: any that is served token by token, without a capacity."""
     unlimited = moe.capacity is None or moe.capacity.eval_factor is None
-    return unlimited and moe.twins is None and isinstance(moe.gate, SoftmaxTopk | SigmoidGroups)
+    return unlimited and moe.twins is None and moe.gate.not_served is None
 
 
 def _knows_block(block: Block) -> bool:
@@ -126,7 +125,9 @@ def _knows_feed_forward(mlp: nn.Module) -> bool:
         return _knows_dense(mlp)
     if not isinstance(mlp, MoeMlp) or (mlp.shared_expert is not None and not _knows_dense(mlp.shared_expert)):
         return False
-    experts = mlp.experts
+    experts, table_VK = mlp.experts, mlp.router.tensors.get("table")
+    if table_VK is not None and not bool(((table_VK >= 0) & (table_VK < mlp.moe.num_experts)).all()):
+        return False
     if isinstance(experts, PanelExperts | PanelPackedExperts):
         return True
     if not isinstance(experts, GroupedExperts) or experts.gate_up_bias_E2F is not None:

@@ -9,11 +9,17 @@ from torch import Tensor
 
 from moe_core.kernels.gating import Gating
 from moe_core.spec import MoeSpec
-from moe_core.spec.gate import SigmoidGroups
+from moe_core.spec.gate import Hierarchical, SigmoidGroups, TopP
 
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
-# `turnout::ScoreKind`; 0 is the gate that chooses by its logits.
-_SCORES = {"softmax": 1, "sigmoid": 2, "sqrtsoftplus": 3}
+# `turnout::ScoreKind`: of gates that score each expert by itself, and of those that choose by their logits or by a table.
+_SCORES = {"softmax": 0, "sigmoid": 1, "sqrtsoftplus": 2}
+_TOPK, _BY_KIND = 3, {"sparsemax": 4, "base": 5, "hash": 6}
+# Tensors of a gate by the field that tells where they lie.
+_TENSORS = {
+    "router": "weight", "bias": "bias", "selection_bias": "selection_bias", "domain_router": "domain_weight",
+    "group_router": "group_weight", "table": "table",
+}  # fmt: skip
 # `turnout::GatingKind`.
 _KINDS = {"silu": 0, "gelu": 1, "clamped": 2, "clamped_silu": 3}
 
@@ -71,24 +77,28 @@ class GatePlan(ctypes.Structure):
     """`turnout::Gate`: the router of a layer and how it chooses."""
 
     _fields_ = (
-        *((name, _POINTER) for name in ("router", "bias", "selection_bias")),
-        *((name, _LONG) for name in ("num_groups", "topk_group")),
+        *((name, _POINTER) for name in _TENSORS),
+        *((name, _LONG) for name in ("num_groups", "topk_group", "num_domains")),
         *((name, _INT) for name in ("scores", "two_best", "renormalise")),
-        *((name, _FLOAT) for name in ("temperature", "factor")),
+        *((name, _FLOAT) for name in ("temperature", "factor", "reach")),
     )
 
     @classmethod
     def of(cls, moe: MoeSpec, tensors: Mapping[str, Tensor]) -> GatePlan:
-        """Of a softmax_topk or sigmoid_groups gate and its tensors; who asks keeps these alive."""
-        own = {name: tensors[name].data_ptr() for name in ("bias", "selection_bias") if name in tensors}
-        plan = cls(router=tensors["weight"].data_ptr(), num_groups=1, topk_group=1, factor=1.0, **own)
-        plan.temperature, gate = moe.temperature_at(), moe.gate
+        """Of a gate that is served token by token, and its tensors; who asks keeps these alive."""
+        gate = moe.gate
+        own = {field: tensors[name].data_ptr() for field, name in _TENSORS.items() if name in tensors}
+        plan = cls(num_groups=1, topk_group=1, factor=1.0, temperature=moe.temperature_at(), **own)
         if isinstance(gate, SigmoidGroups):
             plan.num_groups, plan.topk_group = gate.num_groups, gate.topk_group
             plan.scores, plan.two_best = _SCORES[gate.scores], gate.group_score == "two_best"
             plan.renormalise, plan.factor = moe.norm_topk_prob, gate.routed_scaling_factor
-        else:
-            plan.renormalise = gate.sums_to_one(moe.norm_topk_prob)
+            return plan
+        plan.scores, plan.renormalise = _BY_KIND.get(gate.kind, _TOPK), gate.sums_to_one(moe.norm_topk_prob)
+        if isinstance(gate, Hierarchical):
+            plan.num_groups, plan.num_domains = gate.num_groups, gate.num_domains
+        if isinstance(gate, TopP):
+            plan.reach = gate.p
         return plan
 
 

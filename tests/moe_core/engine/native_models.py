@@ -72,6 +72,24 @@ SPECS = {
     "latents": tiny_family("deepseek_v3"),
     "latents without one for queries": tiny_family("deepseek_v2"),
 }  # fmt: skip
+# Gates of our own family, with fields beside their defaults.
+GATES = {
+    "top_p": _gated({"kind": "top_p", "p": 0.6}, temperature=1.7),
+    "top_p, as it is": _gated({"kind": "top_p", "selection_bias": True}, norm_topk_prob=False),
+    "sparsemax": _gated({"kind": "sparsemax", "logit_bias": True}),
+    "sparsemax, as it is": _gated({"kind": "sparsemax", "selection_bias": True}, norm_topk_prob=False),
+    "switch": _gated({"kind": "switch"}, top_k=1),
+    "gshard_top2": _gated({"kind": "gshard_top2"}, top_k=2),
+    "noisy_topk": _gated({"kind": "noisy_topk"}),
+    "sinkhorn": _gated({"kind": "sinkhorn", "selection_bias": True}),
+    "quantile": _gated({"kind": "quantile"}),
+    "base": _gated({"kind": "base"}, top_k=1),
+    "hash": _gated({"kind": "hash"}),
+    "hash, learned weights": _gated({"kind": "hash", "weights": "learned"}),
+    "hierarchical": _gated(
+        {"kind": "hierarchical", "num_domains": 2, "groups_per_domain": 2}, temperature=0.6
+    ),
+}
 
 
 def build(spec: ModelSpec, bits: tuple[int | None, ...] | None = None) -> Decoder:

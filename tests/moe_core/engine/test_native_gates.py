@@ -16,8 +16,9 @@ from moe_core.model.context import RoutingContext
 from moe_core.model.domain_prior import DomainPrior
 from moe_core.routers import Routing, decide
 from moe_core.routers.scores import choosing_scores
+from moe_core.routers.sparsemax import sparsemax
 from moe_core.spec import MoeSpec
-from moe_core.spec.gate import SigmoidGroups, SoftmaxTopk
+from moe_core.spec.gate import Base, Gate, Hash, Hierarchical, SigmoidGroups, SoftmaxTopk, Sparsemax, TopP
 from tests.moe_core.engine.native_gate import natively_chosen
 from tests.moe_core.routers.every_gate import WIDTH
 from tests.moe_core.routers.gate_cases import VOCAB, moe_of, tensors_of
@@ -93,7 +94,7 @@ def test_a_floor_of_a_softmax_is_that_of_float64(num_experts: int, floor: float)
 @pytest.mark.parametrize("scores", ["sigmoid", "sqrtsoftplus"])
 @pytest.mark.parametrize("floor", [0.05, 0.5, 0.95])
 def test_a_floor_of_other_scores_raises_to_the_share_and_no_further(scores: str, floor: float) -> None:
-    moe = moe_of(SigmoidGroups(scores=scores, selection_bias=False), 12, 12)
+    moe = moe_of(SigmoidGroups.model_validate({"scores": scores, "selection_bias": False}), 12, 12)
     tensors = {name: tensor.detach() for name, tensor in tensors_of(moe, WIDTH).items()}
     x_TD = (2.0 * torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(5))).bfloat16()
     prior, domain_T = floored(moe, [4, 7], floor), torch.zeros(40, dtype=torch.int64)
@@ -151,3 +152,60 @@ def test_of_equal_logits_the_lower_numbers_are_taken(num_experts: int, top_k: in
     ids_TK, _ = natively_chosen(moe, {"weight": weight_ED}, x_TD)
     context = RoutingContext()
     assert torch.equal(ids_TK, decide(moe, {"weight": weight_ED}, context.call(moe, 0, x_TD)).expert_ids_TK)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("num_experts", [3, 16, 61])
+def test_sparsemax_is_the_projection_in_float64(num_experts: int, norm: bool) -> None:
+    moe = moe_of(Sparsemax(), num_experts, num_experts, norm_topk_prob=norm)
+    tensors = {name: tensor.detach() for name, tensor in tensors_of(moe, WIDTH, std=0.2).items()}
+    x_TD = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(9)).bfloat16()
+    ids_TK, weights_TK = natively_chosen(moe, tensors, x_TD)
+    wanted_TE = sparsemax(logits64(tensors, x_TD))
+    found_TE = torch.zeros(40, num_experts).scatter_add(-1, ids_TK.clamp(min=0), weights_TK)
+    torch.testing.assert_close(found_TE.double(), wanted_TE, atol=1e-6, rtol=1e-5)
+    assert torch.equal((ids_TK >= 0).sum(-1), (found_TE > 0.0).sum(-1))
+    assert len({*(ids_TK >= 0).sum(-1).tolist()}) > 1
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.9, 1.0])
+def test_top_p_keeps_the_fewest_that_reach_it_in_float64(p: float) -> None:
+    moe = moe_of(TopP(p=p), 16, 6)
+    tensors = {name: tensor.detach() for name, tensor in tensors_of(moe, WIDTH, std=0.5).items()}
+    x_TD = torch.randn(60, WIDTH, generator=torch.Generator().manual_seed(9)).bfloat16()
+    ids_TK, weights_TK = natively_chosen(moe, tensors, x_TD)
+    shares_TK, wanted_TK = torch.softmax(logits64(tensors, x_TD), -1).sort(-1, descending=True)
+    before_TK = shares_TK.cumsum(-1) - shares_TK
+    wanted_TK = torch.where(before_TK < p, wanted_TK, -1)[:, :6]
+    assert torch.equal(ids_TK, wanted_TK)
+    torch.testing.assert_close(weights_TK.sum(-1), torch.ones(60))
+
+
+def test_a_masked_expert_of_a_table_gives_way_to_the_next() -> None:
+    moe = moe_of(Hash(), 4, 2)
+    table_VK = torch.tensor([[0.0, 1.0], [1.0, 2.0], [3.0, 0.0], [2.0, 3.0]])
+    bias_NLE = torch.tensor([[[0.0, -math.inf, 0.0, 0.0]], [[-math.inf, 0.0, 0.0, -math.inf]]])
+    x_TD, words_T = torch.zeros(4, WIDTH).bfloat16(), torch.arange(4)
+    ids = []
+    for domain in (0, 1):
+        ids_TK, weights_TK = natively_chosen(
+            moe, {"table": table_VK}, x_TD, prior=DomainPrior(bias_NLE, 2),
+            domain_T=torch.full((4,), domain), token_ids_T=words_T,
+        )  # fmt: skip
+        ids.append(ids_TK.tolist())
+        assert weights_TK.unique().tolist() == [0.5]
+    assert ids == [[[0, 2], [2, 3], [3, 0], [2, 3]], [[1, 2], [1, 2], [1, 2], [2, 1]]]
+
+
+@pytest.mark.parametrize(
+    "gate", [Sparsemax(), TopP(), Base(), Hierarchical(num_domains=2)], ids=lambda gate: gate.kind
+)
+def test_nan_reaches_every_weight_of_its_own_token(gate: Gate) -> None:
+    moe = moe_of(gate, 8, 1 if isinstance(gate, Base) else 3)
+    tensors = {name: tensor.detach() for name, tensor in tensors_of(moe, WIDTH).items()}
+    x_TD = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(6)).bfloat16()
+    x_TD[1, 4] = math.nan
+    ids_TK, weights_TK = natively_chosen(moe, tensors, x_TD)
+    assert weights_TK.isnan().all(-1).tolist() == [False, True, False]
+    assert weights_TK.isnan().any(-1).tolist() == [False, True, False]
+    assert (ids_TK[1] >= 0).all()

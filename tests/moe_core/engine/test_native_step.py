@@ -12,7 +12,7 @@ from moe_core.kernels.cpu.native import library
 from moe_core.model.init import random_decoder
 from moe_core.spec import ModelSpec
 from tests.moe_core.engine.conftest import Run, serve_spec
-from tests.moe_core.engine.native_models import OWN_WINDOW, SPECS, WINDOW, build, engine_of
+from tests.moe_core.engine.native_models import GATES, OWN_WINDOW, SPECS, WINDOW, build, engine_of
 from tests.moe_core.tiny import tiny_turnout
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the kernels are not compiled here")
@@ -85,6 +85,27 @@ def test_logits_and_counts_are_those_of_torch(
     if counts is not None and engine.runner.counts is not None:
         assert torch.equal(engine.runner.counts.counts_PNLE, counts)
         assert int(counts[1].sum()) == 16 * len(spec.moe.moe_layers) * spec.moe.top_k
+
+
+@pytest.mark.parametrize("bits", [None, (4, 4, 8)], ids=str)
+@pytest.mark.parametrize("name", GATES)
+def test_every_gate_answers_and_is_counted_as_in_torch(monkeypatch, name: str, bits) -> None:
+    engine = engine_of(build(GATES[name], bits), monkeypatch)
+    by_torch = steps(engine, by_torch=True)
+    counts = engine.runner.counts.counts_PNLE.clone()
+    engine.forget_history()
+    assert_alike(steps(engine, by_torch=False), by_torch)
+    assert torch.equal(engine.runner.counts.counts_PNLE, counts)
+    most = 16 * len(GATES[name].moe.moe_layers) * GATES[name].moe.top_k
+    # Places that stay empty are counted for nobody.
+    assert (int(counts[1].sum()) < most) == GATES[name].moe.gate.leaves_places_empty
+
+
+@pytest.mark.parametrize("wrong", [-1.0, 8.0])
+def test_a_table_that_names_no_expert_is_left_to_torch(monkeypatch, wrong: float) -> None:
+    model = build(GATES["hash"])
+    next(iter(model.moe_layers())).router.tensors["table"].data[5, 1] = wrong
+    assert engine_of(model, monkeypatch).runner.native is None
 
 
 def rows_know(engine: Engine) -> bool:
@@ -233,7 +254,7 @@ def test_weights_in_rows_take_decoding_steps_only(monkeypatch) -> None:
     [
         {"capacity": {"eval_factor": 2.0}},
         {"expert_kinds": [{"kind": "swiglu", "width": 32}, *[{"kind": "zero"}] * 4]},
-        {"gate": {"kind": "top_p"}},
+        {"twins": {"roots": [0, 1, 0, 3, 4]}},
     ],
     ids=str,
 )

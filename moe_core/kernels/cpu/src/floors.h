@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "scores.h"
+#include "sparsemax.h"
 
 namespace TURNOUT_ISA {
 
@@ -23,21 +24,28 @@ static bool lacks(const Gate& gate, const float* logits, const uint8_t* mine, fl
                   std::vector<float>& shares) {
   shares.resize(E);
   for (int64_t e = 0; e < E; e++) shares[e] = logits[e] + (mine[e] ? shift : -shift);
-  score(gate.scores, shares.data(), E);
+  const bool is_sparse = gate.scores == turnout::kSparsemax;
+  if (is_sparse) sparsemax(shares.data(), E);
+  else score(gate.scores, shares.data(), E);
   double own = 0.0, total = kTiny;
   for (int64_t e = 0; e < E; e++) {
     total += shares[e];
     if (mine[e]) own += shares[e];
   }
-  return own / total < floor;
+  return (is_sparse ? own : own / total) < floor;
 }
 
+// What a floor adds to a token's own logits, and what it takes from the others.
+struct FloorShift {
+  float own, others;
+};
+
 // As in the router in torch (`logits.py`): a shift so far beyond the largest logit leaves nothing on the other side.
-static void search_floor(const Gate& gate, float* logits, const uint8_t* mine, float floor, int64_t E) {
+static float searched_shift(const Gate& gate, const float* logits, const uint8_t* mine, float floor, int64_t E) {
   constexpr float kLargestShift = 100.0f;
   constexpr int kHalvings = 32;
   static thread_local std::vector<float> shares;
-  if (!lacks(gate, logits, mine, floor, 0.0f, E, shares)) return;
+  if (!lacks(gate, logits, mine, floor, 0.0f, E, shares)) return 0.0f;
   float low = 0.0f, largest = 0.0f;
   for (int64_t e = 0; e < E; e++)
     if (std::isfinite(logits[e])) largest = std::fmax(largest, std::fabs(logits[e]));
@@ -46,25 +54,31 @@ static void search_floor(const Gate& gate, float* logits, const uint8_t* mine, f
     const float middle = (low + high) / 2;
     (lacks(gate, logits, mine, floor, middle, E, shares) ? low : high) = middle;
   }
-  for (int64_t e = 0; e < E; e++) logits[e] += mine[e] ? high : -high;
+  return high;
 }
 
-// Moves one token's logits, (E), so that the experts flagged in `mine` have the floor's share: of a softmax they alone rise, all by
-// the same amount; of other shares they rise as much as the others fall. What has it already, and what has no expert on
-// either side, or NaN, stays to the bit.
-static void raise_to_floor(const Gate& gate, float* logits, const uint8_t* mine, float floor, int64_t E) {
+// What one token's logits, (E), must move so that the experts flagged in `mine` have the floor's share: of a softmax they alone
+// rise, all by the same amount; of other shares they rise as much as the others fall. Nothing for what has it already, and for
+// what has no expert on either side, or NaN.
+static FloorShift floor_shift(const Gate& gate, const float* logits, const uint8_t* mine, float floor, int64_t E) {
   bool has_own = false, has_other = false;
   for (int64_t e = 0; e < E; e++) {
-    if (logits[e] != logits[e]) return;
+    if (logits[e] != logits[e]) return {0.0f, 0.0f};
     (mine[e] ? has_own : has_other) |= std::isfinite(logits[e]);
   }
-  if (!(floor > 0.0f) || !has_own || !has_other) return;
-  if (gate.scores == turnout::kSigmoid || gate.scores == turnout::kSqrtSoftplus)
-    return search_floor(gate, logits, mine, floor, E);
+  if (!(floor > 0.0f) || !has_own || !has_other) return {0.0f, 0.0f};
+  if (gate.scores == turnout::kSigmoid || gate.scores == turnout::kSqrtSoftplus || gate.scores == turnout::kSparsemax) {
+    const float shift = searched_shift(gate, logits, mine, floor, E);
+    return {shift, shift};
+  }
   const double wanted = std::log(floor / (1.0 - floor));
-  const float missing = static_cast<float>(wanted - (log_sum(logits, mine, true, E) - log_sum(logits, mine, false, E)));
-  for (int64_t e = 0; missing > 0.0f && e < E; e++)
-    if (mine[e]) logits[e] += missing;
+  const double missing = wanted - (log_sum(logits, mine, true, E) - log_sum(logits, mine, false, E));
+  return {missing > 0.0 ? static_cast<float>(missing) : 0.0f, 0.0f};
+}
+
+static void add_shift(const FloorShift& shift, const uint8_t* mine, float* logits, int64_t E) {
+  if (shift.own == 0.0f) return;
+  for (int64_t e = 0; e < E; e++) logits[e] += mine[e] ? shift.own : -shift.others;
 }
 
 }  // namespace TURNOUT_ISA

@@ -27,19 +27,28 @@ struct Gating {
   const uint16_t* down_bias;     // (E, D), or none
 };
 
-// What makes scores of a router's logits; numbered as in plan.py. `kTopk` is the softmax whose choice is by logits.
-enum ScoreKind : int32_t { kTopk = 0, kSoftmax = 1, kSigmoid = 2, kSqrtSoftplus = 3 };
+// What makes scores of a router's logits; numbered as in plan.py. From `kTopk` on the choice is by the logits: `kTopk` weighs by a
+// softmax, `kSparsemax` by a projection on the simplex, `kBest` by a sigmoid; `kTable` chooses by the token alone.
+enum ScoreKind : int32_t {
+  kSoftmax = 0, kSigmoid = 1, kSqrtSoftplus = 2, kTopk = 3, kSparsemax = 4, kBest = 5, kTable = 6
+};
 
 // How a token finds its experts.
 struct Gate {
-  const float* router;          // (E, D); none in a dense layer
+  const float* router;          // (E, D); none in a dense layer, and where a table weighs equally
   const float* bias;            // (E) on the logits, or none
   const float* selection_bias;  // (E) on what chooses alone, or none
+  // Maps of the levels above a hierarchy's experts, (domains, D) and (groups, D), or none.
+  const float* domain_router;
+  const float* group_router;
+  const float* table;    // (V, K) whole numbers, or none
   int64_t num_groups, topk_group;  // experts come from so many of the groups
+  int64_t num_domains;             // of a hierarchy
   int32_t scores;
   int32_t two_best;  // a group is worth its two best experts, or its best
   int32_t renormalise;
   float temperature, factor;  // under the logits; on the weights
+  float reach;                // no more experts than reach so much of the softmax; 0 for as many as there are places
 };
 
 // Latent attention, all in panels: r width of the latent, p values of a key that turn, n values of a head's query that do not.

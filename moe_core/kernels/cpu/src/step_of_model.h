@@ -5,6 +5,7 @@
 #include "floors.h"
 #include "gates.h"
 #include "latent_attention.h"
+#include "levels.h"
 #include "row_experts.h"
 #include "step_space.h"
 
@@ -53,23 +54,45 @@ static void attention_of(const ModelPlan& model, const LayerPlan& layer, const S
   add(space.x.data(), space.out.data(), T, D);
 }
 
+// logits (T, E) of a layer's gate before anything is added to them; zeros of a table that weighs equally.
+static void gate_logits(const Gate& gate, const bf16* x, std::vector<float>& logits, int64_t T, int64_t E, int64_t D) {
+  static thread_local std::vector<float> domains, groups;
+  logits.assign(T * E, 0.0f);
+  if (!gate.domain_router) {
+    if (gate.router) router_logits(gate, x, logits.data(), T, E, D);
+    return;
+  }
+  const int64_t N = gate.num_domains, G = gate.num_groups;
+  domains.resize(T * N);
+  groups.resize(T * G);
+  Gate level{};
+  level.temperature = 1.0f;
+  auto map = [&](const float* router, std::vector<float>& out, int64_t num) {
+    level.router = router;
+    router_logits(level, x, out.data(), T, num, D);
+  };
+  map(gate.domain_router, domains, N);
+  map(gate.group_router, groups, G);
+  map(gate.router, logits, E);
+  for (int64_t t = 0; t < T; t++) join_levels(domains.data() + t * N, groups.data() + t * G, logits.data() + t * E, N, G, E);
+  for (float& logit : logits) logit /= gate.temperature;
+}
+
 // Each token's experts and their weights, (T, K), by what its layer's gate says of x, (T, D).
 static void choose(const LayerPlan& layer, const StepPlan& step, const bf16* x, int64_t D, int64_t* ids, float* weights) {
   static thread_local std::vector<float> logits_of_thread;
   std::vector<float>& all = logits_of_thread;
   const int64_t T = step.T, E = layer.E, K = layer.K;
-  all.resize(T * E);
-  router_logits(layer.gate, x, all.data(), T, E, D);
+  const Gate& gate = layer.gate;
+  gate_logits(gate, x, all, T, E, D);
   for_rows(T, [&](int64_t t) {
     float* logits = all.data() + t * E;
-    const int64_t row = step.prior_row[t];
-    if (step.prior) {
-      const float* prior = step.prior + row * step.prior_stride + layer.moe_index * E;
-      for (int64_t e = 0; e < E; e++) logits[e] += prior[e];
-    }
-    if (step.floor)
-      raise_to_floor(layer.gate, logits, step.mine + row * E, step.floor[row * step.floor_stride + layer.moe_index], E);
-    route(layer.gate, logits, E, K, ids + t * K, weights + t * K);
+    const int64_t row = step.prior_row[t], at = layer.moe_index;
+    const float* prior = step.prior ? step.prior + row * step.prior_stride + at * E : nullptr;
+    const uint8_t* mine = step.floor ? step.mine + row * E : nullptr;
+    for (int64_t e = 0; prior && e < E; e++) logits[e] += prior[e];
+    if (mine) add_shift(floor_shift(gate, logits, mine, step.floor[row * step.floor_stride + at], E), mine, logits, E);
+    route(gate, logits, step.ids[t], E, K, ids + t * K, weights + t * K);
   });
 }
 
@@ -77,7 +100,7 @@ static int experts_of(const ModelPlan& model, const LayerPlan& layer, const Step
   const int64_t T = step.T, K = layer.K;
   space.ids.assign(T * K, 0);
   space.weights.assign(T * K, 1.0f);
-  if (layer.gate.router) {
+  if (layer.gate.router || layer.gate.table) {
     choose(layer, step, space.normed.data(), model.D, space.ids.data(), space.weights.data());
     if (step.chosen)
       std::memcpy(step.chosen + layer.moe_index * step.chosen_stride, space.ids.data(), T * K * sizeof(int64_t));

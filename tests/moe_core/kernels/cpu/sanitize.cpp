@@ -88,6 +88,27 @@ static void mixtures(int64_t T, int64_t E, int64_t k, int64_t D, int64_t F) {
   check(ops.experts(rows_in.get(), rows_out.get(), x.get(), ids.get(), weights.get(), out.get(), T, k, E, D, F) == 1, "bad id");
 }
 
+// The same step with every other gate in one of its layers, under a floor.
+static void other_gates(const turnout::ModelPlan& model, turnout::LayerPlan& layer, const turnout::StepPlan& step, int64_t D,
+                        int64_t E, int64_t K, int64_t V) {
+  const turnout::Gate kept = layer.gate;
+  Exact<float> upper(E * D), table(V * K);
+  for (int64_t i = 0; i < V * K; i++) table.get()[i] = static_cast<float>((i + i / K) % E);
+  for (int32_t kind : {turnout::kTopk, turnout::kSparsemax, turnout::kBest, turnout::kTable}) {
+    layer.gate.scores = kind;
+    layer.gate.table = kind == turnout::kTable ? table.get() : nullptr;
+    check(TURNOUT_ISA::kOps.step(model, step) == 0, "step with another gate");
+  }
+  layer.gate = kept;
+  layer.gate.scores = turnout::kTopk;
+  layer.gate.reach = 0.5f;
+  layer.gate.domain_router = layer.gate.group_router = upper.get();
+  layer.gate.num_domains = 1;
+  layer.gate.num_groups = E;
+  check(TURNOUT_ISA::kOps.step(model, step) == 0, "step with levels");
+  layer.gate = kept;
+}
+
 // A model of a plain layer, of one with everything that heads may have, and of one with latents; three sequences of different lengths.
 static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, int64_t K, int64_t F, int64_t V) {
   const int64_t P = 4, M = 3, blocks = 3 * M + 1, qkv_rows = (H + 2 * G) * d, turning = (d / 2 + 1) / 2 * 2;
@@ -124,7 +145,8 @@ static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, in
   full.head_gate = head_gate.get();
   full.o_bias = norm.get();
   full.mlp_norm = nullptr;
-  full.gate = {router.get(), router_bias.get(), router_bias.get(), 2, 1, turnout::kSigmoid, 1, 1, 0.7f, 2.5f};
+  full.gate = {router.get(), router_bias.get(), router_bias.get(), nullptr, nullptr, nullptr, 2, 1, 0,
+               turnout::kSigmoid, 1, 1, 0.7f, 2.5f, 0.0f};
   full.gating = {turnout::kClampedSilu, 0.0f, 0.5f, up_bias.get(), down_bias.get()};
   full.gate_up_panels = &gate_up.panels;
   full.down_panels = &narrow.panels;
@@ -175,6 +197,7 @@ static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, in
                          sampled.get(), prior.get(), floor.get(), mine.get(), chosen.get(), all_logits.get(), tokens, B, M, B, E,
                          1, tokens * K};
   check(TURNOUT_ISA::kOps.step(model, step) == 0, "step");
+  other_gates(model, layers[1], step, D, E, K, V);
   Packed head(1, V, D, 16, 0, true);
   model.embedding_panels = model.head_panels = &head.panels;
   check(TURNOUT_ISA::kOps.step(model, step) == 0, "step with its embedding in panels");
