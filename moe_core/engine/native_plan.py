@@ -38,6 +38,8 @@ class HeldPlan:
     plan: ModelPlan
     layers: ctypes.Array[LayerPlan]
     rotary: Rotary
+    # (E) int64: of each expert the lowest number among its twins; None without twins.
+    roots_E: Tensor | None
 
     @property
     def address(self) -> int:
@@ -51,7 +53,9 @@ class HeldPlan:
         num_positions = min(spec.max_position_embeddings, cache.num_blocks * BLOCK_TOKENS)
         rotary = rotary_of(spec, torch.arange(num_positions), torch.bfloat16)
         blocks = [block for block in model.layers if isinstance(block, Block)]
-        layers = (LayerPlan * len(blocks))(*(_layer_plan(block, cache, rotary) for block in blocks))
+        twins = None if spec.moe is None else spec.moe.twins
+        roots_E = None if twins is None else torch.tensor(twins.roots)
+        layers = (LayerPlan * len(blocks))(*(_layer_plan(block, cache, rotary, roots_E) for block in blocks))
         embedding, embedding_panels = _places(model.embed_tokens)
         head, head_panels = _places(model.embed_tokens if model.lm_head is None else model.lm_head)
         plan = ModelPlan(
@@ -68,7 +72,7 @@ class HeldPlan:
             float(spec.zero_centred_norms),
             int(spec.rope.interleaved),
         )
-        return cls(plan, layers, rotary)
+        return cls(plan, layers, rotary, roots_E)
 
 
 def is_known(model: Decoder) -> bool:
@@ -106,7 +110,7 @@ def all_in_panels(model: Decoder) -> bool:
 def knows_mixture(moe: MoeSpec) -> bool:
     """Whether the native step computes the gate of a mixture: any that is served token by token, without a capacity."""
     unlimited = moe.capacity is None or moe.capacity.eval_factor is None
-    return unlimited and moe.twins is None and moe.gate.not_served is None
+    return unlimited and moe.gate.not_served is None
 
 
 def _knows_block(block: Block) -> bool:
@@ -140,7 +144,7 @@ def _knows_dense(mlp: DenseMlp) -> bool:
     return isinstance(mlp, PanelDenseMlp) or mlp.gating.kind == "silu"
 
 
-def _layer_plan(block: Block, cache: PagedKVCache, rotary: Rotary) -> LayerPlan:
+def _layer_plan(block: Block, cache: PagedKVCache, rotary: Rotary, roots_E: Tensor | None) -> LayerPlan:
     plan = LayerPlan(
         input_norm=block.input_norm.weight.data_ptr(),
         mlp_norm=_address(block.mlp_norm),
@@ -151,7 +155,7 @@ def _layer_plan(block: Block, cache: PagedKVCache, rotary: Rotary) -> LayerPlan:
         assert isinstance(block.attention, Attention)
         _tell_attention(plan, block.attention, cache, rotary)
     if isinstance(block.mlp, MoeMlp):
-        _tell_mixture(plan, block.mlp)
+        _tell_mixture(plan, block.mlp, roots_E)
     else:
         _tell(plan, ("gate_up", "down"), block.mlp)
         plan.gating = GatingPlan.of(block.mlp.gating)
@@ -203,12 +207,14 @@ def _tell_positions(plan: LayerPlan, rotary: Rotary) -> None:
     plan.turning = 2 * rotary.cos_T1h.shape[-1]
 
 
-def _tell_mixture(plan: LayerPlan, mlp: MoeMlp) -> None:
+def _tell_mixture(plan: LayerPlan, mlp: MoeMlp, roots_E: Tensor | None) -> None:
     moe, experts, shared = mlp.moe, mlp.experts, mlp.shared_expert
     assert isinstance(experts, GroupedExperts | PanelPackedExperts)
     plan.num_experts, plan.top_k, plan.num_ff = moe.num_experts, moe.top_k, moe.moe_intermediate_size
     plan.moe_index = mlp.moe_index
-    plan.gate = GatePlan.of(moe, mlp.router.tensors)
+    plan.gate = GatePlan.of(
+        moe, mlp.router.tensors if roots_E is None else {**mlp.router.tensors, "roots": roots_E}
+    )
     _tell(plan, ("gate_up", "down"), experts)
     plan.gating = GatingPlan.of(experts.gating, experts.gate_up_bias_E2F, experts.down_bias_ED)
     if shared is not None:

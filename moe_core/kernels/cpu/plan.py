@@ -18,7 +18,7 @@ _TOPK, _BY_KIND = 3, {"sparsemax": 4, "base": 5, "hash": 6}
 # Tensors of a gate by the field that tells where they lie.
 _TENSORS = {
     "router": "weight", "bias": "bias", "selection_bias": "selection_bias", "domain_router": "domain_weight",
-    "group_router": "group_weight", "table": "table",
+    "group_router": "group_weight", "table": "table", "roots": "roots",
 }  # fmt: skip
 # `turnout::GatingKind`.
 _KINDS = {"silu": 0, "gelu": 1, "clamped": 2, "clamped_silu": 3}
@@ -79,16 +79,21 @@ class GatePlan(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in _TENSORS),
         *((name, _LONG) for name in ("num_groups", "topk_group", "num_domains")),
-        *((name, _INT) for name in ("scores", "two_best", "renormalise")),
-        *((name, _FLOAT) for name in ("temperature", "factor", "reach")),
+        *((name, _INT) for name in ("scores", "two_best", "renormalise", "holds")),
+        *((name, _FLOAT) for name in ("temperature", "factor", "reach", "hold")),
     )
 
     @classmethod
     def of(cls, moe: MoeSpec, tensors: Mapping[str, Tensor]) -> GatePlan:
-        """Of a gate that is served token by token, and its tensors; who asks keeps these alive."""
+        """Of a gate that is served token by token, and its tensors; who asks keeps these alive.
+
+        Where the mixture has twins, `roots` (E) int64 is among them: for each expert the lowest number of its twins.
+        """
         gate = moe.gate
         own = {field: tensors[name].data_ptr() for field, name in _TENSORS.items() if name in tensors}
         plan = cls(num_groups=1, topk_group=1, factor=1.0, temperature=moe.temperature_at(), **own)
+        if moe.twins is not None and moe.twins.hold is not None:
+            plan.holds, plan.hold = 1, moe.twins.hold
         if isinstance(gate, SigmoidGroups):
             plan.num_groups, plan.topk_group = gate.num_groups, gate.topk_group
             plan.scores, plan.two_best = _SCORES[gate.scores], gate.group_score == "two_best"

@@ -29,6 +29,8 @@ def natively_chosen(
     assert native is not None
     assert x_TD.dtype is torch.bfloat16
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    if moe.twins is not None:
+        tensors["roots"] = torch.tensor(moe.twins.roots)
     domains = [-1] * num_tokens if domain_T is None else domain_T.tolist()
     rows_T = torch.tensor([0 if tables is None else tables.row(domain) for domain in domains])
     words_T = torch.zeros(num_tokens, dtype=torch.int64) if token_ids_T is None else token_ids_T.contiguous()

@@ -254,7 +254,6 @@ def test_weights_in_rows_take_decoding_steps_only(monkeypatch) -> None:
     [
         {"capacity": {"eval_factor": 2.0}},
         {"expert_kinds": [{"kind": "swiglu", "width": 32}, *[{"kind": "zero"}] * 4]},
-        {"twins": {"roots": [0, 1, 0, 3, 4]}},
     ],
     ids=str,
 )

@@ -42,13 +42,16 @@ struct Gate {
   const float* domain_router;
   const float* group_router;
   const float* table;    // (V, K) whole numbers, or none
+  const int64_t* roots;  // (E) the lowest number among an expert's twins, or none where there are no twins
   int64_t num_groups, topk_group;  // experts come from so many of the groups
   int64_t num_domains;             // of a hierarchy
   int32_t scores;
   int32_t two_best;  // a group is worth its two best experts, or its best
   int32_t renormalise;
+  int32_t holds;     // of twins the gate's best is seen, not the one that a token's hash names
   float temperature, factor;  // under the logits; on the weights
   float reach;                // no more experts than reach so much of the softmax; 0 for as many as there are places
+  float hold;                 // added to the logit of the hash's twin
 };
 
 // Latent attention, all in panels: r width of the latent, p values of a key that turn, n values of a head's query that do not.

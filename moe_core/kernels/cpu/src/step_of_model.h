@@ -2,12 +2,12 @@
 #pragma once
 #include <vector>
 
-#include "floors.h"
 #include "gates.h"
 #include "latent_attention.h"
 #include "levels.h"
 #include "row_experts.h"
 #include "step_space.h"
+#include "twins.h"
 
 namespace TURNOUT_ISA {
 
@@ -78,6 +78,13 @@ static void gate_logits(const Gate& gate, const bf16* x, std::vector<float>& log
   for (float& logit : logits) logit /= gate.temperature;
 }
 
+static Asked asked_of(const LayerPlan& layer, const StepPlan& step, int64_t t) {
+  const int64_t row = step.prior_row[t], at = layer.moe_index;
+  const float* prior = step.prior ? step.prior + row * step.prior_stride + at * layer.E : nullptr;
+  if (!step.floor) return {prior, nullptr, 0.0f};
+  return {prior, step.mine + row * layer.E, step.floor[row * step.floor_stride + at]};
+}
+
 // Each token's experts and their weights, (T, K), by what its layer's gate says of x, (T, D).
 static void choose(const LayerPlan& layer, const StepPlan& step, const bf16* x, int64_t D, int64_t* ids, float* weights) {
   static thread_local std::vector<float> logits_of_thread;
@@ -87,12 +94,18 @@ static void choose(const LayerPlan& layer, const StepPlan& step, const bf16* x, 
   gate_logits(gate, x, all, T, E, D);
   for_rows(T, [&](int64_t t) {
     float* logits = all.data() + t * E;
-    const int64_t row = step.prior_row[t], at = layer.moe_index;
-    const float* prior = step.prior ? step.prior + row * step.prior_stride + at * E : nullptr;
-    const uint8_t* mine = step.floor ? step.mine + row * E : nullptr;
-    for (int64_t e = 0; prior && e < E; e++) logits[e] += prior[e];
-    if (mine) add_shift(floor_shift(gate, logits, mine, step.floor[row * step.floor_stride + at], E), mine, logits, E);
+    Asked asked = asked_of(layer, step, t);
+    if (gate.roots) {
+      OneOfTwins& twins = twins_of_thread();
+      twins.set(gate, E);
+      asked = twins.look(gate, logits, x + t * D, D, asked);
+    }
+    for (int64_t e = 0; asked.prior && e < E; e++) logits[e] += asked.prior[e];
+    if (asked.mine) add_shift(floor_shift(gate, logits, asked.mine, asked.floor, E), asked.mine, logits, E);
     route(gate, logits, step.ids[t], E, K, ids + t * K, weights + t * K);
+    for (int64_t k = t * K; gate.roots && k < (t + 1) * K; k++)
+      if (ids[k] != kNoExpert && asked.prior[ids[k]] == -INFINITY && logits[ids[k]] == -INFINITY)
+        ids[k] = kNoExpert, weights[k] = 0.0f;
   });
 }
 

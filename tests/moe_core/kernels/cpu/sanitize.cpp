@@ -107,6 +107,17 @@ static void other_gates(const turnout::ModelPlan& model, turnout::LayerPlan& lay
   layer.gate.num_groups = E;
   check(TURNOUT_ISA::kOps.step(model, step) == 0, "step with levels");
   layer.gate = kept;
+  Exact<int64_t> roots(E);
+  for (int64_t e = 0; e < E; e++) roots.get()[e] = e % K;
+  layer.gate.roots = roots.get();
+  layer.gate.hold = 0.5f;
+  for (int32_t holds : {0, 1})
+    for (int32_t kind : {turnout::kSigmoid, turnout::kTopk}) {
+      layer.gate.holds = holds;
+      layer.gate.scores = kind;
+      check(TURNOUT_ISA::kOps.step(model, step) == 0, "step with twins");
+    }
+  layer.gate = kept;
 }
 
 // A model of a plain layer, of one with everything that heads may have, and of one with latents; three sequences of different lengths.
@@ -145,8 +156,8 @@ static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, in
   full.head_gate = head_gate.get();
   full.o_bias = norm.get();
   full.mlp_norm = nullptr;
-  full.gate = {router.get(), router_bias.get(), router_bias.get(), nullptr, nullptr, nullptr, 2, 1, 0,
-               turnout::kSigmoid, 1, 1, 0.7f, 2.5f, 0.0f};
+  full.gate = {router.get(), router_bias.get(), router_bias.get(), nullptr, nullptr, nullptr, nullptr, 2, 1, 0,
+               turnout::kSigmoid, 1, 1, 0, 0.7f, 2.5f, 0.0f, 0.0f};
   full.gating = {turnout::kClampedSilu, 0.0f, 0.5f, up_bias.get(), down_bias.get()};
   full.gate_up_panels = &gate_up.panels;
   full.down_panels = &narrow.panels;
