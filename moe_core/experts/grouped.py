@@ -39,16 +39,18 @@ class GroupedExperts(nn.Module):
         self.gating = gating
         # The name of a kernel to use always; None lets the dispatcher choose.
         self.kernel: str | None = None
+        # (E,) int64: where each expert lies, once the weights are the slots of a pool that layers share.
+        self.slots_E: Tensor | None = None
 
     @property
     def num_experts(self) -> int:
         """How many experts the layer holds."""
-        return self.down_EDF.shape[0]
+        return (self.down_EDF if self.slots_E is None else self.slots_E).shape[0]
 
     def forward(self, hidden_TD: Tensor, routing: Routing) -> Tensor:
         """Weighted sum of the chosen experts' outputs: (T, D) in the dtype of the input."""
         packed = (self.gate_up_E2FD, self.down_EDF, routing.expert_ids_TK, routing.weights_TK)
         if self.gating.kind != "silu" or self.gate_up_bias_E2F is not None:
             biases = (self.gate_up_bias_E2F, self.down_bias_ED)
-            return gated_experts_torch(hidden_TD, *packed, self.gating, *biases)
-        return dispatch.swiglu_experts(hidden_TD, *packed, kernel=self.kernel)
+            return gated_experts_torch(hidden_TD, *packed, self.gating, *biases, slots_E=self.slots_E)
+        return dispatch.swiglu_experts(hidden_TD, *packed, kernel=self.kernel, slots_E=self.slots_E)

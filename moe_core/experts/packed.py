@@ -42,6 +42,8 @@ class PackedExperts(PackedMaps):
             self.gate_up_bias_E2F = nn.Parameter(torch.empty(up, dtype=bias_dtype))
             self.down_bias_ED = nn.Parameter(torch.empty(down, dtype=bias_dtype))
         self.kernel: str | None = None
+        # As in `GroupedExperts`.
+        self.slots_E: Tensor | None = None
 
     @property
     def gate_up_E2FD(self) -> Tensor:
@@ -64,10 +66,11 @@ class PackedExperts(PackedMaps):
         if used_U.numel() and int(used_U[0]) < 0:
             # The first of the sorted ids is the empty place, no expert.
             used_U, ids_N = used_U[1:], ids_N - 1
-        gate_up_U2FD, down_UDF = (self.widened(name, used_U, hidden_TD.dtype) for name in MATRICES)
+        slot_U = used_U if self.slots_E is None else self.slots_E[used_U]
+        gate_up_U2FD, down_UDF = (self.widened(name, slot_U, hidden_TD.dtype) for name in MATRICES)
         packed = (gate_up_U2FD, down_UDF, ids_N.view(routing.expert_ids_TK.shape), routing.weights_TK)
         if self.gate_up_bias_E2F is not None and self.down_bias_ED is not None:
-            biases = (self.gate_up_bias_E2F[used_U], self.down_bias_ED[used_U])
+            biases = (self.gate_up_bias_E2F[slot_U], self.down_bias_ED[slot_U])
             return gated_experts_torch(hidden_TD, *packed, self.gating, *biases)
         if self.gating.kind != "silu":
             return gated_experts_torch(hidden_TD, *packed, self.gating)
@@ -89,6 +92,7 @@ class PackedExperts(PackedMaps):
 
         gate_up, down = (self.packed(name) for name in MATRICES)
         num_ff = self.shapes["down"][1]
+        chosen = (routing.expert_ids_TK, routing.weights_TK)
         return packed_swiglu_experts(
-            hidden_TD, gate_up, down, num_ff, self.quantisation, routing.expert_ids_TK, routing.weights_TK
+            hidden_TD, gate_up, down, num_ff, self.quantisation, *chosen, self.slots_E
         )

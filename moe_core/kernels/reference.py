@@ -14,12 +14,19 @@ from moe_core.kernels.formulas import silu
 
 
 def swiglu_experts_reference(
-    hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor
+    hidden_TD: Tensor,
+    gate_up_E2FD: Tensor,
+    down_EDF: Tensor,
+    expert_ids_TK: Tensor,
+    weights_TK: Tensor,
+    slots_E: Tensor | None = None,
 ) -> Tensor:
     """Sum over the chosen experts of weight · down(silu(gate(x)) · up(x)): (T, D), one pair at a time.
 
-    A negative id is no expert.
+    A negative id is no expert. With `slots_E` (E,) the weights of expert e are those at slots_E[e].
     """
+    if slots_E is not None:
+        expert_ids_TK = torch.where(expert_ids_TK < 0, -1, slots_E[expert_ids_TK.clamp(min=0)])
     num_ff = down_EDF.shape[-1]
     rows = []
     for token, ids, weights in zip(hidden_TD, expert_ids_TK.tolist(), weights_TK, strict=True):

@@ -21,18 +21,23 @@ def gated_experts_torch(
     gating: Gating,
     gate_up_bias_E2F: Tensor | None = None,
     down_bias_ED: Tensor | None = None,
+    slots_E: Tensor | None = None,
 ) -> Tensor:
     """Sum over the chosen experts of weight · (down(gating(gate(x), up(x)))): (T, D), gradients by autograd.
 
-    Products are in float32 where the input is bfloat16: on a CPU they are no slower, and the sums need it.
+    With `slots_E` (E,) int64 the weights and biases of expert e lie in slot slots_E[e] of a pool. Products are in float32
+    where the input is bfloat16: on a CPU they are no slower, and the sums need it.
     """
     dtype = hidden_TD.dtype if hidden_TD.dtype == torch.float64 else torch.float32
-    rows = group_rows(expert_ids_TK, gate_up_E2FD.shape[0])
+    rows = group_rows(expert_ids_TK, (gate_up_E2FD if slots_E is None else slots_E).shape[0]).in_slots(
+        slots_E
+    )
     in_RD, weights_R = hidden_TD.to(dtype)[rows.token_R], weights_TK.to(dtype).reshape(-1)[rows.choice_R]
     # Taken apart once: the gradient of each expert taken by its number would be as large as all of them.
-    gate_ups, downs, outs = gate_up_E2FD.unbind(), down_EDF.unbind(), []
+    learns, outs = torch.is_grad_enabled(), []
+    gate_ups, downs = (weight.unbind() if learns else weight for weight in (gate_up_E2FD, down_EDF))
     parts = [(expert, in_rD) for (expert, _), in_rD in zip(rows.parts, in_RD.split(rows.counts), strict=True)]
-    if not parts and torch.is_grad_enabled():
+    if not parts and learns:
         # Without any row every tensor still has a gradient, of zeros: one expert is asked with no rows.
         parts = [(0, in_RD)]
     for expert, in_rD in parts:

@@ -7,7 +7,7 @@ One host sync a call (how many rows each expert has); everything else is queued.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -38,6 +38,13 @@ class Grouping:
     def counts(self) -> list[int]:
         """How many rows each of these experts has."""
         return [part.stop - part.start for _, part in self.parts]
+
+    def in_slots(self, slots_E: Tensor | None) -> Grouping:
+        """The same rows in the same order with slots_E[e] in the place of expert e; None: experts lie by their numbers."""
+        if slots_E is None:
+            return self
+        slots: list[int] = slots_E.tolist()
+        return replace(self, parts=[(slots[expert], part) for expert, part in self.parts])
 
 
 def group_rows(expert_ids_TK: Tensor, num_experts: int) -> Grouping:
@@ -80,14 +87,21 @@ def _check_highest(expert: int, num_experts: int) -> None:
 
 
 def swiglu_experts_torch(
-    hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor
+    hidden_TD: Tensor,
+    gate_up_E2FD: Tensor,
+    down_EDF: Tensor,
+    expert_ids_TK: Tensor,
+    weights_TK: Tensor,
+    slots_E: Tensor | None = None,
 ) -> Tensor:
-    """The torch path for any device and dtype, with gradients for hidden, both weights and routing weights."""
+    """The torch path for any device and dtype, with gradients for hidden, both weights and routing weights; none of weights
+    in the slots of a pool."""
     leaves = (hidden_TD, gate_up_E2FD, down_EDF, weights_TK)
-    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
+    if slots_E is None and torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
         out: Tensor = GroupedSwiglu.apply(*leaves[:3], expert_ids_TK, weights_TK)
         return out
-    return _forward(hidden_TD, gate_up_E2FD, down_EDF, expert_ids_TK, weights_TK, widen=widens(hidden_TD))[0]
+    packed = (hidden_TD, gate_up_E2FD, down_EDF, expert_ids_TK, weights_TK)
+    return _forward(*packed, widen=widens(hidden_TD), slots_E=slots_E)[0]
 
 
 def _forward(
@@ -98,13 +112,16 @@ def _forward(
     weights_TK: Tensor,
     *,
     widen: bool = False,
+    slots_E: Tensor | None = None,
 ) -> tuple[Tensor, Grouping, Tensor, Tensor]:
     """Output, and what backward needs: the grouping, gate and up of each row, the weight of each row.
 
     `widen` computes the products in float32, one expert's weights at a time.
     """
     dtype = torch.float32 if widen else hidden_TD.dtype
-    rows = group_rows(expert_ids_TK, gate_up_E2FD.shape[0])
+    rows = group_rows(expert_ids_TK, (gate_up_E2FD if slots_E is None else slots_E).shape[0]).in_slots(
+        slots_E
+    )
     num_rows, num_ff = rows.token_R.shape[0], down_EDF.shape[2]
     weights_R1 = weights_TK.reshape(-1)[rows.choice_R].unsqueeze(1)
     in_RD = hidden_TD.to(dtype)[rows.token_R]

@@ -9,7 +9,7 @@ Source: the aligned blocks of vLLM's `moe_align_block_size`, with ScatterMoE's u
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -48,6 +48,21 @@ class Rows:
     def max_tiles(self) -> int:
         """How many tiles there are room for."""
         return self.tile_expert_M.shape[0]
+
+    def in_slots(self, slots_E: Tensor | None, num_slots: int) -> Rows:
+        """The same rows and tiles for weights of which expert e's lie in slot slots_E[e] of `num_slots`; an expert without
+        rows may have none (-1). None: experts lie by their numbers.
+
+        Products find a tile's weights, and the end of its rows, by what stands in the place of its expert: both are moved to
+        the slot, and nothing else changes. No host sync.
+        """
+        if slots_E is None:
+            return self
+        known_M = self.tile_expert_M >= 0
+        slot_M = torch.where(known_M, slots_E[self.tile_expert_M.clamp(min=0).long()], -1).int()
+        # Nobody asks where the rows of a slot begin: what falls on the first place is never read.
+        end_N = self.begin_E.new_empty(num_slots + 1).index_copy_(0, slots_E + 1, self.begin_E[1:])
+        return replace(self, begin_E=end_N, tile_expert_M=slot_M)
 
 
 @triton.jit

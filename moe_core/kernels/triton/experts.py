@@ -28,18 +28,25 @@ MIN_CAPABILITY = (8, 0)
 
 
 def swiglu_experts_triton(
-    hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor
+    hidden_TD: Tensor,
+    gate_up_E2FD: Tensor,
+    down_EDF: Tensor,
+    expert_ids_TK: Tensor,
+    weights_TK: Tensor,
+    slots_E: Tensor | None = None,
 ) -> Tensor:
     """Weighted sum of the chosen experts' outputs, (T, D) in the dtype of the input; -1 is no expert.
 
     Products in the input's dtype with float32 sums; routed weights and the sum over a token's experts in float32;
-    deterministic. Gradients for hidden, both weights and routing weights.
+    deterministic. Gradients for hidden, both weights and routing weights; none of weights in the slots of a pool, where
+    expert e's lie in slot slots_E[e] (int64).
     """
     leaves = (hidden_TD, gate_up_E2FD, down_EDF, weights_TK)
-    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
+    if slots_E is None and torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
         out: Tensor = GroupedSwigluTriton.apply(*leaves[:3], expert_ids_TK, weights_TK)
         return out
-    return _forward(hidden_TD, gate_up_E2FD, down_EDF, expert_ids_TK, weights_TK, keep=False)[0]
+    packed = (hidden_TD, gate_up_E2FD, down_EDF, expert_ids_TK, weights_TK)
+    return _forward(*packed, keep=False, slots_E=slots_E)[0]
 
 
 def supports(hidden_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, expert_ids_TK: Tensor) -> bool:
@@ -70,12 +77,13 @@ def _forward(
     weights_TK: Tensor,
     *,
     keep: bool,
+    slots_E: Tensor | None = None,
 ) -> tuple[Tensor, Rows, Tile, Tensor | None]:
     """Output, the order of rows, the tile, and gate and up of each row when they are kept."""
-    num_experts = gate_up_E2FD.shape[0]
+    num_experts = (gate_up_E2FD if slots_E is None else slots_E).shape[0]
     tile = product_tile(expert_ids_TK.numel(), num_experts, hidden_TD.dtype, chip_of(hidden_TD.device))
     ids_TK = expert_ids_TK.contiguous()
-    rows = align(ids_TK, num_experts, tile.block_m)
+    rows = align(ids_TK, num_experts, tile.block_m).in_slots(slots_E, gate_up_E2FD.shape[0])
     act_RF, both_R2F = gate_up_swiglu(hidden_TD, gate_up_E2FD, rows, tile, keep=keep)
     out_RD = grouped_gemm(act_RF, down_EDF, rows, tile, gather=False, scatter=True)
     return combine(out_RD, ids_TK, weights_TK.contiguous()), rows, tile, both_R2F

@@ -183,13 +183,18 @@ def packed_linear(x_RK: Tensor, weight: Packed, spec: ExpertQuantSpec) -> Tensor
 
 
 def packed_swiglu_experts(
-    hidden_TD: Tensor, gate_up: Packed, down: Packed, num_ff: int, spec: ExpertQuantSpec, ids_TK: Tensor, weights_TK: Tensor
+    hidden_TD: Tensor, gate_up: Packed, down: Packed, num_ff: int, spec: ExpertQuantSpec, ids_TK: Tensor, weights_TK: Tensor,
+    slots_E: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Weighted sum of the chosen packed experts' outputs, (T, D) in the dtype of the input; -1 is no expert. No gradient."""
-    num_experts, width = down.codes.shape[0], hidden_TD.shape[1]
+    """Weighted sum of the chosen packed experts' outputs, (T, D) in the dtype of the input; -1 is no expert. No gradient.
+
+    With `slots_E` (E,) int64 the codes of expert e lie in slot slots_E[e] of a pool.
+    """
+    num_slots, width = down.codes.shape[0], hidden_TD.shape[1]
+    num_experts = num_slots if slots_E is None else slots_E.shape[0]
     tile = packed_tile(ids_TK.numel(), num_experts, hidden_TD.dtype, chip_of(hidden_TD.device))
     ids_TK = ids_TK.contiguous()
-    rows = align(ids_TK, num_experts, tile.block_m)
+    rows = align(ids_TK, num_experts, tile.block_m).in_slots(slots_E, num_slots)
     act_RF = packed_gemm(hidden_TD.contiguous(), gate_up, 2 * num_ff, spec, rows, tile, pairs=True)
     out_RD = packed_gemm(act_RF, down, width, spec, rows, tile, pairs=False)
     return combine(out_RD, ids_TK, weights_TK.contiguous())
