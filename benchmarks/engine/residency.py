@@ -143,13 +143,13 @@ def cold_first_token(spec: ServeSpec, capacity: int, *, warmed: bool, uses: Uses
     engine = Engine(spec, attached(model), residency=held)
     drop_from_page_cache(spec.model_dir)
     engine.submit(list(range(200, 216)), SamplingParams(max_tokens=1, ignore_eos=True), NoText(), domain=0)
-    before = dataclasses.replace(held.stats)
+    before, bytes_before = dataclasses.replace(held.stats), held.held.bytes_read
     began, computed = time.perf_counter(), time.thread_time()
     while not any(isinstance(event, Delta) for event in engine.step()):
         pass
     seconds, computing_s = time.perf_counter() - began, time.thread_time() - computed
     engine.close()
-    read, waited_s = held.stats.bytes_read - before.bytes_read, held.stats.waited_s - before.waited_s
+    read, waited_s = held.held.bytes_read - bytes_before, held.stats.waited_s - before.waited_s
     return Cold(seconds, computing_s, read, waited_s)
 
 

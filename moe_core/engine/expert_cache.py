@@ -60,13 +60,18 @@ class ExpertCache:
 
     def visit(self, layer: int, experts: Sequence[int]) -> tuple[list[int], list[Key]]:
         """Note a visit; the experts that have to be fetched, and those that give way to them."""
-        used = np.asarray(experts, dtype=np.int64)
         missing = [expert for expert in experts if not self.resident_LE[layer, expert]]
-        self._learn(layer, used)
-        evicted = self._make_room(len(missing), layer, keep=[(layer, expert) for expert in experts])
-        self.resident_LE[layer, missing] = True
-        self._num_resident += len(missing)
-        return missing, evicted
+        self.note(layer, experts)
+        keep = [(layer, expert) for expert in experts]
+        return missing, self.admit([(layer, expert) for expert in missing], layer, keep=keep)
+
+    def admit(self, keys: Sequence[Key], layer: int, *, keep: Iterable[Key]) -> list[Key]:
+        """Hold further experts from this visit of `layer` on; what gives way to them, none of `keep`."""
+        evicted = self._make_room(len(keys), layer, keep)
+        for key in keys:
+            self.resident_LE[key] = True
+        self._num_resident += len(keys)
+        return evicted
 
     def prefetch(self, layer: int, most: int) -> tuple[list[Key], list[Key]]:
         """What the layer after `layer` will probably use and is not resident, likeliest first, and what gives way."""
@@ -84,22 +89,26 @@ class ExpertCache:
             if self._num_resident == self.capacity and latest <= 1 + num_layers * (1 / likely_E[expert] - 1):
                 break
             keep = [*((layer, one) for one in experts), *((after, one) for one in wanted)]
-            evicted += self._make_room(1, layer, keep=keep)
-            self.resident_LE[after, expert] = True
-            self._num_resident += 1
+            evicted += self.admit([(after, expert)], layer, keep=keep)
             keys.append((after, expert))
         return keys, evicted
 
     def warm(self, chance_LE: NDArray[np.float64]) -> list[Key]:
         """Take `chance_LE` as what is known beforehand and fill an empty cache by it, likeliest first."""
-        self.often_LE[:] = np.clip(chance_LE, LEAST_CHANCE, 1.0)
+        self.expect(chance_LE)
         order = np.argsort(-chance_LE, axis=None, kind="stable")[: self.capacity]
         layers, experts = np.unravel_index(order, chance_LE.shape)
         self.resident_LE[layers, experts] = True
         self._num_resident = len(order)
         return list(zip(layers.tolist(), experts.tolist(), strict=True))
 
-    def _learn(self, layer: int, used: NDArray[np.int64]) -> None:
+    def expect(self, chance_LE: NDArray[np.float64]) -> None:
+        """Take `chance_LE` as what is known beforehand."""
+        self.often_LE[:] = np.clip(chance_LE, LEAST_CHANCE, 1.0)
+
+    def note(self, layer: int, experts: Sequence[int]) -> None:
+        """Learn from a visit of a layer, and fetch nothing."""
+        used = np.asarray(experts, dtype=np.int64)
         self._num_visits += 1
         cells = self._cells(layer)
         self._seen_IF *= 1.0 - TABLE_FORGETTING

@@ -11,6 +11,8 @@ from moe_core.checkpoint.hashes import verify_files
 from moe_core.checkpoint.layout import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from moe_core.checkpoint.store import load
 from moe_core.checkpoint.tokenizer import Tokenizer
+from moe_core.engine.copy_stream import GpuCopyStream
+from moe_core.engine.device_pool import DeviceTier
 from moe_core.engine.engine import Engine
 from moe_core.engine.events import Delta, Done, Failed
 from moe_core.engine.loop import EngineState
@@ -90,33 +92,42 @@ def _loaded_engine(spec: ServeSpec, codec: Tokenizer, panels: PanelCache | None)
 
 def _engine_of_files(spec: ServeSpec, codec: Tokenizer) -> Engine:
     device, promised, residency = _device_of(spec), spec.files or None, None
-    if spec.resident_experts is None:
+    tier = _tier_of(spec, device)
+    if spec.resident_experts is None and tier is None:
         model = served_model(load(spec.model_dir, spec.dtype, device=device, expected_hashes=promised), spec)
     else:
         held = (spec.model_dir, spec.dtype, spec.resident_experts, spec.routing())
-        model, residency = load_resident(*held, expected_hashes=promised, uses=spec.expert_uses)
+        model, residency = load_resident(*held, device=tier, expected_hashes=promised, uses=spec.expert_uses)
     model.eval()
     if device.type == "cpu":
         # Experts that come and go are read into the places that they have now.
         kernels = attach(model, spec.num_threads, moves_experts=residency is None)
     else:
         kernels = torch.cuda.get_device_name(device)
-        if (num_layers := hold_in_mxfp4(model)) > 0:
+        # What lies in a pool is other experts from one moment to the next.
+        if residency is None and (num_layers := hold_in_mxfp4(model)) > 0:
             logger.info("experts of %d layers are held in mxfp4, as they were released", num_layers)
     logger.info("decode kernels: %s, threads: %d", kernels, spec.num_threads)
     return Engine(spec, model, end_tokens=codec.eos_ids, residency=residency)
 
 
 def _device_of(spec: ServeSpec) -> torch.device:
-    """The device that a specification asks for. SpecError where experts are to come and go on a GPU."""
-    if spec.resident_experts is None:
+    """The device that a specification asks for. SpecError where a GPU is to do with what is the processor's alone."""
+    if spec.resident_experts is None or spec.device_experts is not None:
         return chosen_device(spec.device)
     if spec.device == "cuda":
         raise SpecError(
-            f"resident_experts ({spec.resident_experts}) is known on the CPU alone; give device 'cpu', or leave "
-            "resident_experts out"
+            f"resident_experts ({spec.resident_experts}) alone is for the CPU; give device 'cpu', say with device_experts "
+            "how many the GPU holds, or leave resident_experts out"
         )
     return torch.device("cpu")
+
+
+def _tier_of(spec: ServeSpec, device: torch.device) -> DeviceTier | None:
+    """The GPU's part of the experts; None where it holds all, and where there is none."""
+    if spec.device_experts is None or device.type == "cpu":
+        return None
+    return DeviceTier(GpuCopyStream(device), spec.device_experts)
 
 
 def warm_up(engine: Engine, codec: TextCodec) -> None:

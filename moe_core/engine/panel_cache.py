@@ -49,7 +49,8 @@ class PanelCache:
         wanted = (
             spec.panel_dir is not None and spec.files and spec.dtype == "bfloat16" and spec.device != "cuda"
         )
-        if not wanted or native is None or spec.resident_experts is not None:
+        parts = spec.resident_experts is not None or spec.device_experts is not None
+        if not wanted or native is None or parts:
             return None
         assert spec.panel_dir is not None
         weights = {"files": spec.files, "dtype": spec.dtype, "weights": spec.weights}

@@ -1,38 +1,36 @@
-"""Serving with fewer experts in memory than the model has: the others stay on disk and are read when they are used.
+"""Serving with fewer experts in fast memory than the model has: the others are fetched when they are used.
 
-Every expert keeps its place in its layer's tensors; memory is only behind those that are resident, for the pages of the
-others are given back to the operating system. Numbering and order of sums are those of the whole model: computed by the same
-operations, outputs are the same to the bit, whichever experts were resident. In float32 a whole model that is served is
-computed so; in 16 bits it takes whole steps natively, with experts repacked, and rounds at other places than the decoder
-here. One thread reads; the engine's waits for what it needs and nothing else.
+On the processor every expert keeps its place in its layer's tensors; memory is only behind those that are resident, for the
+pages of the others are given back to the operating system. On a device they lie in the slots of a pool, with the host's
+memory between it and the disk (`device_pool`). Numbering and order of sums are those of the whole model: computed by the
+same operations, outputs are the same to the bit, whichever experts were resident. In float32 a whole model that is served is
+computed so; in 16 bits the processor takes whole steps natively, with experts repacked, and rounds at other places than the
+decoder here. One thread reads; the engine's waits for what it needs and nothing else.
 
 Shapes: L expert layers, E experts, T tokens, K places of a token.
 """
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from moe_core.checkpoint.hashes import verify_hashes
 from moe_core.checkpoint.quantised import Weights, widened
 from moe_core.checkpoint.reader import WeightReader
 from moe_core.checkpoint.source import ignorable, source_slots, spec_in
 from moe_core.checkpoint.store import TORCH_DTYPES, DtypeName, check_slots, fill, read_spec
+from moe_core.engine.device_pool import DevicePool, DeviceTier
 from moe_core.engine.expert_cache import ExpertCache, Key, Visit
-from moe_core.errors import SpecError
+from moe_core.engine.expert_places import Places
+from moe_core.errors import EngineError, SpecError
 from moe_core.model.decoder import Decoder
 from moe_core.model.families import FAMILIES, Slot
 from moe_core.routers import Routing
@@ -48,47 +46,69 @@ DOUBTED = 64.0
 
 @dataclass(slots=True)
 class ResidencyStats:
-    """Uses of experts since the start: `hits` were resident, `awaited` were being read ahead, the rest missed."""
+    """Uses of experts since the start: `hits` were there, `awaited` were being fetched ahead, the rest missed."""
 
     uses: int = 0
     hits: int = 0
     awaited: int = 0
     misses: int = 0
     prefetched: int = 0
-    bytes_read: int = 0
     # How long the computing thread stood still for reading.
     waited_s: float = 0.0
 
 
+class Holder(Protocol):
+    """The memory that experts come into. Keys are of the layer's place among the expert layers, and of the expert."""
+
+    @property
+    def bytes_read(self) -> int:
+        """From files, so far."""
+        ...
+
+    def fetch(self, keys: Sequence[Key]) -> None:
+        """Begin to bring experts here; what gives way to them was dropped before."""
+        ...
+
+    def late(self, keys: Sequence[Key]) -> int:
+        """How many of these experts are on their way."""
+        ...
+
+    def wait(self, layer: int, keys: Sequence[Key]) -> None:
+        """Whatever is computed next finds these experts of a layer."""
+        ...
+
+    def drop(self, keys: Sequence[Key]) -> None:
+        """Let go of experts."""
+        ...
+
+    def warm(self, keys: Sequence[Key], chance_LE: NDArray[np.float64]) -> None:
+        """Fetch what is to be here at the start; it is there when this returns."""
+        ...
+
+    def as_json(self) -> dict[str, Any]:
+        """What /stats tells of it."""
+        ...
+
+    def close(self) -> None:
+        """End its threads."""
+        ...
+
+
 class ResidentExperts:
-    """The experts of a decoder that are in memory; `visit` belongs to the thread that computes."""
+    """The experts of a decoder that are where it computes; `visit` belongs to the thread that computes."""
 
     def __init__(
-        self, model: Decoder, slots: list[Slot], weights: Weights, capacity: int, *, prefetches: bool = True
+        self, cache: ExpertCache, held: Holder, moe_layers: Sequence[int], *, prefetches: bool = True
     ) -> None:
-        moe = model.spec.moe
-        assert moe is not None
-        try:
-            self.cache = ExpertCache(len(moe.moe_layers), moe.num_experts, capacity)
-        except ValueError as error:
-            raise SpecError(f"resident_experts: {error}") from error
+        self.cache, self.held = cache, held
         self.stats = ResidencyStats()
         self.prefetches = prefetches
         # Every visit, when somebody wants to compare with other rules.
         self.trace: list[Visit] | None = None
-        self._weights = weights
-        self._index_of = {layer: index for index, layer in enumerate(moe.moe_layers)}
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        self._places: dict[Key, list[tuple[str, Tensor]]] = defaultdict(list)
-        for slot in slots:
-            assert slot.layer is not None
-            assert slot.expert is not None
-            place = (slot.tensor, slot.of(tensors[slot.parameter].data))
-            self._places[self._index_of[slot.layer], slot.expert].append(place)
-        self._ranges = {key: joined([tensor for _, tensor in places]) for key, places in self._places.items()}
-        self._reading: dict[Key, Future[None]] = {}
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="experts")
+        self._index_of = {layer: index for index, layer in enumerate(moe_layers)}
         self._stack = ExitStack()
+        # Why experts that count as here may not be: nothing is computed with them.
+        self._failure: BaseException | None = None
 
     def warm(self, routing: RoutingSpec, uses: Sequence[Sequence[int]] = ()) -> None:
         """Read the likeliest experts until the capacity is used: by `uses` (L, E), counted before, and where those are
@@ -106,82 +126,66 @@ class ResidentExperts:
             total_L1 = uses_LE.sum(1, keepdims=True)
             mapped_LE = DOUBTED * chance_LE / chance_LE.sum(1, keepdims=True)
             chance_LE = (uses_LE + mapped_LE) / (total_L1 + DOUBTED)
-        for key in self.cache.warm(chance_LE):
-            self._read(key)
-        for future in self._reading.values():
-            future.result()
-        self._reading.clear()
+        self.held.warm(self.cache.warm(chance_LE), chance_LE)
 
     def visit(self, layer: int, routing: Routing) -> None:
-        """Have the experts of one layer's tokens in memory, and begin to read those that the next will probably use."""
+        """Have the experts of one layer's tokens at hand, and begin to fetch those that the next will probably use."""
         experts = [expert for expert in routing.expert_ids_TK.unique().tolist() if expert >= 0]
-        index = self._index_of[layer]
+        if self._failure is not None:
+            raise EngineError("experts could not be fetched before; start the engine anew") from self._failure
+        try:
+            self._visit(self._index_of[layer], experts)
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def _visit(self, index: int, experts: list[int]) -> None:
         if self.trace is not None:
             self.trace.append((index, tuple(experts)))
+        stats, keys = self.stats, [(index, expert) for expert in experts]
+        stats.uses += len(keys)
+        stats.awaited += self.held.late(keys)
         missing, evicted = self.cache.visit(index, experts)
-        self._release(evicted)
-        for expert in missing:
-            self._read((index, expert))
-        coming = [self._reading.pop((index, e)) for e in experts if (index, e) in self._reading]
-        unread = sum(not future.done() for future in coming)
-        stats, began = self.stats, time.perf_counter()
-        for future in coming:
-            future.result()
-        stats.waited_s += time.perf_counter() - began
-        stats.uses += len(experts)
+        self.held.drop(evicted)
+        self.held.fetch([(index, expert) for expert in missing])
         stats.misses += len(missing)
-        stats.awaited += max(0, unread - len(missing))
         stats.hits = stats.uses - stats.misses - stats.awaited
+        began = time.perf_counter()
+        self.held.wait(index, keys)
+        stats.waited_s += time.perf_counter() - began
         # A layer that takes nearly all that is left would push out what it needs next.
         if self.prefetches and len(experts) <= self.cache.capacity // 4:
-            self._prefetch(index)
+            ahead, evicted = self.cache.prefetch(index, MAX_PREFETCHED)
+            self.held.drop(evicted)
+            self.held.fetch(ahead)
+            stats.prefetched += len(ahead)
 
-    def as_json(self) -> dict[str, int | float]:
+    def as_json(self) -> dict[str, Any]:
         """What /stats tells."""
-        told = {**asdict(self.stats), "capacity": self.cache.capacity, "experts": self.cache.resident_LE.size}
-        return told | {"hit_rate": round(self.stats.hits / max(1, self.stats.uses), 4)}
+        counted = asdict(self.stats) | {"bytes_read": self.held.bytes_read}
+        told = {**counted, "capacity": self.cache.capacity, "experts": self.cache.resident_LE.size}
+        rate = {"hit_rate": round(self.stats.hits / max(1, self.stats.uses), 4)}
+        return told | rate | self.held.as_json()
 
     def close(self) -> None:
-        """End the reading thread and close the files."""
-        self._reader.shutdown(cancel_futures=True)
+        """End the threads and close the files."""
+        self.held.close()
         self._stack.close()
-
-    def _prefetch(self, index: int) -> None:
-        keys, evicted = self.cache.prefetch(index, MAX_PREFETCHED)
-        self._release(evicted)
-        for key in keys:
-            self._read(key)
-        self.stats.prefetched += len(keys)
-
-    def _read(self, key: Key) -> None:
-        self._reading[key] = self._reader.submit(self._read_now, key)
-
-    def _read_now(self, key: Key) -> None:
-        for tensor, place in self._places[key]:
-            self._weights.read_into(tensor, place)
-            self.stats.bytes_read += place.numel() * place.element_size()
-
-    def _release(self, keys: list[Key]) -> None:
-        for key in keys:
-            # Read ahead in vain: it must be there before it can be dropped.
-            if (future := self._reading.pop(key, None)) is not None:
-                future.result()
-            for start, end in self._ranges[key]:
-                give_back(start, end)
 
 
 def load_resident(
     directory: Path,
     dtype: DtypeName,
-    capacity: int,
+    capacity: int | None,
     routing: RoutingSpec,
     *,
+    device: DeviceTier | None = None,
     expected_hashes: Mapping[str, str] | None = None,
     warmed: bool = True,
     uses: Sequence[Sequence[int]] = (),
 ) -> tuple[Decoder, ResidentExperts]:
-    """A decoder of which `capacity` experts are in memory at most, `warmed` for the domains of `routing` and by the `uses`
-    (L, E) that were counted before.
+    """A decoder of which `capacity` experts are in memory at most (None: all), `warmed` for the domains of `routing` and by
+    the `uses` (L, E) that were counted before. With a `device` it computes there, with as many experts as that one says.
 
     Raises:
         HashMismatch: for files that are not what was promised.
@@ -192,7 +196,7 @@ def load_resident(
     if expected_hashes is not None:
         verify_hashes(directory, expected_hashes)
     spec = read_spec(directory)
-    check_residency(spec, capacity)
+    check_residency(spec, capacity, None if device is None else device.capacity)
     stack = ExitStack()
     with stack:
         weights = widened(stack.enter_context(WeightReader(directory)))
@@ -209,44 +213,33 @@ def load_resident(
             )
         model = Decoder(spec, TORCH_DTYPES[dtype])
         fill(model, [slot for slot in slots if slot.expert is None], weights)
-        held = ResidentExperts(model, experts, weights, capacity)
+        resident = _resident(model, experts, weights, capacity, device)
         # The files stay open for as long as experts are read.
-        held._stack = stack.pop_all()
-    # What was allocated may be memory that was used before.
-    held._release(list(held._places))
+        resident._stack = stack.pop_all()
     if warmed:
         try:
-            held.warm(routing, uses)
+            resident.warm(routing, uses)
         except BaseException:
-            held.close()
+            resident.close()
             raise
-    return model, held
+    return model, resident
 
 
-def joined(places: list[Tensor]) -> list[tuple[int, int]]:
-    """The addresses [start, end) of contiguous tensors, neighbours as one range: a page may lie in two of them."""
-    ranges: list[tuple[int, int]] = []
-    for place in sorted(places, key=Tensor.data_ptr):
-        start = place.data_ptr()
-        if ranges and ranges[-1][1] == start:
-            start = ranges.pop()[0]
-        ranges.append((start, place.data_ptr() + place.numel() * place.element_size()))
-    return ranges
-
-
-def give_back(start: int, end: int) -> None:
-    """Give the whole pages of [start, end) back to the operating system; what they held is lost."""
-    page = mmap.PAGESIZE
-    start, end = -(-start // page) * page, end // page * page
-    if end > start and _libc().madvise(
-        ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED
-    ):
-        raise OSError(ctypes.get_errno(), "madvise refused to give pages back")
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+def _resident(
+    model: Decoder, slots: list[Slot], weights: Weights, capacity: int | None, device: DeviceTier | None
+) -> ResidentExperts:
+    """The experts of a model in their places, or in a device's pool to which the rest of the model goes too."""
+    moe = model.spec.moe
+    assert moe is not None
+    num_layers, every = len(moe.moe_layers), len(moe.moe_layers) * moe.num_experts
+    capacity = every if capacity is None else min(capacity, every)
+    if device is None:
+        cache = ExpertCache(num_layers, moe.num_experts, capacity)
+        return ResidentExperts(cache, Places(model, slots, weights), moe.moe_layers)
+    cache = ExpertCache(num_layers, moe.num_experts, device.capacity)
+    held = DevicePool(model, slots, weights, replace(device, capacity=cache.capacity), capacity)
+    model.to(device.stream.device)
+    return ResidentExperts(cache, held, moe.moe_layers)
 
 
 def _expected(routing: RoutingSpec, shape: tuple[int, ...]) -> NDArray[np.float64]:

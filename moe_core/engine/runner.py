@@ -78,7 +78,7 @@ class ModelRunner:
         # None where there is nothing to choose.
         self.threads = None if kernels is None else StepThreads(kernels, num_threads)
         self.graphs: DecodeGraphs | None = None
-        if records(model.spec, self.device):
+        if is_whole and records(model.spec, self.device):
             self.graphs = DecodeGraphs(self.cache, model.dtype, max_batch_tokens, self._decode)
 
     def run(self, chunks: Chunks[Chunk], *, counted: bool = True, one_by_one: bool = False) -> Tensor:

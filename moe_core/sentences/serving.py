@@ -18,8 +18,8 @@ SERVING: Mapping[str, str] = {
         "and widths (expert_kinds); leave weights 'stored'"
     ),
     "weights_in_bfloat16": (
-        "weights '{weights}' are computed in bfloat16 with all experts in memory; leave dtype and resident_experts out, "
-        "or give weights 'stored'"
+        "weights '{weights}' are computed in bfloat16 with all experts in memory; leave dtype, resident_experts and "
+        "device_experts out, or give weights 'stored'"
     ),
     "guesses_in_company": (
         "ngram_tokens ({tokens}) are checked in one step with the token before them, and a batch_invariant engine computes "
@@ -31,13 +31,13 @@ SERVING: Mapping[str, str] = {
     "setting_without_experts": (
         "{setting} is about experts, and this model has none; set it to {off}, or leave it out"
     ),
-    "residency_without_experts": "resident_experts is set, but the model has no experts; leave it out",
+    "residency_without_experts": "{setting} is set, but the model has no experts; leave it out",
     "residency_of_kinds": (
-        "resident_experts needs experts that are alike, and those of this model are of different kinds and widths "
+        "{setting} needs experts that are alike, and those of this model are of different kinds and widths "
         "(expert_kinds); leave it out"
     ),
     "residency_too_small": (
-        "resident_experts ({resident}) must hold the {num_experts} experts that one layer may need at once"
+        "{setting} ({resident}) must hold the {num_experts} experts that one layer may need at once"
     ),
     "mask_leaves_few": (
         "the mask leaves requests of domain '{domain}' {left} experts in a layer, and top_k is {top_k}; name more experts "

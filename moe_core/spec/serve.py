@@ -86,7 +86,11 @@ class ServeSpec(Spec):
     """Waiting requests whose domain shares experts with the running ones go first, but nobody is overtaken once it has
     been overtaken so many steps ago; 0: the fair order alone."""
     resident_experts: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
-    """How many experts, over all layers, are held in memory; the others are read from disk when they are used. Null: all."""
+    """How many experts, over all layers, are held in memory; the others are read from disk when they are used. Null: all.
+    By itself it is for the processor; beside `device_experts` it is the memory beside the GPU."""
+    device_experts: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    """How many experts, over all layers, are held in the memory of the GPU that computes; the others are copied there from
+    the machine's memory when they are used. Null: all. Without a GPU it does nothing."""
     expert_uses: Annotated[tuple[ExpertUses, ...], Field(max_length=512)] = ()
     """How often each expert was used before, layer by layer in the model's order: the likeliest are read first. Empty: by
     the domain map alone."""
@@ -120,12 +124,16 @@ class ServeSpec(Spec):
                 f"max_batch_tokens ({self.max_batch_tokens}) must give each of max_sequences "
                 f"({self.max_sequences}) one token a step"
             )
-        misfit = misfit_of(self.weights, self.dtype, self.resident_experts)
+        misfit = misfit_of(self.weights, self.dtype, self.resident_experts, self.device_experts)
         if misfit is not None:
             raise ValueError(misfit)
         misfit = guessing_misfit(self.ngram_tokens, self.batch_invariant)
         if misfit is not None:
             raise ValueError(misfit)
+        if self.device == "cpu" and self.device_experts is not None:
+            raise ValueError(
+                f"device_experts ({self.device_experts}) is the memory of a GPU, and device is 'cpu'; leave one of them out"
+            )
         if self.batch_invariant and self.fixed_chunk_tokens < BLOCK_TOKENS:
             raise ValueError(
                 f"batch_invariant needs max_chunk_tokens ({self.max_chunk_tokens}) and max_batch_tokens "

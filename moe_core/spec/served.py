@@ -55,9 +55,12 @@ def served_as(stored: ModelSpec, weights: WeightsName) -> ModelSpec:
     return foreseen(stored, packing)
 
 
-def misfit_of(weights: WeightsName, dtype: str, resident_experts: int | None) -> str | None:
+def misfit_of(
+    weights: WeightsName, dtype: str, resident_experts: int | None, device_experts: int | None = None
+) -> str | None:
     """Why weights cannot be packed beside these settings of an engine; None where they can."""
-    if weights == "stored" or (dtype == "bfloat16" and resident_experts is None):
+    whole = resident_experts is None and device_experts is None
+    if weights == "stored" or (dtype == "bfloat16" and whole):
         return None
     return CORE.say("weights_in_bfloat16", weights=weights)
 
@@ -76,14 +79,25 @@ def check_gate(stored: ModelSpec) -> None:
         raise SpecError.of("gate_not_served", gate=moe.gate.kind, why=moe.gate.not_served)
 
 
-def check_residency(stored: ModelSpec, resident_experts: int | None) -> None:
-    """Raise SpecError where so many experts in memory, the others on disk, cannot serve a model; None: all are in memory."""
-    if resident_experts is None:
-        return
+def check_residency(
+    stored: ModelSpec, resident_experts: int | None, device_experts: int | None = None
+) -> None:
+    """Raise SpecError, placed at the setting, where so many experts in memory, the others on disk, or so many on a device,
+    the others in memory, cannot serve a model; None: all are there."""
     moe = stored.moe
-    if moe is None:
-        raise SpecError.of("residency_without_experts")
-    if moe.expert_kinds is not None:
-        raise SpecError.of("residency_of_kinds")
-    if resident_experts < moe.num_experts:
-        raise SpecError.of("residency_too_small", resident=resident_experts, num_experts=moe.num_experts)
+    for setting, resident in (("resident_experts", resident_experts), ("device_experts", device_experts)):
+        if resident is None:
+            continue
+        if moe is None:
+            raise _refused(setting, "residency_without_experts")
+        if moe.expert_kinds is not None:
+            raise _refused(setting, "residency_of_kinds")
+        if resident < moe.num_experts:
+            numbers = {"resident": resident, "num_experts": moe.num_experts}
+            raise _refused(setting, "residency_too_small", **numbers)
+
+
+def _refused(setting: str, reason: str, **values: object) -> SpecError:
+    from moe_core.spec.demands import placed
+
+    return placed(setting, CORE.say(reason, setting=setting, **values))

@@ -20,7 +20,7 @@ SERVING: Mapping[str, str] = {
     ),
     "weights_in_bfloat16": gettext_noop(
         "%(weights)s is computed in bf16 with all experts in memory; choose the precision bf16 and leave the experts in "
-        "memory empty, or serve the weights as they are stored."
+        "memory and on the GPU empty, or serve the weights as they are stored."
     ),
     "guesses_in_company": gettext_noop(
         "Guessed tokens (%(tokens)s a step) are checked together, and answers that are the same to the last bit in any "
@@ -38,7 +38,7 @@ SERVING: Mapping[str, str] = {
         "This version is dense: it has no experts to keep in memory; leave their number empty (null)."
     ),
     "residency_of_kinds": gettext_noop(
-        "Only experts that are alike are read from disk when they are used, and those of this version are of several kinds "
+        "Only experts that are alike are fetched when they are used, and those of this version are of several kinds "
         "or widths; leave their number empty (null)."
     ),
     "residency_too_small": gettext_noop(

@@ -116,7 +116,7 @@ def test_what_cannot_be_packed_is_refused(tmp_path: Path, told: dict[str, Any], 
         engine_of(path, weights="int4")
 
 
-@pytest.mark.parametrize("other", [{"dtype": "float32"}, {"resident_experts": 4}])
+@pytest.mark.parametrize("other", [{"dtype": "float32"}, {"resident_experts": 4}, {"device_experts": 4}])
 def test_packing_wants_bfloat16_and_every_expert_in_memory(tmp_path: Path, other: dict[str, Any]) -> None:
     with pytest.raises(
         ValidationError, match="weights 'int8' are computed in bfloat16 with all experts in memory"

@@ -9,7 +9,8 @@ import torch
 
 import moe_core
 from moe_core.engine.engine import Engine
-from moe_core.engine.residency import give_back, joined, load_resident
+from moe_core.engine.expert_places import give_back, joined
+from moe_core.engine.residency import load_resident
 from moe_core.engine.trace import trace
 from moe_core.errors import SpecError
 from moe_core.model.init import random_decoder
@@ -71,7 +72,7 @@ def test_answers_are_those_of_the_whole_model_to_the_bit(model_dir, capacity, dt
 def test_only_resident_experts_take_memory(model_dir) -> None:
     model, residency = load_resident(model_dir, "float32", 9, RoutingSpec())
     answers(model, residency)
-    for future in residency._reading.values():
+    for future in residency.held._reading.values():
         future.result()
     whole = moe_core.load(model_dir)
     kept = 0
@@ -94,7 +95,7 @@ def test_the_experts_of_the_domains_are_read_before_the_first_request(model_dir)
     routing = serve_spec(domains=DOMAINS, general_experts=[0]).routing()
     _, residency = load_resident(model_dir, "float32", 9, routing)
     assert residency.cache.resident_LE.tolist() == [[n in (0, 5, 6) for n in range(8)]] * 3
-    assert residency.stats.bytes_read > 0
+    assert residency.held.bytes_read > 0
     residency.close()
 
 
