@@ -86,7 +86,8 @@ def serve_spec(replica: Replica, epoch: int) -> ServeSpec:
         kv_tokens=chosen.kv_tokens,
         batch_invariant=chosen.batch_invariant,
         resident_experts=chosen.resident_experts,
-        expert_uses=_uses(replica) if chosen.resident_experts else (),
+        device_experts=chosen.device_experts,
+        expert_uses=_uses(replica) if chosen.resident_experts or chosen.device_experts else (),
         expert_affinity_steps=chosen.expert_affinity_steps,
         # Settings that were stored before the pair was refused.
         ngram_tokens=0 if chosen.batch_invariant else chosen.ngram_tokens,

@@ -41,6 +41,8 @@ class EngineSettings(Spec):
     max_waiting: Annotated[int, Field(ge=0, le=4096)] = 64
     # Fewer experts in memory than the model has: the others are read from disk when they are used.
     resident_experts: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    # Where a GPU computes, fewer experts in its memory: the others are copied there from the node's.
+    device_experts: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     # How many steps a waiting request may be overtaken for, by ones that share experts with those that run; 0: never.
     expert_affinity_steps: Annotated[int, Field(ge=0, le=100_000)] = 0
     # Tokens of a greedy answer that are guessed from what it repeats, and checked in one step; 0: none.
@@ -105,14 +107,11 @@ def _check_experts(chosen: EngineSettings, model: ModelSpec) -> None:
 
 
 def _check_residency(chosen: EngineSettings, model: ModelSpec) -> None:
-    try:
-        check_residency(model, chosen.resident_experts)
-    except SpecError as error:
-        raise placed("resident_experts", str(error)) from error
+    check_residency(model, chosen.resident_experts, chosen.device_experts)
 
 
 def _check_weights(chosen: EngineSettings, model: ModelSpec) -> None:
-    misfit = misfit_of(chosen.weights, chosen.dtype, chosen.resident_experts)
+    misfit = misfit_of(chosen.weights, chosen.dtype, chosen.resident_experts, chosen.device_experts)
     if misfit is not None:
         raise placed("weights", misfit)
     packing_for(model, chosen.weights)
@@ -135,13 +134,15 @@ def _check_prior(chosen: EngineSettings, model: ModelSpec) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one replica needs in memory, by part."""
+    """What one replica needs in its node's memory, by part, and beside that in a GPU's."""
 
     weights: int
     cache: int
     engine: int = ENGINE_BYTES
     # What a start that packs holds beside: the weights as they are stored, of which the cache takes the room afterwards.
     packing: int = 0
+    # Where it computes on a GPU, what that one's memory holds of weights and cache; no part of what is reserved.
+    device: int = 0
 
     @property
     def held(self) -> int:
@@ -167,10 +168,17 @@ def need_of(spec: dict[str, Any], settings: dict[str, Any]) -> Need:
     widening = 2 if chosen.dtype == "float32" else 1
     precision = DTYPE_PRECISION[chosen.dtype]
     cache = chosen.kv_tokens * stored.kv_bytes_per_token * widening
+    whole = served.bytes[precision]
+    here, there = (
+        whole - _bytes_elsewhere(model, chosen, held, stored.params.experts)
+        for held in (chosen.resident_experts, chosen.device_experts)
+    )
+    on_processor = chosen.resident_experts is not None and chosen.device_experts is None
     return Need(
-        weights=served.bytes[precision] - _bytes_on_disk(model, chosen, stored.params.experts),
+        weights=here,
         cache=cache,
         packing=0 if computed is model else max(0, stored.bytes[precision] - cache),
+        device=0 if on_processor else there + cache,
     )
 
 
@@ -182,10 +190,10 @@ def _served(model: ModelSpec, chosen: EngineSettings) -> ModelSpec:
         return model
 
 
-def _bytes_on_disk(model: ModelSpec, chosen: EngineSettings, expert_params: int) -> int:
-    """What experts that are not resident would take; experts in few bits are counted as if all were."""
-    if model.moe is None or chosen.resident_experts is None or model.moe.quantisation is not None:
+def _bytes_elsewhere(model: ModelSpec, chosen: EngineSettings, held: int | None, expert_params: int) -> int:
+    """What the experts would take that a memory of `held` leaves out; experts in few bits are counted as if all were in."""
+    if model.moe is None or held is None or model.moe.quantisation is not None:
         return 0
     number = len(model.moe.moe_layers) * model.moe.num_experts
-    absent = max(0, number - chosen.resident_experts)
+    absent = max(0, number - held)
     return expert_params // number * absent * (4 if chosen.dtype == "float32" else 2)

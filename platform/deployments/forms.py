@@ -32,11 +32,11 @@ PRIORS = [
 DEFAULTS = EngineSettings().model_dump()
 SETTINGS = (
     "dtype", "weights", "kv_tokens", "max_sequences", "num_threads", "prior_mode", "prior_strength", "prior_floor",
-    "resident_experts", "expert_affinity_steps", "ngram_tokens", "batch_invariant",
+    "resident_experts", "device_experts", "expert_affinity_steps", "ngram_tokens", "batch_invariant",
 )  # fmt: skip
 AS_SERVED = "as-served"
 TRANSLATED = "translated"
-MAY_BE_NONE = frozenset({"resident_experts", "prior_mode", "prior_strength", "prior_floor"})
+MAY_BE_NONE = frozenset({"resident_experts", "device_experts", "prior_mode", "prior_strength", "prior_floor"})
 
 
 def _bounded(name: str, label: Any, **more: Any) -> forms.IntegerField:
@@ -83,6 +83,14 @@ class EngineForm(forms.Form):
         _("Experts in memory"),
         required=False,
         help_text=_("Of all layers together; empty: all. The others are read from disk when they are used."),
+    )
+    device_experts = _bounded(
+        "device_experts",
+        _("Experts on the GPU"),
+        required=False,
+        help_text=_(
+            "Where a GPU computes; empty: all. The others are copied there from memory when they are used."
+        ),
     )
     expert_affinity_steps = _bounded(
         "expert_affinity_steps",

@@ -178,6 +178,8 @@ class Fit:
     replicas: int = 1
     # How many of these replicas the nodes have room for, all nodes together.
     places: int = 0
+    # Whether it was said how many experts a GPU is to hold.
+    on_gpu: bool = False
 
     @property
     def fits(self) -> bool:
@@ -206,13 +208,13 @@ class Fit:
 
 def fit_of(spec: dict[str, Any], engine_settings: dict[str, Any], replicas: int = 1) -> Fit:
     """Compare what replicas need with the nodes that are online; each replica lies on one node whole."""
-    need = need_of(spec, engine_settings)
+    need, on_gpu = need_of(spec, engine_settings), engine_settings.get("device_experts") is not None
     rooms = {node.name: free_bytes(node, starting_on(node)) for node in nodes_online()}
     if not rooms:
-        return Fit(need, "", 0, replicas)
+        return Fit(need, "", 0, replicas, on_gpu=on_gpu)
     name = max(rooms, key=lambda one: (rooms[one], one))
     places = sum(room // need.total for room in rooms.values())
-    return Fit(need, name, rooms[name], replicas, places)
+    return Fit(need, name, rooms[name], replicas, places, on_gpu)
 
 
 def starting_on(node: Node) -> list[Replica]:

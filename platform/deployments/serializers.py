@@ -78,7 +78,7 @@ class FitIn(Closed):
     settings = serializers.JSONField(required=False, default=dict)
 
 
-NEED = ("weights", "cache", "engine", "packing", "total")
+NEED = ("weights", "cache", "engine", "packing", "device", "total")
 FitOut = inline_serializer(
     "Fit",
     {

@@ -40,7 +40,7 @@ ACTIONS: dict[str, tuple[Callable[..., Any], Promise]] = {
     "stop": (services.deployment_stop, gettext_lazy("It stops when its running answers are finished.")),
     "retry": (services.deployment_retry, gettext_lazy("Failed replicas are started again.")),
 }
-JUDGED = ("replicas", "weights", "resident_experts")
+JUDGED = ("replicas", "weights", "resident_experts", "device_experts")
 CONDITION_LAMPS = {"true": "ok", "false": "caution", "unknown": "unknown"}
 
 

@@ -72,6 +72,17 @@ def test_every_field_that_maps_and_engines_share_arrives(
 
 
 @pytest.mark.django_db
+def test_what_each_memory_holds_arrives(
+    people: Any, version: ModelVersion, settings: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("workers.engine_process.expert_uses", lambda *asked: [[3, 1], [1, 3]])
+    spec = told(deploy(people, version, device_experts=9), settings, tmp_path)
+    assert (spec.device_experts, spec.resident_experts) == (9, None)
+    # What is read first, as without a GPU.
+    assert spec.expert_uses == ((3, 1), (1, 3))
+
+
+@pytest.mark.django_db
 def test_a_mode_of_the_deployment_is_for_every_layer(
     people: Any, version: ModelVersion, settings: Any, tmp_path: Path
 ) -> None:

@@ -74,3 +74,15 @@ def test_a_dense_version_is_offered_without_a_map_even_if_its_lineage_names_one(
     page = people.client("owner").get(f"/deployments/new/?version={dense.pk}").content.decode()
     assert f'<option value="{mapped.pk}" selected' not in page
     assert f'id="proposed-for" value="{dense.pk}"' in page
+
+
+def test_what_a_gpu_holds_is_told_where_it_is_to_hold_a_part(people, version):  # noqa: F811
+    online()
+    data = asked(people, version)
+    assert "On a GPU" not in fragment(people, data)
+    told = fragment(people, {**data, "device_experts": 8}, "zh-hans")
+    assert "另占显存（由 GPU 计算时）" in told
+    made = people.client("owner").post(reverse("deployments:new"), {**data, "name": "g", "device_experts": 8})
+    assert made.status_code == 302, made.context["form"].errors
+    page = people.client("owner").get(made.url).content.decode()
+    assert "Experts on the GPU" in page and "GPU memory, estimated" in page

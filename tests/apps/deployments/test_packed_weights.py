@@ -75,7 +75,7 @@ def test_a_version_that_cannot_be_packed_is_refused_at_the_door_with_the_way_out
     assert deploy(people, made, settings={"weights": "stored"}).settings["weights"] == "stored"
 
 
-@pytest.mark.parametrize("other", [{"dtype": "float32"}, {"resident_experts": 8}])
+@pytest.mark.parametrize("other", [{"dtype": "float32"}, {"resident_experts": 8}, {"device_experts": 8}])
 def test_packed_weights_are_computed_in_bf16_with_all_experts_in_memory(other):
     with pytest.raises(Invalid) as refused:
         settings_checked({"weights": "int8", **other}, MOE.model_dump())

@@ -127,14 +127,15 @@ KINDS = [{"kind": "swiglu", "width": 12}] * 6 + [{"kind": "zero"}] * 2
         (DENSE, "dense"),
     ],
 )
-def test_experts_that_cannot_stay_on_disk_are_refused(
-    people: Any, tmp_path: Any, spec: Any, told: str
+@pytest.mark.parametrize("setting", ["resident_experts", "device_experts"])
+def test_experts_that_cannot_come_and_go_are_refused(
+    people: Any, tmp_path: Any, spec: Any, told: str, setting: str
 ) -> None:
     made = make_version(people, tmp_path, spec=spec)
-    fields = refused(people, made, settings={"resident_experts": 20})
-    assert fields.keys() == {"settings.resident_experts"} and told in fields["settings.resident_experts"]
+    fields = refused(people, made, settings={setting: 20})
+    assert fields.keys() == {f"settings.{setting}"} and told in fields[f"settings.{setting}"]
     with translation.override("zh-hans"):
-        assert "null" in refused(people, made, settings={"resident_experts": 20})["settings.resident_experts"]
+        assert "null" in refused(people, made, settings={setting: 20})[f"settings.{setting}"]
 
 
 @pytest.mark.parametrize(

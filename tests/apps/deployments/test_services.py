@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from deployments import services
 from deployments.engine_settings import need_of
 from deployments.models import Deployment, DeploymentEvent, DeploymentRevision, Node, Replica
 from deployments.reconcile import reconcile, reconcile_all
-from deployments.selectors import deployment_get, standing_of
+from deployments.selectors import deployment_get, fit_of, standing_of
 from deployments.states import Phase, ReplicaState, Wanted
 from moe_core.spec import ModelSpec
 from registry.models import ModelVersion, VersionState
@@ -126,6 +127,7 @@ def test_replicas_are_bounded(people, version, replicas):
         {"batch_invariant": True, "max_sequences": 16, "max_batch_tokens": 31},
         # The model has eight experts a layer.
         {"resident_experts": 7},
+        {"device_experts": 7},
         {"ngram_tokens": 17},
         {"ngram_tokens": 4, "batch_invariant": True},
         {"weights": "int3"},
@@ -148,6 +150,25 @@ def test_experts_on_disk_are_not_reserved_memory_for(people, version):
     matrices = 3 * version.spec["hidden_size"] * moe.moe_intermediate_size
     assert whole.weights - held.weights == (number - 8) * matrices * 2
     assert held.cache == whole.cache
+    # They are the processor's: no GPU holds anything.
+    assert (whole.device, held.device) == (whole.weights + whole.cache, 0)
+
+
+def test_experts_beside_a_gpu_are_reserved_memory_for_and_none_of_the_gpus(people, version):
+    whole = need_of(version.spec, {})
+    moe = ModelSpec.parse(version.spec).moe
+    expert = 3 * version.spec["hidden_size"] * moe.moe_intermediate_size * 2
+    number = len(moe.moe_layers) * moe.num_experts
+    asked = {"device_experts": 8}
+    pooled = need_of(version.spec, deploy(people, version, settings=asked).settings)
+    assert whole.device - pooled.device == (number - 8) * expert
+    assert replace(pooled, device=whole.device) == whole
+    tiers = need_of(version.spec, {"device_experts": 8, "resident_experts": 10})
+    assert whole.weights - tiers.weights == (number - 10) * expert
+    assert tiers.device == pooled.device
+    fit = fit_of(version.spec, asked).as_dict()
+    assert fit["need"]["device"] == pooled.device
+    assert fit["need"]["total"] == pooled.total == pooled.held
 
 
 def test_a_damaged_version_is_not_served(people, version):
