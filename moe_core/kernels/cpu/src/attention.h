@@ -1,13 +1,14 @@
 // Attention of one new token a sequence over paged keys and values.
 //
 // A sequence's keys are taken in stretches, each by whoever is free. A stretch's sums are in terms of its own best score; who
-// finishes a head's last one puts them together, in order. So neither threads nor company change a bit. Rows of the cache hold
-// all heads: where there is work for all threads, one of them takes all heads of a stretch, and reads memory from end to end.
+// finishes a head's last one puts them together, in order. So neither threads nor company change a bit.
 #pragma once
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
+#include "exponential.h"
 #include "plan.h"
 #include "pool.h"
 #include "routed.h"
@@ -18,34 +19,59 @@ namespace TURNOUT_ISA {
 using turnout::Heads;
 using turnout::Pool;
 
-// Keys of a stretch: two or more for a sequence of some hundred tokens, so that two threads have as much to do.
-constexpr int64_t kStretch = 128;
+// Keys of a stretch: two or more for a sequence of some hundred tokens, so that two threads have as much to do; of a long one
+// twice as many, for memory is read faster the longer it is read in order.
+constexpr int64_t kStretch = 128, kLongStretch = 256, kLong = 2048;
+// From so many stretches on a unit is all heads of one: a token's keys lie side by side, and memory is read from end to end.
+constexpr int64_t kManyStretches = 8;
 // Of many query heads that share a key so many are one unit: the keys are then read once for each sixteen.
 constexpr int64_t kHeadsOfUnit = 16;
-// So many keys and values ahead are fetched into the cache.
-constexpr int64_t kAhead = 8;
-// Keys, and values, that all heads of a unit take before any of them goes on: they are in the nearest cache meanwhile.
-constexpr int64_t kTogether = 8;
-// From so many stretches on a unit has all heads of one.
-constexpr int64_t kManyStretches = 8;
-// Query heads that share a pass over values, and columns of 16 of such a pass: as many sums as there are registers for.
+// Query heads that share a pass over values, and pairs of vectors of such a pass: as many sums as there are registers for.
 #if defined(__AVX512F__)
-constexpr int kHeads = 4, kColumns = 4;
+constexpr int kHeads = 4, kPairs = 2;
 #else
-constexpr int kHeads = 2, kColumns = 2;
+constexpr int kHeads = 2, kPairs = 1;
 #endif
 
 // Query heads [h0, h0 + num_heads) over keys [first, first + num) of sequence b.
 struct Stretch {
   int64_t b, h0, num_heads, first, num;
-  // Where the sums of the first stretch of the same heads lie, how many of them there are, and how far apart.
-  int64_t of_heads, parts, apart;
+  // Where the sums of the first stretch of the same heads lie, and how many of them there are.
+  int64_t of_heads, parts;
 };
 
-struct StretchScratch {
-  std::vector<int64_t> slots;  // (S,): where its keys and values lie; the last one again for whoever looks ahead
-  std::vector<float> scores;   // (heads, S)
+// Tokens whose keys lie one after the other, and their values.
+struct Run {
+  const bf16 *keys, *values;
+  int64_t num;
 };
+
+// Runs [first, end) of those up to `last`.
+struct Runs {
+  const Run *first, *end, *last;
+  bool fetches;
+};
+
+// Query heads [first, first + num) of a unit, which share a key: at most kHeads.
+struct HeadGroup {
+  int64_t first, g;
+  int num;
+  bool is_first;  // of those that share the key
+};
+
+// The first group of a key fetches for the others too.
+static inline const bf16* ahead_of(const HeadGroup& group, const bf16* next, int64_t at) {
+  return group.is_first ? next + at : nullptr;
+}
+
+struct StretchScratch {
+  std::vector<Run> runs;
+  std::vector<HeadGroup> groups;
+  std::vector<float> scores;  // (heads, kScores)
+  std::vector<float> sums;    // (heads, e): of 32 columns those in even places first
+};
+// With room for what is written past the last score.
+constexpr int64_t kScores = kLongStretch + 16;
 
 // Where a head's key, or its value, of token j of a sequence lies.
 static inline const bf16* key_of(const Heads& heads, const int64_t* table, int64_t j, int64_t g) {
@@ -58,84 +84,82 @@ static inline const bf16* value_of(const Heads& heads, const int64_t* table, int
 // A sink as a score before the scale.
 static inline float sink_of(const Heads& heads, int64_t h) { return widen(heads.sinks[h]) / heads.scale; }
 
-static inline float greatest(const float* x, int64_t num) {
-  float best[16], all = x[0];
-  std::fill(best, best + 16, x[0]);
-  int64_t j = 0;
-  for (; j + 16 <= num; j += 16)
-    for (int lane = 0; lane < 16; lane++) best[lane] = x[j + lane] > best[lane] ? x[j + lane] : best[lane];
-  for (; j < num; j++) all = x[j] > all ? x[j] : all;
-  for (float one : best) all = one > all ? one : all;
-  return all;
-}
-
-// Scores become exp(scale · (score - best)); returns their sum.
-static inline float to_shares(float* scores, int64_t num, float best, float scale) {
-  for (int64_t j = 0; j < num; j++) scores[j] = exp_((scores[j] - best) * scale);
-  float sums[16] = {}, total = 0.0f;
-  int64_t j = 0;
-  for (; j + 16 <= num; j += 16)
-    for (int lane = 0; lane < 16; lane++) sums[lane] += scores[j + lane];
-  for (; j < num; j++) total += scores[j];
-  for (float sum : sums) total += sum;
-  return total;
-}
-
-// Blocks lie apart, and one head's part of a row from the next row's, which no processor foresees.
-static inline void fetch(const bf16* row, int64_t width) {
-  for (int64_t i = 0; i < width; i += 32) __builtin_prefetch(row + i, 0, 3);
-}
-
-// Rows of the cache, `stride` apart, of which a head's part begins at `first`.
-struct Rows {
-  const bf16* first;
-  int64_t stride;
-  const int64_t* slots;
-  const bf16* operator[](int64_t j) const { return first + slots[j] * stride; }
-  const bf16* ahead(int64_t j) const { return first + slots[j + kAhead] * stride; }
-};
-
-// sums (R, 16 · C, rows of `width`) += shares (R, rows of `stride`) times `num` rows of values, from column `i` on.
-template <int R, int C>
-static void weigh(const Rows& values, int64_t i, int64_t num, const float* shares, int64_t stride, float* sums, int64_t width) {
-  F16 acc[R][C];
-  each<R>([&](auto r) TURNOUT_INLINE {
-    each<C>([&](auto c) TURNOUT_INLINE { acc[r][c] = load_f(sums + r * width + 16 * c); });
-  });
-  for (int64_t j = 0; j < num; j++) {
-    const bf16* row = values[j] + i;
-    fetch(values.ahead(j) + i, 16 * C);
-    F16 value[C];
-    each<C>([&](auto c) TURNOUT_INLINE { value[c] = load_wide(row + 16 * c); });
-    each<R>([&](auto r) TURNOUT_INLINE {
-      const F16 share = splat_f(shares[r * stride + j]);
-      each<C>([&](auto c) TURNOUT_INLINE { acc[r][c] = fma(acc[r][c], share, value[c]); });
-    });
+// Scores become 2^(scale · (score - best)), up to a whole vector, with 0 past the last; their sum, and the best.
+static inline float to_shares(float* scores, int64_t num, float scale, float& best) {
+  const int64_t size = ceil_div(num, 16) * 16;
+  std::fill(scores + num, scores + size, -std::numeric_limits<float>::infinity());
+  F16 most = load_f(scores), sum = zero_f();
+  for (int64_t j = 16; j < size; j += 16) most = greater(most, load_f(scores + j));
+  best = greatest_of(most);
+  for (int64_t j = 0; j < size; j += 16) {
+    const F16 share = exp2_16(mul(subtract(load_f(scores + j), splat_f(best)), splat_f(scale)));
+    sum = add(sum, share);
+    store_f(scores + j, share);
   }
-  each<R>([&](auto r) TURNOUT_INLINE {
-    each<C>([&](auto c) TURNOUT_INLINE { store_f(sums + r * width + 16 * c, acc[r][c]); });
-  });
+  return sum_of(sum);
 }
 
-// The same for R heads and any width: sums (R, d).
+// What is read later, unless it is fetched for other heads already: then there is no such row.
+static inline void fetch(const bf16* first, int64_t offset, int64_t width) {
+  for (int64_t i = 0; first && i < width; i += 32) __builtin_prefetch(first + offset + i, 0, 3);
+}
+
+// scores (R, kScores) of `num` keys that are `stride` apart, those of up to three more behind them; `next` is read after these.
 template <int R>
-static void weigh_heads(const Rows& values, int64_t num, const float* shares, int64_t stride, float* sums, int64_t d) {
-  int64_t i = 0;
-  for (; i + 16 * kColumns <= d; i += 16 * kColumns) weigh<R, kColumns>(values, i, num, shares, stride, sums + i, d);
-  for (; i + 16 <= d; i += 16) weigh<R, 1>(values, i, num, shares, stride, sums + i, d);
-  for (; i < d; i++)
-    for (int r = 0; r < R; r++)
-      for (int64_t j = 0; j < num; j++) sums[r * d + i] += shares[r * stride + j] * widen(values[j][i]);
+static void score_run(const bf16* const* queries, const bf16* keys, int64_t num, int64_t stride, const bf16* next, int64_t d,
+                      float* scores) {
+  for (int64_t j = 0; j < num; j += 4) {
+    const bf16* rows[4];
+    for (int n = 0; n < 4; n++) {
+      rows[n] = keys + std::min(num - 1, j + n) * stride;
+      fetch(next, (j + n) * stride, d);
+    }
+    float sums[R * 4];
+    dots<R, 4>(queries, rows, d, sums, 0);
+    for (int r = 0; r < R; r++) std::memcpy(scores + r * kScores + j, sums + r * 4, 16);
+  }
 }
 
-static void weigh_upto4(int num_heads, const Rows& values, int64_t num, const float* shares, int64_t stride, float* sums,
-                        int64_t d) {
-  switch (num_heads) {
-    case 1: return weigh_heads<1>(values, num, shares, stride, sums, d);
-    case 2: return weigh_heads<2>(values, num, shares, stride, sums, d);
-    case 3: return weigh_heads<3>(values, num, shares, stride, sums, d);
-    case 4: return weigh_heads<4>(values, num, shares, stride, sums, d);
+// sums (R, 32 · C, rows of `width`) += shares (R, kScores) times values from column `at` on, in rows that are `stride` apart; of 32
+// columns those in even places come first. Without C: sixteen columns in their order.
+template <int R, int C>
+static void weigh(const Runs& runs, int64_t at, int64_t stride, const float* shares, float* sums, int64_t width) {
+  constexpr int kVectors = C ? 2 * C : 1;
+  F16 acc[R][kVectors];
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < kVectors; c++) acc[r][c] = load_f(sums + r * width + 16 * c);
+  for (const Run* run = runs.first; run < runs.end; shares += run++->num) {
+    const bf16* row = run->values + at;
+    const bf16* next = runs.fetches && run < runs.last ? run[1].values + at : nullptr;
+    for (int64_t j = 0; j < run->num; j++, row += stride) {
+      F16 value[kVectors];
+      fetch(next, j * stride, 16 * kVectors);
+      for (int c = 0; c < C; c++) load_apart(row + 32 * c, value[2 * c], value[2 * c + 1]);
+      if (C == 0) value[0] = load_wide(row);
+      for (int r = 0; r < R; r++) {
+        const F16 share = splat_f(shares[r * kScores + j]);
+        for (int c = 0; c < kVectors; c++) acc[r][c] = fma(acc[r][c], share, value[c]);
+      }
+    }
   }
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < kVectors; c++) store_f(sums + r * width + 16 * c, acc[r][c]);
+}
+
+// The same for R heads of any width.
+template <int R>
+static void weigh_runs(const Runs& runs, int64_t at, int64_t stride, const float* shares, float* sums, int64_t e) {
+  int64_t i = 0;
+  for (; i + 32 * kPairs <= e; i += 32 * kPairs) weigh<R, kPairs>(runs, at + i, stride, shares, sums + i, e);
+  for (; i + 32 <= e; i += 32) weigh<R, 1>(runs, at + i, stride, shares, sums + i, e);
+  if (i + 16 <= e) {
+    weigh<R, 0>(runs, at + i, stride, shares, sums + i, e);
+    i += 16;
+  }
+  for (const Run* run = runs.first; run < runs.end && i < e; shares += run++->num)
+    for (int r = 0; r < R; r++)
+      for (int64_t j = 0; j < run->num; j++)
+        for (int64_t k = i; k < e; k++) sums[r * e + k] += shares[r * kScores + j] * widen(run->values[at + j * stride + k]);
 }
 
 // What the query heads of a unit have of one stretch: e sums each, their shares' sum, the best score.
@@ -147,21 +171,9 @@ struct Sums {
   float* bests(int64_t unit) const { return totals(unit) + num_heads; }
 };
 
-// scores (num_rows, rows of `stride`) of `num` keys.
-static void scores_of(const bf16* const* rows, int num_rows, const Rows& keys, int64_t num, int64_t d, float* scores,
-                      int64_t stride) {
-  for (int64_t j = 0; j < num; j += 4) {
-    const int some = static_cast<int>(std::min<int64_t>(4, num - j));
-    const bf16* inputs[4];
-    for (int n = 0; n < some; n++) {
-      inputs[n] = keys[j + n];
-      fetch(keys.ahead(j + n), d);
-    }
-    float sums[16];
-    dots_upto4(num_rows, rows, some, inputs, d, sums, 0);
-    for (int r = 0; r < num_rows; r++)
-      for (int n = 0; n < some; n++) scores[r * stride + j + n] = sums[r * some + n];
-  }
+// Each 32 columns from even and odd places apart to their order.
+static void in_order(const float* __restrict apart, int64_t e, float* __restrict out) {
+  for (int64_t i = 0; i < e; i++) out[i] = i / 32 * 32 + 32 > e ? apart[i] : apart[i / 32 * 32 + i % 2 * 16 + i % 32 / 2];
 }
 
 // Puts the stretches of the same heads together: out (heads, e).
@@ -169,7 +181,7 @@ static void put_together(const Heads& heads, const Sums& sums, const Stretch& ow
   const int64_t e = sums.e, first = own.of_heads;
   for (int64_t h = 0; h < own.num_heads; h++) {
     float best = sums.bests(first)[h], total = 0.0f;
-    for (int64_t p = 1; p < own.parts; p++) best = std::max(best, sums.bests(first + p * own.apart)[h]);
+    for (int64_t p = 1; p < own.parts; p++) best = std::max(best, sums.bests(first + p)[h]);
     if (heads.sinks) {
       const float sink = sink_of(heads, own.h0 + h);
       best = std::max(best, sink);
@@ -177,10 +189,9 @@ static void put_together(const Heads& heads, const Sums& sums, const Stretch& ow
     }
     float* __restrict whole = sums.of(first) + h * e;
     for (int64_t p = 0; p < own.parts; p++) {
-      const int64_t part = first + p * own.apart;
-      const float* __restrict more = sums.of(part) + h * e;
-      const float factor = exp_((sums.bests(part)[h] - best) * heads.scale);
-      total += factor * sums.totals(part)[h];
+      const float* __restrict more = sums.of(first + p) + h * e;
+      const float factor = exp_((sums.bests(first + p)[h] - best) * heads.scale);
+      total += factor * sums.totals(first + p)[h];
       if (p == 0)
         for (int64_t i = 0; i < e; i++) whole[i] *= factor;
       else
@@ -191,63 +202,91 @@ static void put_together(const Heads& heads, const Sums& sums, const Stretch& ow
   }
 }
 
-// Calls take(stretch, its number, query heads from h on, how many) for up to kHeads heads at a time.
-template <class Take>
-static void for_heads(const Stretch* own, int64_t num_stretches, const Take& take) {
-  for (int64_t i = 0; i < num_stretches; i++)
-    for (int64_t h = 0; h < own[i].num_heads; h += kHeads)
-      take(own[i], i, h, static_cast<int>(std::min<int64_t>(kHeads, own[i].num_heads - h)));
-}
-
-// Asks for the first rows of a stretch, `width` values of each.
-static void fetch_first(const Rows& rows, int64_t num, int64_t width) {
-  for (int64_t j = 0; j < std::min(kAhead, num); j++) fetch(rows[j], width);
-}
-
-// Calls take(j, num) for a few rows at a time.
-template <class Take>
-static void together(int64_t num, const Take& take) {
-  for (int64_t j = 0; j < num; j += kTogether) take(j, std::min(kTogether, num - j));
-}
-
-// The stretches of several heads over the same keys: `q` (H, d) of their sequence's token.
-static void attend_stretches(const Heads& heads, const Stretch* own, int64_t num_stretches, const bf16* q,
-                             const int64_t* table, const Sums& sums, int64_t unit) {
-  static thread_local StretchScratch scratch;
-  const int64_t Q = heads.H / heads.G, g0 = own[0].h0 / Q, num_g = own[num_stretches - 1].h0 / Q + 1 - g0;
-  const int64_t num = own[0].num, h0 = own[0].h0, d = heads.d, e = heads.e;
-  scratch.slots.resize(num + kAhead);
-  for (int64_t j = 0; j < num;) {
-    const int64_t place = own[0].first + j, within = place % heads.P, end = std::min(num, j + heads.P - within);
-    for (int64_t slot = table[place / heads.P] * heads.P + within; j < end; j++, slot++) scratch.slots[j] = slot;
+// Where the tokens of a stretch lie, and which of its query heads go together.
+static void lay_out(const Heads& heads, const Stretch& own, const int64_t* table, StretchScratch& scratch) {
+  const int64_t Q = heads.H / heads.G;
+  scratch.runs.clear();
+  scratch.groups.clear();
+  for (int64_t j = 0; j < own.num;) {
+    const int64_t place = own.first + j, num = std::min(own.num - j, heads.P - place % heads.P);
+    scratch.runs.push_back({key_of(heads, table, place, 0), value_of(heads, table, place, 0), num});
+    j += num;
   }
-  std::fill_n(scratch.slots.begin() + num, kAhead, scratch.slots[num - 1]);
-  scratch.scores.resize((own[num_stretches - 1].h0 + own[num_stretches - 1].num_heads - h0) * num);
-  const int64_t* slots = scratch.slots.data();
-  auto scores = [&](const Stretch& one, int64_t h) { return scratch.scores.data() + (one.h0 + h - h0) * num; };
-  const Rows keys{heads.keys + g0 * d, heads.G * d, slots}, values{heads.values + g0 * e, heads.value_row, slots};
-  fetch_first(keys, num, num_g * d);
-  together(num, [&](int64_t j, int64_t some_keys) {
-    for_heads(own, num_stretches, [&](const Stretch& one, int64_t, int64_t h, int some) {
-      const bf16* rows[kHeads];
-      for (int r = 0; r < some; r++) rows[r] = q + (one.h0 + h + r) * d;
-      scores_of(rows, some, {keys.first + (one.h0 / Q - g0) * d, keys.stride, slots + j}, some_keys, d, scores(one, h) + j, num);
-    });
-  });
-  fetch_first(values, num, num_g * e);
-  for_heads(own, num_stretches, [&](const Stretch& one, int64_t i, int64_t h, int some) {
-    std::fill_n(sums.of(unit + i) + h * e, some * e, 0.0f);
-    for (int64_t r = h; r < h + some; r++) {
-      const float best = sums.bests(unit + i)[r] = greatest(scores(one, r), num);
-      sums.totals(unit + i)[r] = to_shares(scores(one, r), num, best, heads.scale);
+  for (int64_t h = 0; h < own.num_heads;) {
+    const int64_t left = std::min(own.num_heads - h, Q - (own.h0 + h) % Q);
+    const bool is_first = h == 0 || (own.h0 + h) % Q == 0;
+    scratch.groups.push_back({h, (own.h0 + h) / Q, static_cast<int>(std::min<int64_t>(kHeads, left)), is_first});
+    h += scratch.groups.back().num;
+  }
+}
+
+template <int R>
+static void score_group(const Heads& heads, const HeadGroup& group, const Run& run, const bf16* next, const bf16* q, float* scores) {
+  const bf16* queries[R];
+  for (int r = 0; r < R; r++) queries[r] = q + (group.first + r) * heads.d;
+  const int64_t at = group.g * heads.d;
+  score_run<R>(queries, run.keys + at, run.num, heads.G * heads.d, ahead_of(group, next, at), heads.d, scores + group.first * kScores);
+}
+
+template <int R>
+static void weigh_group(const Heads& heads, const HeadGroup& group, const Runs& runs, const float* shares, float* sums) {
+  weigh_runs<R>(runs, group.g * heads.e, heads.value_row, shares + group.first * kScores, sums + group.first * heads.e, heads.e);
+}
+
+#define TURNOUT_UPTO4(CALL, num, ...)       \
+  switch (num) {                            \
+    case 1: CALL<1>(__VA_ARGS__); break;    \
+    case 2: CALL<2>(__VA_ARGS__); break;    \
+    case 3: CALL<3>(__VA_ARGS__); break;    \
+    case 4: CALL<4>(__VA_ARGS__); break;    \
+  }
+
+// One stretch: `q` (heads, d) of its sequence's token. Run by run for all heads, for so they lie.
+static void attend_stretch(const Heads& heads, const Stretch& own, const bf16* q, const int64_t* table, const Sums& sums,
+                           int64_t unit) {
+  static thread_local StretchScratch scratch;
+  const int64_t e = heads.e;
+  lay_out(heads, own, table, scratch);
+  scratch.scores.resize(own.num_heads * kScores);
+  scratch.sums.assign(own.num_heads * e, 0.0f);
+  const std::vector<Run>& runs = scratch.runs;
+  float *scores = scratch.scores.data(), *apart = scratch.sums.data();
+  const int64_t last = static_cast<int64_t>(runs.size()) - 1;
+  for (int64_t i = 0, j = 0; i <= last; j += runs[i++].num)
+    for (const HeadGroup& group : scratch.groups)
+      TURNOUT_UPTO4(score_group, group.num, heads, group, runs[i], i < last ? runs[i + 1].keys : runs[0].values, q, scores + j)
+  for (int64_t h = 0; h < own.num_heads; h++)
+    sums.totals(unit)[h] = to_shares(scores + h * kScores, own.num, heads.scale * kLog2e, sums.bests(unit)[h]);
+  // Of a single key-value head all runs in one go: its sums then stay in registers.
+  const int64_t some = scratch.groups.back().g > scratch.groups[0].g ? 1 : last + 1;
+  for (int64_t i = 0, j = 0; i <= last; j += runs[i].num, i += some)
+    for (const HeadGroup& group : scratch.groups) {
+      const Runs own_runs{&runs[i], &runs[i] + some, &runs[last], group.is_first};
+      TURNOUT_UPTO4(weigh_group, group.num, heads, group, own_runs, scores + j, apart)
     }
-  });
-  together(num, [&](int64_t j, int64_t some_values) {
-    for_heads(own, num_stretches, [&](const Stretch& one, int64_t i, int64_t h, int some) {
-      const Rows rows{values.first + (one.h0 / Q - g0) * e, values.stride, slots + j};
-      weigh_upto4(some, rows, some_values, scores(one, h) + j, num, sums.of(unit + i) + h * e, e);
-    });
-  });
+  for (int64_t h = 0; h < own.num_heads; h++)
+    in_order(apart + h * e, e, sums.of(unit) + h * e);
+}
+
+// The units of all sequences; those of the same heads of one stand together.
+static void stretches_of(const Heads& heads, const int64_t* lengths, int64_t B, std::vector<Stretch>& stretches) {
+  const int64_t Q = heads.H / heads.G, deals = ceil_div(Q, kHeadsOfUnit);
+  stretches.clear();
+  const auto seen_by = [&](int64_t b) { return heads.window ? std::min(lengths[b], heads.window) : lengths[b]; };
+  int64_t all = 0;
+  for (int64_t b = 0; b < B; b++) all += ceil_div(seen_by(b), kStretch);
+  const bool together = deals == 1 && all >= kManyStretches;
+  for (int64_t b = 0; b < B; b++) {
+    const int64_t seen = seen_by(b), first = lengths[b] - seen, size = seen < kLong ? kStretch : kLongStretch;
+    const int64_t parts = ceil_div(seen, size);
+    for (int64_t deal = 0; deal < (together ? 1 : heads.G * deals); deal++) {
+      const int64_t g = deal / deals, h0 = together ? 0 : g * Q + Q * (deal % deals) / deals;
+      const int64_t end = together ? heads.H : g * Q + Q * (deal % deals + 1) / deals;
+      const int64_t before = static_cast<int64_t>(stretches.size());
+      for (int64_t p = 0; p < parts; p++)
+        stretches.push_back({b, h0, end - h0, first + p * size, std::min(size, seen - p * size), before, parts});
+    }
+  }
 }
 
 // out (B, H, e): of each sequence the query heads of one token, `q_stride` from one sequence to the next.
@@ -256,34 +295,20 @@ static void attend(const Heads& heads, const bf16* q, int64_t q_stride, const in
   static thread_local std::vector<Stretch> stretches;
   static thread_local std::vector<float> memory;
   static thread_local std::vector<int> done;
-  const int64_t Q = heads.H / heads.G, deals = ceil_div(Q, kHeadsOfUnit), sets = heads.G * deals;
-  stretches.clear();
-  for (int64_t b = 0; b < B; b++) {
-    const int64_t first = heads.window ? std::max<int64_t>(0, lengths[b] - heads.window) : 0, seen = lengths[b] - first;
-    const int64_t parts = ceil_div(seen, kStretch), before = static_cast<int64_t>(stretches.size());
-    for (int64_t p = 0; p < parts; p++)
-      for (int64_t set = 0; set < sets; set++) {
-        const int64_t g = set / deals, h0 = Q * (set % deals) / deals, end = Q * (set % deals + 1) / deals;
-        stretches.push_back({b, g * Q + h0, end - h0, first + p * kStretch, std::min(kStretch, seen - p * kStretch),
-                             before + set, parts, sets});
-      }
-  }
-  const int64_t most_heads = ceil_div(Q, deals), num_stretches = static_cast<int64_t>(stretches.size());
-  const int64_t of_unit = num_stretches / sets < kManyStretches ? 1 : sets;
-  memory.resize(num_stretches * most_heads * (heads.e + 2));
-  done.assign(num_stretches, 0);
+  stretches_of(heads, lengths, B, stretches);
+  int64_t most_heads = 0;
+  for (const Stretch& own : stretches) most_heads = std::max(most_heads, own.num_heads);
+  memory.resize(stretches.size() * most_heads * (heads.e + 2));
+  done.assign(stretches.size(), 0);
   // Named for the helpers: what is local to a thread is theirs, not the caller's.
   const Stretch* own_stretches = stretches.data();
   int* own_done = done.data();
   const Sums sums{memory.data(), most_heads, heads.e};
-  Pool::instance().run(num_stretches / of_unit, [&](int64_t unit) {
-    const int64_t first = unit * of_unit, b = own_stretches[first].b;
-    attend_stretches(heads, own_stretches + first, of_unit, q + b * q_stride, tables + b * M, sums, first);
-    for (int64_t i = first; i < first + of_unit; i++) {
-      const Stretch& own = own_stretches[i];
-      if (__atomic_add_fetch(own_done + own.of_heads, 1, __ATOMIC_ACQ_REL) == own.parts)
-        put_together(heads, sums, own, out + (b * heads.H + own.h0) * heads.e);
-    }
+  Pool::instance().run(static_cast<int64_t>(stretches.size()), [&](int64_t unit) {
+    const Stretch& own = own_stretches[unit];
+    attend_stretch(heads, own, q + own.b * q_stride + own.h0 * heads.d, tables + own.b * M, sums, unit);
+    if (__atomic_add_fetch(own_done + own.of_heads, 1, __ATOMIC_ACQ_REL) == own.parts)
+      put_together(heads, sums, own, out + (own.b * heads.H + own.h0) * heads.e);
   });
 }
 

@@ -148,9 +148,9 @@ struct Lanes {
 };
 #endif
 
-// out[r * N + n] = dot(w[r], x[n]) over `length` elements. `ahead` elements further on lie the rows that come next.
+// out[r * N + n] = dot(w[r], x[n]) over `length` elements. `ahead` elements further on lie the rows that come next, if it is not 0.
 template <int R, int N>
-static inline void dots(const bf16* const* w, const bf16* const* x, int64_t length, float* out, int64_t ahead) {
+TURNOUT_INLINE static inline void dots(const bf16* const* w, const bf16* const* x, int64_t length, float* out, int64_t ahead) {
   typename Lanes::Acc acc[R * N];
   each<R * N>([&](auto i) TURNOUT_INLINE { acc[i] = Lanes::zero(); });
   int64_t k = 0;

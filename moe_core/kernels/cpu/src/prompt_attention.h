@@ -4,10 +4,10 @@
 // exponential of a score, rounded to bfloat16, and sums of shares stay in float32.
 #pragma once
 #include <algorithm>
-#include <limits>
 #include <vector>
 
 #include "attention.h"
+#include "attention_tile.h"
 #include "mixture.h"
 
 namespace TURNOUT_ISA {
@@ -23,105 +23,131 @@ static int64_t first_seen(const Heads& heads, const Prompt& prompt) {
   return heads.window ? std::max<int64_t>(0, prompt.length - prompt.num + 1 - heads.window) / 32 * 32 : 0;
 }
 
-// One key-value head's keys (seen, d), and its values the other way round (e, seen).
+// One key-value head's keys (seen, d), sixteen of them at a time.
 static void pack_keys(const Heads& heads, const Prompt& prompt, int64_t g, const Panels& to) {
-  const int64_t d = heads.d, base = first_seen(heads, prompt);
-  std::memset(to.memory, 0, to.panels() * to.panel_bytes());
-  for (int64_t j = 0; j < prompt.length - base; j++) {
-    const bf16* key = key_of(heads, prompt.table, base + j, g);
+  const int64_t d = heads.d, base = first_seen(heads, prompt), seen = prompt.length - base, whole = d / 32 * 32;
+  if (seen % 32) std::memset(to.panel(0, seen / 32), 0, to.panel_bytes());
+  for (int64_t j = 0; j < seen; j += 16) {
     uint8_t* target = to.panel(0, j / 32) + j % 32 * 4;
-    for (int64_t i = 0; i < d; i += 2) std::memcpy(target + i * 64, key + i, i + 1 < d ? 4 : 2);
+    const int num = static_cast<int>(std::min<int64_t>(16, seen - j));
+    const uint8_t* rows[16];
+    for (int n = 0; n < num; n++) rows[n] = reinterpret_cast<const uint8_t*>(key_of(heads, prompt.table, base + j + n, g));
+    int64_t i = 0;
+    for (; num == 16 && i < whole; i += 32) {
+      const uint8_t* parts[16];
+      for (int n = 0; n < 16; n++) parts[n] = rows[n] + i * 2;
+      transpose_words(parts, target + i * 64, 128);
+    }
+    for (; i < d; i += 2)
+      for (int n = 0; n < num; n++) {
+        uint32_t word = 0;
+        std::memcpy(&word, rows[n] + i * 2, i + 1 < d ? 4 : 2);
+        std::memcpy(target + i * 64 + n * 4, &word, 4);
+      }
   }
 }
 
+// Its values the other way round (e, seen), two keys at a time.
 static void pack_values(const Heads& heads, const Prompt& prompt, int64_t g, const Panels& to) {
-  const int64_t e = heads.e, base = first_seen(heads, prompt);
-  std::memset(to.memory, 0, to.panels() * to.panel_bytes());
-  for (int64_t j = 0; j < prompt.length - base; j++) {
-    const bf16* value = value_of(heads, prompt.table, base + j, g);
-    for (int64_t p = 0; p < to.panels(); p++) {
-      bf16* target = reinterpret_cast<bf16*>(to.panel(0, p) + j / 2 * 128) + j % 2;
-      for (int64_t i = p * 32; i < std::min(e, p * 32 + 32); i++) target[(i - p * 32) * 2] = value[i];
+  const int64_t e = heads.e, base = first_seen(heads, prompt), seen = prompt.length - base;
+  const bf16 nothing[32] = {};
+  if (e % 32) std::memset(to.panel(0, e / 32), 0, to.panel_bytes());
+  for (int64_t j = 0; j < seen; j += 2) {
+    const bf16 *one = value_of(heads, prompt.table, base + j, g), *other = nothing;
+    if (j + 1 < seen) other = value_of(heads, prompt.table, base + j + 1, g);
+    for (int64_t i = 0; i < e; i += 32) {
+      bf16* __restrict target = reinterpret_cast<bf16*>(to.panel(0, i / 32) + j / 2 * 128);
+      const bf16 *a = one + i, *b = other == nothing ? nothing : other + i;
+      if (i + 32 <= e)
+        for (int64_t k = 0; k < 32; k++) target[2 * k] = a[k], target[2 * k + 1] = b[k];
+      else
+        for (int64_t k = 0; k < e - i; k++) target[2 * k] = a[k], target[2 * k + 1] = b[k];
     }
   }
 }
 
-struct PromptScratch {
-  std::vector<uint8_t> queries, shares;
-  std::vector<float> scores;
-  std::vector<bf16> row;
+// Rows [first, first + num) of one key-value head of a prompt; row r is query head r % Q of the prompt's token r / Q.
+struct QueryBlock {
+  int64_t prompt, g, first, num;
+  int64_t keys;  // that its last row sees
 };
 
-// exp(scale · (score - best)) in bfloat16 for keys from `first` up to `end`, 0 elsewhere; one over their sum.
-static float shares_of(const float* scores, int64_t first, int64_t end, int64_t size, float scale, const float* sink,
-                       bf16* out) {
-  float best = sink ? *sink : -std::numeric_limits<float>::infinity();
-  for (int64_t j = first; j < end; j++) best = scores[j] > best ? scores[j] : best;
-  float sums[16] = {}, total = sink ? exp_((*sink - best) * scale) : 0.0f;
-  for (int64_t j = 0; j < first; j++) out[j] = 0;
-  int64_t j = first;
-  for (; j + 16 <= end; j += 16)
-    for (int lane = 0; lane < 16; lane++) {
-      const float share = exp_((scores[j + lane] - best) * scale);
-      sums[lane] += share;
-      out[j + lane] = narrow(share);
-    }
-  for (; j < end; j++) {
-    const float share = exp_((scores[j] - best) * scale);
-    total += share;
-    out[j] = narrow(share);
+// Tiles that go over keys together: as many as keep their sums near, for each block of keys is then read once for all.
+static inline int64_t tiles_of_block(int64_t width) { return std::max<int64_t>(1, std::min<int64_t>(4, 16384 / (kInputs * width * 4))); }
+
+struct PromptScratch {
+  std::vector<QueryTile> tiles;
+  std::vector<uint8_t> queries;
+  std::vector<float> sums;
+};
+
+// Rows [r0, r0 + num), of which nothing has been attended to.
+static void begin_tile(const Heads& heads, const Prompt& prompt, int64_t g, int64_t r0, int num, const bf16* q,
+                       int64_t q_stride, uint8_t* queries, float* sums, QueryTile& tile) {
+  const int64_t Q = heads.H / heads.G, d = heads.d;
+  tile.num = num;
+  tile.queries = queries;
+  tile.sums = sums;
+  for (int n = 0; n < num; n++) {
+    const int64_t t = (r0 + n) / Q, h = g * Q + (r0 + n) % Q;
+    tile.ends[n] = prompt.length - prompt.num + t + 1;
+    tile.firsts[n] = heads.window ? std::max<int64_t>(0, tile.ends[n] - heads.window) : 0;
+    tile.bests[n] = heads.sinks ? sink_of(heads, h) : -std::numeric_limits<float>::infinity();
+    tile.totals[n] = heads.sinks ? 1.0f : 0.0f;
+    const bf16* query = q + (prompt.first + t) * q_stride + h * d;
+    for (int64_t i = 0; i < d; i += 2) std::memcpy(queries + (i / 2 * num + n) * 4, query + i, i + 1 < d ? 4 : 2);
   }
-  for (; j < size; j++) out[j] = 0;
-  for (float sum : sums) total += sum;
-  return 1.0f / total;
 }
 
-// Rows [r0, r0 + num) of one key-value head; row r is query head r % Q of the prompt's token r / Q.
-static void attend_tile(const Heads& heads, const Prompt& prompt, int64_t g, int64_t r0, int num, const Panels& keys,
-                        const Panels& values, const bf16* q, int64_t q_stride, bf16* out) {
+static void end_tile(const Heads& heads, const Prompt& prompt, int64_t g, int64_t r0, int64_t width, const QueryTile& tile,
+                     bf16* out) {
+  const int64_t Q = heads.H / heads.G, e = heads.e;
+  for (int n = 0; n < tile.num; n++) {
+    const float factor = 1.0f / tile.totals[n];
+    bf16* target = out + ((prompt.first + (r0 + n) / Q) * heads.H + g * Q + (r0 + n) % Q) * e;
+    for (int64_t i = 0; i < e; i++) target[i] = narrow(tile.sums[n * width + i] * factor);
+  }
+}
+
+static void attend_query_block(const Heads& heads, const Prompt& prompt, const QueryBlock& own, const Panels& keys,
+                               const Panels& values, const bf16* q, int64_t q_stride, bf16* out) {
   static thread_local PromptScratch scratch;
-  const int64_t Q = heads.H / heads.G, d = heads.d, e = heads.e, base = first_seen(heads, prompt);
-  // Keys are counted from the first panel that one of these rows sees into.
-  const int64_t before = prompt.length - prompt.num - base;
-  const int64_t from = heads.window ? std::max<int64_t>(0, before + r0 / Q + 1 - heads.window) / 32 : 0;
-  const int64_t seen = before + (r0 + num - 1) / Q + 1 - from * 32, key_panels = ceil_div(seen, 32), size = key_panels * 32;
-  const int64_t q_words = ceil_div(d, 2);
-  scratch.queries.assign(q_words * num * 4, 0);
-  scratch.scores.resize(num * size);
-  scratch.shares.resize(size / 2 * num * 4);
-  scratch.row.resize(size);
-  for (int n = 0; n < num; n++) {
-    const bf16* query = q + (prompt.first + (r0 + n) / Q) * q_stride + (g * Q + (r0 + n) % Q) * d;
-    for (int64_t i = 0; i < d; i += 2)
-      std::memcpy(scratch.queries.data() + (i / 2 * num + n) * 4, query + i, i + 1 < d ? 4 : 2);
+  const int64_t count = ceil_div(own.num, kInputs), width = values.panels() * 32, words = keys.steps() * 4;
+  scratch.tiles.resize(count);
+  scratch.queries.assign(own.num * words, 0);
+  scratch.sums.assign(own.num * width, 0.0f);
+  const auto row = [&](int64_t i) { return own.num * i / count; };
+  for (int64_t i = 0; i < count; i++)
+    begin_tile(heads, prompt, own.g, own.first + row(i), static_cast<int>(row(i + 1) - row(i)), q, q_stride,
+               scratch.queries.data() + row(i) * words, scratch.sums.data() + row(i) * width, scratch.tiles[i]);
+  const int64_t base = first_seen(heads, prompt), end = scratch.tiles.back().end();
+  for (int64_t first = scratch.tiles[0].first() / 32 * 32; first < end;) {
+    const int64_t next = std::min(end, (first / kKeyBlock + 1) * kKeyBlock);
+    for (QueryTile& tile : scratch.tiles) {
+      const int64_t num = std::min(next, tile.end()) - first;
+      if (num <= 0 || tile.first() >= next) continue;
+      attend_block({first, num, keys.panel(0, (first - base) / 32), values.memory + (first - base) / 2 * 128, keys.steps(),
+                    keys.panel_bytes(), values.panels(), values.panel_bytes()},
+                   tile, heads.scale * kLog2e);
+    }
+    first = next;
   }
-  float sums[kInputs * 32], factors[kInputs];
-  for (int64_t p = 0; p < key_panels; p++) {
-    multiply(num, keys, keys.panel(0, from + p), keys.panel(0, from + p + 1), {scratch.queries.data(), nullptr, nullptr}, sums);
-    for (int n = 0; n < num; n++) std::memcpy(scratch.scores.data() + n * size + p * 32, sums + n * 32, 32 * 4);
-  }
-  for (int n = 0; n < num; n++) {
-    const int64_t end = before + (r0 + n) / Q + 1 - from * 32;
-    const int64_t first = heads.window ? std::max<int64_t>(0, end - heads.window) : 0;
-    const float sink = heads.sinks ? sink_of(heads, g * Q + (r0 + n) % Q) : 0.0f;
-    factors[n] = shares_of(scratch.scores.data() + n * size, first, end, size, heads.scale, heads.sinks ? &sink : nullptr,
-                           scratch.row.data());
-    for (int64_t s = 0; s < size / 2; s++)
-      std::memcpy(scratch.shares.data() + (s * num + n) * 4, scratch.row.data() + s * 2, 4);
-  }
-  // No further than the last key that one of these rows sees.
-  Panels part = values;
-  part.cols = seen;
-  for (int64_t p = 0; p < values.panels(); p++) {
-    // Two keys a step.
-    const uint8_t* panel = values.panel(0, p) + from * 16 * 128;
-    multiply(num, part, panel, panel, {scratch.shares.data(), nullptr, nullptr}, sums);
-    const int64_t width = std::min<int64_t>(32, e - p * 32);
-    for (int n = 0; n < num; n++) {
-      bf16* target = out + ((prompt.first + (r0 + n) / Q) * heads.H + g * Q + (r0 + n) % Q) * e + p * 32;
-      for (int64_t i = 0; i < width; i++) target[i] = narrow(sums[n * 32 + i] * factors[n]);
+  for (int64_t i = 0; i < count; i++) end_tile(heads, prompt, own.g, own.first + row(i), width, scratch.tiles[i], out);
+}
+
+// All query blocks of some prompts, those that see the most keys first, so that nobody waits for them.
+static void query_blocks_of(const Heads& heads, const std::vector<Prompt>& prompts, std::vector<QueryBlock>& blocks) {
+  const int64_t Q = heads.H / heads.G, most = kInputs * tiles_of_block(ceil_div(heads.e, 32) * 32);
+  blocks.clear();
+  for (int64_t c = 0; c < static_cast<int64_t>(prompts.size()); c++) {
+    const int64_t rows = prompts[c].num * Q, count = ceil_div(rows, most);
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t first = rows * i / count, end = rows * (i + 1) / count;
+      for (int64_t g = 0; g < heads.G; g++)
+        blocks.push_back({c, g, first, end - first, prompts[c].length - prompts[c].num + (end - 1) / Q + 1});
     }
   }
+  std::stable_sort(blocks.begin(), blocks.end(), [](const QueryBlock& a, const QueryBlock& b) { return a.keys > b.keys; });
 }
 
 // out (T, H, e) of the tokens of some prompts; their keys and values lie in the cache already.
@@ -129,7 +155,8 @@ static void attend_prompts(const Heads& heads, const std::vector<Prompt>& prompt
                            bf16* out) {
   static thread_local std::vector<uint8_t> memory;
   static thread_local std::vector<Panels> keys, values;
-  const int64_t G = heads.G, Q = heads.H / G;
+  static thread_local std::vector<QueryBlock> blocks;
+  const int64_t G = heads.G;
   keys.clear();
   values.clear();
   int64_t bytes = 0;
@@ -149,8 +176,10 @@ static void attend_prompts(const Heads& heads, const std::vector<Prompt>& prompt
       panels->memory = place;
       place += panels->panels() * panels->panel_bytes();
     }
+  query_blocks_of(heads, prompts, blocks);
   // Named for the helpers: what is local to a thread is theirs, not the caller's.
   const Panels *own_keys = keys.data(), *own_values = values.data();
+  const QueryBlock* own_blocks = blocks.data();
   Pool::instance().run(2 * num, [&](int64_t unit) {
     const int64_t i = unit / 2;
     if (unit % 2)
@@ -158,16 +187,11 @@ static void attend_prompts(const Heads& heads, const std::vector<Prompt>& prompt
     else
       pack_keys(heads, prompts[i / G], i % G, own_keys[i]);
   });
-  for (int64_t c = 0; c < static_cast<int64_t>(prompts.size()); c++) {
-    const Prompt& prompt = prompts[c];
-    const int64_t rows = prompt.num * Q, tiles = ceil_div(rows, kInputs);
-    // The last tiles see the most keys: they come first, so that nobody waits for them.
-    Pool::instance().run(G * tiles, [&](int64_t unit) {
-      const int64_t g = unit % G, tile = tiles - 1 - unit / G, r0 = rows * tile / tiles;
-      const int num_rows = static_cast<int>(rows * (tile + 1) / tiles - r0);
-      attend_tile(heads, prompt, g, r0, num_rows, own_keys[c * G + g], own_values[c * G + g], q, q_stride, out);
-    });
-  }
+  Pool::instance().run(static_cast<int64_t>(blocks.size()), [&](int64_t unit) {
+    const QueryBlock& own = own_blocks[unit];
+    const int64_t of_head = own.prompt * G + own.g;
+    attend_query_block(heads, prompts[own.prompt], own, own_keys[of_head], own_values[of_head], q, q_stride, out);
+  });
 }
 
 static void attend_prompt(const Heads& heads, const bf16* q, int64_t q_stride, const int64_t* table, bf16* out, int64_t T,

@@ -34,14 +34,6 @@ struct Fit {
   float scale = 0.0f, zero = 0.0f, error = 0.0f;
 };
 
-static inline float sum_of(F16 x) {
-  float lanes[16];
-  store_f(lanes, x);
-  for (int half = 8; half; half /= 2)
-    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-  return lanes[0];
-}
-
 static inline float stored_scale(float scale) {
   return half_to_float(float_to_half(std::min(std::max(scale, -kLargestHalf), kLargestHalf)));
 }

@@ -83,11 +83,57 @@ static inline F16 subtract(F16 a, F16 b) { return _mm512_sub_ps(a, b); }
 // Of these two b is taken where a is NaN.
 static inline F16 lesser(F16 a, F16 b) { return _mm512_min_ps(a, b); }
 static inline F16 greater(F16 a, F16 b) { return _mm512_max_ps(a, b); }
+static inline float greatest_of(F16 x) { return _mm512_reduce_max_ps(x); }
+static inline float sum_of(F16 x) { return sum512(x); }
+// 2^n where the last bits of x hold n, from -127, which gives 0, to 127.
+static inline F16 two_to_last_bits(F16 x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(127)), 23));
+}
+// 32 numbers as bfloat16, rounded to nearest even.
+static inline void store_narrow(bf16* p, F16 low, F16 high) {
+#if defined(__AVX512BF16__)
+  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+#else
+  float wide[32];
+  _mm512_storeu_ps(wide, low);
+  _mm512_storeu_ps(wide + 16, high);
+  for (int i = 0; i < 32; i++) p[i] = narrow(wide[i]);
+#endif
+}
 static inline I16 mul(I16 a, I16 b) { return _mm512_mullo_epi32(a, b); }
 static inline I16 add(I16 a, I16 b) { return _mm512_add_epi32(a, b); }
+// Word s of row r, of sixteen rows of sixteen words, to word r of step s; steps are `pace` bytes apart.
+static inline void transpose_words(const uint8_t* const* rows, uint8_t* out, int64_t pace) {
+  __m512i x[16], y[16];
+  for (int r = 0; r < 16; r += 2) {
+    const __m512i a = load_words(rows[r]), b = load_words(rows[r + 1]);
+    x[r] = _mm512_unpacklo_epi32(a, b);
+    x[r + 1] = _mm512_unpackhi_epi32(a, b);
+  }
+  // Of four rows the words 4q + i of each quarter q.
+  for (int r = 0; r < 16; r += 4)
+    for (int i = 0; i < 2; i++) {
+      y[r + 2 * i] = _mm512_unpacklo_epi64(x[r + i], x[r + 2 + i]);
+      y[r + 2 * i + 1] = _mm512_unpackhi_epi64(x[r + i], x[r + 2 + i]);
+    }
+  for (int i = 0; i < 4; i++) {
+    const __m512i a = _mm512_shuffle_i32x4(y[i], y[4 + i], 0x88), b = _mm512_shuffle_i32x4(y[8 + i], y[12 + i], 0x88);
+    const __m512i c = _mm512_shuffle_i32x4(y[i], y[4 + i], 0xdd), d = _mm512_shuffle_i32x4(y[8 + i], y[12 + i], 0xdd);
+    _mm512_storeu_si512(out + i * pace, _mm512_shuffle_i32x4(a, b, 0x88));
+    _mm512_storeu_si512(out + (8 + i) * pace, _mm512_shuffle_i32x4(a, b, 0xdd));
+    _mm512_storeu_si512(out + (4 + i) * pace, _mm512_shuffle_i32x4(c, d, 0x88));
+    _mm512_storeu_si512(out + (12 + i) * pace, _mm512_shuffle_i32x4(c, d, 0xdd));
+  }
+}
 static inline F16 load_wide(const bf16* p) {
   const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+}
+// 32 bfloat16: those in even places, and those in odd ones.
+static inline void load_apart(const bf16* p, F16& even, F16& odd) {
+  const __m512i both = _mm512_loadu_si512(p);
+  even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+  odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
 }
 static inline F16 load_half(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

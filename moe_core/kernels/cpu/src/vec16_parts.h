@@ -40,6 +40,27 @@ static inline F16 add(F16 a, F16 b) { TURNOUT_EACH(a.p[i] += b.p[i]) return a; }
 static inline F16 subtract(F16 a, F16 b) { TURNOUT_EACH(a.p[i] -= b.p[i]) return a; }
 static inline F16 lesser(F16 a, F16 b) { TURNOUT_EACH(a.p[i] = a.p[i] < b.p[i] ? a.p[i] : b.p[i]) return a; }
 static inline F16 greater(F16 a, F16 b) { TURNOUT_EACH(a.p[i] = a.p[i] > b.p[i] ? a.p[i] : b.p[i]) return a; }
+static inline float greatest_of(F16 x) {
+  float all[16];
+  store_f(all, x);
+  for (int width = 8; width; width /= 2)
+    for (int i = 0; i < width; i++) all[i] = all[i] > all[i + width] ? all[i] : all[i + width];
+  return all[0];
+}
+static inline float sum_of(F16 x) {
+  float all[16];
+  store_f(all, x);
+  for (int width = 8; width; width /= 2)
+    for (int i = 0; i < width; i++) all[i] += all[i + width];
+  return all[0];
+}
+static inline F16 two_to_last_bits(F16 x) { TURNOUT_EACH(x.p[i] = (Fp)(((Ip)x.p[i] + 127) << 23)) return x; }
+static inline void store_narrow(bf16* p, F16 low, F16 high) {
+  float wide[32];
+  store_f(wide, low);
+  store_f(wide + 16, high);
+  for (int i = 0; i < 32; i++) p[i] = narrow(wide[i]);
+}
 static inline I16 add(I16 a, I16 b) { TURNOUT_EACH(a.p[i] += b.p[i]) return a; }
 static inline I16 mul(I16 a, I16 b) { TURNOUT_EACH(a.p[i] *= b.p[i]) return a; }
 static inline Fp fma_part(Fp acc, Fp a, Fp b) {
@@ -50,6 +71,14 @@ static inline Fp fma_part(Fp acc, Fp a, Fp b) {
 #endif
 }
 static inline F16 fma(F16 acc, F16 a, F16 b) { TURNOUT_EACH(acc.p[i] = fma_part(acc.p[i], a.p[i], b.p[i])) return acc; }
+static inline void transpose_words(const uint8_t* const* rows, uint8_t* out, int64_t pace) {
+  for (int s = 0; s < 16; s++)
+    for (int r = 0; r < 16; r++) std::memcpy(out + s * pace + r * 4, rows[r] + s * 4, 4);
+}
+static inline void load_apart(const bf16* p, F16& even, F16& odd) {
+  const I16 both = load_words(reinterpret_cast<const uint8_t*>(p));
+  TURNOUT_EACH(even.p[i] = (Fp)(both.p[i] << 16); odd.p[i] = (Fp)(both.p[i] & static_cast<int32_t>(0xffff0000u)))
+}
 static inline I16 low_nibbles(I16 x) { TURNOUT_EACH(x.p[i] &= 0x0f0f0f0f) return x; }
 static inline I16 high_nibbles(I16 x) { TURNOUT_EACH(x.p[i] = (x.p[i] >> 4) & 0x0f0f0f0f) return x; }
 static inline F16 dot_bf16(F16 acc, I16 w, uint32_t x) {

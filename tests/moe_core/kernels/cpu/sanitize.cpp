@@ -1,4 +1,5 @@
 // Calls every kernel at odd sizes on buffers of exactly their size, for the address and undefined-behaviour sanitizers.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -240,6 +241,24 @@ static void prompts(int64_t T, int64_t length, int64_t H, int64_t G, int64_t d) 
   TURNOUT_ISA::kOps.attend_prompt(one, q_latent.get(), H * G * d, table.get(), out_latent.get(), T, length);
 }
 
+// One token of each of some sequences, of few keys and of many: heads by themselves, and all of them together.
+static void rows_of_sequences(const std::vector<int64_t>& lengths, int64_t H, int64_t G, int64_t d, int64_t e) {
+  const int64_t P = 4, B = static_cast<int64_t>(lengths.size());
+  int64_t M = 0, blocks = 0;
+  for (int64_t length : lengths) M = std::max(M, (length + P - 1) / P), blocks += (length + P - 1) / P;
+  Exact<uint16_t> q = bfloats(B * H * d), keys = bfloats(blocks * P * G * d), values = bfloats(blocks * P * G * e), out(B * H * e),
+                  sinks = bfloats(H);
+  Exact<int64_t> tables(B * M), ends(B);
+  for (int64_t b = 0, block = blocks; b < B; b++) {
+    ends.get()[b] = lengths[b];
+    for (int64_t m = 0; m * P < lengths[b]; m++) tables.get()[b * M + m] = --block;
+  }
+  for (int64_t window : {0, 1, 33}) {
+    const turnout::Heads heads{keys.get(), values.get(), window ? sinks.get() : nullptr, H, G, d, e, P, G * e, window, 0.3f};
+    TURNOUT_ISA::kOps.attend(heads, q.get(), H * d, tables.get(), ends.get(), out.get(), B, M);
+  }
+}
+
 static void rounded(int64_t rows, int64_t cols) {
   Exact<uint16_t> narrow = bfloats(rows * cols);
   Exact<float> wide(rows * cols);
@@ -281,6 +300,11 @@ int main() {
     prompts(1, 1, 1, 1, 1);
     prompts(5, 37, 6, 2, 7);
     prompts(40, 64, 3, 3, 33);
+    prompts(21, 301, 4, 2, 66);
+    rows_of_sequences({1}, 1, 1, 1, 1);
+    rows_of_sequences({7, 130, 3}, 10, 2, 33, 31);
+    rows_of_sequences({2051, 300}, 7, 1, 34, 67);
+    rows_of_sequences({1030, 5}, 9, 3, 64, 96);
     whole_step(9, 3, 1, 6, 4, 2, 5, 11);
     whole_step(40, 4, 2, 10, 5, 3, 33, 50);
   }

@@ -63,7 +63,7 @@ def test_it_equals_float64_up_to_rounding(kernels, heads: int, num_kv: int, head
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "length"), [(1, 1), (2, 2), (5, 37), (16, 16), (33, 65), (70, 200), (3, 130)]
+    ("num_tokens", "length"), [(1, 1), (2, 2), (5, 37), (16, 16), (33, 65), (70, 200), (3, 130), (20, 600)]
 )
 @pytest.mark.parametrize(
     ("heads", "num_kv", "head_dim"), [(9, 3, 64), (4, 4, 8), (10, 2, 24), (1, 1, 2), (7, 1, 33), (26, 2, 40)]
@@ -142,6 +142,41 @@ def test_values_that_are_the_first_of_their_keys(kernels, heads: int, key_dim: i
         assert bool((error <= 2.0**-8 * (wanted.abs() + v.abs().max().double()) + 1e-6).all())
 
 
+@pytest.mark.parametrize("window", [None, 1, 33, 300])
+@pytest.mark.parametrize("has_sinks", [False, True], ids=["no sinks", "sinks"])
+def test_a_prompt_is_the_same_however_it_is_cut(kernels, window: int | None, *, has_sinks: bool) -> None:
+    """Its tokens' outputs to the bit, in pieces that end within blocks of keys and tiles of queries or at their ends."""
+    heads, num_kv, head_dim, length = 9, 3, 40, 600
+    sinks_H = poisoned(heads, seed=7, scale=2.0) if has_sinks else None
+    options = {"scale": 0.2, "window": window, "sinks_H": sinks_H}
+    keys, values, tables, _ = paged([length], num_kv, head_dim)
+    q_THd = poisoned(length, heads, head_dim, seed=99)
+    whole = attend_prompt(q_THd, keys, values, tables[0], length, **options)
+    start = 0
+    for size in (1, 3, 60, 200, 248, 88):
+        end = start + size
+        found = attend_prompt(q_THd[start:end], keys, values, tables[0], end, **options)
+        assert torch.equal(found, whole[start:end])
+        start = end
+    assert start == length
+
+
+def test_prompts_scores_that_rise_from_block_to_block_are_those_of_float64(kernels) -> None:
+    """The best key comes last, or first, or in the middle, far above the others: earlier sums are brought to its terms."""
+    length, head_dim = 700, 16
+    keys, values, tables, own = paged([length], 1, head_dim)
+    k, v = own[0]
+    q_THd = poisoned(5, 4, head_dim, seed=3, scale=8.0)
+    for place in (2, 300, 511, 690):
+        keys[tables[0, place // BLOCK], place % BLOCK] = k[place] = 30 * q_THd[-1, place % 4].sign()
+        found = attend_prompt(q_THd, keys, values, tables[0], length, scale=0.25)
+        for t in range(5):
+            seen = length - 4 + t
+            wanted = truth(q_THd[t], k[:seen], v[:seen], 0.25)
+            error = (found[t].double() - wanted).abs()
+            assert bool((error <= 2.0**-8 * (wanted.abs() + v.abs().max().double()) + 1e-6).all())
+
+
 def test_a_prompt_is_the_same_on_any_number_of_threads(kernels) -> None:
     keys, values, tables, _ = paged([90], 2, 16)
     q_THd = poisoned(50, 6, 16)
@@ -164,6 +199,21 @@ def test_a_row_is_the_same_alone_and_on_any_number_of_threads(
         one = slice(row, row + 1)
         alone = attend_rows(q_BHd[one], keys, values, tables[one], torch.tensor([length]), scale=40**-0.5)
         assert torch.equal(found[one], alone)
+
+
+@pytest.mark.parametrize("window", [None, 1100])
+def test_a_long_row_is_that_of_float64_alone_and_beside_short_ones(kernels, window: int | None) -> None:
+    """All heads of long rows are computed together, and those of short ones each by itself, with the same bits."""
+    lengths = [2300, 40, 1000]
+    keys, values, tables, own = paged(lengths, 2, 40)
+    q_BHd = poisoned(len(lengths), 6, 40)
+    options = {"scale": 40**-0.5, "window": window}
+    found = attend_rows(q_BHd, keys, values, tables, torch.tensor(lengths), **options)
+    for row, length in enumerate(lengths):
+        one = slice(row, row + 1)
+        alone = attend_rows(q_BHd[one], keys, values, tables[one], torch.tensor([length]), **options)
+        assert torch.equal(found[one], alone)
+        assert_close(found[row], truth(q_BHd[row], *own[row], **options), length)
 
 
 def test_what_comes_later_in_a_prompt_changes_nothing_before(kernels) -> None:
