@@ -9,8 +9,8 @@ Statistics: whether a step leaves its choices and they are counted; reading them
 Prior: one too weak to change a choice, for every sequence. Gate: the eight rows that the model has, or 56 more beside them
 that nobody chooses: the same experts, the same active weights.
 
-A step is what is served: all layers, attention and head. Beside it stands the worst case for a gate, four layers with hardly
-a head. That a prior of full strength, or a choice among 64 experts, spreads a batch over more experts and so reads more of
+A step is what is served: all layers, attention and head. Beside it stand four layers with hardly a
+head. That a prior of full strength, or a choice among 64 experts, spreads a batch over more experts and so reads more of
 them is the cost of the experts, and not in here. Seconds of the processor, one thread unless told otherwise.
 """
 
@@ -277,8 +277,8 @@ def section(found: dict[str, Any]) -> list[str]:
     read = [f"{row['snapshots']:.2%}" for row in found["rows"] if "snapshots" in row]
     lines += [
         "",
-        "A step is what is served, with its attention and head; four layers with hardly a head are the worst case for a "
-        "gate. One engine, one place in memory: every combination of the switches in blocks of random order, step by step; "
+        "A step is what is served, with its attention and head; four layers with hardly a head stand beside it. "
+        "One engine, one place in memory: every combination of the switches in blocks of random order, step by step; "
         "the trimmed mean of steps on less that of steps off, its bootstrapped interval, and equal answers whatever was "
         f"on. Five snapshots a second of what was counted take {', '.join(read)} of a processor beside that, row by row.",
     ]  # fmt: skip
