@@ -64,8 +64,10 @@ class Engine:
             residency=residency,
         )
         counts = self.runner.counts
-        if counts is not None and self.routing.domains and spec.expert_affinity_steps:
-            self.scheduler.affinity = ExpertAffinity(counts, max_delay_steps=spec.expert_affinity_steps)
+        if counts is not None and spec.expert_affinity_steps:
+            self.scheduler.affinity = ExpertAffinity(
+                counts, max_delay_steps=spec.expert_affinity_steps, max_sequences=2 * spec.max_sequences
+            )
         if spec.ngram_tokens:
             self.scheduler.drafter = NgramDrafter(spec.ngram_tokens)
         self.stats = EngineStats(counts, self.routing.codes)
@@ -203,6 +205,8 @@ class Engine:
         self.pool.forget_all()
         if self.runner.counts is not None:
             self.runner.counts.forget()
+        if self.scheduler.affinity is not None:
+            self.scheduler.affinity.forget()
         self.stats = EngineStats(self.runner.counts, self.routing.codes)
 
     # The steps of a step, in order.
@@ -322,6 +326,8 @@ class Engine:
 
     def _drop(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
+        if self.scheduler.affinity is not None:
+            self.scheduler.affinity.learn(sequence)
         del self._sequences[sequence.id]
 
     def _new_record(

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Chunks
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_core.engine.scheduler import Chunk
+from moe_core.engine.sequence_counts import SequenceCounts
 from moe_core.routers import Routing
 from moe_core.routers.mapped import mapped_hits
 from moe_core.spec import MoeSpec
@@ -54,6 +57,9 @@ class RoutingCounts:
         self._step_at = max_batch_tokens
         self._rows: list[int] = []
         self._domains: list[int] = []
+        # Rows of single sequences, where somebody wants them.
+        self._apart: SequenceCounts | None = None
+        self._owners: list[int] = []
         self._layer_base_L11 = (torch.arange(num_layers, device=device) * moe.num_experts)[:, None, None]
 
     @property
@@ -68,9 +74,29 @@ class RoutingCounts:
         self._add_up()
         return self._reach_PN2
 
+    @property
+    def shape_PNLE(self) -> tuple[int, ...]:
+        """How many phases, domains and one, expert layers and experts there are."""
+        return tuple(self._counts_PNLE.shape)
+
+    def keep_sequences_apart(self, most: int) -> None:
+        """Count the tokens of up to `most` sequences at once by themselves too, until each is taken."""
+        _, _, num_layers, num_experts = self.shape_PNLE
+        self._add_up()
+        self._apart = SequenceCounts(most, num_layers, num_experts, self._counts_PNLE.device)
+
+    def take_sequence(self, sequence_id: int) -> tuple[int, NDArray[np.int64]] | None:
+        """How many tokens a sequence had and (L, E) their visits, once; None where it was not kept apart."""
+        if self._apart is None or sequence_id not in self._apart:
+            return None
+        self._add_up()
+        return self._apart.take(sequence_id)
+
     def forget(self) -> None:
         """Begin at nothing: what the golden prompt did is nobody's traffic."""
-        self._rows, self._domains = [], []
+        self._rows, self._domains, self._owners = [], [], []
+        if self._apart is not None:
+            self._apart.forget()
         self._counts_PNLE.zero_()
         self._reach_PN2.zero_()
 
@@ -114,7 +140,8 @@ class RoutingCounts:
         places: list[int] = []
         rows: list[int] = []
         domains: list[int] = []
-        num_rows, first = self._num_rows, 0
+        owners: list[int] = []
+        num_rows, first, apart = self._num_rows, 0, self._apart
         for chunk in chunks:
             sequence, moved, end = chunk.sequence, first - chunk.start, chunk.end
             begin = max(chunk.start, sequence.num_counted_tokens)
@@ -125,6 +152,8 @@ class RoutingCounts:
                 places += range(begin + moved, end + moved)
                 rows += [row] * (border - begin) + [num_rows + row] * (end - border)
                 domains += [sequence.domain] * (end - begin)
+                if apart is not None:
+                    owners += [apart.row(sequence.id)] * (end - begin)
             first += chunk.num_tokens + chunk.num_rejected
         if len(self._rows) + len(rows) > self._most:
             self._add_up()
@@ -133,6 +162,7 @@ class RoutingCounts:
             self._kept_LTK[:, start:end] = self.ids_LTK[:, places]
         self._rows += rows
         self._domains += domains
+        self._owners += owners
 
     def _add_up(self) -> None:
         """Add what was kept to the tables."""
@@ -142,12 +172,15 @@ class RoutingCounts:
         ids_LTK = self._kept_LTK[:, : len(self._rows)]
         row_T = torch.tensor(self._rows, dtype=torch.int64, device=ids_LTK.device)
         domain_T = torch.tensor(self._domains, dtype=torch.int64, device=ids_LTK.device)
-        self._rows, self._domains = [], []
+        owners, self._rows, self._domains, self._owners = self._owners, [], [], []
         base_1T1 = row_T[None, :, None] * (num_layers * num_experts)
-        cells = (ids_LTK + self._layer_base_L11 + base_1T1).view(-1)
+        cells_LTK = ids_LTK + self._layer_base_L11
         # An empty place adds nothing to whatever cell it falls into; the first layer's would fall before the table.
         filled = (ids_LTK >= 0).to(torch.int64).reshape(-1)
-        self._counts_PNLE.view(-1).index_add_(0, cells.clamp_(min=0), filled)
+        cells_R = (cells_LTK + base_1T1).view(-1)
+        self._counts_PNLE.view(-1).index_add_(0, cells_R.clamp_(min=0), filled)
+        if self._apart is not None:
+            self._apart.add(owners, cells_LTK, filled)
         hits_T = mapped_hits(ids_LTK, self._labels_NE, domain_T).sum(0)
         both_T2 = torch.stack([torch.full_like(hits_T, num_layers), hits_T], -1)
         self._reach_PN2.view(-1, 2).index_add_(0, row_T, both_T2)

@@ -83,8 +83,8 @@ class ServeSpec(Spec):
     kv_tokens: Annotated[int, Field(ge=16, le=1 << 28)] = 16_384
     """Tokens that the cache of keys and values holds."""
     expert_affinity_steps: Annotated[int, Field(ge=0, le=100_000)] = 0
-    """Waiting requests whose domain shares experts with the running ones go first, but nobody is overtaken once it has
-    been overtaken so many steps ago; 0: the fair order alone."""
+    """Waiting requests that share experts with the running ones, as their tokens and domains say, go first, but nobody is
+    overtaken once it has been overtaken so many steps ago; 0: the fair order alone."""
     resident_experts: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """How many experts, over all layers, are held in memory; the others are read from disk when they are used. Null: all.
     By itself it is for the processor; beside `device_experts` it is the memory beside the GPU."""
