@@ -10,12 +10,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_core.checkpoint.files import read_json_object
 from moe_core.checkpoint.safetensors_header import TENSOR_NAME, TensorInfo
 from moe_core.errors import CheckpointError, FormatError
-from moe_core.model.families.slots import Slot
+
+if TYPE_CHECKING:
+    # Brings torch, and a tokenizer is read without it.
+    from moe_core.model.families.slots import Slot
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"

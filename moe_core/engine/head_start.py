@@ -1,6 +1,7 @@
 """What an engine does before and while its imports run. Imports the standard library alone.
 
-Of a start that maps its panels most is imports. Two things are not Python's work and need not wait for it: linking torch's
+Of a start that maps its panels most is imports. What torch reads for others is put off
+(`late_modules`). Two things are not Python's work and need not wait for it: linking torch's
 library, some 200 MB, and, when it is known, the panel file's hash (`panel_cache`). And the collector, which would look
 through some hundred thousand new objects again and again for none that is garbage, rests until the engine is ready.
 """
@@ -14,10 +15,14 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from moe_core.engine import late_modules
+
 
 def begin() -> None:
-    """Let the collector rest, and link torch's library on a thread of its own, so that `import torch` finds it."""
+    """Let the collector rest, put off what serving does not use of torch, and link torch's library on a thread of its own,
+    so that `import torch` finds it."""
     gc.disable()
+    late_modules.put_off()
     found = importlib.util.find_spec("torch")
     if found is not None and found.origin is not None:
         library = Path(found.origin).parent / "lib" / "libtorch_cpu.so"

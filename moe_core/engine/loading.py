@@ -11,6 +11,7 @@ from moe_core.checkpoint.hashes import verify_files
 from moe_core.checkpoint.layout import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from moe_core.checkpoint.store import load
 from moe_core.checkpoint.tokenizer import Tokenizer
+from moe_core.engine import late_modules
 from moe_core.engine.copy_stream import GpuCopyStream
 from moe_core.engine.device_pool import DeviceTier
 from moe_core.engine.engine import Engine
@@ -77,6 +78,8 @@ def _mapped_engine(spec: ServeSpec, codec: Tokenizer, panels: PanelCache) -> Eng
 
 
 def _loaded_engine(spec: ServeSpec, codec: Tokenizer, panels: PanelCache | None) -> Engine:
+    # What packs, a GPU and torch's own products may use any of it.
+    late_modules.read_all()
     writer = None if panels is None else panels.writer
     if panels is None or writer is None:
         return _engine_of_files(spec, codec)

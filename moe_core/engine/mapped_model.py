@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.checkpoint.store import TORCH_DTYPES, read_spec
+from moe_core.engine import late_modules
 from moe_core.engine.packed_at_load import served_spec
 from moe_core.kernels.cpu.attach import attach
 from moe_core.kernels.cpu.panel_file import PanelFileError, PanelReader, PanelWriter
@@ -21,8 +22,7 @@ def mapped_model(spec: ServeSpec, reader: PanelReader) -> tuple[Decoder, str]:
 
     Raises PanelFileError when the file is not of this decoder.
     """
-    with torch.device("meta"):
-        model = Decoder(served_spec(_stored_spec(spec, reader), spec), TORCH_DTYPES[spec.dtype])
+    model = _without_memory(served_spec(_stored_spec(spec, reader), spec), TORCH_DTYPES[spec.dtype])
     model.eval()
     isa = attach(model, spec.num_threads)
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -33,6 +33,17 @@ def mapped_model(spec: ServeSpec, reader: PanelReader) -> tuple[Decoder, str]:
         _put(model, name, torch.frombuffer(reader.bytes_of(told), dtype=dtype).view(shape))
     _require_whole(model)
     return model, isa
+
+
+def _without_memory(spec: ModelSpec, dtype: torch.dtype) -> Decoder:
+    try:
+        with torch.device("meta"):
+            return Decoder(spec, dtype)
+    except NotImplementedError:
+        # A layer asks for a shape that torch works out in Python.
+        late_modules.read_all()
+    with torch.device("meta"):
+        return Decoder(spec, dtype)
 
 
 def _stored_spec(spec: ServeSpec, reader: PanelReader) -> ModelSpec:

@@ -63,3 +63,9 @@ assert not spare, f"imported at every start, and needed by few engines: {spare}"
 def test_an_engines_start_reads_no_family_and_no_operation_that_it_does_not_serve() -> None:
     done = subprocess.run([sys.executable, "-c", NEEDED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_tokenizer_is_read_without_torch() -> None:
+    script = "import sys; import moe_core.checkpoint.tokenizer; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
