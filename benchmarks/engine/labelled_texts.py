@@ -81,7 +81,7 @@ def fit_gates(model: Decoder, windows_of: list[list[list[int]]]) -> None:
     domain_N = torch.arange(len(windows_of)).repeat_interleave(num_windows * num_tokens)
     prompt_N = torch.arange(len(batch)).repeat_interleave(num_tokens)
     for layer, x_ND in _router_inputs(model, batch).items():
-        weight_ED = layer.router.weight
+        weight_ED = layer.get_parameter("router.weight")
         rows_CD = fit_rows(Labelled(x_ND, domain_N, prompt_N), len(windows_of), "ridge", RIDGE).float()
         scale = SPREAD * (x_ND @ weight_ED.T).std() / (x_ND @ rows_CD.T).std()
         weight_ED += scale * rows_CD.repeat_interleave(weight_ED.shape[0] // len(windows_of), 0)
