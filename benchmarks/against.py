@@ -179,18 +179,23 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def words_of(listed: str) -> list[str]:
+    """What stands between commas."""
+    return [word.strip() for word in listed.split(",") if word.strip()]
+
+
 def main() -> int:
     options = parsed()
-    names = [name.strip() for name in options.peers.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in PEERS]:
-        print(f"there is no peer {', '.join(unknown)}; there are {', '.join(PEERS)}")
-        return 2
+    names, parts = words_of(options.peers), words_of(options.parts)
+    for kind, told, known in (("peer", names, list(PEERS)), ("part", parts, list(PARTS))):
+        if unknown := [name for name in told if name not in known]:
+            print(f"there is no {kind} {', '.join(unknown)}; there are {', '.join(known)}")
+            return 2
     if library() is None:
         print("the CPU kernels are not compiled here: nothing to measure")
         return 0
     run = Run(Home.chosen(options.home), options.minutes, TRIAL if options.trial else Amount())
-    run.only = [word for word in options.only.split(",") if word]
-    run.parts = [part for part in options.parts.split(",") if part in PARTS]
+    run.only, run.parts = words_of(options.only), parts
     run.has_rounds = not options.no_rounds
     compared(run, names)
     found = run.as_json()

@@ -103,3 +103,14 @@ def test_the_hint_for_a_part_without_time_measures_it_alone(
     against.beside(run, [], None, Prompts([]))
     words = run.missing["layers"].partition("./turnout bench ")[2].partition(" measures")[0]
     assert words.replace("''", "").split() == ["--peers", "--no-rounds", "--parts", "layers"]
+
+
+@pytest.mark.parametrize(("option", "word"), [("--peers", "lama"), ("--parts", "tread")])
+def test_a_word_that_names_nothing_is_refused_with_those_that_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, word: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench", option, f"layers,{word}" if option == "--parts" else word])
+    assert against.main() == 2
+    told = capsys.readouterr().out
+    assert word in told
+    assert ("llamacpp" if option == "--peers" else "switches") in told
