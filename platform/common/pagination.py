@@ -10,6 +10,7 @@ from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
 
 from common.errors import Invalid
+from common.query_values import whole_number
 
 
 class NewestFirst(CursorPagination):
@@ -19,6 +20,14 @@ class NewestFirst(CursorPagination):
     page_size = 50
     page_size_query_param = "limit"
     max_page_size = 200
+
+    def get_page_size(self, request: Request) -> int:
+        """Return how many rows a page has; raise Invalid for a limit that is no number of rows."""
+        assert self.page_size_query_param is not None
+        assert self.max_page_size is not None
+        return whole_number(
+            request, self.page_size_query_param, default=self.page_size, low=1, high=self.max_page_size
+        )
 
     def decode_cursor(self, request: Request) -> Any:
         """Return the place that the cursor names; raise Invalid for one that we did not make."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db.models import QuerySet
 from django.urls import reverse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_field
@@ -15,9 +16,9 @@ from rest_framework.response import Response
 from accounts.permissions import READ_WRITE, TeamScoped
 from common.closed import Closed, Words
 from common.closed_requests import takes_no_body, takes_query
-from common.query_values import whole_number
+from common.query_values import one_of, whole_number
 from jobs import services
-from jobs.choices import JobKind
+from jobs.choices import JobKind, JobState
 from jobs.events import event_face
 from jobs.models import Job
 from jobs.reasons import error_in_english
@@ -101,6 +102,8 @@ def job_url(job: Job) -> str:
 
 AFTER = OpenApiParameter("after", int, description="The last seq that was seen; 0 for all.")
 LIMIT = OpenApiParameter("limit", int, description=f"At most {MAX_EVENTS}.")
+STATE = OpenApiParameter("state", str, description="Only jobs in this state.", enum=JobState.values)
+KIND = OpenApiParameter("kind", str, description="Only jobs of this kind.", enum=JobKind.values)
 
 
 class JobViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet):
@@ -113,6 +116,20 @@ class JobViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin, v
     def get_serializer_class(self) -> type[serializers.BaseSerializer[Any]]:
         """Lists are short, single jobs whole."""
         return JobOut if self.action == "list" else JobDetail
+
+    def filter_queryset(self, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Narrow a list to a state or a kind."""
+        found = super().filter_queryset(queryset)
+        if self.action != "list":
+            return found
+        state = one_of(self.request, "state", JobState.values)
+        kind = one_of(self.request, "kind", JobKind.values)
+        return found.filter(**({"state": state} if state else {}), **({"kind": kind} if kind else {}))
+
+    @takes_query(STATE, KIND)
+    def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """List jobs, newest first."""
+        return super().list(request, *args, **kwargs)
 
     @extend_schema(request=JobIn, responses={202: JobDetail})
     def create(self, request: Request) -> Response:

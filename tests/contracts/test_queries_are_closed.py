@@ -71,6 +71,8 @@ def test_what_the_schema_draws_is_taken(api: Client, path: str) -> None:
 
 
 def value(name: str, schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return str(schema["enum"][0])
     return WORDS.get(name) or (str(NUMBER) if schema["type"] == "integer" and name != "limit" else "20")
 
 
@@ -111,4 +113,4 @@ def test_every_view_of_the_api_closes_its_requests() -> None:
 @pytest.mark.django_db
 def test_the_refusal_speaks_the_callers_language(api: Client) -> None:
     reply = api.get("/api/v1/jobs/?stat=failed&sort=name", headers={"accept-language": "zh-hans"})
-    assert reply.json()["detail"] == "此地址没有查询参数“sort”、“stat”；可用的有：cursor、limit。"
+    assert reply.json()["detail"] == "此地址没有查询参数“sort”、“stat”；可用的有：cursor、kind、limit、state。"

@@ -136,3 +136,42 @@ def test_an_import_says_what_its_floats_are_kept_in(api) -> None:
         assert reply.json()["inputs"]["dtype"] == kept
     reply = api("post", "", data={"kind": "import", "spec": {**IMPORT, "dtype": "int8"}})
     assert (reply.status_code, reply.json()["errors"][0]["field"]) == (422, "dtype")
+
+
+def test_a_list_is_narrowed_to_a_state_and_a_kind(api, people, tmp_path) -> None:
+    first = api("post", "", data=BODY).json()["id"]
+    tuning = api("post", "", data={"kind": "tune", "spec": tune_request(people, tmp_path)}).json()["id"]
+    api("post", f"{first}/cancel/")
+
+    def found(query: str) -> list[int]:
+        return [job["id"] for job in api("get", query).json()["results"]]
+
+    assert found("") == [tuning, first]
+    assert found("?state=cancelled") == [first]
+    assert found("?state=queued") == found("?kind=tune") == found("?state=queued&kind=tune") == [tuning]
+    assert found("?state=cancelled&kind=tune") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "way_out"),
+    [
+        ("state=done", "state", "succeeded"),
+        ("kind=bake", "kind", "operate"),
+        ("limit=0", "limit", "from 1 to 200"),
+        ("limit=ten", "limit", "from 1 to 200"),
+        ("limit=-1", "limit", "from 1 to 200"),
+    ],
+)
+def test_a_wrong_word_of_a_list_is_refused_with_the_right_ones(api, query, field, way_out) -> None:
+    reply = api("get", f"?{query}")
+    assert reply.status_code == 422
+    (error,) = reply.json()["errors"]
+    assert error["field"] == field
+    assert way_out in error["message"]
+
+
+def test_a_list_has_as_many_rows_as_asked_for_and_no_more_than_200(api) -> None:
+    for _ in range(3):
+        api("post", "", data=BODY)
+    assert len(api("get", "?limit=2").json()["results"]) == 2
+    assert len(api("get", "?limit=999999").json()["results"]) == 3
