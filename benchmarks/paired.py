@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Of the sorted steps so many are left out at either end: whoever interrupts one takes more than a switch does.
+# Of the sorted pairs so many are left out at either end: whoever interrupts a step takes more than a switch does.
 TRIMMED, RESAMPLES = 0.2, 1000
 # Before so many blocks an interval says nothing of itself.
 LEAST_BLOCKS = 24
@@ -47,7 +47,9 @@ class Effect:
     def told(self, claim: float) -> str:
         """The effect in words; not known where the interval is wider than what is claimed."""
         interval = f"{self.low:+.2%} to {self.high:+.2%}"
-        if self.num_blocks < LEAST_BLOCKS or not self.width <= claim:
+        if self.num_blocks < LEAST_BLOCKS:
+            return f"not known: {self.num_blocks} blocks are too few"
+        if not self.width <= claim:
             return f"not known: {interval} is wider than {claim:.0%}"
         return f"{self.share:+.2%} ({interval})"
 
@@ -66,28 +68,24 @@ def settings(switches: Sequence[str], seed: int) -> Iterator[list[Setting]]:
 def effects_of(blocks: Sequence[Block], seed: int = 0) -> dict[str, Effect]:
     """What each switch adds, with the intervals of samples drawn from the blocks.
 
-    A step counts by the logarithm of what it took, less the median of its block; a switch by the trimmed mean of its steps
-    on less that of those off.
+    A switch counts by the trimmed mean of its pairs: the logarithm of what a step with it took, less that of the step of the
+    same block that differs in this switch alone. So no other switch, nor the block, is in what is trimmed.
     """
     if not blocks:
         return {}
-    logs_BS = np.log([[seconds for _, seconds in block] for block in blocks])
-    logs_BS -= np.median(logs_BS, axis=1, keepdims=True)
+    switches = list(blocks[0][0][0])
+    ordered = [sorted(block, key=lambda step: tuple(step[0].values())) for block in blocks]
+    seconds = [[taken for _, taken in block] for block in ordered]
+    # An axis for each switch, off before on.
+    logs_B = np.log(seconds).reshape(len(blocks), *(2 for _ in switches))
     drawn = np.random.default_rng(seed).integers(0, len(blocks), (RESAMPLES, len(blocks)))
     effects: dict[str, Effect] = {}
-    for switch in blocks[0][0][0]:
-        is_on_BS = np.array([[told[switch] for told, _ in block] for block in blocks])
-        on_Bs, off_Bs = (logs_BS[place].reshape(len(blocks), -1) for place in (is_on_BS, ~is_on_BS))
-        every = np.arange(len(blocks))[None]
-        share = _change(on_Bs, off_Bs, every)
-        low, high = np.quantile(_change(on_Bs, off_Bs, drawn), (0.025, 0.975))
+    for axis, switch in enumerate(switches, start=1):
+        pairs_Bs = np.diff(logs_B, axis=axis).reshape(len(blocks), -1)
+        share = np.expm1(_trimmed_mean(pairs_Bs, np.arange(len(blocks))[None]))
+        low, high = np.quantile(np.expm1(_trimmed_mean(pairs_Bs, drawn)), (0.025, 0.975))
         effects[switch] = Effect(float(share[0]), float(low), float(high), len(blocks))
     return effects
-
-
-def _change(on_Bs: Logs, off_Bs: Logs, drawn_RB: NDArray[np.int64]) -> Logs:
-    """(R,): the change as a share, in each of R samples of the blocks."""
-    return np.expm1(_trimmed_mean(on_Bs, drawn_RB) - _trimmed_mean(off_Bs, drawn_RB))
 
 
 def _trimmed_mean(values_Bs: Logs, drawn_RB: NDArray[np.int64]) -> Logs:

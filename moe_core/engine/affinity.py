@@ -59,13 +59,16 @@ class ExpertAffinity:
 
     def choose(self, waiting: Sequences[Sequence], running: Sequences[Sequence], now_step: int) -> int:
         """The place in `waiting`, fairest first and not empty, of the sequence to take at step `now_step`."""
-        for place, sequence in enumerate(waiting):
-            overtaken_at = sequence.overtaken_at_step
+        if waiting[0].num_preemptions:
+            return 0
+        places = in_turn(waiting)
+        for place in places:
+            overtaken_at = waiting[place].overtaken_at_step
             if overtaken_at is not None and now_step - overtaken_at >= self.max_delay_steps:
                 return place
-        if waiting[0].num_preemptions or not running or len(waiting) == 1 or not self._profiles.num_learnt:
+        if not running or len(places) == 1 or not self._profiles.num_learnt:
             return 0
-        return self._least_addition(waiting, running)
+        return places[self._least_addition([waiting[place] for place in places], running)]
 
     def _least_addition(self, waiting: Sequences[Sequence], running: Sequences[Sequence]) -> int:
         unread_M = np.prod(1.0 - self._visits(running), axis=0)
@@ -89,3 +92,13 @@ class ExpertAffinity:
     def _new_profiles(self) -> RoutingProfiles:
         _, num_rows, num_layers, num_experts = self._counts.shape_PNLE
         return RoutingProfiles(num_layers * num_experts, num_rows - 1)
+
+
+def in_turn(waiting: Sequences[Sequence]) -> list[int]:
+    """The places of those that no request of their own key comes before by its priority."""
+    least: dict[str, int] = {}
+    return [
+        place
+        for place, one in enumerate(waiting)
+        if one.priority <= least.setdefault(one.fair_key, one.priority)
+    ]

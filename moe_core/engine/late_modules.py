@@ -31,10 +31,14 @@ class LateModule(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         # What imports and `inspect` look for in every module there is, and take as absent.
-        if name.startswith("__"):
+        if name.startswith("__") and name != "__all__":
             raise AttributeError(f"module {self.__name__!r} is not read yet and has no attribute {name!r}")
+        # Another thread waits here until all is read; who reads it meets it in a circle, half made.
         read(self)
-        return getattr(self, name)
+        try:
+            return self.__dict__[name]
+        except KeyError:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}") from None
 
 
 class _Later:
@@ -101,13 +105,12 @@ def read(module: ModuleType) -> None:
             return
         later, spec.loader = spec.loader, spec.loader.loader
         module.__loader__ = spec.loader
-        # Who imports it again in a circle, while it is read, meets an ordinary module in the making.
-        module.__class__ = ModuleType
         try:
             spec.loader.exec_module(module)
         except BaseException:
-            module.__class__, spec.loader = LateModule, later  # type: ignore[assignment]
+            spec.loader = later  # type: ignore[assignment]
             raise
+        module.__class__ = ModuleType
 
 
 def read_all() -> None:

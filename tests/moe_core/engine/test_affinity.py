@@ -140,6 +140,22 @@ def test_who_was_overtaken_long_enough_goes_first(labelled: bool) -> None:
     assert affinity.choose(waiting, running, 15) == 1
 
 
+def test_within_a_key_nobody_goes_before_a_lower_number_for_its_experts() -> None:
+    urgent, later, another = sequence(1, 0), sequence(2, 2), sequence(3, 2)
+    later.priority, another.priority, another.fair_key = 9, 9, "another key"
+    affinity, running = taught(range(4)), [sequence(9, 2)]
+    assert affinity.choose([urgent, later], running, 0) == 0
+    assert affinity.choose([urgent, later, another], running, 0) == 2
+    later.overtaken_at_step = 0
+    assert affinity.choose([urgent, later], running, BOUND) == 0
+
+
+def test_who_was_preempted_goes_before_who_was_overtaken() -> None:
+    preempted, due = sequence(1, 0), sequence(2, 2)
+    preempted.num_preemptions, due.overtaken_at_step = 1, 0
+    assert taught(range(4)).choose([preempted, due], [sequence(9, 2)], BOUND) == 0
+
+
 def serve(
     arrivals: list[tuple[int, int, int]],
     bound: int | None,

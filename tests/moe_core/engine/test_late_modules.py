@@ -57,9 +57,27 @@ start(ServeSpec.parse(json.loads(sys.argv[1])))
 assert not any(isinstance(module, late_modules.LateModule) for module in late)
 assert "torch._decomp" in sys.modules
 """
+THREADS = """
+import threading
+together, failed = threading.Barrier(8), []
+def ask():
+    together.wait()
+    try:
+        from torch.distributions import Categorical
+        assert Categorical(torch.ones(3)).sample().shape == ()
+    except BaseException as error:
+        failed.append(repr(error))
+threads = [threading.Thread(target=ask) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not failed, failed
+"""
 ASKS = {
     "an attribute": "assert torch.distributions.Categorical(torch.ones(3)).sample().shape == ()",
     "a name from it": "from torch._meta_registrations import meta_embedding_bag",
+    "all names of it": "from torch.distributions import *; Categorical(torch.ones(3)).sample()",
     "another module, in whose circle it lies": "import torch.utils._content_store; assert not are_late()",
     "tensors that are not there": """
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -84,6 +102,11 @@ def run(script: str, *arguments: str) -> str:
 @pytest.mark.parametrize("who", ASKS)
 def test_whoever_asks_has_it_read(who: str) -> None:
     run(ASKS[who])
+
+
+def test_threads_that_ask_at_once_wait_until_all_is_read() -> None:
+    for _ in range(3):
+        run(THREADS)
 
 
 def test_decoders_of_every_family_are_built_without_it() -> None:
