@@ -137,8 +137,10 @@ def compared(run: Run, names: Sequence[str]) -> None:
 
 
 def joined(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """The earlier run with the parts that the later one measured."""
-    sections = [*before["extra"].get("sections", []), *after["extra"].pop("sections", [])]
+    """The earlier run with the parts that the later one measured, each in the place of the same part before."""
+    by_head = {section[0]: section for section in before["extra"].get("sections", [])}
+    by_head |= {section[0]: section for section in after["extra"].pop("sections", [])}
+    sections = list(by_head.values())
     after["extra"].pop("bounds", None)
     missing = {name: why for name, why in before["missing"].items() if name not in after["extra"]}
     return before | {

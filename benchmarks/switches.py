@@ -279,8 +279,9 @@ def section(found: dict[str, Any]) -> list[str]:
         "",
         "A step is what is served, with its attention and head; four layers with hardly a head stand beside it. "
         "One engine, one place in memory: every combination of the switches in blocks of random order, step by step; "
-        "the trimmed mean of steps on less that of steps off, its bootstrapped interval, and equal answers whatever was "
-        f"on. Five snapshots a second of what was counted take {', '.join(read)} of a processor beside that, row by row.",
+        "the trimmed mean of pairs of steps that differ in that switch alone, its bootstrapped interval, and equal "
+        f"answers whatever was on. Five snapshots a second of what was counted take {', '.join(read)} of a processor "
+        "beside that, row by row.",
     ]  # fmt: skip
     return lines
 

@@ -213,3 +213,5 @@ def test_a_part_that_is_measured_later_joins_the_page_of_the_rounds() -> None:
     assert found["samples"] == before["samples"] and found["missing"] == {"vllm": "no wheel for this machine"}
     assert found["extra"]["bounds"] == before["extra"]["bounds"]
     assert "## Sparse" in page(found)
+    again = joined(found, after | {"extra": {"sections": [["## Sparse", "measured anew"]]}})
+    assert page(again).count("## Sparse") == 1 and "measured anew" in page(again)
