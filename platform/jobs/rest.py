@@ -175,7 +175,7 @@ class JobViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin, v
         """What the job told after a certain event, oldest first."""
         job = self.get_object()
         after = whole_number(request, "after", default=0, high=2**31 - 1)
-        limit = whole_number(request, "limit", default=MAX_EVENTS, high=MAX_EVENTS)
+        limit = whole_number(request, "limit", default=MAX_EVENTS, low=1, high=MAX_EVENTS)
         rows = [event_face(event) for event in events_after(job, after)[:limit]]
         last = rows[-1]["seq"] if rows else after
         return Response({"events": rows, "after": last, "state": job.state})

@@ -175,3 +175,9 @@ def test_a_list_has_as_many_rows_as_asked_for_and_no_more_than_200(api) -> None:
         api("post", "", data=BODY)
     assert len(api("get", "?limit=2").json()["results"]) == 2
     assert len(api("get", "?limit=999999").json()["results"]) == 3
+
+
+def test_a_page_of_events_has_one_at_least(api, job) -> None:
+    reply = api("get", f"{job.pk}/events/?limit=0")
+    assert reply.status_code == 422
+    assert "from 1 to 500" in reply.json()["errors"][0]["message"]

@@ -140,6 +140,16 @@ def test_who_was_overtaken_long_enough_goes_first(labelled: bool) -> None:
     assert affinity.choose(waiting, running, 15) == 1
 
 
+def test_of_a_request_that_ended_nothing_is_kept_but_what_it_taught() -> None:
+    affinity = taught(range(4))
+    waiting, running = [sequence(1, 0), sequence(2, 2)], [sequence(9, 2)]
+    affinity.choose(waiting, running, 0)
+    assert set(affinity._topics) == {1, 2, 9}
+    for one in (*waiting, *running):
+        affinity.learn(one)
+    assert affinity._topics == {}
+
+
 def test_within_a_key_nobody_goes_before_a_lower_number_for_its_experts() -> None:
     urgent, later, another = sequence(1, 0), sequence(2, 2), sequence(3, 2)
     later.priority, another.priority, another.fair_key = 9, 9, "another key"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from moe_core.engine import loading
+from moe_core.engine import loading, panel_cache
 from moe_core.engine.copy_stream import GpuCopyStream
 from moe_core.engine.device_pool import DeviceTier
 from moe_core.engine.panel_cache import PanelCache
@@ -115,7 +115,7 @@ def test_what_contradicts_it_is_refused() -> None:
 
 
 def test_no_panels_are_kept_of_it(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("moe_core.engine.panel_cache.library", lambda: SimpleNamespace(isa="avx512"))
+    monkeypatch.setattr(panel_cache, "library", lambda: SimpleNamespace(isa="avx512"))
     told = {"panel_dir": tmp_path, "files": {"a.safetensors": "0" * 64}}
     assert PanelCache.of(spec_of(**told)) is not None
     assert PanelCache.of(spec_of(**told, device_experts=20)) is None
