@@ -15,7 +15,7 @@ from moe_core.engine.affinity import ExpertAffinity
 from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from moe_core.engine.detokenizer import Detokenizer, TextStream
 from moe_core.engine.events import Delta, Done, Event, Failed, Started
-from moe_core.engine.ngram import NgramDrafter, num_right
+from moe_core.engine.ngram import MAX_TOKENS, NgramDrafter, num_right
 from moe_core.engine.residency import ResidentExperts
 from moe_core.engine.routed_experts import RoutedExperts, require_room
 from moe_core.engine.runner import ModelRunner
@@ -68,10 +68,9 @@ class Engine:
             self.scheduler.affinity = ExpertAffinity(
                 counts, max_delay_steps=spec.expert_affinity_steps, max_sequences=2 * spec.max_sequences
             )
-        if spec.ngram_tokens:
-            self.scheduler.drafter = NgramDrafter(spec.ngram_tokens)
         self.stats = EngineStats(counts, self.routing.codes)
         self.max_tokens = min(model.spec.max_position_embeddings, (self.pool.num_blocks - 1) * BLOCK_TOKENS)
+        self.scheduler.drafter = self._drafter()
         self._eos = frozenset(model.spec.eos_token_ids).union(end_tokens)
         self._vocab_size = model.spec.vocab_size
         self._sequences: dict[int, Sequence] = {}
@@ -209,6 +208,13 @@ class Engine:
             self.scheduler.affinity.forget()
         self.stats = EngineStats(self.runner.counts, self.routing.codes)
 
+    def _drafter(self) -> NgramDrafter | None:
+        """Of answers' next tokens; unless it is told how many, only where guessing changes no bit of an answer."""
+        number = self.spec.ngram_tokens
+        if number is None:
+            number = MAX_TOKENS if self.runner.computes_alone and not self.spec.batch_invariant else 0
+        return NgramDrafter(number, self.max_tokens, self.runner.costs) if number else None
+
     # The steps of a step, in order.
 
     def _end_cancelled(self) -> Iterable[Event]:
@@ -228,8 +234,8 @@ class Engine:
         chunks = self.scheduler.schedule()
         if len(chunks) < 2:
             return chunks
-        # Attention takes single tokens as one batch, in front.
-        return sorted(chunks, key=lambda chunk: chunk.num_tokens > 1)
+        # Attention takes single tokens as one batch, in front; guesses are such too where each is computed by itself.
+        return sorted(chunks, key=lambda one: (one.num_tokens > 1) + (one.num_tokens > 1 + len(one.drafts)))
 
     def _note_started(self, chunks: list[Chunk]) -> Iterable[Event]:
         now = time.monotonic()
@@ -251,7 +257,8 @@ class Engine:
             kept = 0
             if chunk.drafts:
                 kept = num_right(chunk.drafts, [one.token_id for one in said[chunk.sequence.id]])
-                drafter.note(chunk.sequence, kept)
+                drafter.note(chunk.sequence, len(chunk.drafts), kept)
+                self.stats.note_guesses(len(chunk.drafts), kept)
                 del said[chunk.sequence.id][kept + 1 :]
             settled.append(chunk.settled(kept))
         self.runner.count(settled)

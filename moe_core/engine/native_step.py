@@ -49,7 +49,7 @@ class NativeStep:
         self._vocab_size = model.spec.vocab_size
         # Either may be taken away, or put in another's place, between two steps.
         self.counts, self.prior = counts, NativePrior.of(prior)
-        self._any_number = all_in_panels(model)
+        self.any_number = all_in_panels(model)
         self.held = HeldPlan.of(model, cache)
         self._plan_address = self.held.address
         self._make_room(0)
@@ -69,10 +69,12 @@ class NativeStep:
         return cls(native, model, cache, counts, prior)
 
     def takes(self, chunks: Chunks[Chunk]) -> bool:
-        """Whether this step is one for the kernels: any of weights in panels, else few sequences with a token each."""
-        if self._any_number:
+        """Whether this step is one for the kernels: any of weights in panels, else few tokens of answers."""
+        if self.any_number:
             return True
-        return len(chunks) <= MAX_ROWS and all(c.num_tokens == 1 and c.wants_sample for c in chunks)
+        return (
+            all(chunk.is_decode for chunk in chunks) and sum(chunk.num_tokens for chunk in chunks) <= MAX_ROWS
+        )
 
     def run(self, chunks: Chunks[Chunk]) -> Tensor:
         """Float32 logits (S, V) of the tokens that are sampled, good until the next step; the experts taken are left with

@@ -1,26 +1,33 @@
 """Guesses what a greedy answer says next from where its last tokens stood before, so that one step may compute several.
 
-A guess is computed like a bite of a prompt and kept as far as the model would have said the same; so an answer is the
-one without guessing. It pays where answers repeat what prompt or answer hold (code, extraction, summaries) and few
-sequences run: a step of several tokens reads a dense model's weights once. Wrong guesses make a sequence's next ones
-rarer, so that text which never repeats costs next to nothing.
+A guess is computed like an answer's tokens and kept as far as the model would have said the same; so an answer is the one
+without guessing. It pays where answers repeat what prompt or answer hold (code, extraction, summaries): a step of several
+tokens reads most weights once. How many are guessed is what gives the most tokens a second by two estimates: how often a
+guess was right after as long a repetition, and what a step of so many tokens takes on this machine (`step_costs.py`).
+Text that never repeats costs next to nothing.
 
-Source: Saxena 2023, "Prompt Lookup Decoding".
+Source: Saxena 2023, "Prompt Lookup Decoding"; lengths by expected gain as in Leviathan et al. 2023, "Fast Inference from
+Transformers via Speculative Decoding".
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 
 from moe_core.engine.sampler import MIN_TEMPERATURE
 from moe_core.engine.sequence import Sequence
+from moe_core.engine.step_costs import StepCosts
 
-# So many tokens must have stood together before.
-NGRAM = 3
-# With more sequences in a step its weights are read for many tokens anyway.
-MAX_RUNNING = 4
-MAX_PAUSE_STEPS = 64
+# So many tokens must have stood together before; repetitions of more than LONGEST are not told apart.
+NGRAM, LONGEST = 3, 6
+# Of so many newest places the one with the longest repetition is taken.
+MAX_PLACES = 4
+# How often the next token is as it was, after repetitions of 3 to 6 tokens, before a text has told otherwise; it counts as
+# so many guesses of that text.
+FIRST_SHARES, FIRST_COUNT = (0.55, 0.67, 0.8, 0.92), 4.0
+MAX_TOKENS = 15
 
 
 @dataclass(slots=True)
@@ -28,44 +35,100 @@ class _History:
     """Where each n-gram of one sequence was last followed by something, and how its guesses fared."""
 
     next_of: dict[tuple[int, ...], int] = field(default_factory=dict)
-    num_noted: int = 0
-    pause_steps: int = 0
-    wait_steps: int = 0
+    # Of each place the one before it with the same n-gram; 0: none.
+    before: list[int] = field(default_factory=lambda: [0] * NGRAM)
+    # By the length of the repetition: guesses that were right, and all.
+    right: list[float] = field(default_factory=lambda: [FIRST_COUNT * share for share in FIRST_SHARES])
+    told: list[float] = field(default_factory=lambda: [FIRST_COUNT] * len(FIRST_SHARES))
+    # Of the guess that is being computed.
+    repeated: int = 0
+
+    def read(self, ids: list[int]) -> None:
+        """Note the n-grams that have something behind them by now: the newest one has nothing yet."""
+        for place in range(len(self.before), len(ids)):
+            ngram = tuple(ids[place - NGRAM : place])
+            self.before.append(self.next_of.get(ngram, 0))
+            self.next_of[ngram] = place
+
+    def find(self, ids: list[int]) -> int:
+        """Where what followed the longest repetition of the last tokens begins; 0: nowhere."""
+        place, found, self.repeated = self.next_of.get(tuple(ids[-NGRAM:]), 0), 0, 0
+        for _ in range(MAX_PLACES):
+            if not place or self.repeated == LONGEST:
+                break
+            length, end = NGRAM, len(ids)
+            while length < min(LONGEST, place) and ids[place - length - 1] == ids[end - length - 1]:
+                length += 1
+            if length > self.repeated:
+                found, self.repeated = place, length
+            place = self.before[place]
+        return found
+
+    def share(self, further: int) -> float:
+        """How often the next token is right when the repetition has grown by so many."""
+        at = min(LONGEST, self.repeated + further) - NGRAM
+        return self.right[at] / self.told[at]
+
+    def note(self, num_guessed: int, num_kept: int) -> None:
+        """Learn of each guess up to the first wrong one."""
+        for further in range(min(num_guessed, num_kept + 1)):
+            at = min(LONGEST, self.repeated + further) - NGRAM
+            self.told[at] += 1.0
+            self.right[at] += further < num_kept
 
 
 class NgramDrafter:
-    """Guesses for all sequences of an engine, at most `num_tokens` at a time."""
+    """Guesses for all sequences of an engine, at most `num_tokens` of each at a time; none has more than `max_length`."""
 
-    def __init__(self, num_tokens: int) -> None:
-        self.num_tokens = num_tokens
+    def __init__(
+        self, num_tokens: int, max_length: int = sys.maxsize, costs: StepCosts | None = None
+    ) -> None:
+        self.num_tokens, self.max_length = num_tokens, max_length
+        self.costs = costs or StepCosts()
         self._histories: dict[int, _History] = {}
+        # Of the step that is being planned: tokens to compute, and tokens that may be said.
+        self._num_rows, self._expected = 1, 1.0
+
+    def begin(self, num_running: int) -> None:
+        """Plan a step in which so many sequences have a token each."""
+        self._num_rows, self._expected = num_running, float(num_running)
 
     def propose(self, sequence: Sequence, most: int) -> tuple[int, ...]:
-        """Up to `most` tokens that may come next; none where sampling is not plainly greedy."""
+        """As many of up to `most` tokens that may come next as pay; none where sampling is not plainly greedy."""
         if most <= 0 or not _is_plainly_greedy(sequence):
             return ()
-        history = self._histories.setdefault(sequence.id, _History())
-        ids = sequence.token_ids
-        # The newest n-gram has nothing behind it yet.
-        for end in range(max(NGRAM, history.num_noted), len(ids)):
-            history.next_of[tuple(ids[end - NGRAM : end])] = end
-        history.num_noted = len(ids)
-        if history.wait_steps > 0:
-            history.wait_steps -= 1
+        history, ids = self._histories.setdefault(sequence.id, _History()), sequence.token_ids
+        history.read(ids)
+        place = history.find(ids)
+        if not place:
             return ()
-        place = history.next_of.get(tuple(ids[-NGRAM:]))
-        left = sequence.sampling.max_tokens - sequence.num_output_tokens - 1
-        return () if place is None else tuple(ids[place : place + min(self.num_tokens, most, left)])
+        # The last token of an answer is not computed, so no guess stands in its place.
+        left = min(sequence.sampling.max_tokens - sequence.num_output_tokens, self.max_length - len(ids)) - 1
+        number = self._worth(history, min(self.num_tokens, most, left))
+        # What follows may be the answer's own end: then it goes in circles.
+        period = len(ids) - place
+        return tuple(ids[place + further % period] for further in range(number))
 
-    def note(self, sequence: Sequence, num_kept: int) -> None:
+    def note(self, sequence: Sequence, num_guessed: int, num_kept: int) -> None:
         """Learn how many tokens of a guess were right."""
-        history = self._histories[sequence.id]
-        history.pause_steps = 0 if num_kept else min(MAX_PAUSE_STEPS, 2 * history.pause_steps + 1)
-        history.wait_steps = history.pause_steps
+        self._histories[sequence.id].note(num_guessed, num_kept)
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is known of a sequence that has ended."""
         self._histories.pop(sequence.id, None)
+
+    def _worth(self, history: _History, most: int) -> int:
+        """How many guesses give the most tokens a second; they are then part of the step."""
+        rows, expected, costs = self._num_rows, self._expected, self.costs
+        best, number, gained, reach = expected / costs.of(rows), 0, 0.0, 1.0
+        for further in range(most):
+            reach *= history.share(further)
+            gained += reach
+            rate = (expected + gained) / costs.of(rows + further + 1)
+            if rate > best:
+                best, number, self._expected = rate, further + 1, expected + gained
+        self._num_rows += number
+        return number
 
 
 def num_right(drafts: Tokens[int], said: Tokens[int | None]) -> int:

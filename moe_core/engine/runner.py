@@ -5,6 +5,7 @@ Shapes: T tokens of the step, B chunks that end in a sample, D model width, V vo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Chunks
 
@@ -18,6 +19,7 @@ from moe_core.engine.native_step import NativeStep
 from moe_core.engine.residency import ResidentExperts
 from moe_core.engine.routing_counts import RoutingCounts
 from moe_core.engine.scheduler import Chunk
+from moe_core.engine.step_costs import StepCosts
 from moe_core.engine.thread_policy import StepThreads
 from moe_core.kernels.cpu.attach import logits_of
 from moe_core.kernels.cpu.linear import MAX_TOKENS
@@ -74,9 +76,10 @@ class ModelRunner:
         # Experts that come and go are seen to between a layer's router and its experts.
         is_whole = residency is None
         self.native = NativeStep.of(model, self.cache, self.counts, self.prior) if is_whole else None
+        self.costs = StepCosts()
         kernels = library() if self.device.type == "cpu" and num_threads > 1 else None
         # None where there is nothing to choose.
-        self.threads = None if kernels is None else StepThreads(kernels, num_threads)
+        self.threads = None if kernels is None else StepThreads(kernels, num_threads, self.costs)
         self.graphs: DecodeGraphs | None = None
         if is_whole and records(model.spec, self.device):
             self.graphs = DecodeGraphs(self.cache, model.dtype, max_batch_tokens, self._decode)
@@ -102,8 +105,16 @@ class ModelRunner:
         """On how many threads the next decoding step runs."""
         return 1 if self.threads is None else self.threads.policy.threads
 
+    @property
+    def computes_alone(self) -> bool:
+        """Whether each token of a decoding step, guessed ones too, is to the bit what it is in a step of its own."""
+        return self.native is not None and self.native.any_number
+
     def _run(self, chunks: Chunks[Chunk], counted: bool) -> Tensor:
+        began = time.perf_counter()
         logits_BV = self._step(chunks) if self.threads is None else self.threads.run(chunks, self._step)
+        if all(chunk.is_decode for chunk in chunks):
+            self.costs.note(sum(chunk.num_tokens for chunk in chunks), time.perf_counter() - began)
         # Guesses are counted when it is known which were right: by `count`.
         if self.counts is not None and not any(chunk.drafts for chunk in chunks):
             self.counts.end_of_step(chunks, counted=counted)

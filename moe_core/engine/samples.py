@@ -81,6 +81,8 @@ def totals(shape: SampleShape, now: Snapshot) -> dict[str, Any]:
         "prompt_tokens": now.prompt_tokens,
         "reused_tokens": now.reused_tokens,
         "output_tokens": now.output_tokens,
+        "guessed_tokens": now.guessed_tokens,
+        "kept_guesses": now.kept_guesses,
         **gauges(now),
     }
 

@@ -9,7 +9,7 @@ from itertools import islice
 from moe_core.engine.affinity import WINDOW, ExpertAffinity
 from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from moe_core.engine.fair_queue import OUTPUT_WEIGHT, FairQueue
-from moe_core.engine.ngram import MAX_RUNNING, NgramDrafter
+from moe_core.engine.ngram import NgramDrafter
 from moe_core.engine.sequence import Sequence, SequenceState, num_blocks_for
 from moe_core.errors import EngineBusy, SpecError
 
@@ -43,6 +43,11 @@ class Chunk:
     def wants_sample(self) -> bool:
         """Whether the chunk has the sequence's last token, so that the next one can be sampled."""
         return self.end >= len(self.sequence.token_ids)
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether it is an answer's last token alone, with the guesses that follow it."""
+        return self.wants_sample and self.num_tokens == 1 + len(self.drafts)
 
     def settled(self, num_kept: int) -> Chunk:
         """The same when `num_kept` of its guesses were right."""
@@ -191,21 +196,22 @@ class Scheduler:
             self.waiting.push(sequence)
 
     def _decode_chunks(self) -> Iterator[Chunk]:
+        drafter = self.drafter if not self.waiting and all(one.is_decoding for one in self.running) else None
+        if drafter is not None:
+            drafter.begin(len(self.running))
         for sequence in list(self.running):
             if sequence.state is not SequenceState.RUNNING or not sequence.is_decoding:
                 continue
             if self._make_room(sequence, len(sequence.token_ids)):
                 chunk = Chunk(sequence, sequence.num_computed_tokens, len(sequence.token_ids))
-                if self.drafter is not None:
-                    chunk.drafts = self._drafts(self.drafter, sequence)
+                if drafter is not None:
+                    chunk.drafts = self._drafts(drafter, sequence)
                     chunk.end += len(chunk.drafts)
                 yield chunk
 
     def _drafts(self, drafter: NgramDrafter, sequence: Sequence) -> tuple[int, ...]:
         """Guesses for which there is room without taking anything from anybody."""
         num_running = len(self.running)
-        if num_running > MAX_RUNNING or len(self.waiting):
-            return ()
         free = (self.pool.num_free - num_running + len(sequence.block_ids)) * BLOCK_TOKENS
         most = min(self.max_batch_tokens // num_running - 1, free - len(sequence.token_ids))
         drafts = drafter.propose(sequence, most)

@@ -55,6 +55,9 @@ class Snapshot:
     prompt_tokens: int
     reused_tokens: int
     output_tokens: int
+    # Tokens that were guessed and computed, and those of them that the model said too.
+    guessed_tokens: int
+    kept_guesses: int
     running: int
     waiting: int
     kv_used: int
@@ -94,6 +97,8 @@ class EngineStats:
         self._prompt_tokens = 0
         self._reused_tokens = 0
         self._output_tokens = 0
+        self._guessed_tokens = 0
+        self._kept_guesses = 0
         self._first_token = LatencyLog()
         self._inter_token = LatencyLog()
         self._published_at = 0.0
@@ -118,6 +123,11 @@ class EngineStats:
             self._inter_token.add(now - sequence.last_token_at)
         sequence.last_token_at = now
 
+    def note_guesses(self, num_guessed: int, num_kept: int) -> None:
+        """Count guesses of a step, and those that were right."""
+        self._guessed_tokens += num_guessed
+        self._kept_guesses += num_kept
+
     def publish_if_due(self, engine: Engine) -> None:
         """Hand a snapshot to the listener, about five times a second and whenever the engine comes to rest."""
         now = time.monotonic()
@@ -139,6 +149,8 @@ class EngineStats:
             prompt_tokens=self._prompt_tokens,
             reused_tokens=self._reused_tokens,
             output_tokens=self._output_tokens,
+            guessed_tokens=self._guessed_tokens,
+            kept_guesses=self._kept_guesses,
             running=len(engine.scheduler.running),
             waiting=engine.scheduler.num_waiting,
             kv_used=engine.pool.num_used,

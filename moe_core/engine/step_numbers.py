@@ -25,7 +25,7 @@ class StepNumbers:
         self._blocks: list[list[int]] = []
 
     def add(self, chunk: Chunk, prior_row: int) -> None:
-        """The tokens of one chunk, after those of all before it."""
+        """The tokens of one chunk, after those of all before it; guesses, and what they follow, each as a row of its own."""
         start, end, own = chunk.start, chunk.end, chunk.sequence.block_ids
         self.ids += chunk.token_ids
         self.positions += range(start, end)
@@ -35,11 +35,13 @@ class StepNumbers:
             first, last = max(start, block * BLOCK_TOKENS), min(end, (block + 1) * BLOCK_TOKENS)
             self.slots += range(first + moved, last + moved)
         self.prior_rows += [prior_row] * (end - start)
-        num_tokens = len(self.ids)
-        self.firsts.append(num_tokens)
-        self.lengths.append(end)
-        self._blocks.append(own)
         self.longest = max(self.longest, len(own))
+        num_tokens = len(self.ids)
+        # A layer's keys are all written before any row attends: by itself each row is what it would be in a step of its own.
+        for length in range(start + 1, end + 1) if chunk.drafts else (end,):
+            self.firsts.append(num_tokens - end + length)
+            self.lengths.append(length)
+            self._blocks.append(own)
         if chunk.wants_sample:
             self.sampled += range(num_tokens - 1 - len(chunk.drafts), num_tokens)
 

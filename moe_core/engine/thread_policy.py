@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from moe_core.engine.scheduler import Chunk
+from moe_core.engine.step_costs import StepCosts
 from moe_core.kernels.cpu.native import Library
 
 # Of a step's time, lost to others: above the first a number may be wrong, below the second the machine is quiet.
@@ -176,15 +177,15 @@ class ThreadPolicy:
 class StepThreads:
     """The threads that an engine's steps use: prompts all of them, decoding steps what the policy says."""
 
-    def __init__(self, native: Library, num_threads: int) -> None:
+    def __init__(self, native: Library, num_threads: int, costs: StepCosts) -> None:
         self.policy = ThreadPolicy(num_threads)
-        self._native = native
+        self._native, self._costs = native, costs
 
     def run(self, chunks: Chunks[Chunk], step: Callable[[Chunks[Chunk]], Tensor]) -> Tensor:
         """What `step` returns for the chunks."""
         num_tokens = 0
         for chunk in chunks:
-            if not chunk.wants_sample or chunk.num_tokens > 1 + len(chunk.drafts):
+            if not chunk.is_decode:
                 self._use(self.policy.most)
                 return step(chunks)
             num_tokens += chunk.num_tokens
@@ -194,7 +195,9 @@ class StepThreads:
         now, own = time.perf_counter(), time.thread_time() - ran
         # Who waits for a helper and gives way lets the clock run, who finds nobody to give way to does not.
         lost = max(now - began - own, (self._native.waited_ns() - waited_ns) * 1e-9)
-        self.policy.note(now, now - began, lost, num_tokens)
+        # Guesses make steps longer, each by other numbers: what is compared is a step without them.
+        plain = self._costs.of(len(chunks)) / self._costs.of(num_tokens)
+        self.policy.note(now, plain * (now - began), plain * lost, len(chunks))
         return result
 
     def _use(self, num_threads: int) -> None:

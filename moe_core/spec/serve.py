@@ -94,9 +94,9 @@ class ServeSpec(Spec):
     expert_uses: Annotated[tuple[ExpertUses, ...], Field(max_length=512)] = ()
     """How often each expert was used before, layer by layer in the model's order: the likeliest are read first. Empty: by
     the domain map alone."""
-    ngram_tokens: Annotated[int, Field(ge=0, le=16)] = 0
-    """Tokens of a greedy answer that are guessed from what it holds already and checked in one step; 0: none,
-    as beside `batch_invariant`."""
+    ngram_tokens: Annotated[int, Field(ge=0, le=16)] | None = None
+    """At most so many tokens of a greedy answer are guessed from what it holds already and checked in one step, as many as
+    pay; 0: none, as beside `batch_invariant`. Null: up to 15 where guessing changes no bit, in the native step, else none."""
     batch_invariant: bool = False
     """The same numbers whatever shares the batch: each chunk is computed by itself, prompts in equal pieces. Slower."""
     drain_s: Annotated[float, Field(ge=0.0, le=3600.0)] = 20.0

@@ -65,7 +65,7 @@ def misfit_of(
     return CORE.say("weights_in_bfloat16", weights=weights)
 
 
-def guessing_misfit(ngram_tokens: int, batch_invariant: bool) -> str | None:
+def guessing_misfit(ngram_tokens: int | None, batch_invariant: bool) -> str | None:
     """Why tokens cannot be guessed beside these settings of an engine; None where they can, or none are."""
     if not (ngram_tokens and batch_invariant):
         return None

@@ -36,7 +36,9 @@ SETTINGS = (
 )  # fmt: skip
 AS_SERVED = "as-served"
 TRANSLATED = "translated"
-MAY_BE_NONE = frozenset({"resident_experts", "device_experts", "prior_mode", "prior_strength", "prior_floor"})
+MAY_BE_NONE = frozenset(
+    {"resident_experts", "device_experts", "ngram_tokens", "prior_mode", "prior_strength", "prior_floor"}
+)
 
 
 def _bounded(name: str, label: Any, **more: Any) -> forms.IntegerField:
@@ -102,7 +104,7 @@ class EngineForm(forms.Form):
         "ngram_tokens",
         _("Guessed tokens a step"),
         required=False,
-        help_text=_("Of what a greedy answer repeats; each guess is checked. 0: none."),
+        help_text=_("Of what a greedy answer repeats; each is checked. Empty: as many as pay; 0: none."),
     )
     batch_invariant = forms.BooleanField(
         label=_("The same to the last bit in any company"),

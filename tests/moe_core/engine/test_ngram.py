@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from moe_core.engine.detokenizer import Detokenizer
 from moe_core.engine.engine import Engine
 from moe_core.engine.events import Done
-from moe_core.engine.ngram import MAX_PAUSE_STEPS, NGRAM, NgramDrafter, num_right
+from moe_core.engine.ngram import LONGEST, MAX_PLACES, NGRAM, NgramDrafter, num_right
 from moe_core.engine.sampling_params import SamplingParams
 from moe_core.engine.sequence import FinishReason, Sequence
+from moe_core.engine.step_costs import StepCosts
 from moe_core.model.init import random_decoder
 from moe_core.spec import ModelSpec
 from tests.moe_core.engine.conftest import MOE, TINY, PlainStream, Run, serve_spec
@@ -71,7 +72,9 @@ def test_an_answer_is_the_same_in_fewer_steps(model) -> None:
 def test_in_company_with_chunked_prompts_and_preemption_it_is_the_same(model) -> None:
     rng = random.Random(2)
     prompts = [[rng.randrange(6) for _ in range(length)] for length in (40, 3, 25, 16)]
-    plain, guessing = engines(model, kv_tokens=14 * 16, max_batch_tokens=24, max_chunk_tokens=8, max_sequences=3)
+    plain, guessing = engines(
+        model, kv_tokens=14 * 16, max_batch_tokens=24, max_chunk_tokens=8, max_sequences=3
+    )
     assert serve(guessing, prompts)[0] == serve(plain, prompts)[0]
 
 
@@ -120,8 +123,26 @@ def test_it_is_never_longer_than_was_asked_for(dense, most: int) -> None:
         assert run.ends[sequence.id].num_output_tokens == most
 
 
+def test_an_answer_to_the_model_s_end_is_the_same(model) -> None:
+    """The last positions that a model knows are reached by guesses too, and none stands beyond them."""
+    prompt = [7, 8, 9] * 150
+    plain, guessing = engines(model, kv_tokens=2048)
+    found = []
+    for run in (plain, guessing):
+        sequence = run.submit(prompt, 500)
+        run.until_done()
+        found.append((run.tokens[sequence.id], run.ends[sequence.id].reason))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 512 - len(prompt)
+
+
 def test_what_is_not_plainly_greedy_is_not_guessed(mixture) -> None:
-    for options in ({"temperature": 1.0}, {"num_logprobs": 1}, {"logit_bias": ((3, 1.0),)}, {"record_routing": True}):
+    for options in (
+        {"temperature": 1.0},
+        {"num_logprobs": 1},
+        {"logit_bias": ((3, 1.0),)},
+        {"record_routing": True},
+    ):
         plain, guessing = engines(mixture)
         assert serve(guessing, [REPEATING], **options) == serve(plain, [REPEATING], **options)
 
@@ -130,41 +151,107 @@ def sequence(ids: list[int]) -> Sequence:
     return Sequence(1, "", ids, len(ids), SamplingParams(max_tokens=50), Detokenizer(PlainStream()))
 
 
+class Flat(StepCosts):
+    """A machine on which a step of any size takes as long, or each further token so much more."""
+
+    def __init__(self, slope: float = 0.0) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def of(self, num_tokens: int) -> float:
+        return 1.0 + self.slope * (num_tokens - 1)
+
+
+def drafter_of(slope: float = 0.0, num_tokens: int = 4, **changes) -> NgramDrafter:
+    drafter = NgramDrafter(num_tokens, costs=Flat(slope), **changes)
+    drafter.begin(1)
+    return drafter
+
+
+def proposed(drafter: NgramDrafter, one: Sequence, most: int = 10) -> tuple[int, ...]:
+    drafter.begin(1)
+    return drafter.propose(one, most)
+
+
 def test_it_guesses_what_followed_the_last_time() -> None:
-    drafter = NgramDrafter(4)
+    drafter = drafter_of()
     assert drafter.propose(sequence([1, 2, 3, 7, 7, 1, 2, 3, 8, 9, 1, 2, 3]), 10) == (8, 9, 1, 2)
-    assert drafter.propose(sequence([1, 2, 3]), 10) == ()
+    assert drafter_of().propose(sequence([1, 2, 3]), 10) == ()
 
 
-def test_wrong_guesses_make_the_next_ones_rarer_and_right_ones_frequent_again() -> None:
-    drafter, one = NgramDrafter(4), sequence([1, 2, 3, 4, 1, 2, 3])
-    gaps, gap = [], 0
-    for _ in range(300):
-        if drafter.propose(one, 4):
-            drafter.note(one, 0)
-            gaps.append(gap)
-            gap = 0
-        else:
-            gap += 1
-    assert gaps[:5] == [0, 1, 3, 7, 15]
-    assert max(gaps) <= MAX_PAUSE_STEPS
-    while not drafter.propose(one, 4):
-        pass
-    drafter.note(one, 2)
-    assert drafter.propose(one, 4)
+def test_it_guesses_what_followed_the_longest_of_the_newest_repetitions() -> None:
+    ids = [5, 6, 1, 2, 3, 7, 4, 6, 1, 2, 3, 8, 4, 9, 1, 2, 3, 9, 5, 6, 1, 2, 3]
+    assert proposed(drafter_of(), sequence(ids), 2) == (7, 4)
+    # Of repetitions as long the newest; further back than four places nobody looks.
+    assert proposed(drafter_of(), sequence(ids[6:]), 1) == (8,)
+    assert proposed(drafter_of(), sequence([*ids[:6], *[4, 1, 2, 3, 0] * 4, *ids[-5:]]), 1) == (0,)
+
+
+def test_what_goes_in_circles_is_guessed_beyond_its_end() -> None:
+    assert proposed(drafter_of(num_tokens=7), sequence([9, 1, 2, 1, 2, 1, 2]), 10) == (1, 2) * 3 + (1,)
+
+
+def test_no_guess_stands_past_the_end_of_answer_or_model() -> None:
+    ids = [1, 2, 3, 4] * 4
+    assert len(proposed(drafter_of(num_tokens=15, max_length=20), sequence(ids))) == 3
+    assert proposed(drafter_of(max_length=17), sequence(ids)) == ()
+    one = sequence([*ids, 1, 2])
+    one.num_prompt_tokens = 1
+    one.sampling = SamplingParams(max_tokens=19)
+    assert len(proposed(drafter_of(), one)) == 1
+    assert proposed(drafter_of(), sequence(ids), 0) == ()
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1, 0.3, 0.7, 0.95])
+def test_as_many_are_guessed_as_pay(slope: float) -> None:
+    # After six repeated tokens the next one is right in 0.92 of cases.
+    number = max(range(16), key=lambda most: sum(0.92**n for n in range(most + 1)) / (1 + slope * most))
+    assert len(proposed(drafter_of(slope, 15), sequence([1, 2, 3, 4, 5, 6, 7] * 4), 15)) == number
+
+
+def test_in_company_each_guess_must_pay_beside_all_others() -> None:
+    drafter, ids = drafter_of(0.3, 15), [1, 2, 3, 4, 5, 6, 7] * 4
+    drafter.begin(16)
+    many = [len(drafter.propose(sequence(list(ids)), 15)) for _ in range(3)]
+    # 16 tokens take 5.5 steps' time: one more 0.3 for 0.92 of a token, which at 2.9 tokens a step's time just pays.
+    rates = [
+        (16 + gained) / (1 + 0.3 * (15 + rows)) for rows, gained in ((0, 0), (1, 0.92), (2, 0.92 + 0.92**2))
+    ]
+    assert many[0] == max(range(3), key=rates.__getitem__)
+    assert sum(many) < 3 * 7
+
+
+def test_guesses_become_rare_where_they_are_wrong_and_frequent_again_where_they_are_right() -> None:
+    drafter, one = drafter_of(0.35), sequence([1, 2, 3, 4, 1, 2, 3])
+    wrong = 0
+    while proposed(drafter, one):
+        drafter.note(one, len(proposed(drafter, one)), 0)
+        wrong += 1
+    assert 0 < wrong < 10
+    # What was learnt is of repetitions of three: a longer one is guessed all the same.
+    one.token_ids[:] = [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5]
+    assert proposed(drafter, one)
+    drafter.forget(one)
+    assert not drafter._histories
 
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(1, 5), min_size=1, max_size=8))
 def test_told_piece_by_piece_it_knows_the_same(ids, pieces) -> None:
-    """Against a search from the end for the newest earlier place of the last tokens."""
-    drafter, one, place = NgramDrafter(3), sequence([]), 0
+    """Against a search from the end for the longest of the newest earlier places of the last tokens."""
+    drafter, one, place = drafter_of(num_tokens=1), sequence([]), 0
     for size in pieces:
         one.token_ids += ids[place : place + size]
         place += size
-        told, last = one.token_ids, one.token_ids[-NGRAM:]
-        starts = [at for at in range(len(told) - NGRAM) if told[at : at + NGRAM] == last]
-        wanted = tuple(told[starts[-1] + NGRAM :][:3]) if starts and len(last) == NGRAM else ()
-        assert drafter.propose(one, 3) == wanted
+        told = one.token_ids
+        ends = [at for at in range(NGRAM, len(told)) if told[at - NGRAM : at] == told[-NGRAM:]][::-1][
+            :MAX_PLACES
+        ]
+        repeated = {
+            at: max(n for n in range(LONGEST + 1) if n <= at and told[at - n : at] == told[len(told) - n :])
+            for at in ends
+        }
+        wanted = (told[max(ends, key=repeated.__getitem__)],) if ends else ()
+        assert proposed(drafter, one, 1) == wanted
 
 
 def test_only_the_first_right_ones_count() -> None:

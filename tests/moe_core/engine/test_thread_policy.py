@@ -15,6 +15,7 @@ from moe_core.engine.engine import Engine
 from moe_core.engine.sampling_params import SamplingParams
 from moe_core.engine.scheduler import Chunk
 from moe_core.engine.sequence import Sequence
+from moe_core.engine.step_costs import StepCosts
 from moe_core.engine.thread_policy import FIRST_PAUSE_S, LAST_PAUSE_S, StepThreads, ThreadPolicy
 from moe_core.kernels.cpu.native import library
 from moe_core.spec import ModelSpec
@@ -233,7 +234,7 @@ def test_steps_with_guesses_are_decoding_steps(monkeypatch: pytest.MonkeyPatch) 
     native = library()
     assert native is not None
     noted: list[int] = []
-    threads = StepThreads(native, 2)
+    threads = StepThreads(native, 2, StepCosts())
     monkeypatch.setattr(threads.policy, "note", lambda *told: noted.append(told[3]))
     sequence = Sequence(
         id=1, request_id="", token_ids=[5, 6, 7], num_prompt_tokens=2, sampling=SamplingParams(max_tokens=4),
@@ -245,7 +246,8 @@ def test_steps_with_guesses_are_decoding_steps(monkeypatch: pytest.MonkeyPatch) 
         threads.run([Chunk(sequence, 0, 1)], lambda _: torch.zeros(1))
     finally:
         native.set_threads(1)
-    assert noted == [4]
+    # Told as a step of its one sequence.
+    assert noted == [1]
 
 
 def test_one_thread_leaves_nothing_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
