@@ -41,6 +41,7 @@ from moe_core.engine.sampling_params import SamplingParams
 from moe_core.engine.stats import PUBLISH_EVERY_S
 from moe_core.kernels.cpu.attach import attach
 from moe_core.kernels.cpu.native import library
+from moe_core.kernels.cpu.plan import narrowed
 from moe_core.model.decoder import Decoder
 from moe_core.model.domain_prior import DomainPrior
 from moe_core.model.init import random_decoder
@@ -95,7 +96,10 @@ class Switches:
             num_rows = min(CHOSEN, weight_ED.shape[0])
             rows = torch.cat([weight_ED[:num_rows], weight_ED.new_zeros(ROWS - num_rows, weight_ED.shape[1])])
             bias = torch.cat([rows.new_zeros(num_rows), rows.new_full((ROWS - num_rows,), NEVER)])
+            # As the engine tells a gate: in bfloat16 where every number is exactly one.
+            rows = narrowed({"weight": rows})["weight"]
             plan.gate.router, plan.gate.bias = rows.data_ptr(), bias.data_ptr()
+            plan.gate.narrow = rows.dtype is torch.bfloat16
             gates += [rows, bias]
         return cls(engine, counts, prior, gates)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,15 @@ from moe_core.kernels.cpu.attach import (
 )
 from moe_core.kernels.cpu.latent import PanelLatentAttention
 from moe_core.kernels.cpu.panels import ExpertPanels, Panels
-from moe_core.kernels.cpu.plan import GatePlan, GatingPlan, HeadsPlan, LatentPlan, LayerPlan, ModelPlan
+from moe_core.kernels.cpu.plan import (
+    GatePlan,
+    GatingPlan,
+    HeadsPlan,
+    LatentPlan,
+    LayerPlan,
+    ModelPlan,
+    narrowed,
+)
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.heads import LATENT_NORM_EPS, Attention
 from moe_core.model.layers import DenseMlp, MoeMlp
@@ -38,8 +47,9 @@ class HeldPlan:
     plan: ModelPlan
     layers: ctypes.Array[LayerPlan]
     rotary: Rotary
-    # (E) int64: of each expert the lowest number among its twins; None without twins.
-    roots_E: Tensor | None
+    # What the plans of the gates point to, layer by layer. Numbers of a router that are written anew in a
+    # model's memory are not seen before the next plan.
+    gates: list[Mapping[str, Tensor]]
 
     @property
     def address(self) -> int:
@@ -54,8 +64,15 @@ class HeldPlan:
         rotary = rotary_of(spec, torch.arange(num_positions), torch.bfloat16)
         blocks = [block for block in model.layers if isinstance(block, Block)]
         twins = None if spec.moe is None else spec.moe.twins
-        roots_E = None if twins is None else torch.tensor(twins.roots)
-        layers = (LayerPlan * len(blocks))(*(_layer_plan(block, cache, rotary, roots_E) for block in blocks))
+        # (E) int64: of each expert the lowest number among its twins.
+        roots: dict[str, Tensor] = {} if twins is None else {"roots": torch.tensor(twins.roots)}
+        gates = [
+            {**narrowed(block.mlp.router.tensors), **roots} if isinstance(block.mlp, MoeMlp) else {}
+            for block in blocks
+        ]
+        layers = (LayerPlan * len(blocks))(
+            *(_layer_plan(block, cache, rotary, gate) for block, gate in zip(blocks, gates, strict=True))
+        )
         embedding, embedding_panels = _places(model.embed_tokens)
         head, head_panels = _places(model.embed_tokens if model.lm_head is None else model.lm_head)
         plan = ModelPlan(
@@ -72,7 +89,7 @@ class HeldPlan:
             float(spec.zero_centred_norms),
             int(spec.rope.interleaved),
         )
-        return cls(plan, layers, rotary, roots_E)
+        return cls(plan, layers, rotary, gates)
 
 
 def is_known(model: Decoder) -> bool:
@@ -144,7 +161,7 @@ def _knows_dense(mlp: DenseMlp) -> bool:
     return isinstance(mlp, PanelDenseMlp) or mlp.gating.kind == "silu"
 
 
-def _layer_plan(block: Block, cache: PagedKVCache, rotary: Rotary, roots_E: Tensor | None) -> LayerPlan:
+def _layer_plan(block: Block, cache: PagedKVCache, rotary: Rotary, gate: Mapping[str, Tensor]) -> LayerPlan:
     plan = LayerPlan(
         input_norm=block.input_norm.weight.data_ptr(),
         mlp_norm=_address(block.mlp_norm),
@@ -155,7 +172,7 @@ def _layer_plan(block: Block, cache: PagedKVCache, rotary: Rotary, roots_E: Tens
         assert isinstance(block.attention, Attention)
         _tell_attention(plan, block.attention, cache, rotary)
     if isinstance(block.mlp, MoeMlp):
-        _tell_mixture(plan, block.mlp, roots_E)
+        _tell_mixture(plan, block.mlp, gate)
     else:
         _tell(plan, ("gate_up", "down"), block.mlp)
         plan.gating = GatingPlan.of(block.mlp.gating)
@@ -207,14 +224,12 @@ def _tell_positions(plan: LayerPlan, rotary: Rotary) -> None:
     plan.turning = 2 * rotary.cos_T1h.shape[-1]
 
 
-def _tell_mixture(plan: LayerPlan, mlp: MoeMlp, roots_E: Tensor | None) -> None:
+def _tell_mixture(plan: LayerPlan, mlp: MoeMlp, gate: Mapping[str, Tensor]) -> None:
     moe, experts, shared = mlp.moe, mlp.experts, mlp.shared_expert
     assert isinstance(experts, GroupedExperts | PanelPackedExperts)
     plan.num_experts, plan.top_k, plan.num_ff = moe.num_experts, moe.top_k, moe.moe_intermediate_size
     plan.moe_index = mlp.moe_index
-    plan.gate = GatePlan.of(
-        moe, mlp.router.tensors if roots_E is None else {**mlp.router.tensors, "roots": roots_E}
-    )
+    plan.gate = GatePlan.of(moe, gate)
     _tell(plan, ("gate_up", "down"), experts)
     plan.gating = GatingPlan.of(experts.gating, experts.gate_up_bias_E2F, experts.down_bias_ED)
     if shared is not None:

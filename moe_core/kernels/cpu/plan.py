@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from moe_core.kernels.gating import Gating
@@ -20,6 +21,8 @@ _TENSORS = {
     "router": "weight", "bias": "bias", "selection_bias": "selection_bias", "domain_router": "domain_weight",
     "group_router": "group_weight", "table": "table", "roots": "roots",
 }  # fmt: skip
+# Those that are maps, told in float32 or, all of them, in bfloat16.
+_MAPS = ("weight", "domain_weight", "group_weight")
 # `turnout::GatingKind`.
 _KINDS = {"silu": 0, "gelu": 1, "clamped": 2, "clamped_silu": 3}
 
@@ -73,25 +76,38 @@ class LatentPlan(ctypes.Structure):
     )
 
 
+def narrowed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A gate's tensors with its maps, float32 (E, D), as copies in bfloat16 where every number of theirs is exactly one.
+
+    What checkpoints hold in bfloat16 is, and half as many bytes say it; what was tuned in float32 stays as it is.
+    """
+    maps = {name: tensors[name] for name in _MAPS if name in tensors}
+    # The lower half of a float32 is what bfloat16 has not.
+    if any(bool((map_ED.detach().view(torch.int32) & 0xFFFF).any()) for map_ED in maps.values()):
+        return dict(tensors)
+    return {**tensors, **{name: map_ED.detach().bfloat16() for name, map_ED in maps.items()}}
+
+
 class GatePlan(ctypes.Structure):
     """`turnout::Gate`: the router of a layer and how it chooses."""
 
     _fields_ = (
         *((name, _POINTER) for name in _TENSORS),
         *((name, _LONG) for name in ("num_groups", "topk_group", "num_domains")),
-        *((name, _INT) for name in ("scores", "two_best", "renormalise", "holds")),
+        *((name, _INT) for name in ("scores", "two_best", "renormalise", "holds", "narrow")),
         *((name, _FLOAT) for name in ("temperature", "factor", "reach", "hold")),
     )
 
     @classmethod
     def of(cls, moe: MoeSpec, tensors: Mapping[str, Tensor]) -> GatePlan:
-        """Of a gate that is served token by token, and its tensors; who asks keeps these alive.
+        """Of a gate that is served token by token, and its tensors, `narrowed` or not; who asks keeps these alive.
 
         Where the mixture has twins, `roots` (E) int64 is among them: for each expert the lowest number of its twins.
         """
         gate = moe.gate
         own = {field: tensors[name].data_ptr() for field, name in _TENSORS.items() if name in tensors}
         plan = cls(num_groups=1, topk_group=1, factor=1.0, temperature=moe.temperature_at(), **own)
+        plan.narrow = "weight" in tensors and tensors["weight"].dtype is torch.bfloat16
         if moe.twins is not None and moe.twins.hold is not None:
             plan.holds, plan.hold = 1, moe.twins.hold
         if isinstance(gate, SigmoidGroups):

@@ -4,32 +4,56 @@
 #include <cmath>
 #include <vector>
 
+#include "panels.h"
 #include "plan.h"
+#include "vec16.h"
 
 namespace TURNOUT_ISA {
 
 using turnout::Gate;
 
-// The K best, best first, ties to the lower number.
-static void best_of(const float* scores, int64_t E, int64_t K, int64_t* ids) {
+// The K best, best first, ties to the lower number; NaN takes no place and leaves the one that it has among the first K.
+static void best_by_places(const float* scores, int64_t E, int64_t K, int64_t* ids) {
   int64_t held = 0;
   auto take = [&](int64_t e) {
     int64_t place = held < K ? held++ : K - 1;
     for (; place > 0 && scores[e] > scores[ids[place - 1]]; place--) ids[place] = ids[place - 1];
     ids[place] = e;
   };
-  int64_t e = 0;
-  for (; e < E && held < K; e++) take(e);
-  // Most experts are below the worst that is held, which sixteen at once say.
-  for (; e + 16 <= E; e += 16) {
-    const float least = scores[ids[K - 1]];
-    int any = 0;
-    for (int lane = 0; lane < 16; lane++) any |= scores[e + lane] > least;
-    for (int lane = 0; any && lane < 16; lane++)
-      if (scores[e + lane] > scores[ids[K - 1]]) take(e + lane);
+  for (int64_t e = 0; e < E; e++)
+    if (held < K || scores[e] > scores[ids[K - 1]]) take(e);
+}
+
+// The same where no score is NaN: a pass finds the highest below those that are taken, and takes all that equal it.
+static void best_by_passes(const float* scores, int64_t E, int64_t K, int64_t* ids) {
+  const int64_t whole = E / 16, blocks = (E + 15) / 16;
+  // No comparison with NaN is true.
+  alignas(64) float rest[16];
+  std::fill(rest, rest + 16, NAN);
+  std::copy(scores + whole * 16, scores + E, rest);
+  auto block = [&](int64_t b) { return load_f(b < whole ? scores + b * 16 : rest); };
+  F16 best = splat_f(-INFINITY);
+  // Of these two the second is taken where the first is NaN.
+  for (int64_t b = 0; b < blocks; b++) best = greater(block(b), best);
+  for (int64_t k = 0; k < K;) {
+    const F16 highest = splat_f(greatest_of(best));
+    best = splat_f(-INFINITY);
+    for (int64_t b = 0; b < blocks; b++) {
+      const F16 here = block(b);
+      for (uint32_t equal = equal_bits(here, highest); equal && k < K; equal &= equal - 1)
+        ids[k++] = b * 16 + __builtin_ctz(equal);
+      best = greater(if_below(here, highest), best);
+    }
   }
-  for (; e < E; e++)
-    if (scores[e] > scores[ids[K - 1]]) take(e);
+}
+
+// The K best of E scores, K no more than E, best first, ties to the lower number.
+static void best_of(const float* scores, int64_t E, int64_t K, int64_t* ids) {
+  // Without a branch for each: loops over it vectorise.
+  int has_nan = 0;
+  for (int64_t e = 0; e < E; e++) has_nan |= scores[e] != scores[e];
+  if (has_nan) return best_by_places(scores, E, K, ids);
+  best_by_passes(scores, E, K, ids);
 }
 
 // Takes experts outside the best groups far below all others, masked ones apart.

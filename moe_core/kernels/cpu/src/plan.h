@@ -35,12 +35,12 @@ enum ScoreKind : int32_t {
 
 // How a token finds its experts.
 struct Gate {
-  const float* router;          // (E, D); none in a dense layer, and where a table weighs equally
+  const void* router;           // (E, D); none in a dense layer, and where a table weighs equally
   const float* bias;            // (E) on the logits, or none
   const float* selection_bias;  // (E) on what chooses alone, or none
   // Maps of the levels above a hierarchy's experts, (domains, D) and (groups, D), or none.
-  const float* domain_router;
-  const float* group_router;
+  const void* domain_router;
+  const void* group_router;
   const float* table;    // (V, K) whole numbers, or none
   const int64_t* roots;  // (E) the lowest number among an expert's twins, or none where there are no twins
   int64_t num_groups, topk_group;  // experts come from so many of the groups
@@ -49,6 +49,7 @@ struct Gate {
   int32_t two_best;  // a group is worth its two best experts, or its best
   int32_t renormalise;
   int32_t holds;     // of twins the gate's best is seen, not the one that a token's hash names
+  int32_t narrow;    // the maps are in bfloat16, not in float32
   float temperature, factor;  // under the logits; on the weights
   float reach;                // no more experts than reach so much of the softmax; 0 for as many as there are places
   float hold;                 // added to the logit of the hash's twin

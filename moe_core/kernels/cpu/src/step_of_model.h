@@ -59,7 +59,7 @@ static void gate_logits(const Gate& gate, const bf16* x, std::vector<float>& log
   static thread_local std::vector<float> domains, groups;
   logits.assign(T * E, 0.0f);
   if (!gate.domain_router) {
-    if (gate.router) router_logits(gate, x, logits.data(), T, E, D);
+    if (gate.router) router_logits(gate, gate.router, x, logits.data(), T, E, D);
     return;
   }
   const int64_t N = gate.num_domains, G = gate.num_groups;
@@ -67,13 +67,10 @@ static void gate_logits(const Gate& gate, const bf16* x, std::vector<float>& log
   groups.resize(T * G);
   Gate level{};
   level.temperature = 1.0f;
-  auto map = [&](const float* router, std::vector<float>& out, int64_t num) {
-    level.router = router;
-    router_logits(level, x, out.data(), T, num, D);
-  };
-  map(gate.domain_router, domains, N);
-  map(gate.group_router, groups, G);
-  map(gate.router, logits, E);
+  level.narrow = gate.narrow;
+  router_logits(level, gate.domain_router, x, domains.data(), T, N, D);
+  router_logits(level, gate.group_router, x, groups.data(), T, G, D);
+  router_logits(level, gate.router, x, logits.data(), T, E, D);
   for (int64_t t = 0; t < T; t++) join_levels(domains.data() + t * N, groups.data() + t * G, logits.data() + t * E, N, G, E);
   for (float& logit : logits) logit /= gate.temperature;
 }

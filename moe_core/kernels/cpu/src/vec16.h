@@ -2,6 +2,7 @@
 //
 // A panel step is 64 bytes: for each of sixteen rows four bytes, which are 2 bfloat16, 4 codes of 8 bits or 8 of 4 bits.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #if defined(__x86_64__)
@@ -85,6 +86,13 @@ static inline F16 lesser(F16 a, F16 b) { return _mm512_min_ps(a, b); }
 static inline F16 greater(F16 a, F16 b) { return _mm512_max_ps(a, b); }
 static inline float greatest_of(F16 x) { return _mm512_reduce_max_ps(x); }
 static inline float sum_of(F16 x) { return sum512(x); }
+static inline void sums_of_four(const F16* x, float* out) { sum512x4(x, out); }
+// x where it is below a bound, else -inf.
+static inline F16 if_below(F16 x, F16 bound) {
+  return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), _mm512_cmp_ps_mask(x, bound, _CMP_LT_OQ), x);
+}
+// A bit for each lane in which both are equal.
+static inline uint32_t equal_bits(F16 a, F16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 // 2^n where the last bits of x hold n, from -127, which gives 0, to 127.
 static inline F16 two_to_last_bits(F16 x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(127)), 23));
@@ -134,6 +142,13 @@ static inline void load_apart(const bf16* p, F16& even, F16& odd) {
   const __m512i both = _mm512_loadu_si512(p);
   even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
   odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
+}
+// The same of 32 float32.
+static inline void load_apart(const float* p, F16& even, F16& odd) {
+  const __m512 low = _mm512_loadu_ps(p), high = _mm512_loadu_ps(p + 16);
+  const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  even = _mm512_permutex2var_ps(low, evens, high);
+  odd = _mm512_permutex2var_ps(low, _mm512_add_epi32(evens, _mm512_set1_epi32(1)), high);
 }
 static inline F16 load_half(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

@@ -54,6 +54,23 @@ static inline float sum_of(F16 x) {
     for (int i = 0; i < width; i++) all[i] += all[i + width];
   return all[0];
 }
+static inline void sums_of_four(const F16* x, float* out) {
+  for (int i = 0; i < 4; i++) out[i] = sum_of(x[i]);
+}
+static inline F16 if_below(F16 x, F16 bound) {
+  TURNOUT_EACH(x.p[i] = x.p[i] < bound.p[i] ? x.p[i] : part_f(-INFINITY))
+  return x;
+}
+static inline uint32_t equal_bits(F16 a, F16 b) {
+  uint32_t bits = 0;
+#if defined(__AVX2__)
+  TURNOUT_EACH(bits |= static_cast<uint32_t>(_mm256_movemask_ps((__m256)(a.p[i] == b.p[i]))) << (i * kPart))
+#else
+  TURNOUT_EACH(const Ip same = a.p[i] == b.p[i];
+               for (int lane = 0; lane < kPart; lane++) bits |= (same[lane] & 1u) << (i * kPart + lane))
+#endif
+  return bits;
+}
 static inline F16 two_to_last_bits(F16 x) { TURNOUT_EACH(x.p[i] = (Fp)(((Ip)x.p[i] + 127) << 23)) return x; }
 static inline void store_narrow(bf16* p, F16 low, F16 high) {
   float wide[32];
@@ -78,6 +95,16 @@ static inline void transpose_words(const uint8_t* const* rows, uint8_t* out, int
 static inline void load_apart(const bf16* p, F16& even, F16& odd) {
   const I16 both = load_words(reinterpret_cast<const uint8_t*>(p));
   TURNOUT_EACH(even.p[i] = (Fp)(both.p[i] << 16); odd.p[i] = (Fp)(both.p[i] & static_cast<int32_t>(0xffff0000u)))
+}
+static inline void load_apart(const float* p, F16& even, F16& odd) {
+#if defined(__AVX2__)
+  // A half of each register at a time, so the middle quarters change places.
+  TURNOUT_EACH(const __m256 low = _mm256_loadu_ps(p + i * 16); const __m256 high = _mm256_loadu_ps(p + i * 16 + 8);
+               even.p[i] = (Fp)_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_shuffle_ps(low, high, 0x88)), 0xd8);
+               odd.p[i] = (Fp)_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_shuffle_ps(low, high, 0xdd)), 0xd8))
+#else
+  TURNOUT_EACH(const float* q = p + i * 8; even.p[i] = (Fp{q[0], q[2], q[4], q[6]}); odd.p[i] = (Fp{q[1], q[3], q[5], q[7]}))
+#endif
 }
 static inline I16 low_nibbles(I16 x) { TURNOUT_EACH(x.p[i] &= 0x0f0f0f0f) return x; }
 static inline I16 high_nibbles(I16 x) { TURNOUT_EACH(x.p[i] = (x.p[i] >> 4) & 0x0f0f0f0f) return x; }

@@ -107,6 +107,10 @@ static void other_gates(const turnout::ModelPlan& model, turnout::LayerPlan& lay
   layer.gate.num_domains = 1;
   layer.gate.num_groups = E;
   check(TURNOUT_ISA::kOps.step(model, step) == 0, "step with levels");
+  Exact<uint16_t> narrow = bfloats(E * D);
+  layer.gate.router = layer.gate.domain_router = layer.gate.group_router = narrow.get();
+  layer.gate.narrow = 1;
+  check(TURNOUT_ISA::kOps.step(model, step) == 0, "step with levels in bfloat16");
   layer.gate = kept;
   Exact<int64_t> roots(E);
   for (int64_t e = 0; e < E; e++) roots.get()[e] = e % K;
@@ -158,7 +162,7 @@ static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, in
   full.o_bias = norm.get();
   full.mlp_norm = nullptr;
   full.gate = {router.get(), router_bias.get(), router_bias.get(), nullptr, nullptr, nullptr, nullptr, 2, 1, 0,
-               turnout::kSigmoid, 1, 1, 0, 0.7f, 2.5f, 0.0f, 0.0f};
+               turnout::kSigmoid, 1, 1, 0, 0, 0.7f, 2.5f, 0.0f, 0.0f};
   full.gating = {turnout::kClampedSilu, 0.0f, 0.5f, up_bias.get(), down_bias.get()};
   full.gate_up_panels = &gate_up.panels;
   full.down_panels = &narrow.panels;
@@ -215,6 +219,34 @@ static void whole_step(int64_t D, int64_t H, int64_t G, int64_t d, int64_t E, in
   check(TURNOUT_ISA::kOps.step(model, step) == 0, "step with its embedding in panels");
   ids.get()[1] = V;
   check(TURNOUT_ISA::kOps.step(model, step) == 2, "a token outside the vocabulary");
+}
+
+// A gate of random rows by itself, for one token and for several.
+static void gates(int64_t T, int64_t D, int64_t E, int64_t K) {
+  Exact<uint16_t> narrow = bfloats(E * D), x = bfloats(T * D);
+  Exact<float> wide(E * D), weights(T * K);
+  Exact<int64_t> words(T), rows(T), ids(T * K);
+  for (int64_t i = 0; i < E * D; i++) {
+    const uint32_t bits = static_cast<uint32_t>(narrow.get()[i]) << 16;
+    std::memcpy(wide.get() + i, &bits, 4);
+  }
+  turnout::StepPlan step{};
+  step.ids = words.get();
+  step.prior_row = rows.get();
+  step.T = T;
+  turnout::LayerPlan layer{};
+  layer.E = E;
+  layer.K = K;
+  layer.gate.temperature = layer.gate.factor = 1.0f;
+  layer.gate.num_groups = layer.gate.topk_group = 1;
+  for (int32_t kind : {turnout::kTopk, turnout::kSigmoid})
+    for (int32_t is_narrow : {0, 1}) {
+      layer.gate.scores = kind;
+      layer.gate.narrow = is_narrow;
+      layer.gate.router = is_narrow ? static_cast<const void*>(narrow.get()) : wide.get();
+      TURNOUT_ISA::kOps.choose(layer, step, x.get(), D, ids.get(), weights.get());
+      for (int64_t i = 0; i < T * K; i++) check(ids.get()[i] >= 0 && ids.get()[i] < E, "an expert of a gate");
+    }
 }
 
 static void prompts(int64_t T, int64_t length, int64_t H, int64_t G, int64_t d) {
@@ -295,6 +327,10 @@ int main() {
     rounded(1, 1);
     rounded(19, 45);
     rounded(3, 200);
+    gates(1, 1, 1, 1);
+    gates(1, 33, 7, 7);
+    gates(7, 65, 37, 5);
+    gates(35, 31, 65, 3);
     scores(1, 1);
     scores(5, 37);
     prompts(1, 1, 1, 1, 1);
