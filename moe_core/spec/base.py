@@ -17,6 +17,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from moe_core.spec.complaints import KIND, Fault, Place, refusal_of, refuse
+from moe_core.spec.field_docs import describe_fields
 
 __all__ = ["Code", "Door", "ExpertIndex", "Fault", "LayerIndex", "Place", "Spec", "Weight", "refuse"]
 
@@ -45,7 +46,7 @@ def _strict(schema: Any) -> Any:
 class Spec(BaseModel):
     """A frozen specification that refuses fields it does not know, and numbers written as words, truths or fractions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -56,9 +57,13 @@ class Spec(BaseModel):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """The name of a kind is required: among several kinds, where it always stands, none is taken without it."""
+        """The name of a kind is required: among several kinds, where it always stands, none is taken without it.
+
+        What is said below a field describes it.
+        """
         schema = handler(core_schema)
         own = handler.resolve_ref_schema(schema)
+        describe_fields(cls, own)
         if "const" in own.get("properties", {}).get(KIND, {}) and KIND not in own.get("required", []):
             own["required"] = [KIND, *own.get("required", [])]
         return schema
