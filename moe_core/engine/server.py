@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_core import strict_json
-from moe_core.engine import head_start, turns
+from moe_core.engine import head_start, late_certificates, turns
 from moe_core.errors import CheckpointError, MoeCoreError, SpecError
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def read_spec(arguments: list[str]) -> ServeSpec:
 
 async def serve(spec: ServeSpec, build: Build) -> int:
     """Answer on the socket from the first moment, load, serve, drain; the exit code."""
-    from aiohttp import web
+    with late_certificates.put_off():
+        from aiohttp import web
 
     from moe_core.engine.service import EngineService
 
