@@ -50,6 +50,37 @@ def test_without_torch_nothing_is_linked_and_the_collector_wakes_again(
     assert gc.isenabled()
 
 
+FRAMES = """
+import inspect, sys
+from moe_core.engine import head_start
+walked, original = [], inspect.getmodule
+head_start.begin()
+def looked_through(asked, *rest):
+    if inspect.isframe(asked):
+        walked.append(asked.f_code.co_filename)
+    return original(asked, *rest)
+head_start._getmodule = looked_through
+import torch
+assert not walked, walked
+@torch.library.custom_op("turnout_test::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+assert inspect.getmodule(sys._getframe()) is sys.modules["__main__"]
+assert inspect.getmodule(inspect) is inspect and inspect.getmodule(inspect.isframe) is inspect
+exec("import inspect, sys; inspect.getmodule(sys._getframe())", {"__name__": "nowhere"})
+assert set(walked) == {"<string>"}
+head_start._getmodule = original
+head_start.end()
+assert inspect.getmodule is original
+assert float(twice(torch.ones(1))) == 2.0
+"""
+
+
+def test_a_start_takes_the_module_of_a_frame_by_its_name() -> None:
+    done = subprocess.run([sys.executable, "-c", FRAMES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 NEEDED = """
 import sys
 from moe_core.engine import handlers, loading, service
