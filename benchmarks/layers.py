@@ -7,6 +7,8 @@ import os
 import statistics
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ SHAPES = {
 }
 TOKENS = [1, 16, 128, 1024]
 ROUNDS = 5
+# Between two looks at a process that is to come to rest; how long one is waited for that never does.
+REST_S, LONGEST_S = 0.005, 1.0
 # What a layer's output may be off, relative to float32: rounding, of activations and of weights.
 MOST_ERROR = {"16": 0.02, "8": 0.05, "4": 0.2}
 
@@ -55,10 +59,34 @@ class Child:
         found: dict[str, Any] = json.loads(line)
         return found
 
+    def rest(self) -> None:
+        """Return when its threads have come to rest: many spin for milliseconds after a product, on the processor of the
+        next one's second thread."""
+        until_at_rest(self.process.pid)
+
     def close(self) -> None:
         """End it."""
         self.process.kill()
         self.process.communicate()
+
+
+def until_at_rest(pid: int) -> None:
+    """Wait until no thread of a process runs or wants to, at two looks in a row (Linux; elsewhere two pauses), for
+    `LONGEST_S` at most."""
+    end, looks = time.monotonic() + LONGEST_S, 0
+    while looks < 2 and time.monotonic() < end:
+        time.sleep(REST_S)
+        looks = 0 if _wants_a_processor(pid) else looks + 1
+
+
+def _wants_a_processor(pid: int) -> bool:
+    """Whether any thread is in state R: those that wait for a processor that others have are, too."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        # A thread may have ended since it was found.
+        with suppress(OSError):
+            if stat.read_text().rpartition(")")[2].split()[0] == "R":
+                return True
+    return False
 
 
 QUICK_SHAPE, QUICK_TOKENS = "8 experts, top-2 (576 x 1536)", [1, 128]
@@ -145,6 +173,7 @@ def _in_turn(children: dict[str, Child], title: str, tokens: int, rounds: int) -
     for _ in range(rounds + 1):
         for name, child in children.items():
             taken[name].append(child.ask(run=tokens))
+            child.rest()
     return [
         {
             "shape": title, "tokens": tokens, "name": name, "active_bytes": times[-1]["active_bytes"],
