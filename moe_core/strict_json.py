@@ -66,8 +66,14 @@ def _check_depth(raw: bytes, max_depth: int) -> None:
     # Two quotes with nothing between them change nothing for what follows. Every second of the rest's parts is in a string.
     parts = raw.translate(None, _NOT_BRACKETS_OR_QUOTES).replace(b'""', b"").split(b'"')
     brackets = b"".join(parts[::2])
-    if any(depth > max_depth for depth in accumulate(_STEP[bracket] for bracket in brackets)):
+    # What opens and closes at once is at most two levels deeper than what is left around it: of long flat lists, nothing.
+    left = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    if _deepest(left) + 2 > max_depth and _deepest(brackets) > max_depth:
         raise StrictJsonError("too_deep", f"the JSON nests deeper than {max_depth} levels")
+
+
+def _deepest(brackets: bytes) -> int:
+    return max(accumulate((_STEP[bracket] for bracket in brackets), initial=0))
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ def test_it_reads_back_what_json_wrote(value: object, ascii_only: bool) -> None:
         (b"[" * 65 + b"]" * 65, "too_deep"),
         (b"[" * 5_000, "too_deep"),
         (b'{"a":' * 65 + b"1" + b"}" * 65, "too_deep"),
+        # Empty lists are looked at last, and in an object of their own.
+        (b"[" * 63 + b'{"a":[]},' * 9 + b"[]" + b"]" * 63, "too_deep"),
         (b"NaN", "not_finite"),
         (b'{"a": -Infinity}', "not_finite"),
         (b"[1e999]", "not_finite"),
