@@ -99,9 +99,10 @@ static inline float to_shares(float* scores, int64_t num, float scale, float& be
   return sum_of(sum);
 }
 
-// What is read later, unless it is fetched for other heads already: then there is no such row.
+// What is read later, unless it is fetched for other heads already: then there is no such row. Into the second level of the
+// cache: what the first waits for at once is little, and once that is full the thread stands still.
 static inline void fetch(const bf16* first, int64_t offset, int64_t width) {
-  for (int64_t i = 0; first && i < width; i += 32) __builtin_prefetch(first + offset + i, 0, 3);
+  for (int64_t i = 0; first && i < width; i += 32) __builtin_prefetch(first + offset + i, 0, 2);
 }
 
 // scores (R, kScores) of `num` keys that are `stride` apart, those of up to three more behind them; `next` is read after these.
@@ -233,6 +234,11 @@ static void weigh_group(const Heads& heads, const HeadGroup& group, const Runs& 
   weigh_runs<R>(runs, group.g * heads.e, heads.value_row, shares + group.first * kScores, sums + group.first * heads.e, heads.e);
 }
 
+// Of a stretch's first run, before which nothing is read that could fetch it.
+static void fetch_keys(const Heads& heads, const HeadGroup& group, const Run& run) {
+  for (int64_t j = 0; group.is_first && j < run.num; j++) fetch(run.keys, (j * heads.G + group.g) * heads.d, heads.d);
+}
+
 #define TURNOUT_UPTO4(CALL, num, ...)       \
   switch (num) {                            \
     case 1: CALL<1>(__VA_ARGS__); break;    \
@@ -247,6 +253,7 @@ static void attend_stretch(const Heads& heads, const Stretch& own, const bf16* q
   static thread_local StretchScratch scratch;
   const int64_t e = heads.e;
   lay_out(heads, own, table, scratch);
+  for (const HeadGroup& group : scratch.groups) fetch_keys(heads, group, scratch.runs[0]);
   scratch.scores.resize(own.num_heads * kScores);
   scratch.sums.assign(own.num_heads * e, 0.0f);
   const std::vector<Run>& runs = scratch.runs;
