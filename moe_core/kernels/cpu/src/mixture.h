@@ -77,7 +77,7 @@ static void gate_and_up_panels(Workspace& space, const Panels& gate_up, const Ga
                                int64_t first, int64_t end) {
   const int64_t F = gate_up.rows / 2, expert = space.routed.active[active];
   const bool codes = gate_up.bits != 16;
-  alignas(64) float sums[kMost * 32], act[16], bias[32];
+  alignas(64) float sums[kMost * 32], acts[kMost * 16], bias[32];
   for (int64_t p = first; p < end; p++) {
     const int width = static_cast<int>(std::min<int64_t>(16, F - p * 16));
     for (int half = 0; half < 2 && gating.gate_up_bias; half++)
@@ -88,13 +88,19 @@ static void gate_and_up_panels(Workspace& space, const Panels& gate_up, const Ga
       const Operand x = by_itself ? space.in.operand(space.routed.token[tile.first]) : space.gathered.operand(tile.first);
       const bool last = i + 1 == space.first_tile[active + 1];
       multiply(tile.num, gate_up, gate_up.panel(expert, p), gate_up.panel(expert, last ? p + 1 : p), x, sums);
+      for (int n = 0; n < tile.num && gating.gate_up_bias; n++)
+        for (int i = 0; i < 32; i++) sums[n * 32 + i] += bias[i];
+      gate_and_multiply_rows(gating, sums, acts, tile.num);
       for (int n = 0; n < tile.num; n++) {
-        if (gating.gate_up_bias)
-          for (int i = 0; i < 32; i++) sums[n * 32 + i] += bias[i];
-        gate_and_multiply(gating, sums + n * 32, sums + n * 32 + 16, act, 16);
+        const float* act = acts + n * 16;
         const int64_t row = tile.first + n;
         if (codes) {
-          std::memcpy(space.activation.data() + row * F + p * 16, act, width * 4);
+          float* place = space.activation.data() + row * F + p * 16;
+          // A width that is known when compiled needs no call.
+          if (width == 16)
+            std::memcpy(place, act, 64);
+          else
+            std::memcpy(place, act, width * 4);
           continue;
         }
         // Past the last row of a panel act is 0 (whatever the gating), or NaN in a row that is NaN anyway.
