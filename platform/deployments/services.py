@@ -17,7 +17,7 @@ from common.loops import wake
 from common.told import told
 from deployments.announce import announce
 from deployments.domains import check_prior, frozen_domains
-from deployments.engine_settings import settings_changed, settings_checked
+from deployments.engine_settings import EngineSettings, settings_changed, settings_checked
 from deployments.models import (
     MAX_REPLICAS,
     NAME_PATTERN,
@@ -101,11 +101,13 @@ def deployment_update(
 ) -> Deployment:
     """Want another version, other domains or other settings: a new revision, served once it is ready.
 
-    `settings` are those that should be different; None takes back one that need not be set. Domains that are kept follow
-    their experts to the version's numbers; for `translate_domains` and `confirm_domains` see `deployment_create`.
+    What is wanted already makes none, starts nothing and keeps no note. `settings` are those that should be different; None
+    takes back one that need not be set. Domains that are kept follow their experts to the version's numbers; for
+    `translate_domains` and `confirm_domains` see `deployment_create`.
     """
     caller.must_be(Role.EDITOR)
     deployment = _locked(caller, deployment_id, expected_generation)
+    before = _wanted(deployment)
     version = servable_version(caller, version_id) if version_id else deployment.desired_version
     if domain_map_id is KEEP:
         served = deployment.domains, deployment.desired_version
@@ -119,8 +121,9 @@ def deployment_update(
         deployment.settings, {} if settings is None else settings, version.spec
     )
     check_prior(deployment.domains, deployment.settings, version)
-    _next_revision(deployment, caller, note=note)
-    _changed(deployment, caller, "revised", version=str(version), revision=deployment.revision)
+    if _wanted(deployment) != before:
+        _next_revision(deployment, caller, note=note)
+        _changed(deployment, caller, "revised", version=str(version), revision=deployment.revision)
     return deployment_get(caller.team, deployment.pk)
 
 
@@ -128,17 +131,19 @@ def deployment_update(
 def deployment_rollback(
     *, caller: Caller, deployment_id: int, revision: int, expected_generation: int | None = None
 ) -> Deployment:
-    """Want again what was wanted at an earlier revision; the history grows by one."""
+    """Want again what was wanted at an earlier revision; the history grows by one where that is not wanted now."""
     caller.must_be(Role.EDITOR)
     deployment = _locked(caller, deployment_id, expected_generation)
+    before = _wanted(deployment)
     earlier = revision_get(deployment, revision)
     version = servable_version(caller, earlier.version_id)
     check_prior(earlier.domains, earlier.settings, version)
     deployment.desired_version, deployment.settings = earlier.version, earlier.settings
     deployment.domain_map = DomainMap.objects.filter(pk=earlier.domain_map_id or 0, team=caller.team).first()
     deployment.domains = earlier.domains
-    _next_revision(deployment, caller, rolled_back_to=revision)
-    _changed(deployment, caller, "rolled_back", to=revision, version=str(earlier.version))
+    if _wanted(deployment) != before:
+        _next_revision(deployment, caller, rolled_back_to=revision)
+        _changed(deployment, caller, "rolled_back", to=revision, version=str(earlier.version))
     return deployment_get(caller.team, deployment.pk)
 
 
@@ -248,6 +253,12 @@ def _frozen(
     if domain_map is not None and translate:
         return translated_domains(domain_map, version, confirmed=confirmed)
     return frozen_domains(domain_map, version)
+
+
+def _wanted(deployment: Deployment) -> tuple[Any, ...]:
+    """What a revision is made for; a setting that a row does not name is the engine's own."""
+    settings = {**EngineSettings().model_dump(mode="json"), **deployment.settings}
+    return deployment.desired_version_id, deployment.domain_map_id, deployment.domains, settings
 
 
 def _next_revision(

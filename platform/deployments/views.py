@@ -222,14 +222,17 @@ def deployment_update(request: HttpRequest, pk: int) -> HttpResponse:
     if form.is_valid():
         data = form.cleaned_data
         try:
-            services.deployment_update(
+            changed = services.deployment_update(
                 caller=caller, deployment_id=pk, version_id=data["version"].pk, domain_map_id=form.chosen_map(),
                 settings=form.settings(), note=data["note"], confirm_domains=data["confirm_domains"],
             )  # fmt: skip
         except DomainError as error:
             form.show_error(error)
         else:
-            messages.success(request, _("The new revision starts; the old one answers meanwhile."))
+            if changed.revision == deployment.revision:
+                messages.info(request, _("Nothing is different from the revision that is wanted already."))
+            else:
+                messages.success(request, _("The new revision starts; the old one answers meanwhile."))
             return redirect("deployments:detail", pk)
     return render(request, "deployments/detail.html", detail_context(deployment, caller, form), status=422)
 

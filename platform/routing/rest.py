@@ -108,7 +108,7 @@ class MapViewSet(TeamScoped, mixins.ListModelMixin, mixins.RetrieveModelMixin, v
 
     @extend_schema(request=MapChange, responses=MapOut)
     def update(self, request: Request, pk: Any = None) -> Response:
-        """Save the whole map as its next revision; 409 when somebody else saved one meanwhile."""
+        """Save the whole map as its next revision, if it differs; 409 when somebody else saved one meanwhile."""
         wanted = MapChange(data=request.data)
         wanted.is_valid(raise_exception=True)
         plan = dict(wanted.validated_data)

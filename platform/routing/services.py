@@ -40,10 +40,12 @@ def map_create(*, caller: Caller, name: str, plan: Any) -> DomainMap:
 def map_revise(
     *, caller: Caller, map_id: int, expected_revision: int, plan: Any, name: str | None = None
 ) -> DomainMap:
-    """Save the next revision; refused when somebody else saved one since `expected_revision`."""
+    """Save the next revision, if anything is different; refused when somebody else saved one since `expected_revision`."""
     caller.must_be(Role.EDITOR)
     domain_map, checked = map_get(caller.team, map_id), checked_plan(plan)
     wanted = domain_map.name if name is None else _named(name)
+    if domain_map.revision == expected_revision and _is_saved(domain_map, wanted, checked):
+        return domain_map
     try:
         with transaction.atomic():
             moved = DomainMap.objects.filter(pk=map_id, revision=expected_revision).update(
@@ -91,15 +93,29 @@ def _columns(plan: MapPlan) -> dict[str, Any]:
     }
 
 
+def _is_saved(domain_map: DomainMap, name: str, plan: MapPlan) -> bool:
+    """Whether a map is this already, to the colours that it gave its domains itself."""
+    rows = _rows(plan)
+    saved = domain_map.domains.order_by("position").values(*rows[0])
+    wanted = {"name": name, **_columns(plan)}
+    return list(saved) == rows and all(getattr(domain_map, key) == value for key, value in wanted.items())
+
+
+def _rows(plan: MapPlan) -> list[dict[str, Any]]:
+    """Its domains as they are stored."""
+    return [
+        {
+            "position": position, "code": domain.code, "name_en": domain.name_en, "name_zh": domain.name_zh,
+            "examples": list(domain.examples), "experts": list(domain.experts),
+            "colour": domain.colour or position % 5 + 1,
+        }
+        for position, domain in enumerate(plan.domains)
+    ]  # fmt: skip
+
+
 def _write_domains(domain_map: DomainMap, plan: MapPlan) -> None:
     domain_map.domains.all().delete()
-    Domain.objects.bulk_create(
-        Domain(
-            map=domain_map, position=position, code=domain.code, name_en=domain.name_en, name_zh=domain.name_zh,
-            examples=list(domain.examples), experts=list(domain.experts), colour=domain.colour or position % 5 + 1,
-        )
-        for position, domain in enumerate(plan.domains)
-    )  # fmt: skip
+    Domain.objects.bulk_create(Domain(map=domain_map, **row) for row in _rows(plan))
 
 
 def _remember(domain_map: DomainMap, caller: Caller, plan: MapPlan) -> None:

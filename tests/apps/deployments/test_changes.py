@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from deployments.models import Deployment
+from deployments.selectors import events_of
 from tests.apps.deployments.test_rest import URL, call
 from tests.apps.deployments.test_services import deploy, version  # noqa: F401
 
@@ -34,6 +35,40 @@ def test_null_takes_back_a_setting_that_need_not_be_set(client: Any, people: Any
     reply = patch(client, people, made, {"settings": {"resident_experts": None}})
     assert reply.status_code == 202, reply.content
     assert reply.json()["settings"] == {k: v for k, v in made.settings.items() if k != "resident_experts"}
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        {"settings": {"max_waiting": 9}},
+        {"settings": {"resident_experts": 12, "batch_invariant": True, "ngram_tokens": 0}, "note": "again"},
+        {"domain_map": None, "replicas": 1},
+        {"settings": {"prior_mode": None}},
+    ],
+)
+def test_what_is_set_already_makes_no_revision(client: Any, people: Any, made: Deployment, same: Any) -> None:
+    reply = patch(client, people, made, {**same, "version": made.desired_version_id})
+    assert reply.status_code == 202, reply.content
+    told = reply.json()
+    assert (told["revision"], told["generation"], told["settings"]) == (1, 1, made.settings)
+    assert (made.revisions.count(), len(events_of(made, 9))) == (1, 1)
+
+
+def test_a_setting_that_came_with_a_later_release_makes_no_revision_by_its_default(
+    client: Any, people: Any, made: Deployment
+) -> None:
+    Deployment.objects.update(settings={k: v for k, v in made.settings.items() if k != "ngram_tokens"})
+    assert patch(client, people, made, {"settings": {"ngram_tokens": 0}}).json()["revision"] == 1
+    assert patch(client, people, made, {"settings": {"max_waiting": 8}}).json()["revision"] == 2
+
+
+def test_a_roll_back_to_what_is_wanted_makes_no_revision(client: Any, people: Any, made: Deployment) -> None:
+    bearer = people.bearer("owner", "read", "deploy")
+    for wanted, number in (({"max_waiting": 8}, 2), ({"max_waiting": 9}, 3)):
+        assert patch(client, people, made, {"settings": wanted}).json()["revision"] == number
+    for revision, number in ((1, 3), (3, 3), (2, 4)):
+        reply = call(client, "post", f"{URL}{made.pk}/rollback/", bearer, {"revision": revision})
+        assert (reply.status_code, reply.json()["revision"]) == (202, number)
 
 
 @pytest.mark.parametrize("wrong", [{"kv_tokens": None}, {"wats": 1}, [], "x"])

@@ -17,7 +17,7 @@ from routing import services
 from routing.describe import verdict_of
 from routing.drafts import Draft, DraftDomain, draft_of_form, draft_of_map, problems_of, remarks_of
 from routing.models import DomainMap
-from routing.plan import MapPlan, PolicyPlan, checked_plan
+from routing.plan import DomainPlan, MapPlan, PolicyPlan, checked_plan
 from routing.policy_form import POLICY as POLICY_PART
 from routing.policy_form import PolicyForm, rules_text
 from routing.presets import example_plan
@@ -292,6 +292,19 @@ def test_the_pages_open_for_the_team_only(people, example, language):
     assert posted(people.client("outsider"), pages[2], form(draft_of_map(example))).status_code == 404
     assert posted(people.client("teammate"), pages[2], form(draft_of_map(example))).status_code == 403
     assert people.client("teammate").post(reverse("routing:example")).status_code == 403
+
+
+def test_a_map_that_is_saved_already_makes_no_revision(people):
+    client = Client(headers=people.bearer("owner", "read", "write"))
+    # It names no colours; each domain is given one, which is no change when it is sent back.
+    made = client.post("/api/v1/domain-maps/", {"name": "R", **PLAN}, content_type="application/json").json()
+    shown = {name: made[name] for name in ("num_experts", "domains", "general_experts", "policy")}
+    shown["domains"] = [{k: v for k, v in one.items() if k in DomainPlan.model_fields} for one in shown["domains"]]
+    url = f"/api/v1/domain-maps/{made['id']}/"
+    for body, revision in ((PLAN, 1), (shown, 1), ({**shown, "name": "S"}, 2)):
+        reply = client.put(url, {"revision": 1, **body}, content_type="application/json")
+        assert (reply.status_code, reply.json()["revision"]) == (200, revision), reply.content
+    assert [one["revision"] for one in client.get(f"{url}revisions/").json()] == [2, 1]
 
 
 def test_programs_do_the_same_over_rest(people):
