@@ -19,7 +19,7 @@ from typing import Self
 
 import moe_core
 from moe_core.kernels.cpu.native import library
-from moe_core.kernels.cpu.panel_file import PanelFileError, PanelReader, PanelWriter
+from moe_core.kernels.cpu.panel_file import PanelFileError, PanelReader, PanelWriter, remove_if_left
 from moe_core.spec import ServeSpec
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ SUFFIX = ".panels"
 UNUSED_DAYS = 14
 # Of the disk, by all panel files together; the newest is kept in any case.
 LARGEST_SHARE = 0.25
-# A temporary file that nobody has written to for so long was left by a process that died.
+# Where a file system knows no locks, a temporary file that nobody wrote to for so long was left by a process that died.
 STALE_S = 3600.0
 # A tenth of a processor where the others are busy: less, and it could hold up who waits for the interpreter's lock.
 LOW_PRIORITY = 10
@@ -40,6 +40,8 @@ class PanelCache:
         self._path, self._key, self._shared, self._num_threads = path, key, shared, num_threads
         self.reader: PanelReader | None = None
         self.writer: PanelWriter | None = None
+        # First: a disk that is full of them has no room for another.
+        sweep_unfinished(path.parent)
         self._open()
 
     @classmethod
@@ -120,9 +122,6 @@ def _step_back() -> None:
 def sweep(folder: Path, *, keep: Path) -> None:
     """Remove panel files that nobody opened for long, then the longest unused until the rest takes a share of the disk."""
     now = time.time()
-    for path in folder.glob(f".*{SUFFIX}.*.tmp"):
-        if _age_s(path, now) > STALE_S:
-            path.unlink(missing_ok=True)
     files = sorted((path for path in folder.glob(f"*{SUFFIX}") if path != keep), key=lambda p: _age_s(p, now))
     room = int(LARGEST_SHARE * shutil.disk_usage(folder).total) - _size(keep)
     for path in files:
@@ -131,6 +130,14 @@ def sweep(folder: Path, *, keep: Path) -> None:
             logger.info("the panel file %s is swept", path.name)
             # Processes that have it mapped keep its pages.
             path.unlink(missing_ok=True)
+
+
+def sweep_unfinished(folder: Path) -> None:
+    """Remove what processes that ended, however they did, left half written."""
+    for path in folder.glob(f".*{SUFFIX}.*.tmp"):
+        with suppress(OSError):
+            if remove_if_left(path, stale_s=STALE_S):
+                logger.info("the half written panel file %s is swept", path.name)
 
 
 def _age_s(path: Path, now: float) -> float:

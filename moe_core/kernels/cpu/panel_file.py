@@ -1,21 +1,23 @@
 """Panels of a whole model in one file: written while a model is packed for the first time, mapped ever after.
 
 The file holds sections on page borders, then a footer: JSON that names them and says what is so of the model, its length,
-and a mark. It is written under
-a temporary name and renamed when it is whole and on the disk. The digest of its pieces stands in the footer and is checked
-each time that it is used, beside the rest of a start. Mapped pages are shared by all processes that serve the model, and
-packed into by the first. Who serves it alone packs into huge pages and writes the file from there; later it maps the file
-too where that lies in huge pages of the page cache, and else reads it into huge pages of its own: products read faster
-from them.
+and a mark. It is written under a temporary name, locked until then, and renamed when it is whole and on the disk. The digest
+of its pieces stands in the footer and is checked each time that it is used, beside the rest of a start. Mapped pages are
+shared by all processes that serve the model, and packed into by the first. Who serves it alone packs into huge pages and
+writes the file from there; later it maps the file too where that lies in huge pages of the page cache, and else reads it
+into huge pages of its own: products read faster from them.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import json
 import logging
 import mmap
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,45 @@ class PanelReader:
         return footer, body_bytes
 
 
+def _own_file(path: Path) -> int:
+    """A new file that is locked as long as this process writes it. OSError where another one does, under the same number
+    on another machine or in another container."""
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _lock(number)
+        if os.fstat(number).st_nlink == 0:
+            raise OSError(errno.EBUSY, f"{path.name} was swept as it was begun")
+        os.ftruncate(number, 0)
+    except BaseException:
+        os.close(number)
+        raise
+    return number
+
+
+def _lock(number: int) -> bool:
+    """Lock a file against other processes; False where its file system knows no locks. OSError where another has it."""
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        return False
+    return True
+
+
+def remove_if_left(path: Path, *, stale_s: float) -> bool:
+    """Remove a temporary file whose writer is gone: the lock goes with the process, at whatever place it ran. Where there
+    are no locks, one that has not been written to for `stale_s` seconds. OSError while somebody writes it."""
+    number = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if not _lock(number) and time.time() - os.fstat(number).st_mtime <= stale_s:
+            return False
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(number)
+    return True
+
+
 class PanelWriter:
     """Panels are packed straight into the pages of the new file where they are `shared`, so that the first process shares
     them too; else into memory of the process, from where they are written when there is time."""
@@ -125,7 +166,7 @@ class PanelWriter:
         self.path, self._key, self._shared = path, key, shared
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._file = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._file = _own_file(self._temporary)
         self._end = 0
         self._sections: list[dict[str, Any]] = []
         self._tensors: list[dict[str, Any]] = []
