@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from importlib.abc import Loader
 
 LATE = ("torch._meta_registrations", "torch.distributions")
@@ -39,6 +39,11 @@ class LateModule(ModuleType):
             return self.__dict__[name]
         except KeyError:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}") from None
+
+    def __dir__(self) -> Iterable[str]:
+        read(self)
+        # Not `super()`: once it is read it is a LateModule no more.
+        return ModuleType.__dir__(self)
 
 
 class _Later:

@@ -77,6 +77,7 @@ assert not failed, failed
 ASKS = {
     "an attribute": "assert torch.distributions.Categorical(torch.ones(3)).sample().shape == ()",
     "a name from it": "from torch._meta_registrations import meta_embedding_bag",
+    "a list of its names": "assert 'Categorical' in dir(torch.distributions)",
     "all names of it": "from torch.distributions import *; Categorical(torch.ones(3)).sample()",
     "another module, in whose circle it lies": "import torch.utils._content_store; assert not are_late()",
     "tensors that are not there": """
@@ -169,11 +170,19 @@ def test_looks_of_imports_do_not_read_it_and_all_others_do(late: ModuleType) -> 
     assert not hasattr(late, "ladder")
 
 
+def test_whoever_lists_its_names_has_it_read(late: ModuleType) -> None:
+    assert "lamp" in dir(late)
+    assert type(late) is ModuleType
+    assert dir(late) == sorted(vars(late))
+
+
 def test_what_cannot_be_read_says_so_each_time(late: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "none")
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             late.lamp  # noqa: B018
+        with pytest.raises(ZeroDivisionError):
+            dir(late)
     monkeypatch.undo()
     assert late.lamp == 7
 
