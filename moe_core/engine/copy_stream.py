@@ -57,7 +57,7 @@ class CopyStream(Protocol):
         ...
 
     def close(self) -> None:
-        """Finish what was begun, and let go of threads and memory."""
+        """Finish what was begun, and let go of threads and memory; nothing happens when it is closed already."""
         ...
 
 

@@ -199,6 +199,9 @@ def load_resident(
     check_residency(spec, capacity, None if device is None else device.capacity)
     stack = ExitStack()
     with stack:
+        if device is not None:
+            # Memory that it locked for some tensors, when it may lock none for others.
+            stack.callback(device.stream.close)
         weights = widened(stack.enter_context(WeightReader(directory)))
         spec = spec_in(spec, weights)
         slots = source_slots(spec, weights)

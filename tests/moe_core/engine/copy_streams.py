@@ -133,7 +133,9 @@ class Gpu:
         self.waited: Event | None = None
         self.num_copies = 0
         self.registered: dict[int, int] = {}
-        self.refuses = 0
+        self.locked_most = 0
+        # The error of the driver, and how much it locks before.
+        self.refuses, self.locks_before = 0, 0
         self._copy = torch.Tensor.copy_
         monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(self))
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.computing)
@@ -172,8 +174,11 @@ class Gpu:
 
     def cudaHostRegister(self, pointer: int, num_bytes: int, flags: int) -> int:
         assert flags == 0
+        if self.refuses and len(self.registered) >= self.locks_before:
+            return self.refuses
         self.registered[pointer] = pointer + num_bytes
-        return self.refuses
+        self.locked_most = max(self.locked_most, len(self.registered))
+        return 0
 
     def cudaHostUnregister(self, pointer: int) -> int:
         del self.registered[pointer]

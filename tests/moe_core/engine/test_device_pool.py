@@ -326,6 +326,10 @@ class TestGpuStream:
         residency.close()
 
     def test_memory_that_cannot_be_locked_is_refused(self, model_dir, monkeypatch) -> None:
-        Gpu(monkeypatch).refuses = 2
-        with pytest.raises(EngineError, match=r"cannot be locked \(CUDA error 2\)"):
-            pooled(model_dir, 8, None, GpuCopyStream(torch.device("cpu")))
+        gpu = Gpu(monkeypatch)
+        gpu.refuses = 2
+        for gpu.locks_before in (0, 1):
+            with pytest.raises(EngineError, match=r"cannot be locked \(CUDA error 2\)"):
+                pooled(model_dir, 8, None, GpuCopyStream(torch.device("cpu")))
+            # Nothing stays locked of what was locked before.
+            assert (gpu.locked_most, gpu.registered) == (gpu.locks_before, {})
