@@ -46,8 +46,12 @@ PEERS = {
 PARTS = {"thread": 170.0, "layers": 110.0, "sparse": 260.0, "switches": 400.0, "models": 240.0}
 
 
+class NobodyNamed(ValueError):
+    """A word of `--only` that is in no contestant's name."""
+
+
 def gathered(run: Run, names: Sequence[str]) -> list[Contestant]:
-    """The contestants that can be had; the others are noted with the reason."""
+    """The contestants that can be had; the others are noted with the reason. Raises NobodyNamed for `run.only`."""
     found: list[Contestant] = []
     for name in names:
         try:
@@ -60,6 +64,7 @@ def gathered(run: Run, names: Sequence[str]) -> list[Contestant]:
     found += turnout.engine_servers(run.home, MODEL)
     found += turnout.gateways(run.home, MODEL)
     if run.only:
+        refuse_nobody(run, [one.name for one in found])
         run.engines = {one.name: one for one in found if one.name.startswith("engine")}
         found = [one for one in found if any(word in one.name for word in run.only)]
     for one in found:
@@ -72,6 +77,13 @@ def gathered(run: Run, names: Sequence[str]) -> list[Contestant]:
             one.platform.stop()
         run.contestants[one.name] = {"peer": one.peer, "precision": one.precision, "note": one.note}
     return found
+
+
+def refuse_nobody(run: Run, names: Sequence[str]) -> None:
+    """Raise NobodyNamed where a word of `--only` is in no contestant's name: nothing would be measured for it."""
+    if unknown := [word for word in run.only if not any(word in name for name in names)]:
+        lacking = "".join(f"; {name} cannot be had here: {why}" for name, why in run.missing.items())
+        raise NobodyNamed(f"--only {', '.join(unknown)} names nobody; there are {', '.join(names)}{lacking}")
 
 
 def beside(run: Run, servers: list[Contestant], judge: Judge | None, prompts: Prompts) -> None:
@@ -199,7 +211,11 @@ def main() -> int:
     run = Run(Home.chosen(options.home), options.minutes, TRIAL if options.trial else Amount())
     run.only, run.parts = words_of(options.only), parts
     run.has_rounds = not options.no_rounds
-    compared(run, names)
+    try:
+        compared(run, names)
+    except NobodyNamed as error:
+        print(error)
+        return 2
     found = run.as_json()
     if options.into:
         found = joined(json.loads(options.into.read_text()), found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -12,6 +13,7 @@ from benchmarks.client import Answer
 from benchmarks.findings import Run
 from benchmarks.home import Home
 from benchmarks.judge import Verdict
+from benchmarks.peers.environment import Unavailable
 from benchmarks.peers.server import StartFailed
 from benchmarks.prompts import Prompts
 from benchmarks.visits import TRIAL, Visit
@@ -93,6 +95,28 @@ def test_only_keeps_the_engines_by_which_gateways_are_judged(
     monkeypatch.setattr(against.turnout, "gateways", lambda home, model: [gateway])
     assert against.gathered(run, []) == [gateway]
     assert run.engines == {"engine bf16": engine} and list(run.contestants) == ["Turnout bf16"]
+
+
+def test_a_word_of_only_that_names_nobody_is_refused_with_those_there_are(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lacking(home: object, model: str) -> None:
+        raise Unavailable("no wheel")
+
+    written: list[str] = []
+    engine = Asked("engine bf16", "", [], [])
+    monkeypatch.setattr(against.turnout, "engine_servers", lambda home, model: [engine])
+    monkeypatch.setattr(against.turnout, "gateways", lambda home, model: [])
+    monkeypatch.setattr(against.turnout, "write_panels", lambda *told, **more: written.append("panels"))
+    monkeypatch.setattr(against, "PEERS", {"vllm": lacking})
+    for name in ("library", "measure", "model_dir", "Prompts"):
+        monkeypatch.setattr(against, name, MagicMock())
+    monkeypatch.setattr(against, "Run", lambda *told: run)
+    monkeypatch.setattr("sys.argv", ["bench", "--only", "bf16,lama", "--peers", "vllm"])
+    assert against.main() == 2
+    said = capsys.readouterr().out
+    assert "--only lama names nobody; there are engine bf16; vllm cannot be had here: no wheel" in said
+    assert not written and not run.contestants
 
 
 def test_the_hint_for_a_part_without_time_measures_it_alone(
