@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_core.engine.endless_schema import never_ends
 from moe_core.engine.requests import GrammarBody
 from moe_core.engine.text import TextCodec
 from moe_core.errors import EngineError, SpecError
@@ -193,6 +194,11 @@ def _of_schema(schema: dict[str, Any]) -> str:
 
 def _source_of(body: GrammarBody) -> str:
     if body.json_schema is not None:
+        if never_ends(body.json_schema):
+            raise SpecError(
+                "the JSON schema cannot be used: no answer could end, for whatever matches it holds another of the same; "
+                "leave a property of that circle out of required, or let an array of it be empty"
+            )
         return _of_schema(body.json_schema)
     if body.regex is not None:
         return llguidance.LLMatcher.grammar_from_regex(body.regex)
