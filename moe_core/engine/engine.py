@@ -25,9 +25,10 @@ from moe_core.engine.scheduler import Chunk, Scheduler
 from moe_core.engine.score_edits import ScoreEdits, TokenMatcher
 from moe_core.engine.sequence import FinishReason, Sequence, SequenceState
 from moe_core.engine.stats import EngineStats
-from moe_core.errors import PromptTooLong, SpecError
+from moe_core.errors import PromptTooLong
 from moe_core.model.decoder import Decoder
 from moe_core.spec import ServeSpec
+from moe_core.spec.demands import placed
 
 logger = logging.getLogger(__name__)
 
@@ -161,11 +162,11 @@ class Engine:
     def check_prompt(self, prompt_ids: list[int]) -> None:
         """Raise SpecError or PromptTooLong for a prompt that cannot be served."""
         if not prompt_ids:
-            raise SpecError("the prompt is empty: send at least one token")
+            raise placed("prompt", "the prompt is empty: send at least one token")
         if len(prompt_ids) >= self.max_tokens:
             raise PromptTooLong.of("prompt_too_long", tokens=len(prompt_ids), most=self.max_tokens - 1)
         if min(prompt_ids) < 0 or max(prompt_ids) >= self._vocab_size:
-            raise SpecError(f"a prompt token is outside the vocabulary of {self._vocab_size}")
+            raise placed("prompt", f"a prompt token is outside the vocabulary of {self._vocab_size}")
 
     def cancel(self, *sequence_ids: int) -> None:
         """Mark sequences; the next step ends them and frees their blocks. Unknown and finished ones are ignored."""
@@ -342,9 +343,8 @@ class Engine:
     ) -> RoutedExperts | None:
         """Where the routing of an answer is noted from token `start` on; None for a model without experts."""
         if start > num_prompt_tokens:
-            raise SpecError(
-                f"routed_experts_start_len ({start}) is beyond the prompt of {num_prompt_tokens} tokens"
-            )
+            name = "routed_experts_start_len"
+            raise placed(name, f"{name} ({start}) is beyond the prompt of {num_prompt_tokens} tokens")
         spec = self.runner.model.spec
         if spec.moe is None:
             return None

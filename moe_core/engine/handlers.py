@@ -15,13 +15,13 @@ from moe_core import strict_json
 from moe_core.engine import samples, wire
 from moe_core.engine.events import Delta, Event, Failed
 from moe_core.engine.grammar import GrammarMatcher
-from moe_core.engine.http_errors import Refusal
+from moe_core.engine.http_errors import Refusal, refusal_of
 from moe_core.engine.loop import EngineState
 from moe_core.engine.requests import GenerateBody, PromptBody, TokenizeBody, TraceBody
 from moe_core.engine.service import EngineService, Mailbox, require_engine
 from moe_core.engine.text import TextCodec
 from moe_core.engine.trace import trace
-from moe_core.errors import EngineBusy, EngineError, SpecError
+from moe_core.errors import EngineBusy, EngineError, PromptTooLong, SpecError
 
 SERVICE: web.AppKey[EngineService] = web.AppKey("service", EngineService)
 MAX_BODY_BYTES = strict_json.MAX_BYTES
@@ -101,7 +101,8 @@ async def routing_trace(request: web.Request) -> web.Response:
     codec = _ready_codec(service)
     ids = await _prompt_ids(codec, body)
     domain = _domain(service, body.domain)
-    layers = await service.on_engine(lambda engine: trace(engine, ids, domain))
+    with _naming_prompt(body):
+        layers = await service.on_engine(lambda engine: trace(engine, ids, domain))
     assert service.shape is not None
     tokens = [{"id": token_id, "text": codec.token_text(token_id)} for token_id in ids]
     value = {
@@ -166,20 +167,21 @@ async def _submit(service: EngineService, codec: TextCodec, body: GenerateBody) 
     ids = await _prompt_ids(codec, body)
     matchers = await _matchers(service, body)
     try:
-        return await service.submit(
-            ids,
-            body.sampling(),
-            num_choices=body.n,
-            every_s=body.stream_interval_ms / 1000,
-            matchers=matchers,
-            request_id=body.request_id,
-            domain=_domain(service, body.domain),
-            cache_salt=body.cache_salt,
-            record_routing=body.routed_experts,
-            routing_start=body.routed_experts_start_len,
-            fair_key=body.fair_key,
-            priority=body.priority,
-        )
+        with _naming_prompt(body):
+            return await service.submit(
+                ids,
+                body.sampling(),
+                num_choices=body.n,
+                every_s=body.stream_interval_ms / 1000,
+                matchers=matchers,
+                request_id=body.request_id,
+                domain=_domain(service, body.domain),
+                cache_salt=body.cache_salt,
+                record_routing=body.routed_experts,
+                routing_start=body.routed_experts_start_len,
+                fair_key=body.fair_key,
+                priority=body.priority,
+            )
     except EngineBusy as error:
         raise Refusal(429, "engine_busy", str(error), retry_after_s=service.retry_after_s) from error
 
@@ -232,7 +234,7 @@ async def _matchers(service: EngineService, body: GenerateBody) -> list[GrammarM
     try:
         return await asyncio.to_thread(service.grammars.matchers, body.grammar, body.n)
     except SpecError as error:
-        raise Refusal(400, "invalid_grammar", str(error)) from error
+        raise Refusal(400, "invalid_grammar", str(error), param="grammar") from error
 
 
 def _refusal_of(failed: Failed, service: EngineService) -> Refusal:
@@ -265,7 +267,9 @@ async def _body(request: web.Request, kind: type[B]) -> B:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise Refusal(400, "invalid_request", _sentences(error)) from None
+        place = error.errors(include_url=False, include_input=False, include_context=False)[0]["loc"]
+        param = str(place[0]) if place else None
+        raise Refusal(400, "invalid_request", _sentences(error), param=param) from None
 
 
 def _sentences(error: ValidationError) -> str:
@@ -290,6 +294,19 @@ async def _prompt_ids(codec: TextCodec, body: PromptBody) -> list[int]:
     return _encode(codec, body)
 
 
+@contextlib.contextmanager
+def _naming_prompt(body: PromptBody) -> Iterator[None]:
+    """What is wrong with a prompt is wrong with the field that it came in."""
+    try:
+        yield
+    except (PromptTooLong, SpecError) as error:
+        refusal = refusal_of(error)
+        assert refusal is not None
+        if refusal.param == "prompt":
+            refusal.param = body.prompt_field
+        raise refusal from error
+
+
 def _encode(codec: TextCodec, body: PromptBody) -> list[int]:
     if body.messages is not None:
         return codec.format_chat(body.messages)
@@ -302,7 +319,8 @@ def _domain(service: EngineService, code: str | None) -> int:
     domain = service.routing.index_of(code)
     if domain < 0:
         known = ", ".join(service.routing.codes) or "none"
-        raise Refusal(400, "unknown_domain", f"this deployment has no domain {code!r}; it has: {known}")
+        words = f"this deployment has no domain {code!r}; it has: {known}"
+        raise Refusal(400, "unknown_domain", words, param="domain")
     return domain
 
 

@@ -1,4 +1,4 @@
-"""Every refusal as JSON with a code: `{"error": {"code", "message"}}`."""
+"""Every refusal as JSON: `{"error": {"code", "message", "param"}}`; `param` is the field of the body at fault, or null."""
 
 from __future__ import annotations
 
@@ -19,17 +19,26 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Refusal(Exception):
     """A request that is not served, with its HTTP status."""
 
-    def __init__(self, status: int, code: str, message: str, *, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.param = param
         self.retry_after_s = retry_after_s
 
 
 def response_of(refusal: Refusal) -> web.Response:
     """The refusal as an HTTP response."""
     headers = {} if refusal.retry_after_s is None else {"Retry-After": str(refusal.retry_after_s)}
-    body = {"error": {"code": refusal.code, "message": str(refusal)}}
+    body = {"error": {"code": refusal.code, "message": str(refusal), "param": refusal.param}}
     return web.json_response(body, status=refusal.status, headers=headers)
 
 
@@ -40,9 +49,10 @@ def refusal_of(error: Exception) -> Refusal | None:
     if isinstance(error, StrictJsonError):
         return Refusal(413 if error.code == "too_large" else 400, error.code, str(error))
     if isinstance(error, PromptTooLong):
-        return Refusal(400, "prompt_too_long", str(error))
+        return Refusal(400, "prompt_too_long", str(error), param="prompt")
     if isinstance(error, SpecError):
-        return Refusal(400, "invalid_request", str(error))
+        place = error.complaints[0][0]
+        return Refusal(400, "invalid_request", str(error), param=str(place[0]) if place else None)
     if isinstance(error, EngineBusy):
         return Refusal(429, "engine_busy", str(error), retry_after_s=1)
     if isinstance(error, EngineError):

@@ -40,6 +40,11 @@ class PromptBody(BaseModel):
         return self
 
     @property
+    def prompt_field(self) -> str:
+        """The field that the prompt came in."""
+        return next(name for name in ("prompt_ids", "prompt", "messages") if getattr(self, name) is not None)
+
+    @property
     def num_chars(self) -> int:
         """How much text there is to tokenise."""
         return len(self.prompt or "") + sum(len(message.content) for message in self.messages or ())

@@ -11,8 +11,8 @@ import base64
 import torch
 from torch import Tensor
 
-from moe_core.errors import SpecError
 from moe_core.spec import MoeSpec
+from moe_core.spec.demands import placed
 
 # Of one answer, before base64: a line of the stream must stay readable for every reader.
 MAX_RECORD_BYTES = 8 << 20
@@ -56,8 +56,9 @@ def require_room(moe: MoeSpec, num_layers: int, num_tokens: int) -> None:
     """Raise SpecError when the record of so many tokens would be longer than MAX_RECORD_BYTES."""
     token_bytes = 4 * num_layers * moe.num_places
     if num_tokens * token_bytes > MAX_RECORD_BYTES:
-        raise SpecError(
+        raise placed(
+            "routed_experts",
             f"the routed experts of {num_tokens} tokens are more than {MAX_RECORD_BYTES >> 20} MiB; this model has "
             f"room for {MAX_RECORD_BYTES // token_bytes}: lower max_tokens, or leave the prompt's out with "
-            "routed_experts_start_len"
+            "routed_experts_start_len",
         )

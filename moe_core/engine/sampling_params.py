@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from moe_core.errors import SpecError
+from moe_core.spec.demands import placed
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ class SamplingParams:
         for field, token_ids in (("logit_bias", biased), ("stop_token_ids", self.stop_token_ids)):
             for token_id in token_ids:
                 if not 0 <= token_id < vocab_size:
-                    raise SpecError(
-                        f"{field} names token {token_id}; the vocabulary has tokens 0 to {vocab_size - 1}"
+                    last = vocab_size - 1
+                    raise placed(
+                        field, f"{field} names token {token_id}; the vocabulary has tokens 0 to {last}"
                     )
 
     def of_choice(self, index: int) -> SamplingParams:

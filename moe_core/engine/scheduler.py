@@ -11,7 +11,8 @@ from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from moe_core.engine.fair_queue import OUTPUT_WEIGHT, FairQueue
 from moe_core.engine.ngram import NgramDrafter
 from moe_core.engine.sequence import Sequence, SequenceState, num_blocks_for
-from moe_core.errors import EngineBusy, SpecError
+from moe_core.errors import EngineBusy
+from moe_core.spec.demands import placed
 
 # Of a prompt beside decodes when few tokens of prompts wait; above it, one for so many that wait.
 CALM_CHUNK_TOKENS, PENDING_PER_TOKEN = 64, 2
@@ -116,8 +117,10 @@ class Scheduler:
     def require_room(self, number: int) -> None:
         """Raise EngineBusy when `number` more sequences may not wait, SpecError when so many never may."""
         if number > self.max_waiting:
-            raise SpecError(
-                f"{number} answers at once are more than the {self.max_waiting} that may wait here; ask for fewer (n)"
+            most = self.max_waiting
+            raise placed(
+                "n",
+                f"{number} answers at once are more than the {most} that may wait here; ask for fewer (n)",
             )
         if self.num_waiting + number > self.max_waiting:
             raise EngineBusy.of("busy", waiting=self.num_waiting, most=self.max_waiting)

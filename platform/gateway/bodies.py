@@ -3,7 +3,7 @@ by name, not ignored; what changes nothing (`user`, `metadata`, …) is accepted
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -32,6 +32,9 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 20)]
 Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
 MAX_CHOICES = 16
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
+# The engine's names for a prompt in its forms, and those that it has for other fields.
+PROMPTS = ("prompt", "prompt_ids", "messages", "text")
+RENAMED = {"routed_experts": "return_routed_experts"}
 RARELY_SENT = (
     "min_p",
     "presence_penalty",
@@ -81,6 +84,7 @@ class StreamOptions(Closed):
 class Body(Closed, StructuredFields):
     """What both kinds of completion have in common."""
 
+    prompt_field: ClassVar[str] = "prompt"
     model: ModelName
     domain: DomainCode | None = None
     stream: bool | None = None
@@ -147,6 +151,12 @@ class Body(Closed, StructuredFields):
         """The prompt as the engine takes it."""
         raise NotImplementedError
 
+    def field_of(self, param: str | None) -> str | None:
+        """The field of this body behind one of the engine's; what has the same name in both, as it is."""
+        if param == "grammar":
+            return self.grammar_field
+        return self.prompt_field if param in PROMPTS else RENAMED.get(param or "", param)
+
     def for_engine(self) -> dict[str, Any]:
         """The request as the engine takes it; `domain`, epoch and salt are added by the caller."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
@@ -175,6 +185,7 @@ class Body(Closed, StructuredFields):
 class ChatBody(Body):
     """POST /v1/chat/completions."""
 
+    prompt_field: ClassVar[str] = "messages"
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None

@@ -114,8 +114,12 @@ class Completions:
                 "fair_key": principal.key,
             }
             request["stream_interval_ms"] = STREAM_MS if body.stream else GATHER_MS
-            async with self._quota(principal, target, request, used):
-                await self._answer(call, principal, target, body, kind, request, used)
+            try:
+                async with self._quota(principal, target, request, used):
+                    await self._answer(call, principal, target, body, kind, request, used)
+            except ApiError as error:
+                error.param = body.field_of(error.param)
+                raise
 
     @contextlib.asynccontextmanager
     async def _quota(
@@ -181,10 +185,8 @@ class Completions:
                 self.directory.forget(principal.team_id, target.name)
                 self._leave(replica)
                 continue
-            except BaseException as error:
+            except BaseException:
                 self._leave(replica)
-                if isinstance(error, ApiError) and error.code == "invalid_grammar":
-                    error.param = body.grammar_field
                 raise
             used.is_begun, used.version_id = True, target.version_id or 0
             version = f"{target.version} r{target.revision}"

@@ -102,13 +102,15 @@ async def _posted(replica: ReplicaAddress, path: str, body: dict[str, Any]) -> W
 def _refusal(head: Head, body: bytes) -> ApiError | EngineAway:
     try:
         error = json.loads(body)["error"]
-        code, message = str(error["code"]), str(error["message"])
-    except (ValueError, KeyError, TypeError):
+        code, message, param = str(error["code"]), str(error["message"]), error.get("param")
+    except (ValueError, KeyError, TypeError, AttributeError):
         return _unreadable()
     if code in ELSEWHERE:
         return EngineAway(message)
     wait = head.headers.get("retry-after", "")
-    return from_engine(head.status, code, message, int(wait) if wait.isdigit() else None)
+    retry_after_s = int(wait) if wait.isdigit() else None
+    named = param if isinstance(param, str) else None
+    return from_engine(head.status, code, message, retry_after_s, param=named)
 
 
 def event_of(line: bytes) -> dict[str, Any]:

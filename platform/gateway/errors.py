@@ -101,17 +101,20 @@ def outage(error: ApiError) -> str:
     return BUSY if error.status == 429 and error.code in FULL else ""
 
 
-def from_engine(status: int, code: str, message: str, retry_after_s: int | None = None) -> ApiError:
-    """Put what an engine said into words of this API; an engine's own faults are not repeated to strangers."""
-    if code == "unknown_domain":
-        return bad_request(message, param="domain", code=code)
+def from_engine(
+    status: int, code: str, message: str, retry_after_s: int | None = None, *, param: str | None = None
+) -> ApiError:
+    """Put what an engine said into words of this API; an engine's own faults are not repeated to strangers.
+
+    `param` is the engine's field that is at fault: the body that was sent knows its own name for it.
+    """
     if code == "prompt_too_long" or status == 413:
-        return bad_request(message, param="messages", code="context_length_exceeded")
+        return bad_request(message, param=param or "prompt", code="context_length_exceeded")
     if status == 429:
         return too_many(message, code=code, retry_after_s=retry_after_s or 1)
     # The request itself forbids every token: a grammar that ends before min_tokens, or one beyond its limits.
     if status == 400 or code == "no_way_on":
-        return bad_request(message, code=code)
+        return bad_request(message, param="grammar" if code == "no_way_on" else param, code=code)
     if code == "not_finite":
         return ApiError(
             500,

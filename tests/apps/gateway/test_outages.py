@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
@@ -11,12 +12,14 @@ import pytest
 from django.utils import timezone
 
 from accounts.models import ApiToken
+from gateway import engines
 from gateway.bodies import ChatBody
 from gateway.callers import Principal
 from gateway.completions import Completions
 from gateway.directory import ReplicaAddress, Target
 from gateway.engines import EngineAway
 from gateway.errors import ApiError, from_engine, no_such_model, unavailable
+from gateway.framing import Head
 from gateway.http import Call
 from gateway.meter import Used
 from gateway.models import Quota, Usage
@@ -47,6 +50,7 @@ class Paths:
         self.found, self.engine = found, engine
         self.in_flight: dict[int, int] = {REPLICA.id: 0}
         self.bodies: list[dict[str, Any]] = []
+        self.told: ApiError | None = None
 
     async def find(self, _team: int, _name: str) -> Target:
         if isinstance(self.found, ApiError):
@@ -70,14 +74,16 @@ def asked(found: Target | ApiError, engine: BaseException) -> list[Used]:
     return asked_by(Paths(found, engine))
 
 
-def asked_by(paths: Paths) -> list[Used]:
+def asked_by(paths: Paths, **more: Any) -> list[Used]:
     books = Books()
     doors: Any = Completions(None, None, paths, books)  # type: ignore[arg-type]
     scope = {"method": "POST", "path": "/v1/chat/completions", "headers": []}
     call = Call(scope, None, None, "r1")  # type: ignore[arg-type]
-    body = ChatBody.model_validate({"model": "support", "messages": [{"role": "user", "content": "hi"}]})
-    with patch("gateway.engines.generate", paths.generate), pytest.raises(ApiError):
+    asks = {"model": "support", "messages": [{"role": "user", "content": "hi"}]}
+    body = ChatBody.model_validate(asks | more)
+    with patch("gateway.engines.generate", paths.generate), pytest.raises(ApiError) as told:
         asyncio.run(doors.answer(call, WHO, body, "chat"))
+    paths.told = told.value
     return books.rows
 
 
@@ -120,6 +126,34 @@ def test_an_engine_is_told_whose_request_it_is_and_whose_prefixes_it_may_reuse()
 )
 def test_a_request_that_broke_a_rule_is_not(found, engine):
     assert asked(found, engine) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "param", "named"),
+    [
+        (400, "invalid_request", "logit_bias", "logit_bias"),
+        (400, "prompt_too_long", "prompt_ids", "messages"),
+        (400, "invalid_request", "routed_experts", "return_routed_experts"),
+        (400, "invalid_grammar", "grammar", "response_format"),
+        # Met at the first step, by the engine's loop.
+        (503, "no_way_on", None, "response_format"),
+        (400, "invalid_request", None, None),
+    ],
+)
+def test_what_an_engine_refuses_is_named_as_the_client_sent_it(
+    status: int, code: str, param: str | None, named: str | None
+) -> None:
+    body = {
+        "response_format": {"type": "json_object"},
+        "logit_bias": {"90": 1},
+        "return_routed_experts": True,
+    }
+    said = {"error": {"code": code, "message": "no", "param": param}}
+    refusal = engines._refusal(Head(status, {}), json.dumps(said).encode())
+    paths = Paths(target(REPLICA), refusal)
+    assert asked_by(paths, **body) == []
+    assert paths.told is not None
+    assert paths.told.as_object()["error"]["param"] == named
 
 
 @pytest.mark.django_db

@@ -89,25 +89,34 @@ async def test_routed_experts_cover_every_computed_token(engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "code"),
+    ("body", "status", "code", "param"),
     [
-        ({"prompt": "a", "epoch": 6}, 409, "stale_epoch"),
-        ({"prompt": "a", "domain": "none-such"}, 400, "unknown_domain"),
-        ({"prompt": "a", "surprise": 1}, 400, "invalid_request"),
-        ({"prompt": "a", "prompt_ids": [1]}, 400, "invalid_request"),
-        ({}, 400, "invalid_request"),
-        ({"prompt": ""}, 400, "invalid_request"),
-        ({"prompt": "a", "temperature": -1}, 400, "invalid_request"),
-        ({"prompt": "a", "max_tokens": 0}, 400, "invalid_request"),
-        ({"prompt": "a", "max_tokens": "5"}, 400, "invalid_request"),
-        ({"prompt_ids": [259]}, 400, "invalid_request"),
-        ({"prompt": "a" * 2048}, 400, "prompt_too_long"),
-        ([], 400, "invalid_request"),
+        ({"prompt": "a", "epoch": 6}, 409, "stale_epoch", None),
+        ({"prompt": "a", "domain": "none-such"}, 400, "unknown_domain", "domain"),
+        ({"prompt": "a", "surprise": 1}, 400, "invalid_request", "surprise"),
+        ({"prompt": "a", "prompt_ids": [1]}, 400, "invalid_request", None),
+        ({}, 400, "invalid_request", None),
+        ({"prompt": ""}, 400, "invalid_request", "prompt"),
+        ({"prompt": "a", "temperature": -1}, 400, "invalid_request", "temperature"),
+        ({"prompt": "a", "max_tokens": 0}, 400, "invalid_request", "max_tokens"),
+        ({"prompt": "a", "max_tokens": "5"}, 400, "invalid_request", "max_tokens"),
+        ({"prompt": "a", "logit_bias": {"259": 1}}, 400, "invalid_request", "logit_bias"),
+        ({"prompt": "a", "stop_token_ids": [259]}, 400, "invalid_request", "stop_token_ids"),
+        ({"prompt": "a", "grammar": {"regex": "("}}, 400, "invalid_grammar", "grammar"),
+        (
+            {"prompt": "a", "routed_experts": True, "routed_experts_start_len": 2},
+            400,
+            "invalid_request",
+            "routed_experts_start_len",
+        ),
+        ({"prompt_ids": [259]}, 400, "invalid_request", "prompt_ids"),
+        ({"prompt": "a" * 2048}, 400, "prompt_too_long", "prompt"),
+        ([], 400, "invalid_request", None),
     ],
 )
-async def test_it_refuses_with_a_code(engine, body, status, code) -> None:
+async def test_it_refuses_with_a_code_and_names_the_field(engine, body, status, code, param) -> None:
     answered, value = await engine.post("/generate", body)
-    assert (answered, value["error"]["code"]) == (status, code)
+    assert (answered, value["error"]["code"], value["error"]["param"]) == (status, code, param)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,13 @@ def test_a_wrong_address_is_an_openai_error_object(served, method, path, status,
         ({"top_p": 1.5}, "invalid_value", "top_p"),
         ({"logit_bias": {"1": 500}}, "invalid_value", "logit_bias.1"),
         ({"logit_bias": {"many": 5}}, "invalid_value", "logit_bias.many"),
-        ({"logit_bias": {"900000": 5}}, "invalid_request", None),
+        ({"logit_bias": {"900000": 5}}, "invalid_request", "logit_bias"),
+        ({"stop_token_ids": [900_000]}, "invalid_request", "stop_token_ids"),
+        (
+            {"return_routed_experts": True, "routed_experts_start_len": 9000},
+            "invalid_request",
+            "routed_experts_start_len",
+        ),
         ({"presence_penalty": 3}, "invalid_value", "presence_penalty"),
         ({"frequency_penalty": "much"}, "invalid_value", "frequency_penalty"),
         ({"repetition_penalty": 0}, "invalid_value", "repetition_penalty"),
@@ -187,7 +193,18 @@ def test_a_chunked_body_within_the_limit_is_read(served):
 def test_a_prompt_longer_than_the_context_says_so(served):
     long = [{"role": "user", "content": "x" * 5000}]
     status, _headers, body = served.ask("POST", CHAT, ASK | {"messages": long}, key=served.key())
-    assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
+    assert (status, body["error"]["code"], body["error"]["param"]) == (
+        400,
+        "context_length_exceeded",
+        "messages",
+    )
+    plain = {"model": ASK["model"], "prompt": "x" * 5000}
+    status, _headers, body = served.ask("POST", "/v1/completions", plain, key=served.key())
+    assert (status, body["error"]["code"], body["error"]["param"]) == (
+        400,
+        "context_length_exceeded",
+        "prompt",
+    )
 
 
 def test_an_answer_names_its_request_and_its_version(served):
