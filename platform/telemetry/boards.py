@@ -21,6 +21,7 @@ from telemetry import balance, latency
 from telemetry.axes import Axes, axes_of
 from telemetry.cube import Cube
 from telemetry.models import Board, Rollup
+from telemetry.sample import GAUGES
 from telemetry.tally import Tally
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class BoardWriter:
             if time.monotonic() - at < GAUGE_LIFE_S
         }
         self.gauges[deployment_id] = fresh
-        sums = dict.fromkeys(("running", "waiting", "kv_used", "kv_total"), 0)
+        sums = dict.fromkeys(GAUGES, 0)
         for _at, gauges in fresh.values():
             for name in sums:
                 sums[name] += gauges[name]

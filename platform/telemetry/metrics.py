@@ -54,13 +54,17 @@ class TeamCollector(Collector):
         running = _gauge("vllm:num_requests_running", "Requests in the running batch.")
         waiting = _gauge("vllm:num_requests_waiting", "Requests that wait for a place in the batch.")
         cache = _gauge("vllm:kv_cache_usage_perc", "Share of the key-value cache in use, 0 to 1.")
+        threads = _gauge(
+            "turnout:decode_threads", "Threads that decoding steps take now, of its engines together."
+        )
         for deployment in shown:
             gauges = gauges_of(boards.get(deployment.pk), self.now_s)
             total = gauges.get("kv_total", 0)
             running.add_metric(_labels(deployment), gauges.get("running", 0))
             waiting.add_metric(_labels(deployment), gauges.get("waiting", 0))
             cache.add_metric(_labels(deployment), gauges.get("kv_used", 0) / total if total else 0.0)
-        yield from (running, waiting, cache)
+            threads.add_metric(_labels(deployment), gauges.get("decode_threads", 0))
+        yield from (running, waiting, cache, threads)
 
     def _totals(self, shown: list[Deployment], boards: dict[int, Board]) -> Iterator[Metric]:
         prompt = CounterMetricFamily("vllm:prompt_tokens", "Prompt tokens computed.", labels=LABELS)

@@ -22,7 +22,9 @@ from telemetry.tally import Tally
 STREAM = "turnout:samples"
 # Totals heal, so the stream is only a pipe: a few minutes of a handful of engines.
 MAX_ENTRIES = 4096
-GAUGES = ("running", "waiting", "kv_used", "kv_total")
+GAUGES = ("running", "waiting", "kv_used", "kv_total", "decode_threads")
+# What engines of an earlier release do not tell.
+UNTOLD = {"decode_threads": 0}
 
 
 @dataclass(slots=True)
@@ -80,7 +82,7 @@ class Sample:
                 latency.unpack(fields[b"inter_token"]),
             )
             keys = ("deployment", "version", "replica", "epoch", "seq", "t_ms")
-            gauges = {name: _count(head["gauges"], name) for name in GAUGES}
+            gauges = {name: _count({**UNTOLD, **head["gauges"]}, name) for name in GAUGES}
             return cls(**{key: _count(head, key) for key in keys}, total=total, gauges=gauges)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a sample: {type(error).__name__} {error}") from None

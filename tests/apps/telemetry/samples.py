@@ -53,7 +53,7 @@ def sample(
         total=Tally(
             Cube(shape, total.copy(), shape.no_reach()), 3 * tokens, tokens, 0, first, latency.empty()
         ),
-        gauges={"running": 1, "waiting": 0, "kv_used": 16, "kv_total": 64},
+        gauges={"running": 1, "waiting": 0, "kv_used": 16, "kv_total": 64, "decode_threads": 2},
     )
 
 

@@ -45,6 +45,17 @@ def test_an_entry_of_the_stream_is_read_back_as_it_was_written(replica):
     assert after.total.output_tokens == 7
 
 
+def test_an_engine_of_an_earlier_release_is_read_without_its_threads(replica):
+    entry = sample(replica, 1, counts(1)).entry()
+    head = json.loads(entry["head"])
+    del head["gauges"]["decode_threads"]
+    fields = {name.encode(): value for name, value in (entry | {"head": json.dumps(head)}).items()}
+    assert Sample.of_entry(fields).gauges["decode_threads"] == 0
+    del head["gauges"]["waiting"]
+    with pytest.raises(ValueError, match="waiting"):
+        Sample.of_entry(fields | {b"head": json.dumps(head).encode()})
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -90,6 +90,7 @@ def test_tokens_latencies_and_gauges_are_those_of_the_board(replica, frame):
     gauges = frame["gauges"]
     assert value(replica, "vllm:num_requests_running") == gauges["running"]
     assert value(replica, "vllm:num_requests_waiting") == gauges["waiting"]
+    assert value(replica, "turnout:decode_threads") == gauges["decode_threads"] == 2
     assert value(replica, "vllm:kv_cache_usage_perc") == gauges["kv_used"] / gauges["kv_total"]
 
 
@@ -99,6 +100,7 @@ def test_a_quiet_deployment_claims_no_balance_and_no_running_request(replica, fr
     labels = {"model_name": replica.deployment.name, "deployment": str(replica.deployment_id)}
     assert quiet.get_sample_value("moe_layer_max_violation", labels) is None
     assert quiet.get_sample_value("vllm:num_requests_running", labels) == 0
+    assert quiet.get_sample_value("turnout:decode_threads", labels) == 0
     assert quiet.get_sample_value("vllm:generation_tokens_total", labels) == 120
 
 

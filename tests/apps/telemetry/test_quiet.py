@@ -91,7 +91,7 @@ def test_what_an_engine_said_before_it_fell_silent_is_not_now(replica):
     board = Board.objects.get()
     Board.objects.update(at=board.at.fromtimestamp(time.time() - GAUGE_LIFE_S - 1, board.at.tzinfo))
     assert board_snapshot(replica.deployment)["gauges"] == {
-        "running": 0, "waiting": 0, "kv_used": 0, "kv_total": 0, "engines": 0,
+        "running": 0, "waiting": 0, "kv_used": 0, "kv_total": 0, "decode_threads": 0, "engines": 0,
     }  # fmt: skip
 
 
