@@ -207,7 +207,6 @@ def capacity() -> dict[str, Any]:
         "memory_bytes": memory.total,
         "free_bytes": memory.available,
         "load": round(os.getloadavg()[0], 2),
-        "device": "cpu",
     }
 
 

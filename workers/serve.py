@@ -67,11 +67,12 @@ class Served:
             self._ask(claim, self.engine)
 
     def beat(self) -> tuple[int, int, dict[str, Any]] | None:
-        """The heartbeat of a living engine: replica, epoch, figures."""
+        """The heartbeat of a living engine: replica, epoch, figures and the device that it computes on."""
         if self.engine is None:
             return None
         kept = ("running", "waiting", "kv_used", "kv_total", "rss_bytes")
-        return self.row.pk, self.engine.epoch, {key: self.health.get(key, 0) for key in kept}
+        figures = {key: self.health.get(key, 0) for key in kept}
+        return self.row.pk, self.engine.epoch, {**figures, "device": self.health.get("device", "")}
 
     @property
     def is_at_rest(self) -> bool:

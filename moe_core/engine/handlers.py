@@ -47,6 +47,7 @@ async def health(request: web.Request) -> web.Response:
         "version": service.spec.version,
         "epoch": service.spec.epoch,
         "load_seconds": service.load_seconds,
+        "device": service.device,
         "rss_bytes": _rss_bytes(),
         "running": 0,
         "waiting": 0,

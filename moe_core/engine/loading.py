@@ -9,7 +9,7 @@ import torch
 
 from moe_core.checkpoint.hashes import verify_files
 from moe_core.checkpoint.layout import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
-from moe_core.checkpoint.store import load
+from moe_core.checkpoint.store import load, read_spec
 from moe_core.checkpoint.tokenizer import Tokenizer
 from moe_core.engine import late_modules
 from moe_core.engine.copy_stream import GpuCopyStream
@@ -30,6 +30,7 @@ from moe_core.kernels.cpu.panel_file import PanelFileError
 from moe_core.kernels.cpu.shelf import on_shelf
 from moe_core.kernels.device import chosen_device
 from moe_core.spec import ServeSpec
+from moe_core.spec.served import check_residency
 
 logger = logging.getLogger(__name__)
 NUM_GOLDEN_TOKENS = 8
@@ -94,6 +95,9 @@ def _loaded_engine(spec: ServeSpec, codec: Tokenizer, panels: PanelCache | None)
 
 
 def _engine_of_files(spec: ServeSpec, codec: Tokenizer) -> Engine:
+    if spec.resident_experts is not None or spec.device_experts is not None:
+        # Whatever device it comes to: what is refused with a GPU is refused without.
+        check_residency(read_spec(spec.model_dir), spec.resident_experts, spec.device_experts)
     device, promised, residency = _device_of(spec), spec.files or None, None
     tier = _tier_of(spec, device)
     if spec.resident_experts is None and tier is None:

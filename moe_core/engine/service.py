@@ -88,6 +88,8 @@ class EngineService:
         self.codec: TextCodec | None = None
         self.grammars: GrammarCompiler | None = None
         self.shape: SampleShape | None = None
+        # The kind of device it computes on, as torch names it; "" until it is known.
+        self.device = ""
         self.snapshot: Snapshot | None = None
         self.failed = asyncio.Event()
         # Set when someone has read of the failure, and when endless streams should end.
@@ -224,7 +226,8 @@ class EngineService:
         shape = SampleShape(engine.runner.counts, engine.stats.domains)
         engine.stats.on_publish = lambda snapshot: self._hand_over(self._note_snapshot, snapshot)
         grammars = GrammarCompiler(codec, engine.end_ids)
-        self._hand_over(self._note_engine, codec, grammars, shape, engine.stats.snapshot(engine))
+        known = (codec, grammars, shape, engine.runner.device.type, engine.stats.snapshot(engine))
+        self._hand_over(self._note_engine, *known)
         return engine
 
     def _hand_over(self, function: Callable[..., None], *arguments: object) -> None:
@@ -236,9 +239,10 @@ class EngineService:
     # On the asyncio thread, handed over.
 
     def _note_engine(
-        self, codec: TextCodec, grammars: GrammarCompiler, shape: SampleShape, snapshot: Snapshot
+        self, codec: TextCodec, grammars: GrammarCompiler, shape: SampleShape, device: str, snapshot: Snapshot
     ) -> None:
-        self.codec, self.grammars, self.shape, self.snapshot = codec, grammars, shape, snapshot
+        self.codec, self.grammars, self.shape, self.device = codec, grammars, shape, device
+        self.snapshot = snapshot
 
     def _note_state(self, state: EngineState, error: BaseException | None) -> None:
         if self.state is EngineState.DRAINING and error is None:

@@ -90,7 +90,8 @@ class ServeSpec(Spec):
     By itself it is for the processor; beside `device_experts` it is the memory beside the GPU."""
     device_experts: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """How many experts, over all layers, are held in the memory of the GPU that computes; the others are copied there from
-    the machine's memory when they are used. Null: all. Without a GPU the processor has all, and keeps no panels."""
+    the machine's memory when they are used. Null: all. Without a GPU the processor has all, and keeps no panels; fewer
+    than a layer has are refused with one and without."""
     expert_uses: Annotated[tuple[ExpertUses, ...], Field(max_length=512)] = ()
     """How often each expert was used before, layer by layer in the model's order: the likeliest are read first. Empty: by
     the domain map alone."""

@@ -105,6 +105,7 @@ def detail_context(deployment: Deployment, caller: Caller, form: UpdateForm | No
         "can_write": can_write,
         "form": form or (UpdateForm.for_deployment(deployment) if can_write else None),
         "scale_form": ScaleForm(initial={"replicas": deployment.desired_replicas}),
+        "gpu_is_missing": _is_without_gpu(deployment),
         **_load(deployment),
     }
 
@@ -128,6 +129,12 @@ def _replica_row(replica: Any) -> dict[str, Any]:
         "reason": error_words(replica.error, replica.error_detail) if replica.error else "",
         "silent": silent,
     }
+
+
+def _is_without_gpu(deployment: Deployment) -> bool:
+    """Whether its engines say, all that say anything, that no GPU computes."""
+    devices = {one.stats.get("device") for one in shown_replicas(deployment) if one.stats} - {None, ""}
+    return devices == {"cpu"}
 
 
 def _load(deployment: Deployment) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def test_a_deployment_is_served_killed_served_again_and_deleted(agent, people, t
     until(lambda: Deployment.objects.get(pk=deployment.pk).live_revision == 1)
     health = get_json(Path(replica.address), "/health", 2)
     assert (health["state"], health["epoch"]) == ("ready", replica.epoch)
+    until(lambda: Replica.objects.get(pk=replica.pk).stats.get("device") == health["device"] == "cpu")
     assert replica.timings["load_seconds"] > 0
     need = need_of(replica.version.spec, deployment.settings).total
     assert 0.4 * need < health["rss_bytes"] < 1.2 * need, "the estimate of the form is not what an engine takes"

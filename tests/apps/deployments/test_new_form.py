@@ -9,6 +9,7 @@ import pytest
 from django.urls import reverse
 
 from deployments.engine_settings import need_of
+from deployments.models import Deployment, Node, Replica
 from registry.models import ModelVersion
 from routing.services import map_create
 from tests.apps.deployments.test_services import MAP, online, version  # noqa: F401
@@ -86,3 +87,13 @@ def test_what_a_gpu_holds_is_told_where_it_is_to_hold_a_part(people, version):  
     assert made.status_code == 302, made.context["form"].errors
     page = people.client("owner").get(made.url).content.decode()
     assert "Experts on the GPU" in page and "GPU memory, estimated" in page
+    # Its engines tell what they compute on; where it is no GPU, none has a part of the experts.
+    without = "without effect: no GPU computes here"
+    assert without not in page
+    replica = Replica.objects.create(
+        deployment=Deployment.objects.get(), version=version, revision=1, node=Node.objects.get()
+    )
+    for device, is_missing in (("cpu", True), ("cuda", False), ("", False)):
+        Replica.objects.filter(pk=replica.pk).update(stats={"running": 0, "device": device})
+        page = people.client("owner").get(made.url).content.decode()
+        assert (without in page, "GPU memory, estimated" in page) == (is_missing, not is_missing)

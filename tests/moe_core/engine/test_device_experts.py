@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from moe_core.engine import loading, panel_cache
 from moe_core.engine.copy_stream import GpuCopyStream
 from moe_core.engine.device_pool import DeviceTier
+from moe_core.engine.loading import build_engine
 from moe_core.engine.panel_cache import PanelCache
 from moe_core.errors import SpecError
 from moe_core.spec import ServeSpec
@@ -86,6 +87,21 @@ async def test_without_a_gpu_it_does_nothing(model_dir, tmp_path, monkeypatch) -
         assert "residency" not in await client.get("/stats")
     async with running_engine(model_dir, tmp_path, device_experts=8, resident_experts=10) as client:
         assert (await client.get("/stats"))["residency"]["capacity"] == 10
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+@pytest.mark.parametrize("setting", ["device_experts", "resident_experts"])
+def test_fewer_than_a_layer_has_are_refused_with_a_gpu_and_without(
+    model_dir, tmp_path, monkeypatch, setting, has_gpu
+) -> None:
+    if has_gpu:
+        Gpu(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    few = {"resident_experts": 9, "device_experts": 9, setting: 7}
+    spec = ServeSpec(model_dir=model_dir, socket_path=tmp_path / "s", dtype="float32", **few)
+    with pytest.raises(SpecError, match=rf"{setting} \(7\)") as refusal:
+        build_engine(spec, lambda state: None)
+    assert refusal.value.faults[0][0] == (setting,)
 
 
 def test_the_tier_is_the_gpus(monkeypatch) -> None:

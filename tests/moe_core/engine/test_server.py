@@ -186,7 +186,7 @@ async def test_health_says_who_it_is(engine) -> None:
     assert (health["state"], health["version"], health["epoch"]) == ("ready", "v1", 7)
     assert health["load_seconds"] > 0
     assert health["rss_bytes"] > 1 << 20
-    assert health["kv_total"] == 4096
+    assert (health["kv_total"], health["device"]) == (4096, "cpu")
     assert health["decode_threads"] == (await engine.get("/stats"))["decode_threads"] == 1
 
 
