@@ -4,7 +4,7 @@ Shapes: T tokens, K top_k, F expert width, R rows in expert order.
 One pass over each row gives the gradients of gate and up, the weighted activation that the gradient of `down` needs, and
 the gradient of the routing weight, <dAct, act>: the experts' outputs need not be kept. It stands behind the product that
 brings dAct instead of in it: there it left that product too few registers for a wide tile, which cost more than the
-pass over memory does here (docs/explanation/lab-log.md).
+pass over memory does here (docs/explanation/lab-log-gpus.md).
 
 Source: SonicMoE (arXiv 2512.14080), section 3, for the routing weight's gradient.
 """
