@@ -57,7 +57,7 @@ class Attention(nn.Module):
         """Project, rotate queries and keys together, attend, project back."""
         heads_qk = self.num_heads + self.num_kv
         qkv = self.qkv_proj(x_TD).view(x_TD.shape[0], -1, self.head_dim)
-        qk_THd, v_TGd = qkv[:, :heads_qk], qkv[:, heads_qk:]
+        qk_THd, v_TGd = qkv.split([heads_qk, self.num_kv], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             qk_THd = self._normed(qk_THd, self.q_norm, self.k_norm)
         if self.kind.clip_qkv is not None:
@@ -65,7 +65,7 @@ class Attention(nn.Module):
             qk_THd, v_TGd = qk_THd.clamp(-clip, clip), v_TGd.clamp(-clip, clip)
         qk_THd = rotary.within(self.window).turn(qk_THd)
         rule = AttentionRule(self.scale, self.window, self.sinks_H)
-        q_THd, k_TGd = qk_THd[:, : self.num_heads], qk_THd[:, self.num_heads :]
+        q_THd, k_TGd = qk_THd.split([self.num_heads, self.num_kv], dim=1)
         out_THd = context.attend(self.layer, q_THd, k_TGd, v_TGd, rule)
         if self.g_proj is not None:
             out_THd = out_THd * torch.sigmoid(self.g_proj(x_TD))[..., None]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.experts import GroupedExperts, MixedExperts, PackedExperts
+from moe_core.kernels.cpu.training import rms_norm, supports
 from moe_core.kernels.gating import PLAIN, Gating
 from moe_core.kernels.precision import product
 from moe_core.model.context import RoutingContext
@@ -59,6 +60,8 @@ class RmsNorm(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Normalise the last axis; the result has the input's dtype."""
+        if torch.is_grad_enabled() and supports(x_TD, self.weight):
+            return rms_norm(x_TD, self.weight, self.eps)
         return nn.functional.rms_norm(x_TD, self.weight.shape, self.weight, self.eps)
 
 

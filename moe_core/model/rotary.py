@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from moe_core.kernels.cpu.training import supports, turn
 from moe_core.spec import ModelSpec
 from moe_core.spec.attention import RopeSpec
 
@@ -42,12 +43,25 @@ class Rotary:
         return self._turned(x_THd)
 
     def _turned(self, x_THd: Tensor) -> Tensor:
+        if self._is_learnt_compiled(x_THd):
+            return turn(x_THd, self.cos_T1h, self.sin_T1h)
         if self.interleaved:
             low, high = x_THd[..., 0::2], x_THd[..., 1::2]
         else:
             low, high = x_THd.chunk(2, dim=-1)
         cos, sin = self.cos_T1h, self.sin_T1h
         return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
+
+    def _is_learnt_compiled(self, x_THd: Tensor) -> bool:
+        """Whether gradients are recorded, and the compiled turn knows these tables and heads."""
+        tables = (self.cos_T1h, self.sin_T1h)
+        return (
+            torch.is_grad_enabled()
+            and not self.interleaved
+            and (x_THd.dtype, x_THd.device) == (self.cos_T1h.dtype, self.cos_T1h.device)
+            and (x_THd.ndim, x_THd.shape[0]) == (3, self.cos_T1h.shape[0])
+            and supports(*tables)
+        )
 
 
 def rotary_of(spec: ModelSpec, positions_T: Tensor, dtype: torch.dtype) -> Rotary:

@@ -23,6 +23,7 @@ from moe_core.checkpoint.hashes import sha256_of
 from moe_core.checkpoint.safetensors import SafetensorsFile, write_safetensors
 from moe_core.errors import CheckpointError, HashMismatch
 from moe_core.failpoints import failpoint
+from moe_core.kernels.cpu.native import library
 
 # A code of `moe_core.sentences.RUN` and what belongs into its places.
 Note = tuple[str, dict[str, str]]
@@ -48,8 +49,10 @@ class Saved:
 
 def environment(num_lanes: int, dtype: str) -> dict[str, Any]:
     """What must be the same for a resumed run to give the same bits."""
+    native = library()
     return {
         "torch": torch.__version__,
+        "kernels": "torch" if native is None else native.isa,
         "lanes": num_lanes,
         "threads_per_lane": torch.get_num_threads(),
         "dtype": dtype,

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_core.kernels.cpu.training import head_errors_, supports
+
 # Rows of the head's matrix product at a time: 256 rows of a vocabulary of 49,152 are 50 MB in float32.
 HEAD_ROWS = 256
 
@@ -39,12 +41,14 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_PD: Tensor, head_VD: Tensor, target_P: Tensor) -> Tensor:
         losses_P = torch.empty(hidden_PD.shape[0], dtype=torch.float32, device=hidden_PD.device)
-        wants_gradient = ctx.needs_input_grad[0]
-        direction_PD = torch.empty_like(hidden_PD) if wants_gradient else None
+        direction_PD = torch.empty_like(hidden_PD) if ctx.needs_input_grad[0] else None
+        logits_RV = _room_for_logits(hidden_PD, head_VD)
         for rows in _row_slices(hidden_PD.shape[0]):
-            losses_P[rows], log_probs_RV = _row_losses(hidden_PD[rows], head_VD, target_P[rows])
+            factor = None if direction_PD is None else 1.0
+            losses_P[rows], errors_RV = _losses_and_errors(
+                hidden_PD[rows], head_VD, target_P[rows], factor, logits_RV
+            )
             if direction_PD is not None:
-                errors_RV = _errors(log_probs_RV, target_P[rows]).to(head_VD.dtype)
                 torch.mm(errors_RV, head_VD, out=direction_PD[rows])
         ctx.save_for_backward(direction_PD)
         return losses_P
@@ -65,12 +69,13 @@ class _MeanOverHead(torch.autograd.Function):
         wants_hidden, wants_head, _ = ctx.needs_input_grad
         d_hidden_PD = torch.empty_like(hidden_PD) if wants_hidden else None
         d_head_VD = torch.zeros_like(head_VD) if wants_head else None
+        factor = 1.0 / count if wants_hidden or wants_head else None
+        logits_RV = _room_for_logits(hidden_PD, head_VD)
         for rows in _row_slices(count):
-            losses_R, log_probs_RV = _row_losses(hidden_PD[rows], head_VD, target_P[rows])
+            losses_R, errors_RV = _losses_and_errors(
+                hidden_PD[rows], head_VD, target_P[rows], factor, logits_RV
+            )
             total += losses_R.sum()
-            if not (wants_hidden or wants_head):
-                continue
-            errors_RV = _errors(log_probs_RV, target_P[rows]).div_(count).to(head_VD.dtype)
             if d_hidden_PD is not None:
                 torch.mm(errors_RV, head_VD, out=d_hidden_PD[rows])
             if d_head_VD is not None:
@@ -85,16 +90,28 @@ class _MeanOverHead(torch.autograd.Function):
         return (*scaled, None)
 
 
-def _row_losses(hidden_RD: Tensor, head_VD: Tensor, target_R: Tensor) -> tuple[Tensor, Tensor]:
-    """Float32 losses (R,) and the logarithms of all probabilities (R, V)."""
-    log_probs_RV = torch.log_softmax((hidden_RD @ head_VD.t()).float(), dim=-1)
-    return -log_probs_RV.gather(1, target_R[:, None])[:, 0], log_probs_RV
+def _room_for_logits(hidden_PD: Tensor, head_VD: Tensor) -> Tensor:
+    """Memory for the logits of one stretch of rows, which all of them use: fresh pages cost as much as exp."""
+    return hidden_PD.new_empty(min(HEAD_ROWS, hidden_PD.shape[0]), head_VD.shape[0])
 
 
-def _errors(log_probs_RV: Tensor, target_R: Tensor) -> Tensor:
-    """softmax - one_hot, (R, V), in the place of the logarithms."""
-    probs_RV = log_probs_RV.exp_()
-    return probs_RV.scatter_add_(1, target_R[:, None], probs_RV.new_full((probs_RV.shape[0], 1), -1.0))
+def _losses_and_errors(
+    hidden_RD: Tensor, head_VD: Tensor, target_R: Tensor, factor: float | None, room_RV: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Float32 losses (R,), and factor · (softmax - one_hot) in the dtype of the head, (R, V).
+
+    Without a factor the second is unspecified.
+    """
+    logits_RV = torch.mm(hidden_RD, head_VD.t(), out=room_RV[: hidden_RD.shape[0]])
+    if supports(logits_RV):
+        return head_errors_(logits_RV, target_R, factor), logits_RV
+    log_probs_RV = torch.log_softmax(logits_RV.float(), dim=-1)
+    losses_R = -log_probs_RV.gather(1, target_R[:, None])[:, 0]
+    if factor is None:
+        return losses_R, logits_RV
+    errors_RV = log_probs_RV.exp_()
+    errors_RV.scatter_add_(1, target_R[:, None], errors_RV.new_full((errors_RV.shape[0], 1), -1.0))
+    return losses_R, errors_RV.mul_(factor).to(head_VD.dtype)
 
 
 def _row_slices(num_rows: int) -> list[slice]:

@@ -10,12 +10,21 @@ import logging
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from moe_core.kernels.cpu.build import library_path
 
 logger = logging.getLogger(__name__)
 ABI = 8
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+
+_TYPES = {"P": _POINTER, "i": _INT, "L": _LONG, "f": _FLOAT}
+
+
+def _procedure(function: Any, arguments: str) -> Any:
+    """A function that returns nothing, with a letter for each argument."""
+    function.argtypes, function.restype = [_TYPES[letter] for letter in arguments], None
+    return function
 
 
 class Library:
@@ -78,6 +87,13 @@ class Library:
         self.attend_prompt = library.turnout_attend_prompt
         self.attend_prompt.argtypes = [_POINTER, _POINTER, _LONG, *[_POINTER] * 2, *[_LONG] * 2]
         self.attend_prompt.restype = None
+        self.head_errors = _procedure(library.turnout_head_errors, "PiPPfiLL")
+        self.swiglu = _procedure(library.turnout_swiglu, "PiPLL")
+        self.swiglu_back = _procedure(library.turnout_swiglu_back, "PPiPPPPLL")
+        self.combine = _procedure(library.turnout_combine, "PiPPPLLL")
+        self.norm = _procedure(library.turnout_norm, "PPifPPLL")
+        self.norm_back = _procedure(library.turnout_norm_back, "PPPiPPPLL")
+        self.turn_heads = _procedure(library.turnout_turn_heads, "PiLLPPfPLLLL")
 
     @property
     def isa(self) -> str:

@@ -46,6 +46,65 @@ def test_a_frozen_part_gets_no_gradient_and_the_others_keep_theirs(frozen: int) 
         assert leaf.grad is None or torch.allclose(leaf.grad, grad)
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_gradients_of_a_training_dtype_are_those_of_float64(
+    case: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    x, gate_up, down, ids_TK, weights = tensors(case)
+    exact = [x, gate_up, down, weights]
+    exact = [part.detach().to(dtype).double().requires_grad_() for part in exact]
+    leaves = [part.detach().to(dtype).requires_grad_() for part in exact]
+    pull = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    found = dispatch.swiglu_experts(*leaves[:3], ids_TK, leaves[3], kernel="torch")
+    # In float64 nothing is compiled or padded: the path whose gradients the differences above judge.
+    wanted = dispatch.swiglu_experts(*exact[:3], ids_TK, exact[3], kernel="torch")
+    pairs = [(found, wanted)]
+    if found.requires_grad and found.numel():
+        ours = torch.autograd.grad(found, leaves, pull)
+        pairs += zip(ours, torch.autograd.grad(wanted, exact, pull.double()), strict=True)
+    for mine, truth in pairs:
+        apart = (mine.double() - truth).detach()
+        scale = truth.detach().nan_to_num().norm()
+        assert torch.equal(mine.isnan(), truth.isnan())
+        assert apart.nan_to_num(posinf=1e9, neginf=-1e9).norm() <= tolerance * scale + 1e-12
+
+
+def test_padding_is_behind_each_experts_own_rows_and_counts_for_nothing() -> None:
+    ids_TK = torch.tensor([[2, 0], [0, -1], [2, 0]])
+    rows = group_rows(ids_TK, 4).padded(4)
+    assert rows.parts == [(0, slice(0, 4)), (2, slice(4, 8))]
+    assert rows.choice_R.tolist() == [1, 2, 5, -1, 0, 4, -1, -1]
+    assert rows.token_R.tolist() == [0, 1, 2, 0, 0, 2, 0, 0]
+    assert rows.weights_R1(torch.ones(3, 2)).flatten().tolist() == [1, 1, 1, 0, 1, 1, 0, 0]
+    assert rows.place_TK(ids_TK.shape).tolist() == [[4, 0], [1, -1], [5, 2]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_that_is_not_finite_spoils_its_own_experts_only(dtype: torch.dtype) -> None:
+    x, gate_up, down, _, weights = (part.detach().to(dtype) for part in tensors("odd rows"))
+    num_experts = gate_up.shape[0]
+    # The first token, which padding stood for once, is alone with expert 0.
+    ids_TK = (torch.arange(x.shape[0])[:, None] % (num_experts - 1) + 1).repeat(1, weights.shape[1])
+    ids_TK[0] = 0
+    x[0] = float("nan")
+    leaves = [part.requires_grad_() for part in (x, gate_up, down, weights)]
+    out = dispatch.swiglu_experts(*leaves[:3], ids_TK, leaves[3], kernel="torch")
+    d_x, d_gate_up, d_down, d_weights = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    for part in (out, d_x, d_gate_up, d_down, d_weights):
+        assert not part[0].isfinite().all()
+        assert part[1:].isfinite().all()
+
+
+def test_experts_refuse_to_be_differentiated_again() -> None:
+    leaves = [part.detach().requires_grad_() for part in tensors("odd rows") if part.is_floating_point()]
+    ids_TK = tensors("odd rows")[3]
+    out = dispatch.swiglu_experts(*leaves[:3], ids_TK, leaves[3], kernel="torch")
+    (first,) = torch.autograd.grad(out.square().sum(), leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.square().sum().backward()
+
+
 def test_the_comparison_notices_two_swapped_experts() -> None:
     x, gate_up, down, ids_TK, weights = (part.detach() for part in tensors("odd rows"))
     swapped = [1, 0, 2, 3, 4]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,6 +97,18 @@ def test_another_number_of_lanes_is_told_because_last_digits_may_differ(tmp_path
     found = CheckpointStore(tmp_path, "h", num_lanes=2).load_latest()
     assert found is not None
     assert found[1][0][0] == "other_environment"
+
+
+def test_other_kernels_are_told_for_the_same_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_core.training.checkpoint.library", lambda: None)
+    CheckpointStore(tmp_path, "h").save(saved(1))
+    monkeypatch.setattr("moe_core.training.checkpoint.library", lambda: SimpleNamespace(isa="avx2"))
+    found = CheckpointStore(tmp_path, "h").load_latest()
+    assert found is not None
+    code, values = found[1][0]
+    assert code == "other_environment"
+    assert "'kernels': 'torch'" in values["then"]
+    assert "'kernels': 'avx2'" in values["now"]
 
 
 def test_a_random_state_that_cannot_be_restored_is_an_error(

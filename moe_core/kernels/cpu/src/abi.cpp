@@ -197,4 +197,38 @@ TURNOUT_API void turnout_attend_prompt(const turnout::Heads* heads, const uint16
                     const int64_t* table, uint16_t* out, int64_t T, int64_t length) {
   ops().attend_prompt(*heads, q, q_stride, table, out, T, length);
 }
+
+TURNOUT_API void turnout_head_errors(void* logits, int is_float, const int64_t* targets, float* losses, float factor,
+                    int wants_errors, int64_t R, int64_t V) {
+  ops().head_errors(logits, is_float, targets, losses, factor, wants_errors, R, V);
+}
+
+TURNOUT_API void turnout_swiglu(const void* both, int is_float, void* act, int64_t R, int64_t F) {
+  ops().swiglu(both, is_float, act, R, F);
+}
+
+TURNOUT_API void turnout_swiglu_back(const void* both, const void* d_act, int is_float, const float* weights, void* d_both,
+                    void* act, float* d_weights, int64_t R, int64_t F) {
+  ops().swiglu_back(both, d_act, is_float, weights, d_both, act, d_weights, R, F);
+}
+
+TURNOUT_API void turnout_combine(const void* rows, int is_float, const int64_t* places, const float* weights, void* out,
+                    int64_t tokens, int64_t k, int64_t D) {
+  ops().combine(rows, is_float, places, weights, out, tokens, k, D);
+}
+
+TURNOUT_API void turnout_norm(const void* x, const void* weight, int is_float, float eps, void* out, float* factors, int64_t R,
+                    int64_t D) {
+  ops().norm(x, weight, is_float, eps, out, factors, R, D);
+}
+
+TURNOUT_API void turnout_norm_back(const void* x, const void* weight, const void* d_out, int is_float, const float* factors,
+                    void* d_x, float* d_weight, int64_t R, int64_t D) {
+  ops().norm_back(x, weight, d_out, is_float, factors, d_x, d_weight, R, D);
+}
+
+TURNOUT_API void turnout_turn_heads(const void* x, int is_float, int64_t x_token, int64_t x_head, const void* cos,
+                    const void* sin, float sign, void* out, int64_t out_token, int64_t tokens, int64_t H, int64_t half) {
+  ops().turn_heads(x, is_float, x_token, x_head, cos, sin, sign, out, out_token, tokens, H, half);
+}
 }

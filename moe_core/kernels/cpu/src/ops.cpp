@@ -9,12 +9,14 @@
 #include "quantise.h"
 #include "row_experts.h"
 #include "step_of_model.h"
+#include "training.h"
 
 namespace TURNOUT_ISA {
 
 extern const turnout::Ops kOps;
 const turnout::Ops kOps = {linear,   experts, mixture,       map,     map_heads,  look_up,     pack,
                             quantise, attend,  attend_prompt, largest, tiles_work, read_memory, multiply_registers, choose,
-                            step};
+                            step,
+                            head_errors, swiglu, swiglu_back, combine, norm, norm_back, turn_heads};
 
 }  // namespace TURNOUT_ISA

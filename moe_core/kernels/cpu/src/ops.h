@@ -45,6 +45,19 @@ struct Ops {
   void (*choose)(const LayerPlan& layer, const StepPlan& step, const uint16_t* x, int64_t D, int64_t* ids, float* weights);
   // A step over all layers; returns 0, 1 for an expert out of range, 2 for a token outside the vocabulary.
   int (*step)(const ModelPlan& model, const StepPlan& step);
+  // What a training step does beside its products (training.h); tensors are float32 or bfloat16.
+  void (*head_errors)(void* logits, int is_float, const int64_t* targets, float* losses, float factor, int wants_errors,
+                      int64_t R, int64_t V);
+  void (*swiglu)(const void* both, int is_float, void* act, int64_t R, int64_t F);
+  void (*swiglu_back)(const void* both, const void* d_act, int is_float, const float* weights, void* d_both, void* act,
+                      float* d_weights, int64_t R, int64_t F);
+  void (*combine)(const void* rows, int is_float, const int64_t* places, const float* weights, void* out, int64_t tokens,
+                  int64_t k, int64_t D);
+  void (*norm)(const void* x, const void* weight, int is_float, float eps, void* out, float* factors, int64_t R, int64_t D);
+  void (*norm_back)(const void* x, const void* weight, const void* d_out, int is_float, const float* factors, void* d_x,
+                    float* d_weight, int64_t R, int64_t D);
+  void (*turn_heads)(const void* x, int is_float, int64_t x_token, int64_t x_head, const void* cos, const void* sin,
+                     float sign, void* out, int64_t out_token, int64_t tokens, int64_t H, int64_t half);
 };
 
 }  // namespace turnout

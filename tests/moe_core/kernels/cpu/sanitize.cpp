@@ -317,6 +317,34 @@ static void scores(int64_t rows, int64_t cols) {
   check(best.get()[0] == -1, "a row that is not finite has no largest");
 }
 
+template <class T>
+static Exact<T> numbers(int64_t size) {
+  if constexpr (sizeof(T) == 2) return bfloats(size);
+  Exact<T> out(size);
+  std::normal_distribution<float> normal;
+  for (int64_t i = 0; i < size; i++) out.get()[i] = normal(chance);
+  return out;
+}
+
+template <class T>
+static void training(int64_t rows, int64_t width) {
+  const int is_float = sizeof(T) == 4;
+  const auto& ops = TURNOUT_ISA::kOps;
+  Exact<T> x = numbers<T>(rows * width), grad = numbers<T>(rows * width), weight = numbers<T>(width), out(rows * width);
+  Exact<T> both = numbers<T>(rows * 2 * width), d_both(rows * 2 * width);
+  Exact<float> factors(rows), d_weight(width), weights = numbers<float>(rows);
+  Exact<int64_t> places(rows);
+  for (int64_t i = 0; i < rows; i++) places.get()[i] = i ? rows - 1 - i : -1;
+  ops.norm(x.get(), weight.get(), is_float, 1e-5f, out.get(), factors.get(), rows, width);
+  ops.norm_back(x.get(), weight.get(), grad.get(), is_float, factors.get(), out.get(), d_weight.get(), rows, width);
+  ops.swiglu(both.get(), is_float, out.get(), rows, width);
+  ops.swiglu_back(both.get(), grad.get(), is_float, weights.get(), d_both.get(), out.get(), factors.get(), rows, width);
+  ops.combine(x.get(), is_float, places.get(), weights.get(), out.get(), rows, 1, width);
+  ops.turn_heads(both.get(), is_float, 2 * width, 2 * width, both.get(), grad.get(), -1.0f, d_both.get(), 2 * width, rows, 1, width);
+  for (int64_t i = 0; i < rows; i++) places.get()[i] = i % width;
+  ops.head_errors(x.get(), is_float, places.get(), factors.get(), 0.5f, 1, rows, width);
+}
+
 int main() {
   for (int threads : {1, 3}) {
     turnout::Pool::instance().set_threads(threads);
@@ -333,6 +361,10 @@ int main() {
     gates(35, 31, 65, 3);
     scores(1, 1);
     scores(5, 37);
+    training<float>(1, 1);
+    training<float>(37, 300);
+    training<uint16_t>(1, 1);
+    training<uint16_t>(37, 300);
     prompts(1, 1, 1, 1, 1);
     prompts(5, 37, 6, 2, 7);
     prompts(40, 64, 3, 3, 33);
