@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import layers, other_models, sparse, switches
+from benchmarks import guesses, layers, other_models, sparse, switches
 from benchmarks.bounds import bounds
 from benchmarks.findings import Run, say
 from benchmarks.home import Home
@@ -43,7 +43,7 @@ PEERS = {
     "vllm": vllm.servers,
 }
 # What is measured beside the rounds, and how many seconds to leave for it on a quiet machine.
-PARTS = {"thread": 170.0, "layers": 110.0, "sparse": 260.0, "switches": 400.0, "models": 240.0}
+PARTS = {"thread": 170.0, "layers": 110.0, "guesses": 90.0, "sparse": 260.0, "switches": 400.0, "models": 240.0}
 
 
 class NobodyNamed(ValueError):
@@ -115,6 +115,9 @@ def section_of(run: Run, part: str, prompts: Prompts) -> list[str]:
     if part == "sparse":
         run.extra[part] = sparse.sparse_measured(run.home, MODEL, prompts, rounds=2)
         return sparse.section(run.extra[part])
+    if part == "guesses":
+        run.extra[part] = guesses.guesses_measured(run.home, MODEL, prompts)
+        return guesses.section(run.extra[part])
     if part == "models":
         run.extra[part] = other_models.others_measured(run)
         return other_models.section(run.extra[part])

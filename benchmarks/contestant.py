@@ -65,7 +65,7 @@ class Turnout:
         self.model = decoder_of(moe_core.load(path, "bfloat16").eval())
         if kernels:
             attach(self.model, threads)
-        options: dict[str, Any] = {"num_threads": threads, "max_batch_tokens": 4096, "max_wait_s": 3600.0}
+        options: dict[str, Any] = {"num_threads": threads, "ngram_tokens": 0, "max_batch_tokens": 4096, "max_wait_s": 3600.0}
         self.engine = Engine(ServeSpec(model_dir=path, socket_path=Path("none"), **options), self.model)
         self.answers: dict[int, list[int]] = {}
 

@@ -62,7 +62,7 @@ class Ways:
 
     def forget(self) -> None:
         """The policy begins anew."""
-        self._policy = StepThreads(self._native, self.threads)
+        self._policy = StepThreads(self._native, self.threads, self._runner.costs)
 
     def decode(self, name: str) -> dict[str, Any]:
         """Milliseconds of a token after the first, the tokens, and the share of steps on fewer threads than all."""

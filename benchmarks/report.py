@@ -229,8 +229,10 @@ def page(run: dict[str, Any]) -> str:
         "",
         "`smol-moe-8x` (0.69 B weights, 0.21 B active), prompts of real English as tokens, greedy, ends ignored. Everybody "
         "is asked over HTTP with streaming, in turn, round by round, and is stopped or frozen while it is not its turn. "
-        "*Engine* is our engine on its own socket; *Turnout* the whole instance behind its gateway, with a key, and its "
-        "processor seconds and memory are those of database, broker, web, reconciler and worker too.",
+        "*Engine* is our engine on its own socket, without guessed tokens; *Turnout* the whole instance behind its gateway "
+        "as it comes, with a key: it guesses tokens of an answer where that pays (`Guessed tokens` below), so that it may say "
+        "more of them than memory gives one by one, and its processor seconds and memory are those of database, broker, web, "
+        "reconciler and worker too.",
         "",
         *(
             ["**A trial: few tokens and one round, to see that everything works; no measurement.**", ""]

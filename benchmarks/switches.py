@@ -119,7 +119,7 @@ def _served(path: Path, threads: int) -> ServeSpec:
         {"code": f"d{number}", "name_en": f"D{number}", "name_zh": f"D{number}", "experts": [number]}
         for number in range(NUM_DOMAINS)
     ]
-    told: dict[str, Any] = {"num_threads": threads, "max_wait_s": 3600.0, "prior_strength": 0.0}
+    told: dict[str, Any] = {"num_threads": threads, "ngram_tokens": 0, "max_wait_s": 3600.0, "prior_strength": 0.0}
     return ServeSpec(model_dir=path, socket_path=Path("none"), domains=domains, **told)  # type: ignore[arg-type]
 
 

@@ -105,7 +105,11 @@ def main() -> None:
     parser.add_argument("--chunks", nargs="+", type=int, default=[32, 64, 128, 256])
     options = parser.parse_args()
     spec = ServeSpec(
-        model_dir=options.model, socket_path=Path("none"), max_sequences=options.clients, max_wait_s=3600
+        model_dir=options.model,
+        socket_path=Path("none"),
+        max_sequences=options.clients,
+        max_wait_s=3600,
+        ngram_tokens=0,
     )
     engine, _ = build_engine(spec, lambda state: None)
     found: dict[int, list[tuple[float, list[float], list[float], list[float]]]] = {

@@ -118,7 +118,7 @@ def main() -> None:
     home, bits = Home.chosen(options.home), f"{options.bits} bits"
     prompts = Prompts.of(model_dir(MODEL, home.models))
     ask, engine = in_process(home, bits, options.threads)
-    socket = engine_servers(home, MODEL, (bits,))[0]
+    socket = engine_servers(home, MODEL, (bits,), ngram_tokens=None)[0]
     gateway = next(one for one in gateways(home, MODEL) if one.precision == bits)
     try:
         socket.start(options.threads)

@@ -109,7 +109,9 @@ def main() -> None:
         model = decoder_of(moe_core.load(path, dtype).eval())
         wanted = model.generate(PROMPT, NUM_CHECKED)
         used = attach(model, 1) if kernels == "native" else "torch"
-        spec = ServeSpec(model_dir=path, socket_path=Path("none"), dtype=dtype, max_batch_tokens=512)
+        spec = ServeSpec(
+            model_dir=path, socket_path=Path("none"), dtype=dtype, max_batch_tokens=512, ngram_tokens=0
+        )
         engines[path.name, dtype, kernels] = engine = Engine(spec, model)
         agreement = sum(map(int.__eq__, answer(engine), wanted)) / NUM_CHECKED
         print(f"{path.name} {dtype} {used}: greedy agreement with the plain decoder {agreement:.2f}")

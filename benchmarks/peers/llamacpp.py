@@ -27,10 +27,19 @@ OPTIONS = (
 TARGETS = ("llama-server", "llama-quantize")
 FORMATS = {"16 bits": "bf16", "8 bits": "Q8_0", "4 bits": "Q4_0"}
 SLOTS, CONTEXT = 16, 16 * 1024
+# Its guesses from what an answer repeats; of its kinds and lengths the quickest here.
+GUESSES = (
+    "--spec-type",
+    "ngram-simple",
+    "--spec-ngram-simple-size-n",
+    "3",
+    "--spec-ngram-simple-size-m",
+    "4",
+)
 
 
-def servers(home: Home, model: str) -> list[Server]:
-    """One for each format.
+def servers(home: Home, model: str, options: tuple[str, ...] = ()) -> list[Server]:
+    """One for each format, with these options besides.
 
     Raises:
         Unavailable: when it cannot be compiled, or does not read the model.
@@ -41,7 +50,7 @@ def servers(home: Home, model: str) -> list[Server]:
             name=f"llama.cpp {kind}",
             peer="llama.cpp",
             precision=precision,
-            command=partial(_command, tools["llama-server"], _gguf(home, tools, model, kind)),
+            command=partial(_command, tools["llama-server"], _gguf(home, tools, model, kind), options),
             endpoint=lambda port: Endpoint("llama", port),
             log=home.logs / f"llamacpp-{kind}.log",
         )
@@ -49,10 +58,10 @@ def servers(home: Home, model: str) -> list[Server]:
     ]
 
 
-def _command(server: Path, gguf: Path, port: int, threads: int) -> list[str]:
+def _command(server: Path, gguf: Path, options: tuple[str, ...], port: int, threads: int) -> list[str]:
     return [
         str(server), "-m", str(gguf), "-t", str(threads), "-tb", str(threads), "-c", str(CONTEXT), "-np", str(SLOTS),
-        "-b", "2048", "-ub", "512", "--host", "127.0.0.1", "--port", str(port), "--cache-ram", "0",
+        "-b", "2048", "-ub", "512", "--host", "127.0.0.1", "--port", str(port), "--cache-ram", "0", *options,
     ]  # fmt: skip
 
 

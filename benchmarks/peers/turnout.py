@@ -35,10 +35,12 @@ SEQUENCES, STEP_TOKENS = 16, 512
 START_PATIENCE_S, READY_PATIENCE_S, STOP_PATIENCE_S = 300.0, 300.0, 90.0
 
 
-def engine_servers(home: Home, model: str, formats: tuple[str, ...] = tuple(FORMATS)) -> list[Server]:
-    """The engine's own server, one for each format."""
+def engine_servers(
+    home: Home, model: str, formats: tuple[str, ...] = tuple(FORMATS), ngram_tokens: int | None = 0
+) -> list[Server]:
+    """The engine's own server, one for each format; without guesses, which `guesses.py` measures, unless told otherwise."""
     sockets = Path(tempfile.mkdtemp(prefix="turnout-bench-"))
-    return [_engine(home, sockets, model + suffix, f"engine {kind}", precision)
+    return [_engine(home, sockets, model + suffix, f"engine {kind}", precision, ngram_tokens)
             for precision, (kind, suffix) in FORMATS.items() if precision in formats]  # fmt: skip
 
 
@@ -58,25 +60,34 @@ def write_panels(home: Home, server: Server | Gateway, threads: int) -> float:
     return seconds
 
 
-def _engine(home: Home, sockets: Path, model: str, name: str, precision: str) -> Server:
+def _engine(
+    home: Home, sockets: Path, model: str, name: str, precision: str, ngram_tokens: int | None = 0
+) -> Server:
     path, model_path = sockets / f"{model[-24:]}.sock", model_dir(model, home.models)
     return Server(
         name=name,
         peer="Turnout",
         precision=precision,
-        command=partial(_engine_command, home, model_path, hashes_of(model_path), path),
+        command=partial(_engine_command, home, model_path, hashes_of(model_path), path, ngram_tokens),
         endpoint=lambda _port: Endpoint("engine", socket_path=str(path)),
         log=home.logs / f"{name.replace(' ', '-')}.log",
     )
 
 
 def _engine_command(
-    home: Home, model: Path, files: dict[str, str], socket_path: Path, _port: int, threads: int
+    home: Home,
+    model: Path,
+    files: dict[str, str],
+    socket_path: Path,
+    ngram_tokens: int | None,
+    _port: int,
+    threads: int,
 ) -> list[str]:
     told = {
         "model_dir": str(model), "files": files, "panel_dir": str(home.folder("panels")),
         "socket_path": str(socket_path), "num_threads": threads, "device": "cpu",
         "max_sequences": SEQUENCES, "max_batch_tokens": STEP_TOKENS, "max_wait_s": 600.0,
+        "ngram_tokens": ngram_tokens,
     }  # fmt: skip
     spec = home.folder("specs") / f"{socket_path.stem}-{threads}.json"
     spec.write_text(json.dumps(told))
