@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from benchmarks.bounds import bounds
 from benchmarks.findings import Run, say
 from benchmarks.home import Home
 from benchmarks.judge import Judge
-from benchmarks.limits import measure
 from benchmarks.models import model_dir
 from benchmarks.peers import llamacpp, openvino, transformers, turnout, vllm
 from benchmarks.peers.environment import Unavailable
@@ -101,42 +100,46 @@ def beside(run: Run, servers: list[Contestant], judge: Judge | None, prompts: Pr
         if part == "thread" and judge is not None:
             single_thread(run, servers, judge, prompts)
         elif part != "thread":
-            run.extra.setdefault("sections", []).append(section_of(run, part, prompts))
+            run.extra[part] = part_measured(run, part, prompts)
 
 
-def section_of(run: Run, part: str, prompts: Prompts) -> list[str]:
-    """Measure one part, keep its figures, and write its tables."""
+def part_measured(run: Run, part: str, prompts: Prompts) -> dict[str, Any]:
+    """The figures of one part."""
     if part == "layers":
         pythons = {"transformers grouped": transformers.ENVIRONMENT.python(run.home)}
         with contextlib.suppress(Unavailable):
             pythons["vLLM fused"] = vllm.python_of(run.home)
-        run.extra[part] = layers.layers_measured(pythons, 2, rounds=4)
-        return layers.section(run.extra[part], run.limits[-1])
+        return layers.layers_measured(pythons, 2, rounds=4)
     if part == "sparse":
-        run.extra[part] = sparse.sparse_measured(run.home, MODEL, prompts, rounds=2)
-        return sparse.section(run.extra[part])
+        return sparse.sparse_measured(run.home, MODEL, prompts, rounds=2)
     if part == "guesses":
-        run.extra[part] = guesses.guesses_measured(run.home, MODEL, prompts)
-        return guesses.section(run.extra[part])
+        return guesses.guesses_measured(run.home, MODEL, prompts)
     if part == "models":
-        run.extra[part] = other_models.others_measured(run)
-        return other_models.section(run.extra[part])
-    run.extra[part] = switches.switches_measured(run.home, threads=1, seconds=switches.SECONDS)
-    return switches.section(run.extra[part])
+        return other_models.others_measured(run)
+    return switches.switches_measured(run.home, threads=1, seconds=switches.SECONDS)
+
+
+def sections_of(run: Run) -> list[list[str]]:
+    """The tables of the parts that were measured: at the end, when the limits are known of which they tell shares."""
+    written: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+        "layers": lambda found: layers.section(found, run.limits[-1]),
+        "guesses": guesses.section,
+        "sparse": sparse.section,
+        "switches": switches.section,
+        "models": lambda found: other_models.section(other_models.bounded(found, run.limits[-1], run.home)),
+    }
+    return [write(run.extra[part]) for part, write in written.items() if part in run.extra]
 
 
 def compared(run: Run, names: Sequence[str]) -> None:
     """The whole measurement."""
-    native = library()
-    assert native is not None
-    run.limits = [measure(native, threads, 5, "wall") for threads in (1, 2)]
+    run.measure_limits()
     prompts = Prompts.of(model_dir(MODEL, run.home.models))
     servers = gathered(run, names)
     reference = transformers.ENVIRONMENT.python(run.home)
     judge = Judge(reference, model_dir(MODEL, run.home.models)) if servers else None
     # Installing and building is done once and is not measured.
     run.began = time.monotonic()
-    run.extra["bounds"] = bounds_of(run, servers)
     try:
         if judge is not None:
             rounds(run, servers, judge, prompts, lambda: beside(run, servers, judge, prompts))
@@ -149,6 +152,9 @@ def compared(run: Run, names: Sequence[str]) -> None:
             server.stop()
             if isinstance(server, turnout.Gateway):
                 server.platform.stop()
+    run.measure_limits()
+    run.extra["bounds"] = bounds_of(run, servers)
+    run.extra["sections"] = sections_of(run)
 
 
 def joined(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import torch
 from benchmarks.bounds import active_bytes
 from benchmarks.home import Home
 from benchmarks.layers import quick_layer
-from benchmarks.limits import Clock, Limits, measure
+from benchmarks.limits import Clock, Limits, measure, memory_read, pooled
 from benchmarks.models import model_dir
 from moe_core.checkpoint.store import read_spec
 from moe_core.kernels.cpu.native import library
@@ -184,13 +184,13 @@ def page(
         "",
         about,
         "",
-        "| threads | memory read GB/s, median (best) | bf16 GFLOP/s |",
-        "|---|---|---|",
+        "| threads | memory read GB/s, median (best), before and after | which memory | bf16 GFLOP/s |",
+        "|---|---|---|---|",
     ]
     for limit in limits:
         bf16 = limit.best_operations_s["bf16"] / 1e9
         read = f"{limit.read_gb_s:.1f} ({limit.best_read_gb_s:.1f})"
-        lines.append(f"| {limit.threads} | {read} | {bf16:.0f} |")
+        lines.append(f"| {limit.threads} | {read} | {memory_read(limit.huge_share)} | {bf16:.0f} |")
     lines += [
         "",
         "| contestant | metric | tokens (or layers of so many) a second, median (least to most) | ratio to transformers | "
@@ -255,7 +255,11 @@ def main() -> int:
     threads = options.threads or (1 if options.quick else 2)
     clock: Clock = options.clock or ("cpu" if options.quick else "wall")
     began, before = time.monotonic(), reading()
-    limits = [measure(native, number, 3 if options.quick else 7, clock) for number in (1, 2)]
+
+    def measured() -> list[Limits]:
+        return [measure(native, number, 3 if options.quick else 7, clock) for number in (1, 2)]
+
+    limits = measured()
     entries, references = contestants(Home.chosen(options.home).models, threads, quick=options.quick)
     try:
         gaps = run(entries, references, size)
@@ -270,6 +274,7 @@ def main() -> int:
     finally:
         for entry in {id(e): e for e in (*entries, *references.values())}.values():
             entry.close()
+    limits = [pooled(both) for both in zip(limits, measured(), strict=True)]
     rows = table(entries, entries[0], limits, clock) + layer
     about = (
         f"{native.isa}, {threads} threads, {size.rounds} rounds in turn, {clock} seconds; the machine was "

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.home import Home
 from benchmarks.judge import Verdict
-from benchmarks.limits import Limits
+from benchmarks.limits import Limits, measure, pooled
 from benchmarks.visits import TRIAL, Amount, Contestant, Sample
 from moe_core.kernels.cpu.native import library
 
@@ -22,7 +22,8 @@ class Run:
     minutes: float
     amount: Amount
     began: float = field(default_factory=time.monotonic)
-    limits: list[Limits] = field(default_factory=list)
+    # By threads, each time that they were measured.
+    measured: dict[int, list[Limits]] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
@@ -35,6 +36,22 @@ class Run:
     engines: dict[str, Contestant] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
     has_rounds: bool = True
+
+    @property
+    def limits(self) -> list[Limits]:
+        """The machine's limits, by threads: all that was measured so far, together."""
+        return [pooled(measured) for measured in self.measured.values()]
+
+    def measure_limits(self) -> None:
+        """Measure the machine's limits once more, on one thread and on two; nobody else is to be at work."""
+        native = library()
+        assert native is not None
+        for threads in (1, 2):
+            found = measure(native, threads, 5, "wall")
+            self.measured.setdefault(threads, []).append(found)
+            say(
+                f"  memory read by {threads} threads: {found.read_gb_s:.1f} GB/s, at best {found.best_read_gb_s:.1f}"
+            )
 
     @property
     def left_s(self) -> float:

@@ -127,9 +127,7 @@ def _quick_row(name: str, row: dict[str, Any], base: float, limit: Limits) -> di
         "contestant": name, "metric": f"layer {row['tokens']}", "median": 1e6 / middle, "least": 1e6 / max(row["cpu"]),
         "most": 1e6 / min(row["cpu"]), "ratio": base / middle,
     }  # fmt: skip
-    share = floor_us(row, limit) / middle
-    # Faster than memory: a large last cache holds the few experts that one token needs of each copy: no share of it.
-    return found | ({"roofline": share} if share <= 1 else {})
+    return found | {"roofline": floor_us(row, limit) / middle}
 
 
 def layers_measured(pythons: dict[str, Path], threads: int, rounds: int = ROUNDS) -> dict[str, Any]:

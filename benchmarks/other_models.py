@@ -7,7 +7,9 @@ from typing import Any
 from benchmarks import report
 from benchmarks.bounds import bounds
 from benchmarks.findings import Run, say
+from benchmarks.home import Home
 from benchmarks.judge import Judge
+from benchmarks.limits import Limits
 from benchmarks.models import model_dir
 from benchmarks.peers import llamacpp, transformers, turnout
 from benchmarks.peers.environment import Unavailable
@@ -29,15 +31,9 @@ def others_measured(run: Run) -> dict[str, Any]:
 
 def _measured(run: Run, model: str) -> dict[str, Any]:
     own = Run(run.home, run.left_s / 60, Amount(concurrencies=()))
-    own.limits = run.limits
+    own.measured = run.measured
     servers, path = _contestants(own, model), model_dir(model, run.home.models)
     prompts, judge = Prompts.of(path), Judge(transformers.ENVIRONMENT.python(run.home), path)
-    own.extra["bounds"] = {
-        "2": {
-            metric: {one.name: bound for one in servers}
-            for metric, bound in bounds(path, run.limits[-1]).items()
-        }
-    }
     try:
         rounds(own, servers, judge, prompts, lambda: None, at_most=NUM_ROUNDS)
     finally:
@@ -62,6 +58,16 @@ def _contestants(run: Run, model: str) -> list[Contestant]:
     found += engines
     for one in found:
         run.contestants[one.name] = {"peer": one.peer, "precision": one.precision, "note": one.note}
+    return found
+
+
+def bounded(found: dict[str, Any], limit: Limits, home: Home) -> dict[str, Any]:
+    """The same with what the limits allow each model, of which the page tells shares."""
+    for model, run in found.items():
+        allowed = bounds(model_dir(model, home.models), limit)
+        run["extra"]["bounds"] = {
+            "2": {metric: dict.fromkeys(run["contestants"], bound) for metric, bound in allowed.items()}
+        }
     return found
 
 

@@ -139,6 +139,7 @@ def rounds(
             if isinstance(server, turnout.Gateway) and not isinstance(following, turnout.Gateway):
                 server.platform.stop()
         judge.close()
+        run.measure_limits()
         number += 1
         # Later rounds are much shorter: nothing slow is repeated, and what loads for minutes is there.
         is_last = number == at_most or run.left_s < 0.35 * (time.monotonic() - began)

@@ -97,7 +97,7 @@ class ServeSpec(Spec):
     the domain map alone."""
     ngram_tokens: Annotated[int, Field(ge=0, le=16)] | None = None
     """At most so many tokens of a greedy answer are guessed from what it holds already and checked in one step, as many as
-    pay; 0: none, as beside `batch_invariant`. Null: up to 15 where guessing changes no bit, in the native step, else none."""
+    pay; 0: none, as beside `batch_invariant`. Null: up to 15 in the native step, where that changes no bit, else none."""
     batch_invariant: bool = False
     """The same numbers whatever shares the batch: each chunk is computed by itself, prompts in equal pieces. Slower."""
     drain_s: Annotated[float, Field(ge=0.0, le=3600.0)] = 20.0

@@ -34,3 +34,12 @@ def test_vllm_counts_by_its_best_round_and_others_by_their_median() -> None:
         "best peer (of vLLM its best round)" in line
         for line in layers.section({"rows": [ours], "missing": {}}, LIMIT)
     )
+
+
+def test_a_layer_faster_than_the_floor_is_told_so() -> None:
+    # Ten megabytes at ten gigabytes a second take a millisecond.
+    assert _told(_row("Turnout, 16 bits", 800.0))["Turnout, 16 bits"][-2] == "125%"
+    assert (
+        layers._quick_row("turnout bf16", _row("turnout bf16, 16 bits", 800.0), 1.0, LIMIT)["roofline"]
+        == 1.25
+    )

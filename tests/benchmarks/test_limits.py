@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 
-from benchmarks.limits import TILES, VECTORS, cpu_flags, measure, products
+from benchmarks.limits import (
+    TILES,
+    VECTORS,
+    Limits,
+    cpu_flags,
+    huge_share,
+    measure,
+    memory_read,
+    pooled,
+    products,
+)
+from moe_core.kernels.cpu.arena import address_of
 from moe_core.kernels.cpu.native import library
 
 
@@ -27,3 +40,34 @@ def test_eight_bits_are_multiplied_faster_than_sixteen() -> None:
     if "int8" in products(native.isa, cpu_flags()):
         # Twice as many to an instruction; a loop that keeps its sums in memory would not even be as fast.
         assert limits.best_operations_s["int8"] > 1.3 * limits.best_operations_s["bf16"]
+
+
+def _gives_huge_pages() -> bool:
+    """Whether the kernel gives them to who asks for 64 MB of private memory now."""
+    memory = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    memory.write(bytes(len(memory)))
+    return (huge_share(address_of(memory), len(memory)) or 0.0) > 0.9
+
+
+@pytest.mark.skipif(
+    library() is None or not hasattr(mmap, "MADV_HUGEPAGE"), reason="no kernels, or no huge pages"
+)
+def test_the_memory_that_is_read_lies_in_huge_pages_as_weights_do() -> None:
+    native = library()
+    assert native is not None
+    if not _gives_huge_pages():
+        pytest.skip("the kernel gives no huge pages")
+    share = measure(native, 1, 1, "cpu").huge_share
+    # Pages of a shared mapping are never huge; of 512 MB of private ones a few may be small.
+    assert share is not None and share > 0.5
+
+
+def test_limits_that_were_measured_again_count_together() -> None:
+    first = Limits(2, 10.0, 11.0, {"bf16": 1e9, "int8": 2e9}, (9.0, 10.0, 11.0), 1.0)
+    later = Limits(2, 20.0, 21.0, {"bf16": 3e9, "int8": 1e9}, (19.0, 20.0, 21.0), 0.75)
+    found = pooled([first, later])
+    assert (found.threads, found.read_gb_s, found.best_read_gb_s) == (2, 15.0, 21.0)
+    assert found.best_operations_s == {"bf16": 3e9, "int8": 2e9}
+    assert len(found.readings_gb_s) == 6 and found.huge_share == 0.75
+    assert memory_read(found.huge_share) == "512 MB, private, 75% in huge pages"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import against, findings, turns
 from benchmarks.accounting import Meter, pss_bytes, tree
 from benchmarks.against import joined
 from benchmarks.bounds import bounds
@@ -21,6 +22,7 @@ from benchmarks.peers.environment import Unavailable, call
 from benchmarks.peers.turnout import Gateway, write_panels
 from benchmarks.prompts import Prompts
 from benchmarks.report import page
+from benchmarks.visits import TRIAL
 from moe_core.kernels.cpu.native import library
 
 BURN = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
@@ -215,3 +217,69 @@ def test_a_part_that_is_measured_later_joins_the_page_of_the_rounds() -> None:
     assert "## Sparse" in page(found)
     again = joined(found, after | {"extra": {"sections": [["## Sparse", "measured anew"]]}})
     assert page(again).count("## Sparse") == 1 and "measured anew" in page(again)
+
+
+def test_a_prompts_table_tells_the_seconds_until_the_first_token() -> None:
+    run = _run(ours=1.0, peer=1.0)
+    assert "| first token, s" not in page(run)
+    prompts = [
+        run["samples"][1]
+        | {"contestant": "engine bf16", "metric": "prefill 512", "tokens": 512, "wall": wall}
+        for wall in (0.5, 0.625, 1.0)
+    ]
+    text = page(run | {"samples": [*run["samples"], *prompts]})
+    assert "| first token, s, median (least to most) | a processor second |" in text
+    assert "| **engine bf16** | 16 | 819.2 (512.0 to 1024.0), 3 | 0.62 (0.50 to 1.00) | 512.0 |" in text
+
+
+def test_a_page_tells_which_memory_was_read_how_often_and_shares_above_the_limit() -> None:
+    run = _run(ours=1.0, peer=1.0)
+    assert "| 2 | 20.0 (to 25.0) | 512 MB, shared, in small pages | 400 | – |" in page(run)
+    run["limits"][0] |= {"readings_gb_s": [15.0, 20.0, 25.0], "huge_share": 1.0}
+    text = page(run)
+    assert "| 2 | 20.0 (15.0 to 25.0), 3 | 512 MB, private, 100% in huge pages | 400 | – |" in text
+    # 100 tokens a second where 80 were thought possible.
+    assert "| 125% | 25% |" in text and "above 100 % was read faster than the loop" in text
+
+
+def test_limits_are_measured_before_between_and_after_and_shares_are_of_them_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a part found is set against the best reading of the whole run, also one that came after it."""
+    rates, told = iter(range(1, 100)), []
+
+    def measured(native: object, threads: int, repeats: int, clock: str) -> Limits:
+        rate = float(next(rates))
+        return Limits(threads, rate, rate, {"bf16": 1e9}, (rate,), 1.0)
+
+    monkeypatch.setattr(findings, "measure", measured)
+    monkeypatch.setattr(findings, "library", object)
+    monkeypatch.setattr(turns, "visited", lambda *_: told.append("visit"))
+    monkeypatch.setattr(against, "gathered", lambda run, names: [Idle()])
+    monkeypatch.setattr(against, "model_dir", lambda name, home: tmp_path)
+    monkeypatch.setattr(against.Prompts, "of", lambda path: Prompts([]))
+    monkeypatch.setattr(against, "Judge", lambda python, model: Idle())
+    monkeypatch.setattr(against, "bounds_of", lambda run, servers: {"best": run.limits[-1].best_read_gb_s})
+    monkeypatch.setattr(against.layers, "layers_measured", lambda *_, **__: told.append("layers") or {})
+    monkeypatch.setattr(against.layers, "section", lambda found, limit: [f"at most {limit.best_read_gb_s}"])
+    run = findings.Run(Home(tmp_path), 60.0, TRIAL, parts=["layers"])
+    against.compared(run, [])
+    assert told == ["visit", "layers"]
+    # Before the round, after it, and at the end.
+    assert [len(one.readings_gb_s) for one in run.limits] == [3, 3]
+    assert run.extra["bounds"] == {"best": 6.0} and run.extra["sections"] == [["at most 6.0"]]
+
+
+class Idle:
+    """A contestant, and a judge, of whom nothing is asked."""
+
+    name, peer, precision, stays, threads = "idle", "Idle", "16 bits", False, 1
+
+    def thaw(self) -> None:
+        """Never frozen."""
+
+    def stop(self) -> None:
+        """Never started."""
+
+    def close(self) -> None:
+        """Never opened."""
