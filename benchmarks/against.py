@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks import guesses, layers, other_models, sparse, switches
 from benchmarks.bounds import bounds
 from benchmarks.findings import Run, say
+from benchmarks.floors import NOTHING_MEASURED
 from benchmarks.home import Home
 from benchmarks.judge import Judge
 from benchmarks.models import model_dir
@@ -215,8 +216,8 @@ def main() -> int:
             print(f"there is no {kind} {', '.join(unknown)}; there are {', '.join(known)}")
             return 2
     if library() is None:
-        print("the CPU kernels are not compiled here: nothing to measure")
-        return 0
+        print("the CPU kernels are not compiled here: nothing was measured")
+        return NOTHING_MEASURED
     run = Run(Home.chosen(options.home), options.minutes, TRIAL if options.trial else Amount())
     run.only, run.parts = words_of(options.only), parts
     run.has_rounds = not options.no_rounds

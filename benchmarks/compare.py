@@ -1,11 +1,11 @@
 """Turnout against transformers in process, round by round in turn, with the roofline and the share of it.
 
     ./turnout bench compare [--rounds N] [--threads N] [--json PATH] [--page PATH]   the benchmark models, in process
-    ./turnout bench --quick                                                          a small random mixture, 2 minutes
+    ./turnout bench --quick                                                          a small random mixture, 3 minutes
 
 The roofline is measured first. A contestant whose tokens are not the reference's (or as good as its best, within the
-rounding of bfloat16) is refused, and the run fails. `--quick` fails when a ratio to transformers falls below its floor;
-it counts processor seconds on one thread, which a busy machine disturbs far less than the wall.
+rounding of bfloat16) is refused, and the run fails. `--quick` fails when a ratio to transformers falls below its floor
+twice; it counts processor seconds on one thread, which a busy machine disturbs far less than the wall.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from typing import Any
 import torch
 
 from benchmarks.bounds import active_bytes
+from benchmarks.floors import NOTHING_MEASURED, floor_share, held
 from benchmarks.home import Home
 from benchmarks.layers import quick_layer
-from benchmarks.limits import Clock, Limits, measure, memory_read, pooled
+from benchmarks.limits import Clock, Limits, cpu_flags, measure, memory_read, pooled
 from benchmarks.models import model_dir
 from moe_core.checkpoint.store import read_spec
-from moe_core.kernels.cpu.native import library
+from moe_core.kernels.cpu.native import Library, library
 
 ROOT = Path(__file__).parents[1]
 # How far below the reference's best a token may be, as a share of the spread of its logits.
 MOST_GAP = 0.02
+# In few bits behind routers at random, which choose other experts for inputs rounded to 8 bits; any token lacks a half.
+MOST_GAP_AT_RANDOM = 0.35
 CACHED_BYTES = 100e6
-# Ratios of processor seconds to transformers that a change must not fall below: about half of what is measured.
-FLOORS = {"prefill": 1.0, "decode 1": 2.5, "layer 1": 1.5, "layer 128": 0.8}
 
 
 @dataclass(slots=True)
@@ -104,11 +105,12 @@ def prompts(count: int, length: int, vocab: int, seed: int) -> list[list[int]]:
 
 
 def check(entry: Entry, reference: Entry, vocab: int, size: Size) -> float:
-    """The largest gap of an answer's tokens to the reference's best; raises RuntimeError above MOST_GAP."""
+    """The largest gap of an answer's tokens to the reference's best; raises RuntimeError when it is too large."""
+    most = MOST_GAP_AT_RANDOM if entry.model.name.startswith("quick-") else MOST_GAP
     prompt = prompts(1, size.decode_prompt, vocab, 77)[0]
     tokens = entry.ask(do="decode", prompts=[prompt], new=size.new)["answers"][0]
     gap = float(reference.ask(do="judge", prompt=prompt, answer=tokens)["gap"])
-    if not gap <= MOST_GAP:
+    if not gap <= most:
         raise RuntimeError(
             f"{entry.name}: a token is {gap:.1%} of the logits' spread below the reference's best"
         )
@@ -133,16 +135,42 @@ def rates(entry: Entry, metric: str, clock: str) -> list[float]:
     return [taken["tokens"] / taken[clock] for taken in entry.seconds[metric][1:]]
 
 
-def run(entries: list[Entry], references: dict[str, Entry], size: Size) -> dict[str, float]:
-    """Check every contestant, then measure them in turn; the gaps found."""
-    gaps = {}
+def checked(entries: list[Entry], references: dict[str, Entry], size: Size) -> dict[str, float]:
+    """The gap of each contestant to its reference; raises RuntimeError when one is too large."""
+    return {
+        entry.name: check(entry, references[entry.name], read_spec(entry.model).vocab_size, size)
+        for entry in entries
+    }
+
+
+def measure_rounds(entries: list[Entry], size: Size) -> None:
+    """All rounds, and one before them that warms up; what was measured before is forgotten."""
     for entry in entries:
-        vocab = read_spec(entry.model).vocab_size
-        gaps[entry.name] = check(entry, references[entry.name], vocab, size)
+        entry.seconds.clear()
     for number in range(size.rounds + 1):
         for entry in entries:
             measure_round(entry, read_spec(entry.model).vocab_size, size, number)
-    return gaps
+
+
+@dataclass(slots=True)
+class Machine:
+    """What this machine reaches on one thread and on two, all that was measured of it together."""
+
+    native: Library
+    repeats: int
+    clock: Clock
+    measured: dict[int, list[Limits]] = field(default_factory=dict)
+
+    def measure(self) -> None:
+        """Measure it once more."""
+        for threads in (1, 2):
+            found = measure(self.native, threads, self.repeats, self.clock)
+            self.measured.setdefault(threads, []).append(found)
+
+    @property
+    def limits(self) -> list[Limits]:
+        """By threads."""
+        return [pooled(measured) for measured in self.measured.values()]
 
 
 def foreign(before: tuple[float, float], after: tuple[float, float]) -> float:
@@ -219,10 +247,8 @@ def contestants(home: Path, threads: int, *, quick: bool) -> tuple[list[Entry], 
     peer = Entry("transformers bf16", "transformers", base, threads)
     entries = [peer, Entry("turnout bf16", "turnout", base, threads)]
     references = {entry.name: peer for entry in entries}
-    for name, label in (
-        () if quick else (("smol-moe-8x-q8", "turnout 8 bits"), ("smol-moe-8x-q4", "turnout 4 bits"))
-    ):
-        packed = model_dir(name, home)
+    for suffix, label in (("q8", "turnout 8 bits"), ("q4", "turnout 4 bits")):
+        packed = model_dir(f"{base.name}-{suffix}", home)
         entries.append(Entry(label, "turnout", packed, threads))
         references[label] = Entry(f"{label}, reference", "torch", packed, threads)
     return entries, references
@@ -248,25 +274,30 @@ def main() -> int:
     options = parser.parse_args()
     native = library()
     if native is None:
-        print("the CPU kernels are not compiled here: nothing to measure")
-        return 0
+        print(
+            "the CPU kernels are not compiled here: nothing was measured, and nothing is known of the floors"
+        )
+        return NOTHING_MEASURED
     size = QUICK if options.quick else FULL
     size = Size(size.prompt, size.decode_prompt, size.new, size.batches, options.rounds or size.rounds)
     threads = options.threads or (1 if options.quick else 2)
     clock: Clock = options.clock or ("cpu" if options.quick else "wall")
     began, before = time.monotonic(), reading()
-
-    def measured() -> list[Limits]:
-        return [measure(native, number, 3 if options.quick else 7, clock) for number in (1, 2)]
-
-    limits = measured()
+    machine = Machine(native, 3 if options.quick else 7, clock)
+    machine.measure()
     entries, references = contestants(Home.chosen(options.home).models, threads, quick=options.quick)
+
+    def measured() -> list[dict[str, Any]]:
+        measure_rounds(entries, size)
+        alone = options.quick and threads == 1 and clock == "cpu"
+        layer = quick_layer(machine.limits[0], max(size.rounds, 9)) if alone else []
+        machine.measure()
+        return table(entries, entries[0], machine.limits, clock) + layer
+
     try:
-        gaps = run(entries, references, size)
-        layer = (
-            quick_layer(limits[0], max(size.rounds, 5))
-            if options.quick and threads == 1 and clock == "cpu"
-            else []
+        gaps = checked(entries, references, size)
+        rows, status = (
+            held(measured, floor_share(native.isa, cpu_flags())) if options.quick else (measured(), 0)
         )
     except RuntimeError as error:
         print(f"refused: {error}")
@@ -274,31 +305,18 @@ def main() -> int:
     finally:
         for entry in {id(e): e for e in (*entries, *references.values())}.values():
             entry.close()
-    limits = [pooled(both) for both in zip(limits, measured(), strict=True)]
-    rows = table(entries, entries[0], limits, clock) + layer
     about = (
         f"{native.isa}, {threads} threads, {size.rounds} rounds in turn, {clock} seconds; the machine was "
         f"{foreign(before, reading()):.0%} busy, load {os.getloadavg()[0]:.1f}; {time.monotonic() - began:.0f} s in all."
     )
-    text = page(rows, limits, gaps, entries, about)
+    text = page(rows, machine.limits, gaps, entries, about)
     print(text)
     if options.page:
         options.page.write_text(text)
     if options.json:
-        found = {"about": about, "limits": [asdict(x) for x in limits], "rows": rows, "gaps": gaps}
+        found = {"about": about, "limits": [asdict(x) for x in machine.limits], "rows": rows, "gaps": gaps}
         options.json.write_text(json.dumps(found, indent=1))
-    return below_floors(rows) if options.quick else 0
-
-
-def below_floors(rows: list[dict[str, Any]]) -> int:
-    """1, and a line for each, when a ratio of ours is below its floor."""
-    ours = [row for row in rows if row["contestant"].startswith("turnout") and row["metric"] in FLOORS]
-    low = [row for row in ours if row["ratio"] < FLOORS[row["metric"]]]
-    for row in low:
-        print(
-            f"REGRESSION: {row['metric']} is {row['ratio']:.2f} times transformers; the floor is {FLOORS[row['metric']]}"
-        )
-    return 1 if low else 0
+    return status
 
 
 if __name__ == "__main__":

@@ -90,11 +90,18 @@ def _wants_a_processor(pid: int) -> bool:
     return False
 
 
+QUICK_KINDS = {
+    "transformers bf16": ("grouped_mm", "16"),
+    **{
+        f"turnout {told}": (f"turnout {bits}", bits)
+        for told, bits in (("bf16", "16"), ("8 bits", "8"), ("4 bits", "4"))
+    },
+}
 QUICK_SHAPE, QUICK_TOKENS = "8 experts, top-2 (576 x 1536)", [1, 128]
 
 
 def quick_layer(limit: Limits, rounds: int) -> list[dict[str, Any]]:
-    """One layer in 16 bits against transformers' grouped experts, in processor seconds of one thread.
+    """One layer in 16, 8 and 4 bits against transformers' grouped experts in 16, in processor seconds of one thread.
 
     Rows as `compare.table` gives them: layers a second, the ratio to transformers, the share of the roofline.
 
@@ -102,14 +109,14 @@ def quick_layer(limit: Limits, rounds: int) -> list[dict[str, Any]]:
         RuntimeError: when an output is wrong or a process ends.
     """
     children = {
-        name: Child(f"{name}, 16 bits", Path(sys.executable), kind, limit.threads)
-        for name, kind in (("transformers bf16", "grouped_mm"), ("turnout bf16", "turnout 16"))
+        name: Child(f"{name}, {bits} bits", Path(sys.executable), kind, limit.threads)
+        for name, (kind, bits) in QUICK_KINDS.items()
     }
     rows: list[dict[str, Any]] = []
     try:
         for name, child in children.items():
             worst = max(child.ask(shape=SHAPES[QUICK_SHAPE], tokens=QUICK_TOKENS)["errors"].values())
-            if not worst <= MOST_ERROR["16"]:
+            if not worst <= MOST_ERROR[QUICK_KINDS[name][1]]:
                 raise RuntimeError(f"{name}: the output of a layer is {worst:.1%} off")
         for tokens in QUICK_TOKENS:
             taken = _in_turn({child.name: child for child in children.values()}, QUICK_SHAPE, tokens, rounds)

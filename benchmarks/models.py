@@ -55,13 +55,14 @@ def _upcycled(path: Path, home: Path) -> None:
     moe_core.save(mixture, path, dtype="bfloat16", tokenizer_from=home / "smollm2")
 
 
-def _packed(bits: int) -> Callable[[Path, Path], None]:
+def _packed(bits: int, of: str = "smol-moe-8x") -> Callable[[Path, Path], None]:
     def build(path: Path, home: Path) -> None:
-        source = model_dir("smol-moe-8x", home)
+        source = model_dir(of, home)
         own, head = (ExpertQuantSpec.parse({"bits": b, "group_size": GROUPS[b]}) for b in (bits, 8))
         spec = QuantiseSpec(quantisation=own, attention=own, head=head)
         packed, _ = quantise(moe_core.load(source, "bfloat16"), spec)
-        moe_core.save(packed, path, dtype="bfloat16", tokenizer_from=source)
+        has_tokenizer = (source / "tokenizer.json").exists()
+        moe_core.save(packed, path, dtype="bfloat16", tokenizer_from=source if has_tokenizer else None)
 
     return build
 
@@ -112,4 +113,6 @@ BUILDERS: dict[str, Callable[[Path, Path], None]] = {
     "dense-big": _dense_big,
     "qwen3moe-64e": _fine_grained,
     "quick": _quick,
+    "quick-q8": _packed(8, "quick"),
+    "quick-q4": _packed(4, "quick"),
 }

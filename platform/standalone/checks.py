@@ -41,7 +41,7 @@ def run(name: str, arguments: list[str]) -> int:
     compile_catalogs()
     outcomes = []
     for stage in stages:
-        if stage.is_pytest:
+        if stage.needs_kernels:
             kernels.finish()
         outcomes.append(run_stage(stage))
     return summarise(outcomes, time.monotonic() - began)
@@ -83,6 +83,8 @@ def run_stage(stage: Stage) -> Outcome:
     seconds = time.monotonic() - began
     if stage.is_pytest and status == NOTHING_COLLECTED:
         return Outcome(stage, "not run", seconds, "pytest found no test")
+    if status in stage.not_run:
+        return Outcome(stage, "not run", seconds, stage.not_run[status])
     return Outcome(stage, "passed" if status == 0 else "failed", seconds, said)
 
 

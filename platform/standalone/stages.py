@@ -20,11 +20,18 @@ class Stage:
     needs_services: bool = False
     needs_browser: bool = False
     environment: dict[str, str] = field(default_factory=dict)
+    # The exit status by which its command says that it could not run, and why.
+    not_run: dict[int, str] = field(default_factory=dict)
 
     @property
     def is_pytest(self) -> bool:
         """True when the last line of its output counts tests."""
         return self.command[: len(PYTEST)] == PYTEST
+
+    @property
+    def needs_kernels(self) -> bool:
+        """True when the CPU kernels are to be compiled before it runs."""
+        return self.is_pytest or self.name == "speed"
 
 
 _DJANGO = {"DJANGO_SETTINGS_MODULE": "config.settings.test"}
@@ -49,7 +56,10 @@ NATIVE = Stage("native", "tests of moe_core", [*PYTEST, "-p", "no:django", "test
 # Not among all: it installs other versions of Triton, half a gigabyte each.
 TRITON = Stage("triton", "kernels with each version of Triton", [PYTHON, "-m", "standalone.tritons"])
 FAULTS = Stage("faults", "tests that break things", [*PYTEST, "-m", "faults"])
-SPEED = Stage("speed", "speed against transformers", [PYTHON, "-m", "benchmarks.compare", "--quick"])
+SPEED = Stage(
+    "speed", "speed against transformers", [PYTHON, "-m", "benchmarks.compare", "--quick"],
+    not_run={77: "the CPU kernels are not compiled on this machine: nothing was measured"},
+)  # fmt: skip
 # In a process of its own: Playwright leaves an event loop running, and Django's ORM then refuses to work.
 BROWSER = Stage(
     "browser", "browser tests", [*PYTEST, "-p", "no:django", "-m", "browser", "tests/e2e"], needs_browser=True

@@ -260,7 +260,12 @@ def test_limits_are_measured_before_between_and_after_and_shares_are_of_them_all
     monkeypatch.setattr(against.Prompts, "of", lambda path: Prompts([]))
     monkeypatch.setattr(against, "Judge", lambda python, model: Idle())
     monkeypatch.setattr(against, "bounds_of", lambda run, servers: {"best": run.limits[-1].best_read_gb_s})
-    monkeypatch.setattr(against.layers, "layers_measured", lambda *_, **__: told.append("layers") or {})
+
+    def layers_measured(*_: object, **__: object) -> dict[str, object]:
+        told.append("layers")
+        return {}
+
+    monkeypatch.setattr(against.layers, "layers_measured", layers_measured)
     monkeypatch.setattr(against.layers, "section", lambda found, limit: [f"at most {limit.best_read_gb_s}"])
     run = findings.Run(Home(tmp_path), 60.0, TRIAL, parts=["layers"])
     against.compared(run, [])

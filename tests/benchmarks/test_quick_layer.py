@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compare, layers
+from benchmarks import layers
+from benchmarks.floors import FLOORS, below, floor_share, held
 from benchmarks.limits import Limits
 
 LIMIT = Limits(1, 10.0, 10.0, {"bf16": 1e12})
+# What a layer of one token was measured at, in times of transformers.
+RATIOS = {"16": 3.8, "8": 6.8, "4": 11.3}
 
 
 class Child:
     """Takes a second on the wall and so much of the processor; `error` is what its output is off."""
 
-    cpu = {"grouped_mm": 0.004, "turnout 16": 0.002}
-    error = 0.004
+    cpu = {"grouped_mm": 0.004, "turnout 16": 0.001, "turnout 8": 0.0005, "turnout 4": 0.00025}
+    error, wrong = 0.004, "turnout 16"
     busy: str | None = None
 
     def __init__(self, name: str, python: object, kind: str, threads: int) -> None:
@@ -27,7 +30,7 @@ class Child:
 
     def ask(self, **told: Any) -> dict[str, Any]:
         if "shape" in told:
-            return {"errors": {"1": self.error if self.kind == "turnout 16" else 0.0}}
+            return {"errors": {"1": self.error if self.kind == self.wrong else 0.0}}
         assert Child.busy is None, f"{Child.busy} still takes the processor"
         Child.busy = self.name
         return {"wall": 1.0, "cpu": self.cpu[self.kind], "active_bytes": 1e7}
@@ -42,23 +45,43 @@ class Child:
 def test_ratios_and_shares_are_of_processor_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "Child", Child)
     rows = layers.quick_layer(LIMIT, rounds=3)
-    ours = {row["metric"]: row for row in rows if row["contestant"] == "turnout bf16"}
-    assert set(ours) == {"layer 1", "layer 128"} <= set(compare.FLOORS)
-    assert ours["layer 1"]["ratio"] == pytest.approx(2.0) and ours["layer 1"]["median"] == pytest.approx(
-        500.0
-    )
-    # Ten megabytes at ten gigabytes a second are half of what it took.
-    assert ours["layer 1"]["roofline"] == pytest.approx(0.5)
-    assert compare.below_floors(rows) == 0
-    monkeypatch.setattr(Child, "cpu", {"grouped_mm": 0.001, "turnout 16": 0.002})
-    assert compare.below_floors(layers.quick_layer(LIMIT, rounds=3)) == 1
+    ours = {(row["contestant"], row["metric"]): row for row in rows}
+    told = {"turnout bf16", "turnout 8 bits", "turnout 4 bits"}
+    assert set(ours) == {(name, f"layer {n}") for name in (*told, "transformers bf16") for n in (1, 128)}
+    # Whatever is measured of ours has a floor.
+    assert all(f"layer {n}" in FLOORS[name] for name in told for n in (1, 128))
+    one = ours["turnout bf16", "layer 1"]
+    assert one["ratio"] == pytest.approx(4.0) and one["median"] == pytest.approx(1000.0)
+    # Ten megabytes at ten gigabytes a second take as long; in 8 bits with a scale of 64 a little more than half of it.
+    assert one["roofline"] == pytest.approx(1.0)
+    assert ours["turnout 8 bits", "layer 1"]["roofline"] == pytest.approx(2 * 8.25 / 16)
+    assert not below(rows)
+
+
+@pytest.mark.parametrize("kind", ["turnout 16", "turnout 8", "turnout 4"])
+def test_a_layer_that_is_half_as_fast_is_below_its_floor(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """By what this machine takes, in units of transformers' time; each number of bits goes red alone."""
+    usual = {"grouped_mm": 1.0} | {f"turnout {bits}": 1 / RATIOS[bits] for bits in RATIOS}
+    monkeypatch.setattr(layers, "Child", Child)
+    monkeypatch.setattr(layers, "QUICK_TOKENS", [1])
+    monkeypatch.setattr(Child, "cpu", usual)
+    assert not below(layers.quick_layer(LIMIT, rounds=3))
+    monkeypatch.setattr(Child, "cpu", usual | {kind: 2 * usual[kind]})
+    name = {"16": "turnout bf16"}.get(kind.split()[1], f"{kind} bits")
+    assert set(below(layers.quick_layer(LIMIT, rounds=3))) == {(name, "layer 1")}
 
 
 def test_a_layer_with_other_output_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "Child", Child)
-    monkeypatch.setattr(Child, "error", 0.5)
-    with pytest.raises(RuntimeError, match="turnout bf16: the output of a layer is 50.0% off"):
+    monkeypatch.setattr(Child, "error", 0.1)
+    with pytest.raises(RuntimeError, match="turnout bf16: the output of a layer is 10.0% off"):
         layers.quick_layer(LIMIT, rounds=3)
+    monkeypatch.setattr(Child, "wrong", "turnout 8")
+    with pytest.raises(RuntimeError, match="turnout 8 bits: the output of a layer is 10.0% off"):
+        layers.quick_layer(LIMIT, rounds=3)
+    # Four bits may be off by so much.
+    monkeypatch.setattr(Child, "wrong", "turnout 4")
+    assert layers.quick_layer(LIMIT, rounds=3)
 
 
 SPINS = """
@@ -95,3 +118,38 @@ def test_one_that_never_rests_is_not_waited_for_for_ever(monkeypatch: pytest.Mon
     began = time.monotonic()
     layers.until_at_rest(0)
     assert time.monotonic() - began >= 0.05
+
+
+def test_only_what_is_below_its_floor_twice_is_a_regression(capsys: pytest.CaptureFixture[str]) -> None:
+    good = [_ratio("turnout bf16", 1.0), _ratio("turnout 4 bits", 1.0), _ratio("transformers bf16", 0.0)]
+    low, other = [_ratio("turnout bf16", 0.99), *good[1:]], [good[0], _ratio("turnout 4 bits", 0.5), good[2]]
+    assert _held(good) == (good, 0) and not capsys.readouterr().out
+    # A busy minute, and one of another; the second measurement is what is told.
+    assert _held(low, good) == (good, 0) and _held(low, other) == (other, 0)
+    assert "measured once more" in capsys.readouterr().out
+    assert _held(other, other) == (other, 1)
+    told = capsys.readouterr().out
+    floor = FLOORS["turnout 4 bits"]["decode 1"]
+    assert (
+        f"REGRESSION: turnout 4 bits, decode 1: {floor / 2:.2f} times transformers, the floor is {floor:.2f}"
+        in told
+    )
+
+
+def test_where_instructions_are_others_less_of_a_floor_counts() -> None:
+    assert floor_share("avx512_bf16", frozenset({"avx512f"})) == 1.0
+    elsewhere = {floor_share("avx2", frozenset()), floor_share("avx512_bf16", frozenset({"amx_tile"}))}
+    (share,) = elsewhere
+    assert 0.5 < share < 1.0
+    low = [_ratio("turnout bf16", 0.9)]
+    assert below(low) and not below(low, share) and below([_ratio("turnout bf16", 0.5)], share)
+
+
+def _ratio(name: str, of_floor: float) -> dict[str, Any]:
+    floor = FLOORS.get(name, {}).get("decode 1", 1.0)
+    return {"contestant": name, "metric": "decode 1", "ratio": of_floor * floor}
+
+
+def _held(*measured: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    left = iter(measured)
+    return held(lambda: next(left))

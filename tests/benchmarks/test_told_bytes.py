@@ -23,7 +23,8 @@ def test_bytes_on_the_page_are_those_of_the_shapes() -> None:
     spec = ModelSpec.parse(SHAPES)
     parts = active_weights(spec)
     eight, four = (bits + 16 / GROUPS[bits] for bits in (8, 4))
-    token, step = [], []
+    token: list[float] = []
+    step: list[float] = []
     for own, head in ((16.0, 16.0), (eight, eight), (four, eight)):
         for times, found in ((1, token), (4, step)):
             packed = (times * parts["experts"] + parts["attention"]) * own

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.floors import NOTHING_MEASURED
 from standalone import browser, checks
 from standalone.checks import Outcome, chosen_stages, run_stage, summarise
 from standalone.paths import ROOT
-from standalone.stages import BROWSER, LINT, PYTEST, STATIC, SUBSETS, Stage
+from standalone.stages import BROWSER, LINT, PYTEST, SPEED, STATIC, SUBSETS, Stage
 
 
 def test_without_a_word_everything_runs_and_the_browser_has_its_own_process():
@@ -70,6 +73,33 @@ def test_a_pytest_run_that_finds_no_test_is_not_a_pass(tmp_path):
         "tests", "tests", [*PYTEST, "-p", "no:django", "-c", "/dev/null", "-o", "addopts=", str(tmp_path)]
     )
     assert run_stage(stage).state == "not run"
+
+
+def test_speed_that_could_not_be_measured_did_not_run_and_fails_on_ci(monkeypatch, capsys):
+    """Without kernels the short comparison has nothing to measure: nobody may take that for a pass."""
+    without = (
+        "import sys; from benchmarks import compare; compare.library = lambda: None; sys.exit(compare.main())"
+    )
+    outcome = run_stage(replace(SPEED, command=[sys.executable, "-c", without, "--quick"]))
+    assert outcome.state == "not run" and outcome.said == SPEED.not_run[NOTHING_MEASURED]
+    monkeypatch.setenv("CI", "true")
+    assert summarise([outcome], 1.0) == 1
+    assert (
+        "SPEED AGAINST TRANSFORMERS DID NOT RUN: the CPU kernels are not compiled" in capsys.readouterr().out
+    )
+
+
+def test_speed_waits_for_the_kernels_that_are_compiled_beside(monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        checks, "KernelBuild", lambda: SimpleNamespace(finish=lambda: told.append("compiled"))
+    )
+    monkeypatch.setattr(checks, "compile_catalogs", lambda: None)
+    monkeypatch.setattr(
+        checks, "run_stage", lambda stage: told.append(stage.name) or Outcome(stage, "passed")
+    )
+    assert checks.run("test", ["speed"]) == 0
+    assert told == ["compiled", "speed"]
 
 
 def test_the_line_in_which_pytest_sums_itself_up_is_repeated(tmp_path, capsys):
