@@ -26,7 +26,7 @@ from moe_core.engine.text import TextCodec
 from moe_core.errors import EngineError, SpecError
 from moe_core.experts.mxfp4 import hold_in_mxfp4
 from moe_core.kernels.cpu.attach import attach
-from moe_core.kernels.cpu.panel_file import PanelFileError
+from moe_core.kernels.cpu.panel_footer import PanelFileError
 from moe_core.kernels.cpu.shelf import on_shelf
 from moe_core.kernels.device import chosen_device
 from moe_core.spec import ServeSpec

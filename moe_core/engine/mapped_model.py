@@ -9,7 +9,8 @@ from moe_core.checkpoint.store import TORCH_DTYPES, read_spec
 from moe_core.engine import late_modules
 from moe_core.engine.packed_at_load import served_spec
 from moe_core.kernels.cpu.attach import attach
-from moe_core.kernels.cpu.panel_file import PanelFileError, PanelReader, PanelWriter
+from moe_core.kernels.cpu.panel_file import PanelReader, PanelWriter
+from moe_core.kernels.cpu.panel_footer import PanelFileError
 from moe_core.model.decoder import Decoder
 from moe_core.spec import ModelSpec, ServeSpec
 
@@ -27,10 +28,10 @@ def mapped_model(spec: ServeSpec, reader: PanelReader) -> tuple[Decoder, str]:
     isa = attach(model, spec.num_threads)
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for told in reader.tensors:
-        name, dtype, shape = told["name"], getattr(torch, told["dtype"], None), tuple(told["shape"])
-        if name not in held or held[name].dtype is not dtype or tuple(held[name].shape) != shape:
-            raise PanelFileError(f"the panel file has a tensor {name} that the model has not so")
-        _put(model, name, torch.frombuffer(reader.bytes_of(told), dtype=dtype).view(shape))
+        like, dtype = held.get(told.name), getattr(torch, told.dtype, None)
+        if like is None or like.dtype is not dtype or like.shape != told.shape or like.nbytes != told.bytes:
+            raise PanelFileError(f"it has a tensor {told.name} that the model has not so")
+        _put(model, told.name, torch.frombuffer(reader.bytes_of(told), dtype=dtype).view(told.shape))
     _require_whole(model)
     return model, isa
 
@@ -77,7 +78,7 @@ def _require_whole(model: nn.Module) -> None:
         own = {**module._parameters, **module._buffers, **vars(module)}
         empty = [name for name, value in own.items() if isinstance(value, Tensor) and value.is_meta]
         if empty and not hasattr(module, "panels") and not _in_panels_of_parent(model, path):
-            raise PanelFileError(f"the panel file lacks {path}.{empty[0]}")
+            raise PanelFileError(f"it lacks {path}.{empty[0]}")
 
 
 def _in_panels_of_parent(model: nn.Module, path: str) -> bool:

@@ -19,7 +19,8 @@ from typing import Self
 
 import moe_core
 from moe_core.kernels.cpu.native import library
-from moe_core.kernels.cpu.panel_file import PanelFileError, PanelReader, PanelWriter, remove_if_left
+from moe_core.kernels.cpu.panel_file import PanelReader, PanelWriter, remove_if_left
+from moe_core.kernels.cpu.panel_footer import PanelFileError
 from moe_core.spec import ServeSpec
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class PanelCache:
 
     def discard(self, error: Exception) -> None:
         """Give up a file that is no good, and write it anew."""
-        logger.warning("the panel file is not used: %s", error)
+        logger.warning("the panel file %s is not used: %s", self._path.name, error)
         self.reader = None
         try:
             self._path.unlink(missing_ok=True)

@@ -1,11 +1,12 @@
 """Panels of a whole model in one file: written while a model is packed for the first time, mapped ever after.
 
-The file holds sections on page borders, then a footer: JSON that names them and says what is so of the model, its length,
-and a mark. It is written under a temporary name, locked until then, and renamed when it is whole and on the disk. The digest
-of its pieces stands in the footer and is checked each time that it is used, beside the rest of a start. Mapped pages are
-shared by all processes that serve the model, and packed into by the first. Who serves it alone packs into huge pages and
-writes the file from there; later it maps the file too where that lies in huge pages of the page cache, and else reads it
-into huge pages of its own: products read faster from them.
+The file holds sections on page borders, then a footer that names them and says what is so of the model. It is written
+under a temporary name, locked until then, and renamed when it is whole and on the disk. The footer is checked before
+anything is mapped; the digest of the body stands in it and is checked each time that it is used, beside the rest of a start.
+
+Mapped pages are shared by all processes that serve the model, and packed into by the first. Who serves it alone packs into
+huge pages and writes the file from there; later it maps the file too where that lies in huge pages of the page cache, and
+else reads it into huge pages of its own: products read faster from them.
 """
 
 from __future__ import annotations
@@ -13,29 +14,20 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import json
 import logging
 import mmap
 import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from moe_core.errors import MoeCoreError
 from moe_core.kernels.cpu.arena import ARENA, address_of, own_memory
 from moe_core.kernels.cpu.mapped_pages import keep, lies_in_huge_pages, map_file
+from moe_core.kernels.cpu.panel_footer import Footer, PanelFileError, Section, StoredTensor, read_footer
 from moe_core.kernels.cpu.panel_pieces import Pieces, write_joined, write_whole
 from moe_core.kernels.cpu.shelf import PAGE_BYTES, Place
 
 logger = logging.getLogger(__name__)
-MARK = b"TURNOUT2"
-TAIL_BYTES = len(MARK) + 8
-MAX_FOOTER_BYTES = 64 << 20
-
-
-class PanelFileError(MoeCoreError):
-    """A panel file that cannot be used; the model is packed anew."""
 
 
 class PanelReader:
@@ -48,74 +40,49 @@ class PanelReader:
         """
         self.path = path
         with path.open("rb", buffering=0) as file:
-            self._footer, self._body_bytes = self._read_footer(file.fileno())
-            if self._footer["key"] != key:
-                raise PanelFileError(f"{path.name} is of another model or other kernels")
-            self._memory = map_file(file.fileno(), self._body_bytes)
+            self._footer, body_bytes = read_footer(file.fileno())
+            if self._footer.key != key:
+                raise PanelFileError("it is of another model or other kernels")
+            self._memory = map_file(file.fileno(), body_bytes)
             self._is_kept = not shared and lies_in_huge_pages(self._memory)
             source = None if shared or self._is_kept else file.fileno()
             if source is not None:
-                self._memory = own_memory(self._body_bytes)
-            self._pieces = Pieces(self._memory, self._body_bytes, source, num_threads)
+                self._memory = own_memory(body_bytes)
+            self._pieces = Pieces(self._memory, body_bytes, source, num_threads)
         self._address = address_of(self._memory)
-        self._sections = {section["what"]: section for section in self._footer["sections"]}
+        self._sections = {section.what: section for section in self._footer.sections}
         self._num_asked = 0
 
     @property
-    def tensors(self) -> list[dict[str, Any]]:
-        """The tensors that are not in panels: name, dtype, shape, and where `bytes_of` finds them."""
-        tensors: list[dict[str, Any]] = self._footer["tensors"]
-        return tensors
+    def tensors(self) -> Sequence[StoredTensor]:
+        """The tensors that are not in panels; `bytes_of` finds theirs."""
+        return self._footer.tensors
 
     @property
     def facts(self) -> Mapping[str, bool]:
         """What the writer said of the model beside its tensors."""
-        facts: dict[str, bool] = self._footer["facts"]
-        return facts
+        return self._footer.facts
 
     def place(self, what: str, num_bytes: int) -> Place:
         """The next panels. Raises PanelFileError when the model asks for others than were written."""
         section = self._sections.get(f"{self._num_asked}:{what}")
         self._num_asked += 1
-        if section is None or section["bytes"] != num_bytes:
-            raise PanelFileError(f"{self.path.name} has no panels {what} of {num_bytes} bytes")
-        return Place(self.bytes_of(section), self._address + section["start"], is_filled=True)
+        if section is None or section.bytes != num_bytes:
+            raise PanelFileError(f"it has no panels {what} of {num_bytes} bytes")
+        return Place(self.bytes_of(section), self._address + section.start, is_filled=True)
 
-    def bytes_of(self, section: dict[str, Any]) -> memoryview:
+    def bytes_of(self, part: Section | StoredTensor) -> memoryview:
         """The bytes of a section or tensor."""
-        return memoryview(self._memory)[section["start"] : section["start"] + section["bytes"]]
+        return memoryview(self._memory)[part.start : part.start + part.bytes]
 
     def verify(self) -> None:
         """Wait for all of it. Raises PanelFileError unless its digest and the number of panels are as written."""
-        if self._pieces.digest() != self._footer["digest"]:
-            raise PanelFileError(f"{self.path.name} is damaged")
+        if self._pieces.digest() != self._footer.digest:
+            raise PanelFileError("its panels are damaged")
         if self._num_asked != len(self._sections):
-            raise PanelFileError(
-                f"{self.path.name} has {len(self._sections)} panels, the model {self._num_asked}"
-            )
+            raise PanelFileError(f"it has {len(self._sections)} panels, the model {self._num_asked}")
         if self._is_kept and not keep(self._memory):
             logger.info("%s is mapped, and may be read anew when memory was short", self.path.name)
-
-    def _read_footer(self, number: int) -> tuple[dict[str, Any], int]:
-        size = os.fstat(number).st_size
-        if size < TAIL_BYTES:
-            raise PanelFileError(f"{self.path.name} is too short")
-        tail = os.pread(number, TAIL_BYTES, size - TAIL_BYTES)
-        length = int.from_bytes(tail[:8], "little")
-        body_bytes = size - TAIL_BYTES - length
-        if tail[8:] != MARK or length > MAX_FOOTER_BYTES or body_bytes < 0:
-            raise PanelFileError(f"{self.path.name} has no footer")
-        try:
-            footer: dict[str, Any] = json.loads(os.pread(number, length, body_bytes))
-            parts = [*footer["sections"], *footer["tensors"]]
-            fits = all(0 <= one["start"] <= one["start"] + one["bytes"] <= body_bytes for one in parts)
-            if not fits or not isinstance(footer["digest"], str) or not isinstance(footer["key"], str):
-                raise PanelFileError(f"{self.path.name} names what lies outside of it")
-            if not all(isinstance(fact, bool) for fact in footer["facts"].values()):
-                raise PanelFileError(f"{self.path.name} says of its model what is neither true nor false")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PanelFileError(f"{self.path.name} has a footer that cannot be read") from error
-        return footer, body_bytes
 
 
 def _own_file(path: Path) -> int:
@@ -168,8 +135,8 @@ class PanelWriter:
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._file = _own_file(self._temporary)
         self._end = 0
-        self._sections: list[dict[str, Any]] = []
-        self._tensors: list[dict[str, Any]] = []
+        self._sections: list[Section] = []
+        self._tensors: list[StoredTensor] = []
         # What is so of the model beside its tensors, for `PanelReader.facts`.
         self.facts: dict[str, bool] = {}
         self._mapped: list[mmap.mmap] = []
@@ -188,9 +155,8 @@ class PanelWriter:
         except OSError as error:
             self._lacks_room(error)
             return None
-        self._sections.append(
-            {"what": f"{len(self._sections)}:{what}", "start": self._end, "bytes": num_bytes}
-        )
+        name = f"{len(self._sections)}:{what}"
+        self._sections.append(Section(what=name, start=self._end, bytes=num_bytes))
         self._end = -(-(self._end + num_bytes) // PAGE_BYTES) * PAGE_BYTES
         return place
 
@@ -214,8 +180,8 @@ class PanelWriter:
         except OSError as error:
             self._lacks_room(error)
             return
-        place = {"start": self._end, "bytes": len(data)}
-        self._tensors.append({"name": name, "dtype": dtype, "shape": list(shape), **place})
+        told = StoredTensor(name=name, dtype=dtype, shape=tuple(shape), start=self._end, bytes=len(data))
+        self._tensors.append(told)
         self._end = -(-(self._end + len(data)) // PAGE_BYTES) * PAGE_BYTES
 
     def _lacks_room(self, error: OSError) -> None:
@@ -230,8 +196,7 @@ class PanelWriter:
             self._protect()
             write_joined(self._file, self._unwritten)
             os.ftruncate(self._file, self._end)
-            digest = Pieces(map_file(self._file, self._end), self._end).digest()
-            os.pwrite(self._file, self._footer(digest), self._end)
+            write_whole(self._file, memoryview(self._footer().to_bytes()), self._end)
             os.fsync(self._file)
             os.rename(self._temporary, self.path)
         except OSError as error:
@@ -252,11 +217,10 @@ class PanelWriter:
         """Leave no file under its temporary name; a thread that finishes it meanwhile finds that it cannot."""
         self._temporary.unlink(missing_ok=True)
 
-    def _footer(self, digest: str) -> bytes:
-        parts = {"sections": self._sections, "tensors": self._tensors}
-        value = {"key": self._key, "digest": digest, "facts": self.facts, **parts}
-        footer = json.dumps(value, separators=(",", ":")).encode()
-        return footer + len(footer).to_bytes(8, "little") + MARK
+    def _footer(self) -> Footer:
+        digest = Pieces(map_file(self._file, self._end), self._end).digest()
+        sections, tensors = tuple(self._sections), tuple(self._tensors)
+        return Footer(key=self._key, digest=digest, facts=self.facts, sections=sections, tensors=tensors)
 
     def _protect(self) -> None:
         """What is packed is never changed: a stray write must not reach the file."""

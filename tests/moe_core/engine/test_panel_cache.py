@@ -21,7 +21,7 @@ from moe_core.engine.panel_cache import SUFFIX, PanelCache
 from moe_core.errors import HashMismatch
 from moe_core.kernels.cpu import panel_file, panel_pieces
 from moe_core.kernels.cpu.native import library
-from moe_core.kernels.cpu.panel_file import TAIL_BYTES
+from moe_core.kernels.cpu.panel_footer import TAIL_BYTES
 from moe_core.kernels.cpu.panels import Panels
 from moe_core.model.init import random_decoder
 from moe_core.operations.quantise import quantise
