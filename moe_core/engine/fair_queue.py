@@ -1,11 +1,13 @@
 """Sequences that wait, in the order in which they should be taken: the key that was served least comes next.
 
-Each key has a counter of the tokens that it was served, those of answers counted twice for they take longer; a key that
-comes back from idleness starts at the least counter among the busy ones, so that nobody saves up a claim and nobody is
-made to wait for what happened while it was away. Within a key the lower priority number goes first, then the older
-request. With one key alone this is the plain order of arrival.
+Each key has a counter of the tokens that it was served, those of answers counted twice for they take longer. A key that
+begins to wait has it lifted to the least among those that wait, or, where nobody does, to that of the key that waited last:
+nobody saves up a claim, and nobody is made to wait for what it was served while others were away or unknown. So counters
+of keys that wait differ by U at most, the longest prompt or twice the tokens that run at once, and a key that waits is
+served 4 U less than any other at most. Within a key the lower priority number goes first, then the older request. With one
+key alone this is the plain order of arrival.
 
-Source: Virtual Token Counter, arXiv 2401.00588.
+Source: Virtual Token Counter, arXiv 2401.00588, algorithm 2 (lemma 4.3, theorems 4.4 and 4.9).
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ class FairQueue:
         self._idle: OrderedDict[str, float] = OrderedDict()
         # Sequences of each key that wait or run.
         self._num_open: Counter[str] = Counter()
+        # Whose line was the last to become empty.
+        self._last_in_line: str | None = None
 
     def __len__(self) -> int:
         return self._num_waiting + len(self._preempted)
@@ -58,8 +62,7 @@ class FairQueue:
         """Note that a new sequence is here; `push` makes it wait."""
         key = sequence.fair_key
         if not self._num_open[key]:
-            least = min(self._served.values(), default=0.0)
-            self._served[key] = max(least, self._idle.pop(key, 0.0))
+            self._served[key] = self._idle.pop(key, 0.0)
         self._num_open[key] += 1
 
     def close(self, sequence: Sequence) -> None:
@@ -71,11 +74,14 @@ class FairQueue:
         del self._num_open[key]
         self._idle[key] = self._served.pop(key)
         if len(self._idle) > MAX_IDLE_KEYS:
-            self._idle.popitem(last=False)
+            del self._idle[next(one for one in self._idle if one != self._last_in_line)]
 
     def push(self, sequence: Sequence) -> None:
         """Add an opened sequence to its key's line."""
-        insort(self._by_key.setdefault(sequence.fair_key, []), sequence, key=_rank)
+        key = sequence.fair_key
+        if key not in self._by_key:
+            self._served[key] = max(self._served[key], self._level())
+        insort(self._by_key.setdefault(key, []), sequence, key=_rank)
         self._num_waiting += 1
 
     def push_preempted(self, sequence: Sequence) -> None:
@@ -94,6 +100,7 @@ class FairQueue:
         self._num_waiting -= 1
         if not line:
             del self._by_key[sequence.fair_key]
+            self._last_in_line = sequence.fair_key
 
     def window(self, size: int) -> list[Sequence]:
         """The first `size` in the order of `iter`."""
@@ -108,6 +115,12 @@ class FairQueue:
     def charge(self, sequence: Sequence, tokens: float) -> None:
         """Add to the counter of a sequence's key."""
         self._served[sequence.fair_key] += tokens
+
+    def _level(self) -> float:
+        """Where the counter of a key that begins to wait stands at least."""
+        if self._by_key:
+            return min(self._served[key] for key in self._by_key)
+        return 0.0 if self._last_in_line is None else self.served(self._last_in_line)
 
     def _fairest(self) -> Iterator[Sequence]:
         """Every line's sequences merged as if each were served its prompt at once."""

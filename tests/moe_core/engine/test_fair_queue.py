@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import count
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,7 +65,34 @@ def test_a_key_that_was_away_has_saved_up_nothing() -> None:
     queue = waiting(busy)
     queue.charge(busy, 500)
     queue.open(late)
+    queue.push(late)
     assert queue.served("late") == 500
+
+
+@pytest.mark.parametrize("keys_between", [0, MAX_IDLE_KEYS + 50])
+def test_a_key_that_nobody_knew_has_no_claim_on_one_that_was_served_before(keys_between: int) -> None:
+    """Though nobody waits when it comes, and many have come and gone since."""
+    numbers = count(1)
+    served = sequence(next(numbers), "served before")
+    queue = waiting(served)
+    queue.charge(served, 1_000_000)
+    for number in range(keys_between):
+        # Held, and cancelled before it was its turn to wait.
+        queue.open(held := sequence(next(numbers), f"key-{number}"))
+        queue.close(held)
+    queue.remove(served)
+    queue.close(served)
+    for number in range(keys_between):
+        queue.open(held := sequence(next(numbers), f"key-{number}"))
+        queue.close(held)
+    for _ in range(8):
+        queue.open(new := sequence(next(numbers), "new"))
+        queue.push(new)
+    back = sequence(next(numbers), "served before")
+    queue.open(back)
+    queue.push(back)
+    assert queue.served("new") == queue.served("served before") == 1_000_000
+    assert queue.window(2)[1] is back
 
 
 def test_a_key_that_leaves_for_a_moment_keeps_what_it_was_served() -> None:
@@ -120,7 +149,7 @@ def test_the_order_holds_everyone_once_and_each_key_s_own_order(sizes) -> None:
 def test_keys_that_always_ask_are_served_alike_whatever_the_size_of_their_requests(
     num_keys: int, max_sequences: int, budget: int
 ) -> None:
-    """Key number k sends prompts k + 1 times as long as key 0's, and answers of another length."""
+    """Key number k sends prompts k + 1 times as long as key 0's, and answers of another length; one of them waits always."""
     planner = Scheduler(
         BlockPool(400),
         max_batch_tokens=budget,
@@ -136,7 +165,7 @@ def test_keys_that_always_ask_are_served_alike_whatever_the_size_of_their_reques
         planner.submit(sequence(number, str(key), tokens=6 * (key + 1)))
 
     for key in range(num_keys):
-        for _ in range(3):
+        for _ in range(max_sequences + 1):
             ask(key)
     for _ in range(600):
         chunks = planner.schedule()
