@@ -10,6 +10,7 @@ from moe_core.engine.affinity import WINDOW, ExpertAffinity
 from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from moe_core.engine.fair_queue import OUTPUT_WEIGHT, FairQueue
 from moe_core.engine.ngram import NgramDrafter
+from moe_core.engine.overtaking import choose_shorter, note_overtaken, note_passed
 from moe_core.engine.sequence import Sequence, SequenceState, num_blocks_for
 from moe_core.errors import EngineBusy
 from moe_core.spec.demands import placed
@@ -272,9 +273,11 @@ class Scheduler:
         if self._preempted or not self.waiting or len(self.running) >= self.max_sequences:
             return None
         if shorter_than is not None:
-            fitting = (one for one in self.waiting.window(WINDOW) if one.num_missing_tokens < shorter_than)
-            found = next(fitting, None)
-            return found if found is not None and self._admit(found) else None
+            found, passed = choose_shorter(self.waiting, shorter_than, self.num_steps)
+            if found is None or not self._admit(found):
+                return None
+            note_passed(passed, self.num_steps)
+            return found
         if self.affinity is None or len(self.waiting) == 1:
             return self._admit_first(self.waiting.window(1))
         window = self.waiting.window(WINDOW)
@@ -282,9 +285,7 @@ class Scheduler:
         if not self._admit(window[place]):
             # Whom the others would share experts with may be too long for now; the first in the order may fit.
             return self._admit_first(window) if place else None
-        for overtaken in window[:place]:
-            if overtaken.overtaken_at_step is None:
-                overtaken.overtaken_at_step = self.num_steps
+        note_overtaken(window[:place], self.num_steps)
         return window[place]
 
     def _admit_first(self, window: list[Sequence]) -> Sequence | None:

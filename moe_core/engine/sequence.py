@@ -70,6 +70,8 @@ class Sequence:
     num_preemptions: int = 0
     # When another that came later in the order was first taken before it.
     overtaken_at_step: int | None = None
+    # The step in which a shorter one of its key first took a turn that would have been its own.
+    passed_at_step: int | None = None
     _hashes: list[bytes] = field(default_factory=list)
 
     @property
