@@ -44,9 +44,13 @@ print(json.dumps({"version": torch.__version__, "threads": torch.get_num_threads
                   "device": torch.cuda.get_device_name(0) if cuda else "CPU only"}))
 """
 KERNEL_FACTS = """
+import json, sys
 from moe_core.kernels.cpu.native import library
+from moe_core.kernels.cpu.unused_sets import unused_sets
 native = library()
-print("" if native is None else native.isa + ";" + native.compiler)
+if native is not None:
+    unused = unused_sets(native, set(sys.argv[1].split()))
+    print(json.dumps({"isa": native.isa, "compiler": native.compiler, "unused": unused}))
 """
 INSTRUCTION_SETS = {
     "amx": "products in tiles (AMX) beside AVX-512",
@@ -59,14 +63,14 @@ INSTRUCTION_SETS = {
 
 
 def run(_name: str, _arguments: list[str]) -> int:
-    """Print one fact a line; 1 when something that `up` needs is missing."""
+    """Print each fact, what belongs to one under it; 1 when something that `up` needs is missing."""
     good = True
     for label, look in FACTS.items():
         try:
             answer = look()
         except StandaloneError as error:
             answer, good = f"MISSING: {error}", False
-        say(f"{label:<12}{answer}")
+        say(f"{label:<12}" + answer.replace("\n", f"\n{'':<12}"))
     return 0 if good else 1
 
 
@@ -122,15 +126,20 @@ def _kernels() -> str:
     if os.environ.get("TURNOUT_KERNELS") == "torch":
         return "torch, because TURNOUT_KERNELS says so"
     if built_kernels():
-        command = [sys.executable, "-c", KERNEL_FACTS]
+        command = [sys.executable, "-c", KERNEL_FACTS, cpu_flags()]
         done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=False)
         if not done.stdout.strip():
             why = (done.stderr.strip().splitlines() or ["they belong to another state of the sources"])[-1]
             return f"torch; the compiled CPU kernels cannot be used: {why}"
-        isa, _, compiler = done.stdout.strip().partition(";")
-        return f"CPU kernels, {isa}: {INSTRUCTION_SETS.get(isa, isa)}; compiled by {compiler}"
+        return _kernels_in_use(**json.loads(done.stdout))
     builder = system_compiler() or ("the ziglang wheel" if importlib.util.find_spec("ziglang") else None)
     return f"torch; the CPU kernels are not compiled (compiler: {builder or 'none found'})"
+
+
+def _kernels_in_use(isa: str, compiler: str, unused: dict[str, str]) -> str:
+    """The set in use, and a line for each faster one."""
+    used = f"CPU kernels, {isa}: {INSTRUCTION_SETS.get(isa, isa)}; compiled by {compiler}"
+    return "\n".join([used, *(f"no {faster}: {why}" for faster, why in unused.items())])
 
 
 def _postgres() -> str:
