@@ -70,6 +70,58 @@ def test_a_schema_holds_for_every_answer(model, codec, compiler) -> None:
         assert set(found["tags"]) <= {"new", "old"}
 
 
+@pytest.mark.parametrize("separators", [None, (",", ":")], ids=["spaced", "compact"])
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        (PERSON, {"name": "a, b: c", "age": 7, "tags": ["new", "old"]}),
+        (PERSON, {"name": "", "age": 0, "tags": []}),
+        ({"type": "object"}, {"a": {"b": [1.5e-07, None, {}, [[]], True]}, "c": "  two  blanks\n"}),
+        ({"enum": ["a b", {"x": [1, 2]}]}, {"x": [1, 2]}),
+        ({"type": "array", "prefixItems": [{"type": "number"}, {"type": "string"}]}, [-2, "\u00fc", {"k": 1}]),
+        ({"$defs": {"n": {"properties": {"n": {"$ref": "#/$defs/n"}}}}, "$ref": "#/$defs/n"}, {"n": {"n": {}}}),
+    ],
+)
+def test_what_python_writes_is_taken_with_its_blanks_and_without(
+    codec, compiler, schema, value, separators
+) -> None:
+    text = json.dumps(value, separators=separators, ensure_ascii=False)
+    assert first_refused(codec, compiler, schema, text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name":  "a", "age": 1, "tags": []}',
+        '{ "name": "a", "age": 1, "tags": []}',
+        '{"name" : "a", "age": 1, "tags": []}',
+        '{"name": "a", "age": 1, "tags": [ ]}',
+        '{"name": "a",\n"age": 1, "tags": []}',
+        '{"name": "a", "age":\t1, "tags": []}',
+    ],
+)
+def test_a_blank_that_says_nothing_is_not_taken(codec, compiler, text) -> None:
+    refused = first_refused(codec, compiler, PERSON, text)
+    assert refused is not None
+    assert text[refused] in " \n\t"
+
+
+def first_refused(codec, compiler, schema, text: str) -> int | None:
+    """The place of the first token that may not stand there; None when the text is a whole answer."""
+    [matcher] = compiler.matchers(GrammarBody(json_schema=schema), 1)
+    for place, token in enumerate(codec.encode(text)):
+        scores = torch.zeros(NUM_TOKENS)
+        matcher.forbid(scores)
+        if not torch.isfinite(scores[token]):
+            return place
+        matcher.advance(token)
+    scores = torch.zeros(NUM_TOKENS)
+    if not matcher.is_complete:
+        matcher.forbid(scores)
+    assert torch.isfinite(scores[256]), f"{text} is not taken as a whole answer"
+    return None
+
+
 def test_a_greedy_answer_holds_it_too(model, codec, compiler) -> None:
     schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 3, "maxItems": 3}
     [text] = answers(model, codec, compiler, GrammarBody(json_schema=schema), 1, temperature=0.0)
@@ -96,7 +148,7 @@ def test_a_grammar_in_lark_is_followed(model, codec, compiler) -> None:
 
 
 def test_any_object_ends_and_can_be_read(model, codec, compiler) -> None:
-    # The scores of a random model are hot: an object may take long, but blanks come to an end.
+    # The scores of a random model are hot: an object may take long.
     bias = tuple((token, 6.0) for token in b'{}"')
     for text in answers(
         model, codec, compiler, GrammarBody(json_object=True), max_tokens=1500, logit_bias=bias
