@@ -22,7 +22,6 @@ from typing import Any
 from benchmarks import guesses, layers, other_models, sparse, switches
 from benchmarks.bounds import bounds
 from benchmarks.findings import Run, say
-from benchmarks.floors import NOTHING_MEASURED
 from benchmarks.home import Home
 from benchmarks.judge import Judge
 from benchmarks.models import model_dir
@@ -34,6 +33,7 @@ from benchmarks.report import page
 from benchmarks.turns import rounds, single_thread
 from benchmarks.visits import TRIAL, Amount, Contestant
 from moe_core.kernels.cpu.native import library
+from standalone.stages import NOT_RUN, UNAVAILABLE
 
 MODEL = "smol-moe-8x"
 PEERS = {
@@ -216,8 +216,8 @@ def main() -> int:
             print(f"there is no {kind} {', '.join(unknown)}; there are {', '.join(known)}")
             return 2
     if library() is None:
-        print("the CPU kernels are not compiled here: nothing was measured")
-        return NOTHING_MEASURED
+        print(f"{NOT_RUN}the CPU kernels are not compiled here: nothing was measured")
+        return UNAVAILABLE
     run = Run(Home.chosen(options.home), options.minutes, TRIAL if options.trial else Amount())
     run.only, run.parts = words_of(options.only), parts
     run.has_rounds = not options.no_rounds

@@ -24,13 +24,14 @@ from typing import Any
 import torch
 
 from benchmarks.bounds import active_bytes
-from benchmarks.floors import NOTHING_MEASURED, floor_share, held
+from benchmarks.floors import floor_share, held
 from benchmarks.home import Home
 from benchmarks.layers import quick_layer
 from benchmarks.limits import Clock, Limits, cpu_flags, measure, memory_read, pooled
 from benchmarks.models import model_dir
 from moe_core.checkpoint.store import read_spec
 from moe_core.kernels.cpu.native import Library, library
+from standalone.stages import NOT_RUN, UNAVAILABLE
 
 ROOT = Path(__file__).parents[1]
 # How far below the reference's best a token may be, as a share of the spread of its logits.
@@ -274,10 +275,8 @@ def main() -> int:
     options = parser.parse_args()
     native = library()
     if native is None:
-        print(
-            "the CPU kernels are not compiled here: nothing was measured, and nothing is known of the floors"
-        )
-        return NOTHING_MEASURED
+        print(f"{NOT_RUN}the CPU kernels are not compiled on this machine: nothing was measured")
+        return UNAVAILABLE
     size = QUICK if options.quick else FULL
     size = Size(size.prompt, size.decode_prompt, size.new, size.batches, options.rounds or size.rounds)
     threads = options.threads or (1 if options.quick else 2)

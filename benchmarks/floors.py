@@ -6,8 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 Rows = list[dict[str, Any]]
-# The exit status of a command that had nothing to measure: neither good nor bad, and with CI=true a failure.
-NOTHING_MEASURED = 77
 # About 0.7 of the medians of several runs (docs/explanation/performance.md, "What must not get slower"), taken with these
 # instructions and without tiles; where there are others, neither side's rate is known so well.
 INSTRUCTIONS, ELSEWHERE = "avx512_bf16", 0.65

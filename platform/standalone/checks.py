@@ -14,7 +14,7 @@ from standalone import browser
 from standalone.build import KernelBuild, compile_catalogs
 from standalone.paths import ROOT
 from standalone.services import throwaway_services
-from standalone.stages import PYTEST, SUBSETS, Stage
+from standalone.stages import NOT_RUN, PYTEST, SUBSETS, UNAVAILABLE, Stage
 from standalone.terminal import note, say
 
 SOME_FAILED = 1
@@ -83,8 +83,8 @@ def run_stage(stage: Stage) -> Outcome:
     seconds = time.monotonic() - began
     if stage.is_pytest and status == NOTHING_COLLECTED:
         return Outcome(stage, "not run", seconds, "pytest found no test")
-    if status in stage.not_run:
-        return Outcome(stage, "not run", seconds, stage.not_run[status])
+    if not stage.is_pytest and status == UNAVAILABLE:
+        return Outcome(stage, "not run", seconds, said)
     return Outcome(stage, "passed" if status == 0 else "failed", seconds, said)
 
 
@@ -100,7 +100,7 @@ def _second_try(stage: Stage, environment: dict[str, str], said: str) -> tuple[i
 
 
 def _follow(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Run a command, pass its output on, and remember the line in which pytest sums itself up."""
+    """Run a command, pass its output on, and remember the line in which it sums itself up."""
     said = ""
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -111,6 +111,7 @@ def _follow(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
             sys.stdout.flush()
             found = FINAL_LINE.match(COLOUR.sub("", line.strip()))
             said = found.group(1) if found else said
+            said = line.strip().removeprefix(NOT_RUN) if line.startswith(NOT_RUN) else said
     return process.returncode, said
 
 

@@ -8,11 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.floors import NOTHING_MEASURED
 from standalone import browser, checks
 from standalone.checks import Outcome, chosen_stages, run_stage, summarise
 from standalone.paths import ROOT
-from standalone.stages import BROWSER, LINT, PYTEST, SPEED, STATIC, SUBSETS, Stage
+from standalone.stages import BROWSER, LINT, NOT_RUN, PYTEST, SPEED, STATIC, SUBSETS, UNAVAILABLE, Stage
 
 
 def test_without_a_word_everything_runs_and_the_browser_has_its_own_process():
@@ -20,6 +19,7 @@ def test_without_a_word_everything_runs_and_the_browser_has_its_own_process():
     assert [stage.name for stage in stages] == [
         *(stage.name for stage in STATIC),
         "tests",
+        "triton-quick",
         "browser",
         "pages",
         "speed",
@@ -81,7 +81,7 @@ def test_speed_that_could_not_be_measured_did_not_run_and_fails_on_ci(monkeypatc
         "import sys; from benchmarks import compare; compare.library = lambda: None; sys.exit(compare.main())"
     )
     outcome = run_stage(replace(SPEED, command=[sys.executable, "-c", without, "--quick"]))
-    assert outcome.state == "not run" and outcome.said == SPEED.not_run[NOTHING_MEASURED]
+    assert outcome.state == "not run" and "nothing was measured" in outcome.said
     monkeypatch.setenv("CI", "true")
     assert summarise([outcome], 1.0) == 1
     assert (
@@ -100,6 +100,12 @@ def test_speed_waits_for_the_kernels_that_are_compiled_beside(monkeypatch):
     )
     assert checks.run("test", ["speed"]) == 0
     assert told == ["compiled", "speed"]
+
+
+def test_a_command_that_lacks_what_it_needs_did_not_run_and_says_why():
+    program = f"print('{NOT_RUN}no such version'); raise SystemExit({UNAVAILABLE})"
+    outcome = run_stage(Stage("versions", "versions", [sys.executable, "-c", program]))
+    assert (outcome.state, outcome.said) == ("not run", "no such version")
 
 
 def test_the_line_in_which_pytest_sums_itself_up_is_repeated(tmp_path, capsys):

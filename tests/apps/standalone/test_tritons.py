@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 
 import pytest
 
 from standalone import tritons
 from standalone.checks import chosen_stages
+from standalone.errors import StandaloneError
+from standalone.stages import NOT_RUN, UNAVAILABLE
 
 
 @pytest.fixture(autouse=True)
@@ -72,10 +75,56 @@ def test_a_run_with_another_version_than_was_asked_for_fails_before_its_tests(mo
 
 
 def test_one_failing_version_fails_the_whole_and_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(tritons, "check", lambda version, words: int(version == "3.9.0"))
+    monkeypatch.setattr(tritons, "check", lambda version, words, quick: int(version == "3.9.0"))
     assert tritons.main([]) == 1
     assert "Failed with Triton 3.9.0" in capsys.readouterr().out
     assert tritons.main(["--triton-version", "3.6.0"]) == 0
+
+
+def test_the_quick_part_is_of_the_other_versions_and_compiles_for_one_chip_of_each_maker(
+    monkeypatch, tmp_path
+):
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout=f"{options['env']['VERSION']}\n")
+
+    monkeypatch.setattr(tritons, "folder_of", lambda version: tmp_path / version)
+    monkeypatch.setattr(tritons, "variables", lambda folder: {"VERSION": folder.name})
+    with monkeypatch.context() as patched:
+        patched.setattr(tritons.subprocess, "run", run)
+        assert tritons.main(["--quick"]) == 0
+    tested = commands[1::2]
+    assert len(tested) == len(tritons.versions()) - 1
+    assert all(tritons.TESTS in command for command in tested)
+    listed = subprocess.run(
+        [*tested[0], "--collect-only", "-o", "addopts=", "-k", "ahead"],
+        cwd=tritons.ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert re.findall(r"fits_its_chip\[(\w+)\]", listed.stdout) == ["sm90", "gfx942"]
+
+
+def test_a_version_that_cannot_be_installed_is_named_and_did_not_run(monkeypatch, capsys):
+    def refuse(self, arguments):
+        if "3.9.0" in arguments[1]:
+            raise StandaloneError("no network")
+        raise AssertionError(f"{arguments} is not installed here")
+
+    monkeypatch.setattr("standalone.environment.Environment._install", refuse)
+    assert tritons.main(["--triton-version", "3.9.0"]) == UNAVAILABLE
+    said = capsys.readouterr().out
+    assert "Triton 3.9.0 could not be installed: no network" in said
+    assert said.splitlines()[-1].startswith(f"{NOT_RUN}Triton 3.9.0 could not be installed")
+
+
+def test_a_failure_weighs_more_than_a_version_that_is_missing(capsys):
+    assert tritons.verdict({"3.6.0": UNAVAILABLE, "3.9.0": 1}) == 1
+    said = capsys.readouterr().out
+    assert "Failed with Triton 3.9.0\n" in said
+    assert "Triton 3.6.0 could not be installed" in said
+    assert tritons.verdict({"3.6.0": UNAVAILABLE, "3.9.0": 0}) == UNAVAILABLE
+    assert "Passed" not in capsys.readouterr().out
 
 
 def test_words_go_to_pytest(monkeypatch):
