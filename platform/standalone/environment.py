@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -155,7 +154,7 @@ class Environment:
         if next(self.folder.glob("lib/python3.*/site-packages/pip"), None) is not None:
             return ours
         if base_pip_serves():
-            return [sys.executable, "-m", "pip", "--python", str(self.python)]
+            return [base_python(), "-m", "pip", "--python", str(self.python)]
         self._run([str(self.python), "-m", "ensurepip", "--default-pip"])
         return ours
 
@@ -219,10 +218,13 @@ def system_compiler() -> str | None:
     return next((found for name in named if name and (found := shutil.which(name))), None)
 
 
+def base_python() -> str:
+    """The Python that runs us, or the one under the environment that runs us."""
+    return getattr(sys, "_base_executable", None) or sys.executable
+
+
 def base_pip_serves() -> bool:
-    """True when the Python that runs us has a pip that can install into another environment."""
-    try:
-        version = importlib.metadata.version("pip")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= PIP_WITH_PYTHON_OPTION
+    """True when the base Python has a pip that can install into another environment."""
+    program = "import importlib.metadata; print(importlib.metadata.version('pip'))"
+    done = subprocess.run([base_python(), "-c", program], capture_output=True, text=True, check=False)
+    return tuple(int(part) for part in re.findall(r"\d+", done.stdout)[:2]) >= PIP_WITH_PYTHON_OPTION

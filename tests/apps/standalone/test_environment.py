@@ -161,6 +161,20 @@ def test_pip_takes_over_when_uv_cannot_be_had(checkout, monkeypatch):
     assert ran[-1][-4:] == ["install", "--quiet", "-r", "x.in"]
 
 
+@pytest.mark.parametrize(
+    ("said", "serves"), [("22.3", True), ("26.0.1", True), ("22.2.9", False), ("", False)]
+)
+def test_pip_is_the_one_under_the_environment_that_runs_us(checkout, monkeypatch, tmp_path, said, serves):
+    base = tmp_path / "python"
+    base.write_text(f"#!/bin/sh\necho {said}\n")
+    base.chmod(0o755)
+    monkeypatch.setattr(sys, "_base_executable", str(base))
+    monkeypatch.setattr(Environment, "_run", lambda self, command: None)
+    environment = Environment(checkout)
+    assert module.base_pip_serves() == serves
+    assert environment._pip()[0] == str(base if serves else environment.python)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("base_serves", [True, False], ids=["the-base-has-pip", "pip-must-be-made"])
 def test_a_real_environment_is_made_with_a_pip_that_installs_into_it(checkout, monkeypatch, base_serves):
@@ -174,6 +188,9 @@ def test_a_real_environment_is_made_with_a_pip_that_installs_into_it(checkout, m
     ).stdout
     assert said.startswith("pip ")
     assert environment.is_usable()
+    # From within an environment too, the base's pip leaves it as it is.
+    made = [path.name for path in environment.folder.glob("lib/python3.*/site-packages/pip")]
+    assert made == ([] if base_serves else ["pip"])
 
 
 def test_the_front_door_knows_its_commands_before_anything_is_installed(tmp_path):
