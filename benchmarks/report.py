@@ -23,7 +23,9 @@ BY_BEST_ROUND = ("vLLM",)
 SHARED = "512 MB, shared, in small pages"
 OF_LIMITS = (
     "Measured before the first round, after each and at the end. Shares are of the best reading of all; one above 100 % was "
-    "read faster than the loop that only reads ever did in this run: what the last cache still held, or a quieter minute."
+    "read faster than the loop that only reads ever did in this run: what the last cache still held, or a quieter minute. "
+    "None is told of requests at once, whose steps read what their routers choose, nor of peers in 8 and 4 bits, whose "
+    "bytes are not known."
 )
 PRECISIONS = ("16 bits", "8 bits", "4 bits")
 

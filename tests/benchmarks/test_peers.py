@@ -240,6 +240,7 @@ def test_a_page_tells_which_memory_was_read_how_often_and_shares_above_the_limit
     assert "| 2 | 20.0 (15.0 to 25.0), 3 | 512 MB, private, 100% in huge pages | 400 | – |" in text
     # 100 tokens a second where 80 were thought possible.
     assert "| 125% | 25% |" in text and "above 100 % was read faster than the loop" in text
+    assert "None is told of requests at once" in text and "nor of peers in 8 and 4 bits" in text
 
 
 def test_limits_are_measured_before_between_and_after_and_shares_are_of_them_all(
