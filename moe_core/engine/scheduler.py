@@ -11,6 +11,7 @@ from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from moe_core.engine.fair_queue import OUTPUT_WEIGHT, FairQueue
 from moe_core.engine.ngram import NgramDrafter
 from moe_core.engine.overtaking import choose_shorter, note_overtaken, note_passed
+from moe_core.engine.reuse import reusable_blocks
 from moe_core.engine.sequence import Sequence, SequenceState, num_blocks_for
 from moe_core.errors import EngineBusy
 from moe_core.spec.demands import placed
@@ -293,7 +294,7 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Start a waiting sequence if all its tokens fit beside one more block for each running one."""
-        reused = self._reusable_blocks(sequence)
+        reused = reusable_blocks(sequence, self.pool, self.fixed_chunk_tokens)
         num_new = num_blocks_for(len(sequence.token_ids)) - len(reused)
         if self.pool.num_free - self.pool.num_free_among(reused) < num_new + len(self.running):
             return False
@@ -310,21 +311,6 @@ class Scheduler:
         sequence.state = SequenceState.RUNNING
         self.running.append(sequence)
         return True
-
-    def _reusable_blocks(self, sequence: Sequence) -> list[int]:
-        # A request that records its routing computes every token itself. The last token is always
-        # computed: its logits are wanted.
-        if sequence.routed_experts is not None:
-            return []
-        num_full = (len(sequence.token_ids) - 1) // BLOCK_TOKENS
-        found = self.pool.find(sequence.block_hash(index) for index in range(num_full))
-        if self.fixed_chunk_tokens:
-            whole = self.fixed_chunk_tokens // BLOCK_TOKENS
-            del found[len(found) // whole * whole :]
-        if sequence.has_begun:
-            # What was not counted is computed, and not taken from others: it would be neither counted nor told as reused.
-            del found[sequence.num_counted_tokens // BLOCK_TOKENS :]
-        return found
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Give `sequence` blocks for `num_tokens`, taken from the youngest if need be; False when that was itself."""
