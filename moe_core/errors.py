@@ -105,3 +105,10 @@ class Cancelled(MoeCoreError):
 
 class MissingLibrary(MoeCoreError):
     """An optional library is not installed, or too old for what was asked of it."""
+
+
+def placed(field: str, sentence: str) -> SpecError:
+    """The refusal of one field; of the whole where none is named."""
+    refusal = SpecError(sentence)
+    refusal.faults = (((field,) if field else (), sentence),)
+    return refusal

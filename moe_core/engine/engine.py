@@ -15,7 +15,7 @@ from moe_core.engine.affinity import ExpertAffinity
 from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from moe_core.engine.detokenizer import Detokenizer, TextStream
 from moe_core.engine.events import Delta, Done, Event, Failed, Started
-from moe_core.engine.ngram import MAX_TOKENS, NgramDrafter, num_right
+from moe_core.engine.ngram import NgramDrafter, num_right
 from moe_core.engine.residency import ResidentExperts
 from moe_core.engine.routed_experts import RoutedExperts, require_room
 from moe_core.engine.runner import ModelRunner
@@ -25,10 +25,9 @@ from moe_core.engine.scheduler import Chunk, Scheduler
 from moe_core.engine.score_edits import ScoreEdits, TokenMatcher
 from moe_core.engine.sequence import FinishReason, Sequence, SequenceState
 from moe_core.engine.stats import EngineStats
-from moe_core.errors import PromptTooLong
+from moe_core.errors import PromptTooLong, placed
 from moe_core.model.decoder import Decoder
 from moe_core.spec import ServeSpec
-from moe_core.spec.demands import placed
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,12 @@ class Engine:
             )
         self.stats = EngineStats(counts, self.routing.codes)
         self.max_tokens = min(model.spec.max_position_embeddings, (self.pool.num_blocks - 1) * BLOCK_TOKENS)
-        self.scheduler.drafter = self._drafter()
+        self.scheduler.drafter = NgramDrafter.chosen(
+            spec.ngram_tokens,
+            changes_nothing=self.runner.computes_alone and not spec.batch_invariant,
+            max_length=self.max_tokens,
+            costs=self.runner.costs,
+        )
         self._eos = frozenset(model.spec.eos_token_ids).union(end_tokens)
         self._vocab_size = model.spec.vocab_size
         self._sequences: dict[int, Sequence] = {}
@@ -208,13 +212,6 @@ class Engine:
         if self.scheduler.affinity is not None:
             self.scheduler.affinity.forget()
         self.stats = EngineStats(self.runner.counts, self.routing.codes)
-
-    def _drafter(self) -> NgramDrafter | None:
-        """Of answers' next tokens; unless it is told how many, only where guessing changes no bit of an answer."""
-        number = self.spec.ngram_tokens
-        if number is None:
-            number = MAX_TOKENS if self.runner.computes_alone and not self.spec.batch_invariant else 0
-        return NgramDrafter(number, self.max_tokens, self.runner.costs) if number else None
 
     # The steps of a step, in order.
 

@@ -66,7 +66,7 @@ class HeldPlan:
         twins = None if spec.moe is None else spec.moe.twins
         # (E) int64: of each expert the lowest number among its twins.
         roots: dict[str, Tensor] = {} if twins is None else {"roots": torch.tensor(twins.roots)}
-        gates = [
+        gates: list[Mapping[str, Tensor]] = [
             {**narrowed(block.mlp.router.tensors), **roots} if isinstance(block.mlp, MoeMlp) else {}
             for block in blocks
         ]

@@ -89,6 +89,15 @@ class NgramDrafter:
         # Of the step that is being planned: tokens to compute, and tokens that may be said.
         self._num_rows, self._expected = 1, 1.0
 
+    @classmethod
+    def chosen(
+        cls, num_tokens: int | None, *, changes_nothing: bool, max_length: int, costs: StepCosts
+    ) -> NgramDrafter | None:
+        """One that guesses up to `num_tokens`, or None for 0; where no number is named only if that changes nothing."""
+        if num_tokens is None:
+            num_tokens = MAX_TOKENS if changes_nothing else 0
+        return cls(num_tokens, max_length, costs) if num_tokens else None
+
     def begin(self, num_running: int) -> None:
         """Plan a step in which so many sequences have a token each."""
         self._num_rows, self._expected = num_running, float(num_running)

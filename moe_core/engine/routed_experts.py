@@ -11,8 +11,8 @@ import base64
 import torch
 from torch import Tensor
 
+from moe_core.errors import placed
 from moe_core.spec import MoeSpec
-from moe_core.spec.demands import placed
 
 # Of one answer, before base64: a line of the stream must stay readable for every reader.
 MAX_RECORD_BYTES = 8 << 20

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from moe_core.spec.demands import placed
+from moe_core.errors import placed
 
 
 @dataclass(frozen=True)

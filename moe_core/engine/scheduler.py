@@ -13,8 +13,7 @@ from moe_core.engine.ngram import NgramDrafter
 from moe_core.engine.overtaking import choose_shorter, note_overtaken, note_passed
 from moe_core.engine.reuse import reusable_blocks
 from moe_core.engine.sequence import Sequence, SequenceState, num_blocks_for
-from moe_core.errors import EngineBusy
-from moe_core.spec.demands import placed
+from moe_core.errors import EngineBusy, placed
 
 # Of a prompt beside decodes when few tokens of prompts wait; above it, one for so many that wait.
 CALM_CHUNK_TOKENS, PENDING_PER_TOKEN = 64, 2

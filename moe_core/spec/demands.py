@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from moe_core.errors import SpecError
+from moe_core.errors import SpecError, placed
 from moe_core.sentences import CORE
 from moe_core.spec.gate import LinearGate, SigmoidGroups, SoftmaxTopk
 from moe_core.spec.model import MoeSpec
@@ -102,13 +102,6 @@ def check_expert(moe: MoeSpec, field: str, expert: int, *, per_group: bool = Fal
     if expert >= count:
         code = "no_such_place" if per_group else "no_such_expert"
         raise placed(field, CORE.say(code, expert=expert, num_experts=count))
-
-
-def placed(field: str, sentence: str) -> SpecError:
-    """The refusal of one field; of the whole where none is named."""
-    refusal = SpecError(sentence)
-    refusal.faults = (((field,) if field else (), sentence),)
-    return refusal
 
 
 def check_chosen(moe: MoeSpec, name: str, chosen: Chosen | None, *, per_group: bool) -> None:

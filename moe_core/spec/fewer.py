@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from moe_core.errors import SpecError
+from moe_core.errors import SpecError, placed
 from moe_core.sentences import CORE
-from moe_core.spec.demands import check_chosen, groups_of, num_groups_of, placed, spread
+from moe_core.spec.demands import check_chosen, groups_of, num_groups_of, spread
 from moe_core.spec.gate import SigmoidGroups
 from moe_core.spec.model import MoeSpec
 from moe_core.spec.operations import MergeExpertsSpec, RemoveExpertSpec

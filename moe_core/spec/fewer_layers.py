@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from moe_core.errors import placed
 from moe_core.sentences import CORE
-from moe_core.spec.demands import placed
 from moe_core.spec.model import ModelSpec
 
 FAMILY = "turnout_moe"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moe_core.errors import SpecError
+from moe_core.errors import SpecError, placed
 from moe_core.sentences import CORE
 from moe_core.spec.demands import (
     check_alone,
@@ -19,7 +19,6 @@ from moe_core.spec.demands import (
     check_top_k,
     doublings,
     groups_of,
-    placed,
 )
 from moe_core.spec.fewer import left_by
 from moe_core.spec.fewer_layers import FAMILY, kept_layers, with_kept

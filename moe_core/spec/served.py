@@ -26,7 +26,7 @@ def packing_for(stored: ModelSpec, weights: WeightsName) -> QuantiseSpec | None:
     """
     if weights == "stored":
         return None
-    from moe_core.spec.demands import placed
+    from moe_core.errors import placed
     from moe_core.spec.foresee import attention_packs
     from moe_core.spec.operations import QuantiseSpec
 
@@ -98,6 +98,6 @@ def check_residency(
 
 
 def _refused(setting: str, reason: str, **values: object) -> SpecError:
-    from moe_core.spec.demands import placed
+    from moe_core.errors import placed
 
     return placed(setting, CORE.say(reason, setting=setting, **values))

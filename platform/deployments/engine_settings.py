@@ -10,12 +10,11 @@ from pydantic import Field, model_validator
 
 from common.errors import Invalid
 from common.told import told, told_faults
-from moe_core.errors import SpecError
+from moe_core.errors import SpecError, placed
 from moe_core.sentences import CORE
 from moe_core.spec import ModelSpec, RoutingSpec
 from moe_core.spec.base import Spec
 from moe_core.spec.cost import cost_of
-from moe_core.spec.demands import placed
 from moe_core.spec.quantisation import WeightsName
 from moe_core.spec.routing import FloorShare, PriorMode, PriorStrength
 from moe_core.spec.serve import BLOCK_TOKENS

@@ -109,8 +109,9 @@ def test_a_word_of_only_that_names_nobody_is_refused_with_those_there_are(
     monkeypatch.setattr(against.turnout, "gateways", lambda home, model: [])
     monkeypatch.setattr(against.turnout, "write_panels", lambda *told, **more: written.append("panels"))
     monkeypatch.setattr(against, "PEERS", {"vllm": lacking})
-    for name in ("library", "measure", "model_dir", "Prompts"):
+    for name in ("library", "model_dir", "Prompts"):
         monkeypatch.setattr(against, name, MagicMock())
+    monkeypatch.setattr(type(run), "measure_limits", lambda self: None)
     monkeypatch.setattr(against, "Run", lambda *told: run)
     monkeypatch.setattr("sys.argv", ["bench", "--only", "bf16,lama", "--peers", "vllm"])
     assert against.main() == 2
