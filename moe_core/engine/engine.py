@@ -15,7 +15,8 @@ from moe_core.engine.affinity import ExpertAffinity
 from moe_core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from moe_core.engine.detokenizer import Detokenizer, TextStream
 from moe_core.engine.events import Delta, Done, Event, Failed, Started
-from moe_core.engine.ngram import NgramDrafter, num_right
+from moe_core.engine.guessed import said_after
+from moe_core.engine.ngram import NgramDrafter
 from moe_core.engine.residency import ResidentExperts
 from moe_core.engine.routed_experts import RoutedExperts, require_room
 from moe_core.engine.runner import ModelRunner
@@ -245,27 +246,18 @@ class Engine:
 
     def _settle(self, drafter: NgramDrafter, chunks: list[Chunk], logits: Tensor) -> Iterable[Event]:
         """A step with guesses: keep those that the model says too, and what it says after the last of them."""
-        sampling = [chunk for chunk in chunks if chunk.wants_sample]
-        drawn = iter(
-            self._sample(logits, [one.sequence for one in sampling for _ in range(1 + len(one.drafts))])
-        )
-        said = {chunk.sequence.id: [next(drawn) for _ in range(1 + len(chunk.drafts))] for chunk in sampling}
-        settled: list[Chunk] = []
-        for chunk in chunks:
-            kept = 0
+        told = said_after(chunks, logits, self.runner.likeliest(logits))
+        for chunk, samples in told:
             if chunk.drafts:
-                kept = num_right(chunk.drafts, [one.token_id for one in said[chunk.sequence.id]])
-                drafter.note(chunk.sequence, len(chunk.drafts), kept)
-                self.stats.note_guesses(len(chunk.drafts), kept)
-                del said[chunk.sequence.id][kept + 1 :]
-            settled.append(chunk.settled(kept))
+                drafter.note(chunk.sequence, len(chunk.drafts), len(samples) - 1)
+                self.stats.note_guesses(len(chunk.drafts), len(samples) - 1)
+        settled = [chunk.settled(max(0, len(samples) - 1)) for chunk, samples in told]
         self.runner.count(settled)
         self.stats.count_tokens(settled)
-        for chunk in settled:
-            sequence, samples = chunk.sequence, said.get(chunk.sequence.id, [])
+        for chunk, (_, samples) in zip(settled, told, strict=True):
             for one in samples:
-                yield from self._advance([sequence], [one])
-                if sequence.state is SequenceState.FINISHED:
+                yield from self._advance([chunk.sequence], [one])
+                if chunk.sequence.state is SequenceState.FINISHED:
                     break
             else:
                 # After its tokens are known: its full blocks are named by them.

@@ -1,4 +1,4 @@
-"""Guesses what a greedy answer says next from where its last tokens stood before, so that one step may compute several.
+"""Guesses what an answer says next from where its last tokens stood before, so that one step may compute several.
 
 A guess is computed like an answer's tokens and kept as far as the model would have said the same; so an answer is the one
 without guessing. It pays where answers repeat what prompt or answer hold (code, extraction, summaries): a step of several
@@ -13,10 +13,8 @@ Transformers via Speculative Decoding".
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 
-from moe_core.engine.sampler import MIN_TEMPERATURE
 from moe_core.engine.sequence import Sequence
 from moe_core.engine.step_costs import StepCosts
 
@@ -103,8 +101,8 @@ class NgramDrafter:
         self._num_rows, self._expected = num_running, float(num_running)
 
     def propose(self, sequence: Sequence, most: int) -> tuple[int, ...]:
-        """As many of up to `most` tokens that may come next as pay; none where sampling is not plainly greedy."""
-        if most <= 0 or not _is_plainly_greedy(sequence):
+        """As many of up to `most` tokens that may come next as pay; none where scores are edited by what was said."""
+        if most <= 0 or not _may_be_guessed(sequence):
             return ()
         history, ids = self._histories.setdefault(sequence.id, _History()), sequence.token_ids
         history.read(ids)
@@ -140,19 +138,6 @@ class NgramDrafter:
         return number
 
 
-def num_right(drafts: Tokens[int], said: Tokens[int | None]) -> int:
-    """How many of the first `drafts` are what the model said in their places."""
-    right = 0
-    while right < len(drafts) and drafts[right] == said[right]:
-        right += 1
-    return right
-
-
-def _is_plainly_greedy(sequence: Sequence) -> bool:
-    sampling = sequence.sampling
-    return (
-        sampling.temperature < MIN_TEMPERATURE
-        and sampling.num_logprobs is None
-        and sequence.score_edits is None
-        and sequence.routed_experts is None
-    )
+def _may_be_guessed(sequence: Sequence) -> bool:
+    """Whether its next token but one is known from logits alone, and no record is kept of each token's experts."""
+    return sequence.score_edits is None and sequence.routed_experts is None

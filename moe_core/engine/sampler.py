@@ -65,27 +65,26 @@ def sample(logits_BV: Tensor, sequences: Rows[Sequence], best_B: Rows[int] | Non
     """
     if best_B is None:
         logits_BV = logits_BV.float()
-        best_B = _likeliest(logits_BV)
-    samples = []
-    for row, sequence in enumerate(sequences):
-        params, token_id = sequence.sampling, best_B[row]
-        if token_id < 0:
-            samples.append(NOT_FINITE)
-            continue
-        if sequence.score_edits is not None:
-            samples.append(_sample_edited(logits_BV[row], sequence, sequence.score_edits))
-            continue
-        if params.temperature >= MIN_TEMPERATURE:
-            token_id = draw(logits_BV[row], params, uniform(params.seed, sequence.num_output_tokens))
-        # A row is taken out only where it is looked at: that takes as long as all else that a greedy token needs here.
-        logprob = (
-            None if params.num_logprobs is None else _logprob(logits_BV[row], token_id, params.num_logprobs)
-        )
-        samples.append(Sample(token_id, logprob))
-    return samples
+        best_B = likeliest(logits_BV)
+    return [sample_ahead(logits_BV, row, sequence, best_B[row]) for row, sequence in enumerate(sequences)]
 
 
-def _likeliest(logits_BV: Tensor) -> Rows[int]:
+def sample_ahead(logits_BV: Tensor, row: int, sequence: Sequence, best: int, ahead: int = 0) -> Sample:
+    """The token of one row of float32 logits, `ahead` places after the sequence's next one; `best` is the likeliest."""
+    params, token_id = sequence.sampling, best
+    if token_id < 0:
+        return NOT_FINITE
+    if sequence.score_edits is not None:
+        return _sample_edited(logits_BV[row], sequence, sequence.score_edits)
+    if params.temperature >= MIN_TEMPERATURE:
+        token_id = draw(logits_BV[row], params, uniform(params.seed, sequence.num_output_tokens + ahead))
+    # A row is taken out only where it is looked at: that takes as long as all else that a greedy token needs here.
+    if params.num_logprobs is None:
+        return Sample(token_id)
+    return Sample(token_id, _logprob(logits_BV[row], token_id, params.num_logprobs))
+
+
+def likeliest(logits_BV: Tensor) -> Rows[int]:
     """The likeliest token of each row, or -1 where not all of it is finite."""
     native = library()
     if native is None or logits_BV.device.type != "cpu" or not logits_BV.is_contiguous():

@@ -96,7 +96,7 @@ class ServeSpec(Spec):
     """How often each expert was used before, layer by layer in the model's order: the likeliest are read first. Empty: by
     the domain map alone."""
     ngram_tokens: Annotated[int, Field(ge=0, le=16)] | None = None
-    """At most so many tokens of a greedy answer are guessed from what it holds already and checked in one step, as many as
+    """At most so many tokens of an answer are guessed from what it holds already and checked in one step, as many as
     pay; 0: none, as beside `batch_invariant`. Null: up to 15 in the native step, where that changes no bit, else none."""
     batch_invariant: bool = False
     """The same numbers whatever shares the batch: each chunk is computed by itself, prompts in equal pieces. Slower."""

@@ -44,7 +44,7 @@ class EngineSettings(Spec):
     device_experts: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     # How many steps a waiting request may be overtaken for, by ones that share experts with those that run; 0: never.
     expert_affinity_steps: Annotated[int, Field(ge=0, le=100_000)] = 0
-    # At most so many tokens of a greedy answer are guessed from what it repeats, and checked in one step; 0: none; None: as
+    # At most so many tokens of an answer are guessed from what it repeats, and checked in one step; 0: none; None: as
     # many as pay, where that changes no bit of an answer.
     ngram_tokens: Annotated[int, Field(ge=0, le=16)] | None = None
     # The same answers to the last bit whatever shares the batch; slower.

@@ -104,7 +104,7 @@ class EngineForm(forms.Form):
         "ngram_tokens",
         _("Guessed tokens a step"),
         required=False,
-        help_text=_("Of what a greedy answer repeats; each is checked. Empty: as many as pay; 0: none."),
+        help_text=_("Of what an answer repeats; each is checked. Empty: as many as pay; 0: none."),
     )
     batch_invariant = forms.BooleanField(
         label=_("The same to the last bit in any company"),
