@@ -27,7 +27,7 @@ OPTIONS = (
 TARGETS = ("llama-server", "llama-quantize")
 FORMATS = {"16 bits": "bf16", "8 bits": "Q8_0", "4 bits": "Q4_0"}
 SLOTS, CONTEXT = 16, 16 * 1024
-# Its guesses from what an answer repeats; of its kinds and lengths the quickest here.
+# Its guesses from what an answer repeats: the quickest here of its kinds and lengths (`docs/explanation/lab-log.md`).
 GUESSES = (
     "--spec-type",
     "ngram-simple",
