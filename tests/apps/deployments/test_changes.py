@@ -41,7 +41,7 @@ def test_null_takes_back_a_setting_that_need_not_be_set(client: Any, people: Any
     "same",
     [
         {"settings": {"max_waiting": 9}},
-        {"settings": {"resident_experts": 12, "batch_invariant": True, "ngram_tokens": 0}, "note": "again"},
+        {"settings": {"resident_experts": 12, "batch_invariant": True, "ngram_tokens": None}, "note": "again"},
         {"domain_map": None, "replicas": 1},
         {"settings": {"prior_mode": None}},
     ],
@@ -57,8 +57,8 @@ def test_what_is_set_already_makes_no_revision(client: Any, people: Any, made: D
 def test_a_setting_that_came_with_a_later_release_makes_no_revision_by_its_default(
     client: Any, people: Any, made: Deployment
 ) -> None:
-    Deployment.objects.update(settings={k: v for k, v in made.settings.items() if k != "ngram_tokens"})
-    assert patch(client, people, made, {"settings": {"ngram_tokens": 0}}).json()["revision"] == 1
+    Deployment.objects.update(settings={k: v for k, v in made.settings.items() if k != "expert_affinity_steps"})
+    assert patch(client, people, made, {"settings": {"expert_affinity_steps": 0}}).json()["revision"] == 1
     assert patch(client, people, made, {"settings": {"max_waiting": 8}}).json()["revision"] == 2
 
 
