@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -257,6 +258,9 @@ def test_limits_are_measured_before_between_and_after_and_shares_are_of_them_all
     monkeypatch.setattr(findings, "library", object)
     monkeypatch.setattr(turns, "visited", lambda *_: told.append("visit"))
     monkeypatch.setattr(against, "gathered", lambda run, names: [Idle()])
+    # Nothing is installed for what is not asked.
+    monkeypatch.setattr(against.transformers, "ENVIRONMENT", SimpleNamespace(python=lambda home: tmp_path))
+    monkeypatch.setattr(against.vllm, "python_of", lambda home: tmp_path)
     monkeypatch.setattr(against, "model_dir", lambda name, home: tmp_path)
     monkeypatch.setattr(against.Prompts, "of", lambda path: Prompts([]))
     monkeypatch.setattr(against, "Judge", lambda python, model: Idle())

@@ -195,7 +195,7 @@ def without_a_code(path: Path) -> set[tuple[str, str]]:
         if isinstance(node, ast.Raise)
         and isinstance(node.exc, ast.Call)
         and isinstance(node.exc.func, ast.Name)
-        and node.exc.func.id in vars(errors)
+        and isinstance(vars(errors).get(node.exc.func.id), type)
         and any(isinstance(part, ast.Constant | ast.JoinedStr) for part in node.exc.args)
     }
 
