@@ -180,16 +180,17 @@ class Gateway:
         version = self.platform.version_of(self.model)
         label = f"{self.model}-{threads}"
         found = [one for one in api.get("/api/v1/deployments/")["results"] if one["name"] == label]
+        settings = {
+            "num_threads": threads, "max_sequences": SEQUENCES, "max_batch_tokens": STEP_TOKENS, "ngram_tokens": None,
+        }  # fmt: skip
+        if found:
+            # An earlier release may have kept other defaults; what is so already makes no revision.
+            api.call("PATCH", f"/api/v1/deployments/{found[0]['id']}/", {"settings": settings})
         began = time.perf_counter()
         if found:
             self.deployment = found[0]["id"]
             api.post(f"/api/v1/deployments/{self.deployment}/scale/", {"replicas": 1})
         else:
-            settings = {
-                "num_threads": threads,
-                "max_sequences": SEQUENCES,
-                "max_batch_tokens": STEP_TOKENS,
-            }
             made = api.post(
                 "/api/v1/deployments/",
                 {"name": label, "version": version, "replicas": 1, "settings": settings},
