@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 Rows = list[dict[str, Any]]
-# About 0.7 of the medians of several runs (docs/explanation/performance.md, "What must not get slower"), taken with these
+# 0.62 to 0.72 of the least of several runs (docs/explanation/performance.md, "What must not get slower"), taken with these
 # instructions and without tiles; where there are others, neither side's rate is known so well.
 INSTRUCTIONS, ELSEWHERE = "avx512_bf16", 0.65
 FLOORS = {
-    "turnout bf16": {"prefill": 1.2, "decode 1": 3.7, "layer 1": 2.4, "layer 128": 1.2},
-    "turnout 8 bits": {"prefill": 1.8, "decode 1": 5.7, "layer 1": 4.6, "layer 128": 1.9},
-    "turnout 4 bits": {"prefill": 1.8, "decode 1": 11.0, "layer 1": 7.5, "layer 128": 2.1},
+    "turnout bf16": {"prefill": 1.1, "decode 1": 3.4, "layer 1": 1.8, "layer 128": 1.1},
+    "turnout 8 bits": {"prefill": 1.6, "decode 1": 4.9, "layer 1": 3.2, "layer 128": 1.7},
+    "turnout 4 bits": {"prefill": 1.5, "decode 1": 10.0, "layer 1": 6.0, "layer 128": 1.8},
 }
 
 
