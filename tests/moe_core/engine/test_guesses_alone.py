@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from moe_core.engine import native_step
 from moe_core.engine.engine import Engine
 from moe_core.engine.ngram import MAX_TOKENS, NgramDrafter
 from moe_core.engine.scheduler import Chunk
@@ -106,7 +107,7 @@ def test_it_is_on_by_itself_only_where_it_changes_nothing(monkeypatch) -> None:
     assert drafter(batch_invariant=True) is None
     assert drafter(ngram_tokens=3).num_tokens == 3
     # In the decoder in torch a step of several tokens rounds otherwise than steps of one.
-    monkeypatch.setattr("moe_core.engine.native_step.library", lambda: None)
+    monkeypatch.setattr(native_step, "library", lambda: None)
     assert drafter() is None
 
 
