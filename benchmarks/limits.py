@@ -22,6 +22,8 @@ MEMORY_BYTES = 512 << 20
 VECTORS = {"bf16": (0, 24 * 16 * 2 * 2), "int8": (1, 24 * 16 * 4 * 2)}
 TILES = {"bf16": (2, 4 * 16 * 16 * 32 * 2), "int8": (3, 4 * 16 * 16 * 64 * 2)}
 UNITS, ROUNDS = 16, 100_000
+# Sets of ours that multiply codes.
+WITH_CODES = ("avx512_vnni", "avx512_bf16", "amx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def products(isa: str, flags: frozenset[str]) -> dict[str, tuple[int, int]]:
 
     Without VNNI there is no loop over codes that is a limit, so none is named.
     """
-    found = dict(VECTORS) if isa in ("avx512_vnni", "avx512_bf16") else {"bf16": VECTORS["bf16"]}
+    found = dict(VECTORS) if isa in WITH_CODES else {"bf16": VECTORS["bf16"]}
     return found | {name: TILES[name] for name in TILES if f"amx_{name}" in flags and "int8" in found}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tarfile
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,8 @@ CONVERTER = Environment(
     "llamacpp-convert",
     ("torch==2.13.0+cpu", "transformers==5.5.4", "numpy", "sentencepiece", "protobuf", "pyyaml", "tqdm"),
 )
+# What fetches the source: uv installs, but downloads nothing, and an environment that it made has no pip of its own.
+FETCHER = Environment("llamacpp-fetch", ("pip",))
 OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_CURL=OFF",
     "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_UI=OFF",
@@ -70,7 +71,7 @@ def _source(home: Home) -> Path:
     found = sorted(folder.glob("llama_cpp_python-*/vendor/llama.cpp"))
     if not found:
         command = [
-            sys.executable,
+            str(FETCHER.python(home)),
             "-m",
             "pip",
             "download",

@@ -18,6 +18,7 @@ from benchmarks.limits import (
     products,
 )
 from moe_core.kernels.cpu.arena import address_of
+from moe_core.kernels.cpu.build import X86_SETS
 from moe_core.kernels.cpu.native import library
 
 
@@ -29,6 +30,12 @@ def test_products_of_codes_are_named_where_the_processor_has_them() -> None:
 def test_tiles_take_the_place_of_vectors() -> None:
     flags = frozenset({"amx_tile", "amx_bf16", "amx_int8"})
     assert products("avx512_bf16", flags) == TILES
+    assert products("amx", flags) == TILES
+
+
+def test_every_set_that_multiplies_codes_has_a_limit_for_them() -> None:
+    with_codes = {name for name, flags in X86_SETS.items() if "-mavx512vnni" in flags}
+    assert "amx" in with_codes and {isa for isa in X86_SETS if "int8" in products(isa, frozenset())} == with_codes
 
 
 @pytest.mark.skipif(library() is None, reason="the CPU kernels are not compiled")
