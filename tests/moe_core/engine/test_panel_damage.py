@@ -67,6 +67,12 @@ def put(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
+def footer_of(path: Path) -> tuple[Footer, int]:
+    """What it says, and where it begins."""
+    with path.open("rb") as file:
+        return read_footer(file.fileno())
+
+
 def flipped(data: bytes, bit: int) -> bytes:
     made = bytearray(data)
     made[bit // 8] ^= 1 << bit % 8
@@ -123,8 +129,7 @@ def test_every_byte_of_the_body_is_under_the_digest(tmp_path: Path) -> None:
 
 def bits_of(data: bytes, path: Path) -> dict[str, int]:
     """A bit of each kind of thing that a panel file holds."""
-    with path.open("rb") as file:
-        footer, body_bytes = read_footer(file.fileno())
+    footer, body_bytes = footer_of(path)
     told, choice = data[body_bytes:-TAIL_BYTES], random.Random(7)
     norm, panels = footer.tensors[1], footer.sections[1]
 
@@ -182,8 +187,7 @@ def test_another_place_for_a_tensor_is_not_taken_for_its_own(
     """All of the footer is well formed, and every place within the body."""
     path, data, wanted = sound
     put(path, data)
-    with path.open("rb") as file:
-        _, body_bytes = read_footer(file.fileno())
+    _, body_bytes = footer_of(path)
     told = json.loads(data[body_bytes:-TAIL_BYTES])
     norms = [one for one in told["tensors"] if one["name"].endswith("norm.weight")]
     norms[0]["start"], norms[1]["start"] = norms[1]["start"], norms[0]["start"]
@@ -200,8 +204,7 @@ def test_a_file_of_the_former_format_is_packed_anew(
 ) -> None:
     path, data, wanted = sound
     put(path, data)
-    with path.open("rb") as file:
-        _, body_bytes = read_footer(file.fileno())
+    _, body_bytes = footer_of(path)
     told = data[body_bytes:-TAIL_BYTES]
     put(path, data[:body_bytes] + told + len(told).to_bytes(8, "little") + OLD_MARK)
     tokens, cache = start(spec)
@@ -217,8 +220,7 @@ def test_a_footer_of_another_model_is_refused_though_its_checksum_is_right(
 ) -> None:
     path, data, wanted = sound
     put(path, data)
-    with path.open("rb") as file:
-        footer, body_bytes = read_footer(file.fileno())
+    footer, body_bytes = footer_of(path)
     first, *others = footer.tensors
     other = footer.model_copy(update={"tensors": (first.model_copy(update=change), *others)})
     put(path, data[:body_bytes] + other.to_bytes())
@@ -230,8 +232,7 @@ def test_a_footer_of_another_model_is_refused_though_its_checksum_is_right(
 def test_a_footer_says_again_what_it_was_told(tmp_path: Path) -> None:
     path = tmp_path / f"small{SUFFIX}"
     data = small_file(path)
-    with path.open("rb") as file:
-        footer, body_bytes = read_footer(file.fileno())
+    footer, body_bytes = footer_of(path)
     assert isinstance(footer, Footer)
     assert data[body_bytes:] == footer.to_bytes()
     assert [(one.what, one.bytes) for one in footer.sections] == [("0:experts", 300), ("1:head", 40)]
