@@ -6,8 +6,8 @@
     {"run": 16}                                  ->  {"wall": 0.002, "cpu": 0.002, "active_bytes": 1e7}   a layer's mean
 
 Kinds: "turnout 16", "turnout 8", "turnout 4", "grouped_mm" of transformers, "vllm". Equal seeds give everybody the same
-weights, inputs and choices; the router is left out. So many copies of the layer go round that none is found in a cache; one
-token chooses other experts each time, until all were chosen, for those of one choice would lie in the cache in few bits.
+weights, inputs and choices; the router is left out. So many copies of the layer go round, by the bytes that they are kept
+in, that none is found in a cache; one token chooses other experts each time, until all were chosen.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from torch import Tensor
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 COPIES_BYTES = 500e6
+# So many of the copies have weights of their own; those after them have theirs again, in memory of their own.
+DISTINCT = 12
 
 
 def forward_of(kind: str, gate_up: Tensor, down: Tensor, top_k: int) -> Forward:
@@ -36,12 +38,17 @@ def forward_of(kind: str, gate_up: Tensor, down: Tensor, top_k: int) -> Forward:
     from moe_core.kernels.packing import quantise
     from moe_core.spec.quantisation import ExpertQuantSpec
 
-    bits = int(kind.split()[1])
+    bits = _bits(kind)
     if bits == 16:
         return bfloat16_panels(gate_up, down).run
     spec = ExpertQuantSpec.parse({"bits": bits, "group_size": 64})
     width, num_ff = down.shape[1:]
     return code_panels(quantise(gate_up, spec), quantise(down, spec), width, num_ff, spec).run
+
+
+def _bits(kind: str) -> int:
+    """Of a weight as this implementation keeps it."""
+    return int(kind.split()[1]) if kind.startswith("turnout") else 16
 
 
 def _grouped_mm(gate_up: Tensor, down: Tensor, top_k: int) -> Forward:
@@ -97,7 +104,8 @@ class Layers:
         width, num_ff, num_experts, top_k = shape
         random = torch.Generator().manual_seed(0)
         self.expert_bytes = 3 * width * num_ff * 2
-        count = max(2, round(COPIES_BYTES / (num_experts * self.expert_bytes)))
+        stored_bytes = num_experts * self.expert_bytes * _bits(kind) / 16
+        count = max(2, round(COPIES_BYTES / stored_bytes))
         self.forwards: list[Forward] = []
         # Of each number of tokens, the inputs of all copies for each of the times that go round.
         self.inputs: dict[int, list[list[tuple[Tensor, Tensor, Tensor]]]] = {
@@ -105,11 +113,14 @@ class Layers:
         }
         self.times = dict.fromkeys(tokens, 0)
         self.errors: dict[str, float] = {}
+        made: list[tuple[Tensor, Tensor]] = []
         for copy in range(count):
-            gate_up = torch.randn(num_experts, 2 * num_ff, width, generator=random) * width**-0.5
-            down = torch.randn(num_experts, width, num_ff, generator=random) * num_ff**-0.5
-            gate_up, down = gate_up.bfloat16(), down.bfloat16()
-            forward = forward_of(kind, gate_up, down, top_k)
+            if copy < DISTINCT:
+                gate_up = torch.randn(num_experts, 2 * num_ff, width, generator=random) * width**-0.5
+                down = torch.randn(num_experts, width, num_ff, generator=random) * num_ff**-0.5
+                made.append((gate_up.bfloat16(), down.bfloat16()))
+            gate_up, down = made[copy % DISTINCT]
+            forward = forward_of(kind, gate_up.clone(), down.clone(), top_k)
             self.forwards.append(forward)
             for number in tokens:
                 scores = torch.randn(number, num_experts, generator=random).softmax(-1)

@@ -86,6 +86,14 @@ def test_a_layer_is_checked_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) 
         assert found["wall"] > 0 and 0 < found["active_bytes"] <= 4 * 3 * 64 * 64 * 2
 
 
+@pytest.mark.skipif(library() is None, reason="the CPU kernels are not compiled")
+def test_as_many_bytes_go_round_in_few_bits_as_in_sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a cache that holds a quarter of them makes four bits look faster than memory is."""
+    monkeypatch.setattr("benchmarks.fronts.layer.COPIES_BYTES", 1e6)
+    copies = {bits: len(Layers(f"turnout {bits}", [64, 64, 4, 2], [1]).forwards) for bits in (16, 8, 4)}
+    assert copies == {16: 10, 8: 20, 4: 41}
+
+
 def _run(ours: float, peer: float) -> dict:
     about = {
         "engine bf16": {"peer": "Turnout", "precision": "16 bits", "note": ""},
