@@ -36,8 +36,9 @@ from standalone.stages import NOT_RUN, UNAVAILABLE
 ROOT = Path(__file__).parents[1]
 # How far below the reference's best a token may be, as a share of the spread of its logits.
 MOST_GAP = 0.02
-# In few bits behind routers at random, which choose other experts for inputs rounded to 8 bits; any token lacks a half.
-MOST_GAP_AT_RANDOM = 0.35
+# Behind routers at random, which choose other experts for what is only rounded in another order: in 16 bits (0.056 seen,
+# where both sides' tokens were those of every instruction set), and of inputs in 8 bits; any token lacks a half.
+MOST_GAP_AT_RANDOM = {"quick": 0.1, "quick-q8": 0.35, "quick-q4": 0.35}
 CACHED_BYTES = 100e6
 
 
@@ -107,7 +108,7 @@ def prompts(count: int, length: int, vocab: int, seed: int) -> list[list[int]]:
 
 def check(entry: Entry, reference: Entry, vocab: int, size: Size) -> float:
     """The largest gap of an answer's tokens to the reference's best; raises RuntimeError when it is too large."""
-    most = MOST_GAP_AT_RANDOM if entry.model.name.startswith("quick-") else MOST_GAP
+    most = MOST_GAP_AT_RANDOM.get(entry.model.name, MOST_GAP)
     prompt = prompts(1, size.decode_prompt, vocab, 77)[0]
     tokens = entry.ask(do="decode", prompts=[prompt], new=size.new)["answers"][0]
     gap = float(reference.ask(do="judge", prompt=prompt, answer=tokens)["gap"])
