@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.bounds import active_bytes
-from benchmarks.floors import floor_share, held
+from benchmarks.floors import floors_of, held
 from benchmarks.home import Home
 from benchmarks.layers import quick_layer
 from benchmarks.limits import Clock, Limits, cpu_flags, measure, memory_read, pooled
@@ -297,7 +297,7 @@ def main() -> int:
     try:
         gaps = checked(entries, references, size)
         rows, status = (
-            held(measured, floor_share(native.isa, cpu_flags())) if options.quick else (measured(), 0)
+            held(measured, floors_of(native.isa, cpu_flags())) if options.quick else (measured(), 0)
         )
     except RuntimeError as error:
         print(f"refused: {error}")

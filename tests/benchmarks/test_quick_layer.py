@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import layers
-from benchmarks.floors import FLOORS, below, floor_share, held
+from benchmarks.floors import TILES, VECTORS, below, floors_of, held
 from benchmarks.limits import Limits
 
 LIMIT = Limits(1, 10.0, 10.0, {"bf16": 1e12})
@@ -49,7 +49,7 @@ def test_ratios_and_shares_are_of_processor_seconds(monkeypatch: pytest.MonkeyPa
     told = {"turnout bf16", "turnout 8 bits", "turnout 4 bits"}
     assert set(ours) == {(name, f"layer {n}") for name in (*told, "transformers bf16") for n in (1, 128)}
     # Whatever is measured of ours has a floor.
-    assert all(f"layer {n}" in FLOORS[name] for name in told for n in (1, 128))
+    assert all(f"layer {n}" in VECTORS[name] for name in told for n in (1, 128))
     one = ours["turnout bf16", "layer 1"]
     assert one["ratio"] == pytest.approx(4.0) and one["median"] == pytest.approx(1000.0)
     # Ten megabytes at ten gigabytes a second take as long; in 8 bits with a scale of 64 a little more than half of it.
@@ -129,24 +129,29 @@ def test_only_what_is_below_its_floor_twice_is_a_regression(capsys: pytest.Captu
     assert "measured once more" in capsys.readouterr().out
     assert _held(other, other) == (other, 1)
     told = capsys.readouterr().out
-    floor = FLOORS["turnout 4 bits"]["decode 1"]
+    floor = VECTORS["turnout 4 bits"]["decode 1"]
     assert (
         f"REGRESSION: turnout 4 bits, decode 1: {floor / 2:.2f} times transformers, the floor is {floor:.2f}"
         in told
     )
 
 
+def test_each_kind_of_products_has_floors_of_its_own() -> None:
+    assert floors_of("avx512_bf16", frozenset({"avx512f"})) is VECTORS
+    assert floors_of("amx", frozenset({"amx_tile"})) is TILES
+    assert {name: set(rows) for name, rows in TILES.items()} == {name: set(rows) for name, rows in VECTORS.items()}
+
+
 def test_where_instructions_are_others_less_of_a_floor_counts() -> None:
-    assert floor_share("avx512_bf16", frozenset({"avx512f"})) == 1.0
-    elsewhere = {floor_share("avx2", frozenset()), floor_share("avx512_bf16", frozenset({"amx_tile"}))}
-    (share,) = elsewhere
-    assert 0.5 < share < 1.0
+    floors = floors_of("avx2", frozenset())
+    assert floors == floors_of("avx512_bf16", frozenset({"amx_tile"}))
+    assert 0.5 < floors["turnout bf16"]["decode 1"] / VECTORS["turnout bf16"]["decode 1"] < 1.0
     low = [_ratio("turnout bf16", 0.9)]
-    assert below(low) and not below(low, share) and below([_ratio("turnout bf16", 0.5)], share)
+    assert below(low) and not below(low, floors) and below([_ratio("turnout bf16", 0.5)], floors)
 
 
 def _ratio(name: str, of_floor: float) -> dict[str, Any]:
-    floor = FLOORS.get(name, {}).get("decode 1", 1.0)
+    floor = VECTORS.get(name, {}).get("decode 1", 1.0)
     return {"contestant": name, "metric": "decode 1", "ratio": of_floor * floor}
 
 
