@@ -27,6 +27,10 @@ OPTIONS = (
 )  # fmt: skip
 TARGETS = ("llama-server", "llama-quantize")
 FORMATS = {"16 bits": "bf16", "8 bits": "Q8_0", "4 bits": "Q4_0"}
+# gcc 12 does not know that the instruction reads memory, and drops the stores of what it is to read: with AMX the quantised
+# models end the server while they are loaded.
+LOADS_TILES, TILES_FILE = "    _tile_loadconfig(&tc);", "ggml/src/ggml-cpu/amx/mmq.cpp"
+BARRIER = '    asm volatile("" : : "r"(&tc) : "memory");\n'
 SLOTS, CONTEXT = 16, 16 * 1024
 # Its guesses from what an answer repeats: the quickest here of its kinds and lengths (`docs/explanation/lab-log.md`).
 GUESSES = (
@@ -84,15 +88,24 @@ def _source(home: Home) -> Path:
         with tarfile.open(next(folder.glob("llama_cpp_python-*.tar.gz"))) as archive:
             archive.extractall(folder, filter="data")
         found = sorted(folder.glob("llama_cpp_python-*/vendor/llama.cpp"))
+    _keep_tile_stores(found[0] / TILES_FILE)
     return found[0]
+
+
+def _keep_tile_stores(path: Path) -> None:
+    """Put the barrier that gcc needs before a tile configuration is loaded, where it is not yet."""
+    text = path.read_text()
+    if BARRIER not in text:
+        path.write_text(text.replace(LOADS_TILES, BARRIER + LOADS_TILES))
 
 
 def _compiled(home: Home) -> dict[str, Path]:
     build = home.folder("llamacpp") / "build"
     tools = {name: build / "bin" / name for name in TARGETS}
+    source = _source(home)
     if not all(path.exists() for path in tools.values()):
         log = home.logs / "install-llamacpp.log"
-        call(["cmake", "-S", str(_source(home)), "-B", str(build), "-G", "Ninja", *OPTIONS], log)
+        call(["cmake", "-S", str(source), "-B", str(build), "-G", "Ninja", *OPTIONS], log)
         jobs = str(os.cpu_count() or 1)
         call(["cmake", "--build", str(build), "-j", jobs, "--target", *TARGETS], log)
     return tools
