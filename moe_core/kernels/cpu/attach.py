@@ -13,7 +13,7 @@ from moe_core.experts.packed import MATRICES
 from moe_core.kernels.cpu import experts
 from moe_core.kernels.cpu.latent import LatentPanels, PanelLatentAttention
 from moe_core.kernels.cpu.linear import linear, linear_to_float
-from moe_core.kernels.cpu.native import library
+from moe_core.kernels.cpu.native import Library, library
 from moe_core.kernels.cpu.panels import ExpertPanels, Panels, bfloat16_panels, code_panels
 from moe_core.kernels.gating import Gating
 from moe_core.kernels.precision import has_tiles
@@ -140,8 +140,7 @@ def attach(model: nn.Module, num_threads: int, *, moves_experts: bool = True) ->
     native.set_threads(num_threads)
     experts.register()
     bfloat16 = next(model.parameters()).dtype is torch.bfloat16
-    # Where torch multiplies in tiles and panels do not, it is faster for many rows, and needs rows as they lie.
-    panels = bfloat16 and (native.isa == "amx" or not has_tiles())
+    panels = bfloat16 and panels_pay(native)
     plain = [module for module in model.modules() if isinstance(module, Attention)]
     for module in model.modules():
         if isinstance(module, PackedExperts | GroupedExperts) and not moves_experts:
@@ -170,6 +169,14 @@ def attach(model: nn.Module, num_threads: int, *, moves_experts: bool = True) ->
         if type(module) is Linear:
             module.__class__ = DecodeLinear
     return native.isa
+
+
+def panels_pay(native: Library) -> bool:
+    """Whether weights in bfloat16 are better held in panels than in rows.
+
+    Where torch multiplies in tiles and panels do not, it is faster for many rows, and needs rows as they lie.
+    """
+    return native.isa == "amx" or not has_tiles()
 
 
 def _fits_panels(module: GroupedExperts) -> bool:

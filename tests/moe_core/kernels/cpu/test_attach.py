@@ -28,22 +28,22 @@ from moe_core.spec import ModelSpec
 from moe_core.spec.operations import QuantiseSpec
 from tests.moe_core.tiny import tiny_family, tiny_llama, tiny_turnout
 
-# What a machine with matrix tiles keeps as rows lies in panels elsewhere.
+# What a machine where torch alone multiplies in tiles keeps as rows lies in panels elsewhere.
 AS_ROWS, IN_PANELS = (
     {DecodeLinear, DecodeDenseMlp, GroupedExperts},
     {PanelLinear, PanelDenseMlp, PanelExperts},
 )
 
 
-@pytest.mark.parametrize("tiles", [False, True], ids=["panels", "rows"])
+@pytest.mark.parametrize("rows", [False, True], ids=["panels", "rows"])
 @pytest.mark.parametrize(
     "spec",
     [tiny_llama(), tiny_turnout(), *map(tiny_family, ("deepseek_v3", "step3p5", "gpt_oss"))],
     ids=lambda s: s.family,
 )
-def test_logits_agree_and_parameters_stay(kernels, monkeypatch, spec: ModelSpec, *, tiles: bool) -> None:
+def test_logits_agree_and_parameters_stay(kernels, monkeypatch, spec: ModelSpec, *, rows: bool) -> None:
     monkeypatch.setattr(dispatch, "_KERNELS", list(dispatch._KERNELS))
-    monkeypatch.setattr("moe_core.kernels.cpu.attach.has_tiles", lambda: tiles)
+    monkeypatch.setattr("moe_core.kernels.cpu.attach.panels_pay", lambda native: not rows)
     model = random_decoder(spec, seed=1, std=0.2, dtype=torch.bfloat16).eval()
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     ids = torch.arange(10)[None]
@@ -51,23 +51,23 @@ def test_logits_agree_and_parameters_stay(kernels, monkeypatch, spec: ModelSpec,
     assert attach(model, 1) == kernels.isa
     assert {name: parameter.shape for name, parameter in model.named_parameters()} == shapes
     # Rows know silu alone: other gatings stay with torch.
-    clamped = [m for m in model.modules() if tiles and getattr(m, "gating", PLAIN).kind.startswith("clamped")]
+    clamped = [m for m in model.modules() if rows and getattr(m, "gating", PLAIN).kind.startswith("clamped")]
     assert all(type(module) in (DenseMlp, GroupedExperts) for module in clamped)
-    assert bool(clamped) == (tiles and spec.family in ("step3p5", "gpt_oss"))
+    assert bool(clamped) == (rows and spec.family in ("step3p5", "gpt_oss"))
     classes = {type(module) for module in model.modules() if module not in clamped}
-    assert classes & (AS_ROWS if tiles else IN_PANELS)
-    assert not classes & (IN_PANELS if tiles else {DecodeDenseMlp, GroupedExperts})
+    assert classes & (AS_ROWS if rows else IN_PANELS)
+    assert not classes & (IN_PANELS if rows else {DecodeDenseMlp, GroupedExperts})
     after = model(ids).float()
     # Routing may turn at a tie that rounding decides, so the share of agreement counts, not each logit.
     close = (after - before).abs() <= 0.05 * before.abs().max()
     assert close.float().mean() > 0.95
     # Of gpt-oss as rows only maps of a few tokens are computed anew, and may round alike.
-    assert (tiles and spec.family == "gpt_oss") or not torch.equal(after, before)
+    assert (rows and spec.family == "gpt_oss") or not torch.equal(after, before)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_head_is_held_once_and_looked_up_where_it_lies(kernels, monkeypatch, *, packed: bool) -> None:
-    monkeypatch.setattr("moe_core.kernels.cpu.attach.has_tiles", lambda: False)
+    monkeypatch.setattr("moe_core.kernels.cpu.attach.panels_pay", lambda native: True)
     model = random_decoder(tiny_turnout(), seed=1, std=0.2, dtype=torch.bfloat16).eval()
     tied = model.spec.tie_word_embeddings
     if packed:
@@ -90,7 +90,7 @@ def test_the_head_is_held_once_and_looked_up_where_it_lies(kernels, monkeypatch,
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_experts_are_held_once_and_cannot_be_used_by_mistake(kernels, monkeypatch, bits: int | None) -> None:
-    monkeypatch.setattr("moe_core.kernels.cpu.attach.has_tiles", lambda: False)
+    monkeypatch.setattr("moe_core.kernels.cpu.attach.panels_pay", lambda native: True)
     model = random_decoder(tiny_turnout(), seed=1, std=0.2, dtype=torch.bfloat16).eval()
     if bits is not None:
         packing = {"kind": "quantise", "quantisation": {"bits": bits, "group_size": 32}}
