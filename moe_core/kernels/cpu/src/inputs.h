@@ -19,9 +19,17 @@ constexpr bool kTiles = true;
 constexpr bool kTiles = false;
 #endif
 constexpr int kTileInputs = 32;
-// The most inputs of one pass, and whether so many are multiplied in tiles.
+// The most inputs of one pass, and whether so many are multiplied in tiles. Of bfloat16 any number is: tiles add up in an order
+// of their own, and no bit of a row may hang on how many stand beside it. Sums of codes are exact, so theirs come as is quicker.
 constexpr int kMost = kTiles ? kTileInputs : kInputs;
-constexpr bool in_tiles(int num) { return kTiles && num > kInputs; }
+constexpr bool in_tiles(int num, int bits) { return kTiles && (bits == 16 || num > kInputs); }
+
+constexpr int64_t kAheadBytes = 2048;
+
+// What to fetch while `at` is read: further on in the same panel, or past its end in the one that is read next.
+static inline const uint8_t* ahead_of(const uint8_t* at, const uint8_t* end, const uint8_t* next) {
+  return end - at > kAheadBytes ? at + kAheadBytes : next + (kAheadBytes - (end - at));
+}
 
 // Rows that share one pass over panels: rows [first, first + num) of some inputs.
 struct Tile {
@@ -41,6 +49,7 @@ struct Operand {
 struct Inputs {
   int64_t stride = 0;  // bytes of a row
   int64_t groups = 0;
+  int bits = 16;  // of the weights
   // What a code of zero stands for in symmetric weights; 1 where the weights have zero points.
   int32_t zero = 1;
   std::vector<uint8_t> words;
@@ -51,9 +60,9 @@ struct Inputs {
     // Codes are read in whole steps; what lies past the last column is zero.
     stride = panels.steps() * panels.cols_of_step() * (panels.bits == 16 ? 2 : 1);
     groups = panels.groups();
+    bits = panels.bits;
     zero = panels.bits == 16 || panels.has_zeros ? 1 : 1 << (panels.bits - 1);
-    // Tiles are read whole, whether there are so many rows or not.
-    words.resize((num_rows + (kTiles ? kTileInputs : 0)) * stride);
+    words.resize(num_rows * stride);
     scales.resize(num_rows * groups);
     offsets.resize(num_rows * groups);
   }
@@ -62,11 +71,11 @@ struct Inputs {
   }
   // Word `step` of a row.
   uint8_t* word(const Tile& tile, int64_t row, int64_t step) {
-    if (in_tiles(tile.num)) return words.data() + row * stride + step * 4;
+    if (in_tiles(tile.num, bits)) return words.data() + row * stride + step * 4;
     return words.data() + tile.first * stride + (step * tile.num + row - tile.first) * 4;
   }
   // From a word of a row to the next.
-  static int64_t pace(const Tile& tile) { return in_tiles(tile.num) ? 4 : tile.num * 4; }
+  int64_t pace(const Tile& tile) const { return in_tiles(tile.num, bits) ? 4 : tile.num * 4; }
 };
 
 // As few passes as there can be: as even as can be, or whole tiles and the rest.
@@ -84,7 +93,7 @@ static inline void tiles_of(int64_t first, int64_t end, std::vector<Tile>& tiles
 // Takes a row that lies by itself into its place in a tile.
 static inline void put_words(Inputs& inputs, const Tile& tile, int64_t row, const Operand& from) {
   uint8_t* target = inputs.word(tile, row, 0);
-  const int64_t steps = inputs.stride / 4, num = tile.num, pace = Inputs::pace(tile);
+  const int64_t steps = inputs.stride / 4, num = tile.num, pace = inputs.pace(tile);
   for (int64_t s = 0; s < steps; s++) std::memcpy(target + s * pace, from.words + s * 4, 4);
   const int64_t meta = tile.first * inputs.groups + row - tile.first;
   for (int64_t g = 0; g < inputs.groups; g++) {
@@ -161,7 +170,7 @@ static inline void put_codes(Inputs& inputs, const Tile& tile, int64_t row, cons
 
 static inline void put_bf16(Inputs& inputs, const Tile& tile, int64_t row, const bf16* x, int64_t cols) {
   uint8_t* target = inputs.word(tile, row, 0);
-  const int64_t steps = inputs.stride / 4, pace = Inputs::pace(tile);
+  const int64_t steps = inputs.stride / 4, pace = inputs.pace(tile);
   const int64_t whole = cols / 2;
   for (int64_t s = 0; s < whole; s++) std::memcpy(target + s * pace, x + s * 2, 4);
   if (whole == steps) return;

@@ -7,13 +7,6 @@
 
 namespace TURNOUT_ISA {
 
-constexpr int64_t kAheadBytes = 2048;
-
-// What to fetch while `at` is read: further on in the same panel, or past its end in the one that is read next.
-static inline const uint8_t* ahead_of(const uint8_t* at, const uint8_t* end, const uint8_t* next) {
-  return end - at > kAheadBytes ? at + kAheadBytes : next + (kAheadBytes - (end - at));
-}
-
 template <int N>
 static void multiply_bf16(const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x, float* out) {
   F16 acc[N][2];
@@ -118,7 +111,7 @@ static void multiply_codes(const Panels& m, const uint8_t* panel, const uint8_t*
 static inline void multiply(int num, const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x,
                             float* out) {
   if constexpr (kTiles)
-    if (in_tiles(num)) return multiply_in_tiles(num, m, panel, x, out);
+    if (in_tiles(num, m.bits)) return multiply_in_tiles(num, m, panel, next, x, out);
 #define TURNOUT_CASE(N)                                                                \
   case N:                                                                              \
     if constexpr (N <= kInputs) {                                                      \

@@ -15,12 +15,21 @@
 
 namespace TURNOUT_ISA {
 
+// Rows of a tile in products of `num` inputs. The first sixteen lie in tile 4 and have their sums in 0 and 1, the others in 5, 2
+// and 3; weights lie in 6 and 7. One row, where none is wanted: none at all would forbid the tile.
+constexpr int rows_of_tile(int tile, int num) {
+  if (tile >= 6) return 16;
+  const bool first = tile < 2 || tile == 4;
+  return first ? std::min(num, 16) : std::max(num - 16, 1);
+}
+
 #if defined(TURNOUT_SOFT_TILES)
 // The same in plain code, to be checked where there is no AMX: what is counted is what the instructions are defined to do.
 struct SoftTile {
   uint8_t row[16][64];
 };
 static thread_local SoftTile soft_tiles[8];
+static thread_local int soft_rows[8];
 
 template <class Number>
 static inline Number tile_number(int tile, int row, int64_t at) {
@@ -34,15 +43,15 @@ static inline void set_tile_number(int tile, int row, int64_t at, Number value) 
 }
 static inline void soft_zero(int tile) { std::memset(&soft_tiles[tile], 0, sizeof(SoftTile)); }
 static inline void soft_load(int tile, const void* from, int64_t stride) {
-  for (int row = 0; row < 16; row++)
+  for (int row = 0; row < soft_rows[tile]; row++)
     std::memcpy(soft_tiles[tile].row[row], static_cast<const uint8_t*>(from) + row * stride, 64);
 }
 static inline void soft_store(int tile, void* to, int64_t stride) {
-  for (int row = 0; row < 16; row++) std::memcpy(static_cast<uint8_t*>(to) + row * stride, soft_tiles[tile].row[row], 64);
+  for (int row = 0; row < soft_rows[tile]; row++) std::memcpy(static_cast<uint8_t*>(to) + row * stride, soft_tiles[tile].row[row], 64);
 }
 // Even and odd columns are added up apart within a tile.
 static inline void soft_dot_bf16(int c, int a, int b) {
-  for (int m = 0; m < 16; m++)
+  for (int m = 0; m < soft_rows[c]; m++)
     for (int n = 0; n < 16; n++) {
       float even = 0.0f, odd = 0.0f;
       for (int k = 0; k < 16; k++) {
@@ -53,7 +62,7 @@ static inline void soft_dot_bf16(int c, int a, int b) {
     }
 }
 static inline void soft_dot_codes(int c, int a, int b) {
-  for (int m = 0; m < 16; m++)
+  for (int m = 0; m < soft_rows[c]; m++)
     for (int n = 0; n < 16; n++) {
       int32_t sum = tile_number<int32_t>(c, m, n);
       for (int k = 0; k < 16; k++)
@@ -66,7 +75,9 @@ static inline void soft_dot_codes(int c, int a, int b) {
 #define TURNOUT_TILE_STORE soft_store
 #define TURNOUT_TILE_BF16 soft_dot_bf16
 #define TURNOUT_TILE_CODES soft_dot_codes
-static inline void take_tiles() {}
+static inline void take_tiles(int num) {
+  for (int tile = 0; tile < 8; tile++) soft_rows[tile] = rows_of_tile(tile, num);
+}
 static inline void give_tiles_back() {}
 
 #elif defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__)
@@ -87,7 +98,7 @@ static_assert(sizeof(TileConfig) == 64, "what LDTILECFG reads");
 // What the thread had before: other libraries of the process use tiles too, and remember what they configured.
 struct TileState {
   TileConfig before;
-  bool ours = false;
+  int ours = 0;  // for so many inputs
 };
 static thread_local TileState tile_state;
 
@@ -96,14 +107,15 @@ static inline void load_config(const TileConfig& config) {
   asm volatile("" : : "r"(&config) : "memory");
   _tile_loadconfig(&config);
 }
-static inline void take_tiles() {
-  if (tile_state.ours) return;
-  _tile_storeconfig(&tile_state.before);
+static inline void take_tiles(int num) {
+  if (tile_state.ours == num) return;
+  if (!tile_state.ours) _tile_storeconfig(&tile_state.before);
   TileConfig config = {};
   config.palette = 1;
-  for (int tile = 0; tile < 8; tile++) config.bytes_of_row[tile] = 64, config.rows[tile] = 16;
+  for (int tile = 0; tile < 8; tile++)
+    config.bytes_of_row[tile] = 64, config.rows[tile] = static_cast<uint8_t>(rows_of_tile(tile, num));
   load_config(config);
-  tile_state.ours = true;
+  tile_state.ours = num;
 }
 static inline void give_tiles_back() {
   if (!tile_state.ours) return;
@@ -112,11 +124,10 @@ static inline void give_tiles_back() {
     load_config(tile_state.before);
   else
     _tile_release();
-  tile_state.ours = false;
+  tile_state.ours = 0;
 }
 
 #else
-static inline void take_tiles() {}
 static inline void give_tiles_back() {}
 #endif
 
@@ -136,31 +147,41 @@ struct alignas(64) LastSteps {
   void copy(const uint8_t* from_weights, const uint8_t* from_inputs, int64_t stride, int num, int64_t steps) {
     std::memcpy(weights, from_weights, steps * 128);
     std::memset(weights + steps * 128, 0, (16 - steps) * 128);
-    std::memset(inputs, 0, sizeof inputs);
+    std::memset(inputs, 0, num * 64);
     for (int n = 0; n < num; n++) std::memcpy(inputs + n * 64, from_inputs + n * stride, steps * 4);
   }
 };
 
-// Adds a K of one tile to tiles 0 to 3; the lower two are left alone where sixteen inputs are all. The barrier: gcc 12 does not
-// know that loads of tiles read memory.
-#define TURNOUT_TILE_STEP(PRODUCT, inputs, stride, weights) \
-  do {                                                      \
-    asm volatile("" ::: "memory");                          \
-    TURNOUT_TILE_LOAD(4, (inputs), (stride));               \
-    TURNOUT_TILE_LOAD(6, (weights), 128);                   \
-    TURNOUT_TILE_LOAD(7, (weights) + 64, 128);              \
-    PRODUCT(0, 4, 6);                                       \
-    PRODUCT(1, 4, 7);                                       \
-    if (both) {                                             \
-      TURNOUT_TILE_LOAD(5, (inputs) + 16 * (stride), (stride)); \
-      PRODUCT(2, 5, 6);                                     \
-      PRODUCT(3, 5, 7);                                     \
-    }                                                       \
+// In two halves of a step, not at once: there are not so many buffers for lines that are on their way.
+static inline void fetch_half(const uint8_t* from) {
+  for (int64_t at = 0; from && at < 1024; at += 64) __builtin_prefetch(from + at);
+}
+
+// Adds a K of one tile to tiles 0 to 3, the last two where there are more than sixteen inputs, and fetches 2 KiB from `ahead`,
+// or nothing. The barrier: gcc 12 does not know that loads of tiles read memory.
+#define TURNOUT_TILE_STEP(PRODUCT, inputs, stride, weights, ahead) \
+  do {                                                             \
+    asm volatile("" ::: "memory");                                 \
+    fetch_half(ahead);                                             \
+    TURNOUT_TILE_LOAD(6, (weights), 128);                          \
+    TURNOUT_TILE_LOAD(4, (inputs), (stride));                      \
+    PRODUCT(0, 4, 6);                                              \
+    fetch_half((ahead) ? (ahead) + 1024 : nullptr);                \
+    TURNOUT_TILE_LOAD(7, (weights) + 64, 128);                     \
+    PRODUCT(1, 4, 7);                                              \
+    if (both) {                                                    \
+      TURNOUT_TILE_LOAD(5, (inputs) + 16 * (stride), (stride));    \
+      PRODUCT(2, 5, 6);                                            \
+      PRODUCT(3, 5, 7);                                            \
+    }                                                              \
   } while (0)
 
-static inline void zero_sums() {
+constexpr const uint8_t* kNoFetch = nullptr;
+
+static inline void zero_sums(bool both) {
   TURNOUT_TILE_ZERO(0);
   TURNOUT_TILE_ZERO(1);
+  if (!both) return;
   TURNOUT_TILE_ZERO(2);
   TURNOUT_TILE_ZERO(3);
 }
@@ -174,16 +195,20 @@ static inline void store_sums(void* to, bool both) {
   TURNOUT_TILE_STORE(3, place + 16 * 128 + 64, 128);
 }
 
-static void multiply_bf16_in_tiles(int num, const Panels& m, const uint8_t* panel, const Operand& x, float* out) {
+static void multiply_bf16_in_tiles(int num, const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x,
+                                   float* out) {
   const bool both = num > 16;
   const int64_t steps = m.steps(), stride = steps * 4, whole = steps / 16 * 16;
-  zero_sums();
-  for (int64_t s = 0; s < whole; s += 16)
-    TURNOUT_TILE_STEP(TURNOUT_TILE_BF16, x.words + s * 4, stride, panel + s * 128);
+  zero_sums(both);
+  const uint8_t* end = panel + m.panel_bytes();
+  for (int64_t s = 0; s < whole; s += 16) {
+    const uint8_t *weights = panel + s * 128, *ahead = ahead_of(weights, end, next);
+    TURNOUT_TILE_STEP(TURNOUT_TILE_BF16, x.words + s * 4, stride, weights, ahead);
+  }
   if (whole < steps) {
     LastSteps last;
     last.copy(panel + whole * 128, x.words + whole * 4, stride, num, steps - whole);
-    TURNOUT_TILE_STEP(TURNOUT_TILE_BF16, last.inputs, 64, last.weights);
+    TURNOUT_TILE_STEP(TURNOUT_TILE_BF16, last.inputs, 64, last.weights, kNoFetch);
   }
   store_sums(out, both);
 }
@@ -209,7 +234,7 @@ static void multiply_codes_in_tiles(int num, const Panels& m, const uint8_t* pan
   const int32_t* offsets = x.offsets;
   const float* factors = x.scales;
   for (; panel < end; panel += group_bytes, offsets += num, factors += num) {
-    zero_sums();
+    zero_sums(both);
     // Steps of four codes, whatever their width in memory.
     const int64_t steps = (std::min(group_bytes, end - panel) - head) / 128 * (8 / kBits);
     for (int64_t s = 0; s < steps; s += 16, words += 64) {
@@ -220,12 +245,12 @@ static void multiply_codes_in_tiles(int num, const Panels& m, const uint8_t* pan
         weights = wide;
       }
       if (size == 16) {
-        TURNOUT_TILE_STEP(TURNOUT_TILE_CODES, words, stride, weights);
+        TURNOUT_TILE_STEP(TURNOUT_TILE_CODES, words, stride, weights, kNoFetch);
         continue;
       }
       LastSteps last;
       last.copy(weights, words, stride, num, size);
-      TURNOUT_TILE_STEP(TURNOUT_TILE_CODES, last.inputs, 64, last.weights);
+      TURNOUT_TILE_STEP(TURNOUT_TILE_CODES, last.inputs, 64, last.weights, kNoFetch);
       words -= (16 - size) * 4;
     }
     store_sums(sums, both);
@@ -242,10 +267,11 @@ static void multiply_codes_in_tiles(int num, const Panels& m, const uint8_t* pan
   }
 }
 
-// out[n * 32 + lane] for `num` inputs that lie row by row. `out` has room for all kTileInputs.
-static inline void multiply_in_tiles(int num, const Panels& m, const uint8_t* panel, const Operand& x, float* out) {
-  take_tiles();
-  if (m.bits == 16) return multiply_bf16_in_tiles(num, m, panel, x, out);
+// out[n * 32 + lane] for `num` inputs that lie row by row; `next` is read after this panel.
+static inline void multiply_in_tiles(int num, const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x,
+                                     float* out) {
+  take_tiles(num);
+  if (m.bits == 16) return multiply_bf16_in_tiles(num, m, panel, next, x, out);
   if (m.bits == 8 && m.has_zeros) return multiply_codes_in_tiles<8, true>(num, m, panel, x, out);
   if (m.bits == 8) return multiply_codes_in_tiles<8, false>(num, m, panel, x, out);
   if (m.has_zeros) return multiply_codes_in_tiles<4, true>(num, m, panel, x, out);
@@ -277,7 +303,7 @@ static bool product_is_right() {
       std::memcpy(place, kBits == 16 ? static_cast<const void*>(wide) : codes, kBytes);
       std::memcpy(word, kBits == 16 ? static_cast<const void*>(wide + 1) : codes + 1, kBytes);
     }
-  multiply_in_tiles(kTileInputs, m, memory, {words, factors, offsets}, out);
+  multiply_in_tiles(kTileInputs, m, memory, memory, {words, factors, offsets}, out);
   for (int n = 0; n < kTileInputs; n++)
     for (int lane = 0; lane < 32; lane++) {
       int sum = 0;
@@ -293,7 +319,7 @@ static int tiles_work() {
   return product_is_right<16>() && product_is_right<8>();
 }
 #else
-static inline void multiply_in_tiles(int, const Panels&, const uint8_t*, const Operand&, float*) {}
+static inline void multiply_in_tiles(int, const Panels&, const uint8_t*, const uint8_t*, const Operand&, float*) {}
 static int tiles_work() { return 0; }
 #endif
 
