@@ -5,12 +5,14 @@
 #include <limits>
 #include <vector>
 
+#include "huge.h"
 #include "lanes.h"
 #include "panels.h"
 #include "vec16.h"
 
 namespace TURNOUT_ISA {
 
+using turnout::Large;
 using turnout::Panels;
 
 #if defined(TURNOUT_SOFT_TILES) || (defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__))
@@ -19,17 +21,16 @@ constexpr bool kTiles = true;
 constexpr bool kTiles = false;
 #endif
 constexpr int kTileInputs = 32;
-// The most inputs of one pass, and whether so many are multiplied in tiles. Of bfloat16 any number is: tiles add up in an order
-// of their own, and no bit of a row may hang on how many stand beside it. Sums of codes are exact, so theirs come as is quicker.
+// The most inputs of one pass.
 constexpr int kMost = kTiles ? kTileInputs : kInputs;
-constexpr bool in_tiles(int num, int bits) { return kTiles && (bits == 16 || num > kInputs); }
+// Up to so many inputs in codes are multiplied in vectors, which give the same bits.
+constexpr int kVectorCodes = kInputs < 4 ? kInputs : 4;
+// Whether so many inputs are multiplied in tiles. Of bfloat16 all are: tiles add it up in another order than vectors do, and no row
+// may depend on its company.
+constexpr bool in_tiles(int bits, int64_t num) { return kTiles && (bits == 16 || num > kVectorCodes); }
 
-constexpr int64_t kAheadBytes = 2048;
-
-// What to fetch while `at` is read: further on in the same panel, or past its end in the one that is read next.
-static inline const uint8_t* ahead_of(const uint8_t* at, const uint8_t* end, const uint8_t* next) {
-  return end - at > kAheadBytes ? at + kAheadBytes : next + (kAheadBytes - (end - at));
-}
+// The most columns of a group.
+constexpr int64_t kMostGroup = 128;
 
 // Rows that share one pass over panels: rows [first, first + num) of some inputs.
 struct Tile {
@@ -37,8 +38,8 @@ struct Tile {
   int num;
 };
 
-// What a product reads of a tile: where few inputs share a pass, step s of row n is word s * num + n, group g of row n has number g * num + n.
-// Where they are multiplied in tiles (tiles.h), words lie row by row.
+// What a product reads of a tile: step s of row n is word s * num + n, group g of row n has number g * num + n. Where inputs are
+// multiplied in tiles (tiles.h), chunks of 64 bytes stand in place of words, of codes whole ones for each group.
 struct Operand {
   const uint8_t* words;
   const float* scales;
@@ -47,41 +48,66 @@ struct Operand {
 
 // Rows in the form that panels of one shape multiply, tile by tile; kept between calls, so that memory is asked for once.
 struct Inputs {
-  int64_t stride = 0;  // bytes of a row
+  int64_t stride = 0;  // bytes of a row, in whole chunks
   int64_t groups = 0;
-  int bits = 16;  // of the weights
+  int64_t group_bytes = 0;  // of a row's group, which a row in chunks begins a new chunk with
+  int bits = 16;            // of the weights
   // What a code of zero stands for in symmetric weights; 1 where the weights have zero points.
   int32_t zero = 1;
-  std::vector<uint8_t> words;
+  Large<uint8_t> words;
   std::vector<float> scales;
   std::vector<int32_t> offsets;  // minus the sum of a group's codes, times `zero`
 
   void resize(int64_t num_rows, const Panels& panels) {
-    // Codes are read in whole steps; what lies past the last column is zero.
-    stride = panels.steps() * panels.cols_of_step() * (panels.bits == 16 ? 2 : 1);
-    groups = panels.groups();
     bits = panels.bits;
+    groups = panels.groups();
+    // Codes are read in whole steps; what lies past the last column is zero.
+    const int64_t bytes = panels.steps() * panels.cols_of_step() * (bits == 16 ? 2 : 1);
+    group_bytes = bits == 16 ? bytes : panels.group;
+    stride = kTiles ? std::max<int64_t>(1, groups) * ((group_bytes + 63) / 64 * 64) : bytes;
     zero = panels.bits == 16 || panels.has_zeros ? 1 : 1 << (panels.bits - 1);
-    words.resize(num_rows * stride);
-    scales.resize(num_rows * groups);
-    offsets.resize(num_rows * groups);
+    // Tiles are read whole, whether there are so many rows or not.
+    words.resize((num_rows + (kTiles ? kTileInputs : 0)) * stride);
+    scales.resize(num_rows * groups + (kTiles ? kTileInputs : 0));
+    offsets.resize(num_rows * groups + (kTiles ? kTileInputs : 0));
   }
   Operand operand(int64_t first) const {
     return {words.data() + first * stride, scales.data() + first * groups, offsets.data() + first * groups};
   }
-  // Word `step` of a row.
+  // Word `step` of a row that is not multiplied in tiles; from it to the next are `num` words.
   uint8_t* word(const Tile& tile, int64_t row, int64_t step) {
-    if (in_tiles(tile.num, bits)) return words.data() + row * stride + step * 4;
     return words.data() + tile.first * stride + (step * tile.num + row - tile.first) * 4;
   }
-  // From a word of a row to the next.
-  int64_t pace(const Tile& tile) const { return in_tiles(tile.num, bits) ? 4 : tile.num * 4; }
+  // Chunk `number` of a row that is; from it to the next are `num` chunks.
+  uint8_t* chunk(const Tile& tile, int64_t row, int64_t number) {
+    return words.data() + tile.first * stride + (number * tile.num + row - tile.first) * 64;
+  }
+};
+
+// Rows of an earlier product that are seen to while the next is made, a few with each of its steps.
+template <class Rows>
+struct Meanwhile {
+  const Rows& rows;
+  int num, pace, next = 0;
+
+  void step() {
+    if (next < num) advance(std::min(num, next + pace));
+  }
+  void rest() {
+    if (next < num) advance(num);
+  }
+
+ private:
+  void advance(int stop) {
+    rows(next, stop);
+    next = stop;
+  }
 };
 
 // As few passes as there can be: as even as can be, or whole tiles and the rest.
-static inline void tiles_of(int64_t first, int64_t end, std::vector<Tile>& tiles) {
-  const int64_t most = kMost;
-  if (kTiles && end - first > kInputs) {
+static inline void tiles_of(int bits, int64_t first, int64_t end, std::vector<Tile>& tiles) {
+  const int64_t most = in_tiles(bits, end - first) ? kMost : kInputs;
+  if (in_tiles(bits, end - first)) {
     for (; first < end; first += most) tiles.push_back({first, static_cast<int>(std::min(most, end - first))});
     return;
   }
@@ -90,31 +116,33 @@ static inline void tiles_of(int64_t first, int64_t end, std::vector<Tile>& tiles
     tiles.push_back({first + rows * i / count, static_cast<int>(rows * (i + 1) / count - rows * i / count)});
 }
 
-// Takes a row that lies by itself into its place in a tile.
+// Bytes of a row, of one group, into its chunks from one on, with zeros behind them; the next chunk.
+static inline int64_t put_chunks(Inputs& inputs, const Tile& tile, int64_t row, int64_t chunk, const uint8_t* from, int64_t bytes) {
+  uint8_t* target = inputs.chunk(tile, row, chunk);
+  for (; bytes >= 64; bytes -= 64, from += 64, chunk++, target += tile.num * 64) std::memcpy(target, from, 64);
+  if (!bytes) return chunk;
+  std::memset(target, 0, 64);
+  std::memcpy(target, from, bytes);
+  return chunk + 1;
+}
+
+// Takes a row of codes that lies by itself into its place in a tile.
 static inline void put_words(Inputs& inputs, const Tile& tile, int64_t row, const Operand& from) {
-  uint8_t* target = inputs.word(tile, row, 0);
-  const int64_t steps = inputs.stride / 4, num = tile.num, pace = inputs.pace(tile);
-  for (int64_t s = 0; s < steps; s++) std::memcpy(target + s * pace, from.words + s * 4, 4);
+  const int64_t num = tile.num;
+  if (in_tiles(inputs.bits, num)) {
+    int64_t chunk = 0;
+    for (int64_t g = 0; g < inputs.groups; g++)
+      chunk = put_chunks(inputs, tile, row, chunk, from.words + g * inputs.group_bytes, inputs.group_bytes);
+  } else {
+    uint8_t* target = inputs.word(tile, row, 0);
+    for (int64_t s = 0; s < inputs.stride / 4; s++) std::memcpy(target + s * num * 4, from.words + s * 4, 4);
+  }
   const int64_t meta = tile.first * inputs.groups + row - tile.first;
   for (int64_t g = 0; g < inputs.groups; g++) {
     inputs.scales[meta + g * num] = from.scales[g];
     inputs.offsets[meta + g * num] = from.offsets[g];
   }
 }
-
-// One row by itself.
-struct SingleRow {
-  std::vector<uint8_t> words;
-  std::vector<float> scales;
-  std::vector<int32_t> offsets;
-
-  void resize(const Inputs& inputs) {
-    words.resize(inputs.stride);
-    scales.resize(inputs.groups);
-    offsets.resize(inputs.groups);
-  }
-  Operand operand() const { return {words.data(), scales.data(), offsets.data()}; }
-};
 
 // Rounds halves away from zero; the sum of the codes. Vectorised: the two must not overlap.
 static inline int32_t round_to_codes(const float* __restrict x, int8_t* __restrict codes, int64_t size, float factor) {
@@ -128,49 +156,72 @@ static inline int32_t round_to_codes(const float* __restrict x, int8_t* __restri
   return sum;
 }
 
-// Codes from -127 to 127. A group with NaN or infinity gets NaN as its scale, and so makes its whole row NaN.
-static inline void to_codes(const Inputs& inputs, const float* x, int64_t cols, int64_t group, uint8_t* words,
-                            float* scales, int32_t* offsets) {
+// One group's codes, from -127 to 127, as many as it has columns. A group with NaN or infinity gets NaN as its scale, and so makes its
+// whole row NaN.
+static inline void to_codes(const float* x, int64_t size, int32_t zero, int8_t* codes, float& scale, int32_t& offset) {
+  int32_t top = 0;
+  for (int64_t i = 0; i < size; i++) {
+    int32_t bits;
+    std::memcpy(&bits, x + i, 4);
+    bits &= 0x7fffffff;
+    // As integers NaN and infinity are above every number.
+    top = top > bits ? top : bits;
+  }
+  float largest;
+  std::memcpy(&largest, &top, 4);
+  const bool finite = top < 0x7f800000;
+  // Below the smallest normal number the factor would overflow.
+  const float factor = finite && largest > 1e-35f ? 127.0f / largest : 0.0f;
+  int32_t sum = 0;
+  if (factor == 0.0f)
+    std::memset(codes, 0, static_cast<size_t>(size));
+  else
+    sum = round_to_codes(x, codes, size, factor);
+  scale = finite ? largest / 127.0f : std::numeric_limits<float>::quiet_NaN();
+  offset = -sum * zero;
+}
+
+// A whole row that lies by itself, of `cols` columns.
+static inline void row_to_codes(const Inputs& inputs, const float* x, int64_t cols, uint8_t* words, float* scales,
+                                int32_t* offsets) {
   int8_t* target = reinterpret_cast<int8_t*>(words);
   for (int64_t g = 0; g < inputs.groups; g++) {
-    const int64_t first = g * group, size = std::max<int64_t>(0, std::min(cols - first, group));
-    int32_t top = 0;
-    for (int64_t i = 0; i < size; i++) {
-      int32_t bits;
-      std::memcpy(&bits, x + first + i, 4);
-      bits &= 0x7fffffff;
-      // As integers NaN and infinity are above every number.
-      top = top > bits ? top : bits;
-    }
-    float largest;
-    std::memcpy(&largest, &top, 4);
-    const bool finite = top < 0x7f800000;
-    // Below the smallest normal number the factor would overflow.
-    const float factor = finite && largest > 1e-35f ? 127.0f / largest : 0.0f;
-    int32_t sum = 0;
-    if (factor == 0.0f)
-      std::memset(target + first, 0, static_cast<size_t>(size));
-    else
-      sum = round_to_codes(x + first, target + first, size, factor);
-    scales[g] = finite ? largest / 127.0f : std::numeric_limits<float>::quiet_NaN();
-    offsets[g] = -sum * inputs.zero;
+    const int64_t first = g * inputs.group_bytes;
+    to_codes(x + first, std::min(cols - first, inputs.group_bytes), inputs.zero, target + first, scales[g], offsets[g]);
   }
   std::memset(target + cols, 0, static_cast<size_t>(inputs.stride - cols));
 }
 
-static inline void put_codes(Inputs& inputs, const Tile& tile, int64_t row, const float* x, int64_t cols, int64_t group) {
+// Group g of a row into its place in a tile, `size` columns of it.
+static inline void put_group(Inputs& inputs, const Tile& tile, int64_t row, int64_t g, const float* x, int64_t size) {
+  alignas(64) uint8_t codes[kMostGroup];
+  const int64_t num = tile.num, meta = tile.first * inputs.groups + g * num + row - tile.first;
+  to_codes(x, size, inputs.zero, reinterpret_cast<int8_t*>(codes), inputs.scales[meta], inputs.offsets[meta]);
+  const int64_t bytes = std::min(inputs.group_bytes, inputs.stride - g * inputs.group_bytes);
+  if (size < bytes) std::memset(codes + size, 0, bytes - size);
+  if (in_tiles(inputs.bits, num)) {
+    put_chunks(inputs, tile, row, g * ((inputs.group_bytes + 63) / 64), codes, inputs.group_bytes);
+    return;
+  }
+  uint8_t* target = inputs.word(tile, row, g * inputs.group_bytes / 4);
+  for (int64_t s = 0; s < bytes / 4; s++) std::memcpy(target + s * num * 4, codes + s * 4, 4);
+}
+
+static inline void put_codes(Inputs& inputs, const Tile& tile, int64_t row, const float* x, int64_t cols) {
   if (tile.num == 1)
-    return to_codes(inputs, x, cols, group, inputs.word(tile, row, 0), inputs.scales.data() + row * inputs.groups,
-                    inputs.offsets.data() + row * inputs.groups);
-  static thread_local SingleRow single;
-  single.resize(inputs);
-  to_codes(inputs, x, cols, group, single.words.data(), single.scales.data(), single.offsets.data());
-  put_words(inputs, tile, row, single.operand());
+    return row_to_codes(inputs, x, cols, inputs.word(tile, row, 0), inputs.scales.data() + row * inputs.groups,
+                        inputs.offsets.data() + row * inputs.groups);
+  for (int64_t g = 0, first = 0; g < inputs.groups; g++, first += inputs.group_bytes)
+    put_group(inputs, tile, row, g, x + first, std::min(cols - first, inputs.group_bytes));
 }
 
 static inline void put_bf16(Inputs& inputs, const Tile& tile, int64_t row, const bf16* x, int64_t cols) {
+  if (in_tiles(16, tile.num)) {
+    put_chunks(inputs, tile, row, 0, reinterpret_cast<const uint8_t*>(x), cols * 2);
+    return;
+  }
   uint8_t* target = inputs.word(tile, row, 0);
-  const int64_t steps = inputs.stride / 4, pace = inputs.pace(tile);
+  const int64_t steps = inputs.stride / 4, pace = tile.num * 4;
   const int64_t whole = cols / 2;
   for (int64_t s = 0; s < whole; s++) std::memcpy(target + s * pace, x + s * 2, 4);
   if (whole == steps) return;

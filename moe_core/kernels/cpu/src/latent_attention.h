@@ -15,7 +15,7 @@ static void map_heads(const Panels& m, const bf16* x, int64_t x_token, int64_t x
   space.first_tile.clear();
   for (int64_t s = 0; s < m.stack; s++) {
     space.first_tile.push_back(static_cast<int64_t>(space.tiles.size()));
-    tiles_of(s * T, (s + 1) * T, space.tiles);
+    tiles_of(m.bits, s * T, (s + 1) * T, space.tiles);
   }
   space.first_tile.push_back(static_cast<int64_t>(space.tiles.size()));
   space.in.resize(m.stack * T, m);
@@ -30,17 +30,18 @@ static void map_heads(const Panels& m, const bf16* x, int64_t x_token, int64_t x
     const TilesOfUnit tiles_of_unit;
     const int64_t s = unit / units, end = std::min(panels, (unit % units + 1) * of_unit);
     alignas(64) float sums[kMost * 32];
-    for (int64_t p = unit % units * of_unit; p < end; p++)
+    for (int64_t p = unit % units * of_unit; p < end; p++) {
+      Multiplied panel(m, m.panel(s, p), m.panel(s, p + 1), space.first_tile[s + 1] - space.first_tile[s]);
       for (int64_t i = space.first_tile[s]; i < space.first_tile[s + 1]; i++) {
         const Tile& tile = space.tiles[i];
-        const bool last = i + 1 == space.first_tile[s + 1];
-        multiply(tile.num, m, m.panel(s, p), m.panel(s, last ? p + 1 : p), space.in.operand(tile.first), sums);
+        panel.by(tile.num, space.in.operand(tile.first), sums);
         const int64_t width = std::min<int64_t>(32, m.rows - p * 32);
         for (int n = 0; n < tile.num; n++) {
           bf16* target = out + (tile.first + n) % T * out_token + s * out_head + p * 32;
           for (int64_t j = 0; j < width; j++) target[j] = narrow(sums[n * 32 + j]);
         }
       }
+    }
   });
 }
 

@@ -15,8 +15,11 @@ struct Workspace {
   Inputs in, gathered, hidden;
   std::vector<Tile> tiles;
   std::vector<int64_t> first_tile;  // of each active expert, and the end
-  std::vector<float> activation;    // (R, F), where the second map wants codes
+  Large<float> activation;            // (R, F), where the second map wants codes
 };
+
+// Columns of hidden rows that a thread works on together: whole groups of codes.
+static inline int64_t hidden_panels_of_unit(const Panels& down) { return down.bits == 16 || down.group <= 64 ? 4 : down.group / 16; }
 
 static inline Workspace& workspace() {
   static thread_local Workspace of_thread;
@@ -43,7 +46,7 @@ static void put_rows(Inputs& inputs, const Tile& tile, const Panels& panels, con
     static thread_local std::vector<float> wide;
     wide.resize(cols);
     for (int64_t i = 0; i < cols; i++) wide[i] = widen(rows[n][i]);
-    put_codes(inputs, tile, tile.first + n, wide.data(), cols, panels.group);
+    put_codes(inputs, tile, tile.first + n, wide.data(), cols);
   }
 }
 
@@ -72,73 +75,119 @@ static void gather_rows(Workspace& space, const Panels& gate_up, const bf16* x, 
   });
 }
 
-// hidden[row] = gating(gate · x, up · x) in panels [first, end) of one expert.
-static void gate_and_up_panels(Workspace& space, const Panels& gate_up, const Gating& gating, int64_t active,
-                               int64_t first, int64_t end) {
-  const int64_t F = gate_up.rows / 2, expert = space.routed.active[active];
-  const bool codes = gate_up.bits != 16;
-  alignas(64) float sums[kMost * 32], acts[kMost * 16], bias[32];
-  for (int64_t p = first; p < end; p++) {
-    const int width = static_cast<int>(std::min<int64_t>(16, F - p * 16));
-    for (int half = 0; half < 2 && gating.gate_up_bias; half++)
-      widen_bias(gating.gate_up_bias, (2 * expert + half) * F + p * 16, width, bias + half * 16, 16);
-    for (int64_t i = space.first_tile[active]; i < space.first_tile[active + 1]; i++) {
-      const Tile& tile = space.tiles[i];
-      const bool by_itself = codes && tile.num == 1;
-      const Operand x = by_itself ? space.in.operand(space.routed.token[tile.first]) : space.gathered.operand(tile.first);
-      const bool last = i + 1 == space.first_tile[active + 1];
-      multiply(tile.num, gate_up, gate_up.panel(expert, p), gate_up.panel(expert, last ? p + 1 : p), x, sums);
-      for (int n = 0; n < tile.num && gating.gate_up_bias; n++)
-        for (int i = 0; i < 32; i++) sums[n * 32 + i] += bias[i];
-      gate_and_multiply_rows(gating, sums, acts, tile.num);
-      for (int n = 0; n < tile.num; n++) {
-        const float* act = acts + n * 16;
-        const int64_t row = tile.first + n;
-        if (codes) {
-          float* place = space.activation.data() + row * F + p * 16;
-          // A width that is known when compiled needs no call.
-          if (width == 16)
-            std::memcpy(place, act, 64);
-          else
-            std::memcpy(place, act, width * 4);
-          continue;
-        }
-        // Past the last row of a panel act is 0 (whatever the gating), or NaN in a row that is NaN anyway.
-        bf16 rounded[16];
-        for (int i = 0; i < 16; i++) rounded[i] = narrow(act[i]);
-        for (int i = 0; i < width; i += 2) std::memcpy(space.hidden.word(tile, row, p * 8 + i / 2), rounded + i, 4);
-      }
+// A product that was made and not yet used.
+struct Made {
+  Tile tile;
+  int64_t panel;
+};
+
+// hidden[row] = gating(gate · x, up · x) in one panel of rows [n, end) of what was made, with `sums` of 16 of gate and 16 of up.
+// Where the second map wants codes it goes to `columns` (rows of the expert, columns of the unit), from its first row on.
+static void gate_rows(Workspace& space, const Panels& gate_up, const Gating& gating, const Made& made, int n, int end, float* sums,
+                      const float* bias, float* columns, int64_t stride) {
+  const int64_t F = gate_up.rows / 2, p = made.panel;
+  const int width = static_cast<int>(std::min<int64_t>(16, F - p * 16));
+  alignas(64) float acts[kMost * 16];
+  alignas(64) bf16 rounded[32];
+  for (int i = n * 32; i < end * 32 && gating.gate_up_bias; i++) sums[i] += bias[i % 32];
+  gate_and_multiply_rows(gating, sums + n * 32, acts, end - n);
+  for (const float* act = acts; n < end; n++, act += 16) {
+    const int64_t row = made.tile.first + n;
+    if (gate_up.bits != 16) {
+      std::memcpy(columns + n * stride, act, 64);
+      continue;
     }
+    // Past the last row of a panel act is 0 (whatever the gating), or NaN in a row that is NaN anyway.
+    store_narrow(rounded, load_f(act), zero_f());
+    if (in_tiles(16, made.tile.num)) {
+      // Two panels are a chunk: the last one, if it is the first of two, fills both.
+      uint8_t* place = space.hidden.chunk(made.tile, row, p / 2) + p % 2 * 32;
+      std::memcpy(place, rounded, 32);
+      if (p % 2 == 0 && p + 1 == gate_up.panels()) std::memset(place + 32, 0, 32);
+      continue;
+    }
+    for (int i = 0; i < width; i += 2) std::memcpy(space.hidden.word(made.tile, row, p * 8 + i / 2), rounded + i, 4);
   }
 }
 
-// out[t] for output panels [p0, p1): each unit owns some columns of all tokens and adds experts in their order.
+// The same of panels [first, end) of one expert. Each product is used while the next is made.
+static void gate_and_up_panels(Workspace& space, const Panels& gate_up, const Gating& gating, int64_t active,
+                               int64_t first, int64_t end) {
+  const int64_t F = gate_up.rows / 2, expert = space.routed.active[active], stride = (end - first) * 16;
+  const int64_t row0 = space.routed.first[expert], num_rows = space.routed.first[expert + 1] - row0;
+  alignas(64) float sums[2][kMost * 32], bias[2][32];
+  static thread_local Large<float> of_thread;
+  if (gate_up.bits != 16) of_thread.resize(num_rows * stride);
+  float* const columns = of_thread.data();
+  Made made{{0, 0}, 0};
+  int turn = 0;
+  const auto use = [&](int n, int stop) {
+    gate_rows(space, gate_up, gating, made, n, stop, sums[1 - turn], bias[made.panel % 2],
+              columns + (made.tile.first - row0) * stride + (made.panel - first) * 16, stride);
+  };
+  for (int64_t p = first; p < end; p++) {
+    for (int half = 0; half < 2 && gating.gate_up_bias; half++)
+      widen_bias(gating.gate_up_bias, (2 * expert + half) * F + p * 16, std::min<int64_t>(16, F - p * 16), bias[p % 2] + half * 16, 16);
+    Multiplied panel(gate_up, gate_up.panel(expert, p), gate_up.panel(expert, p + 1),
+                     space.first_tile[active + 1] - space.first_tile[active]);
+    for (int64_t i = space.first_tile[active]; i < space.first_tile[active + 1]; i++, turn = 1 - turn) {
+      const Tile& tile = space.tiles[i];
+      const bool by_itself = gate_up.bits != 16 && tile.num == 1;
+      const Operand x = by_itself ? space.in.operand(space.routed.token[tile.first]) : space.gathered.operand(tile.first);
+      panel.by(tile.num, x, sums[turn], made.tile.num, use);
+      made = {tile, p};
+    }
+  }
+  use(0, made.tile.num);
+  if (gate_up.bits == 16) return;
+  const int64_t group = space.hidden.group_bytes;
+  for (int64_t i = space.first_tile[active]; i < space.first_tile[active + 1]; i++)
+    for (int n = 0; n < space.tiles[i].num; n++)
+      for (int64_t col = first * 16; col < std::min(F, end * 16); col += group) {
+        const int64_t row = space.tiles[i].first + n;
+        put_group(space.hidden, space.tiles[i], row, col / group, columns + (row - row0) * stride + col - first * 16,
+                  std::min(F - col, group));
+      }
+}
+
+// out[t] in panels [p0, p1) of all tokens, which takes the experts in order: a thread has columns of all tokens and adds experts in their order.
 static void down_panels(Workspace& space, const Panels& down, const bf16* down_bias, int64_t p0, int64_t p1, bf16* out,
                         int64_t T) {
   const Routed& routed = space.routed;
   const int64_t D = down.rows, stride = (p1 - p0) * 32, num_active = static_cast<int64_t>(routed.active.size());
-  static thread_local std::vector<float> totals;
-  totals.assign(T * stride, 0.0f);
-  alignas(64) float sums[kMost * 32], bias[32];
+  static thread_local Large<float> of_thread;
+  of_thread.assign(T * stride, 0.0f);
+  float* const totals = of_thread.data();
+  alignas(64) float sums[2][kMost * 32], bias[2][32];
+  Made made{{0, 0}, 0};
+  int turn = 0, which = 0;
+  const auto use = [&](int n, int stop) {
+    for (; n < stop; n++) {
+      const int64_t row = made.tile.first + n;
+      float *total = totals + routed.token[row] * stride + (made.panel - p0) * 32, *sum = sums[1 - turn] + n * 32;
+      const float weight = routed.weight[row];
+      for (int i = 0; i < 32 && down_bias; i++) sum[i] += bias[which][i];
+      for (int i = 0; i < 32; i++) total[i] += weight * sum[i];
+    }
+  };
   for (int64_t active = 0; active < num_active; active++) {
     const int64_t expert = routed.active[active], following = routed.active[std::min(active + 1, num_active - 1)];
     for (int64_t p = p0; p < p1; p++) {
-      const uint8_t *panel = down.panel(expert, p), *after = p + 1 < p1 ? panel + down.panel_bytes() : down.panel(following, p0);
-      if (down_bias) widen_bias(down_bias, expert * D + p * 32, D - p * 32, bias, 32);
-      for (int64_t i = space.first_tile[active]; i < space.first_tile[active + 1]; i++) {
+      const uint8_t* after = p + 1 < p1 ? down.panel(expert, p + 1) : down.panel(following, p0);
+      Multiplied panel(down, down.panel(expert, p), after, space.first_tile[active + 1] - space.first_tile[active]);
+      for (int64_t i = space.first_tile[active]; i < space.first_tile[active + 1]; i++, turn = 1 - turn) {
         const Tile& tile = space.tiles[i];
-        const uint8_t* next = i + 1 < space.first_tile[active + 1] ? panel : after;
-        multiply(tile.num, down, panel, next, space.hidden.operand(tile.first), sums);
-        for (int n = 0; n < tile.num; n++) {
-          float* total = totals.data() + routed.token[tile.first + n] * stride + (p - p0) * 32;
-          const float weight = routed.weight[tile.first + n];
-          if (down_bias)
-            for (int64_t i = 0; i < 32; i++) sums[n * 32 + i] += bias[i];
-          for (int64_t i = 0; i < 32; i++) total[i] += weight * sums[n * 32 + i];
+        panel.by(tile.num, space.hidden.operand(tile.first), sums[turn], made.tile.num, use);
+        made = {tile, p};
+        // The earlier product is used by now, and its bias with it.
+        if (down_bias && i == space.first_tile[active]) {
+          which = 1 - which;
+          widen_bias(down_bias, expert * D + p * 32, D - p * 32, bias[which], 32);
         }
       }
     }
   }
+  use(0, made.tile.num);
   const int64_t d0 = p0 * 32, width = std::min(D, p1 * 32) - d0;
   for (int64_t t = 0; t < T; t++)
     for (int64_t d = 0; d < width; d++) out[t * D + d0 + d] = narrow(totals[t * stride + d]);
@@ -149,32 +198,24 @@ static int mixture(const Panels& gate_up, const Panels& down, const Gating& gati
                    const float* weights, bf16* out, int64_t T, int64_t k) {
   Workspace& space = workspace();
   Routed& routed = space.routed;
-  const int64_t E = down.stack, F = down.cols;
+  const int64_t E = down.stack;
   if (!group(routed, ids, weights, T, k, E)) return 1;
   const int64_t R = routed.first[E], num_active = static_cast<int64_t>(routed.active.size());
   space.tiles.clear();
   space.first_tile.clear();
   for (int64_t expert : routed.active) {
     space.first_tile.push_back(static_cast<int64_t>(space.tiles.size()));
-    tiles_of(routed.first[expert], routed.first[expert + 1], space.tiles);
+    tiles_of(gate_up.bits, routed.first[expert], routed.first[expert + 1], space.tiles);
   }
   space.first_tile.push_back(static_cast<int64_t>(space.tiles.size()));
   gather_rows(space, gate_up, x, T);
   space.hidden.resize(R, down);
-  const bool codes = gate_up.bits != 16;
-  if (codes) space.activation.resize(R * F);
-  const int64_t f_panels = gate_up.panels(), f_of_unit = 4, f_units = ceil_div(f_panels, f_of_unit);
+  const int64_t f_panels = gate_up.panels(), f_of_unit = hidden_panels_of_unit(down), f_units = ceil_div(f_panels, f_of_unit);
   Pool::instance().run(num_active * f_units, [&](int64_t unit) {
     const TilesOfUnit of_unit;
     const int64_t p = unit % f_units * f_of_unit;
     gate_and_up_panels(space, gate_up, gating, unit / f_units, p, std::min(f_panels, p + f_of_unit));
   });
-  if (codes)
-    run_if_many(R, static_cast<int64_t>(space.tiles.size()), [&](int64_t i) {
-      const Tile& tile = space.tiles[i];
-      for (int64_t row = tile.first; row < tile.first + tile.num; row++)
-        put_codes(space.hidden, tile, row, space.activation.data() + row * F, F, down.group);
-    });
   const int64_t d_panels = down.panels(), d_of_unit = 3;
   Pool::instance().run(ceil_div(d_panels, d_of_unit), [&](int64_t unit) {
     const TilesOfUnit of_unit;
@@ -187,7 +228,7 @@ static int mixture(const Panels& gate_up, const Panels& down, const Gating& gati
 static void map(const Panels& m, const bf16* x, void* out, int out_is_float, int64_t T) {
   Workspace& space = workspace();
   space.tiles.clear();
-  tiles_of(0, T, space.tiles);
+  tiles_of(m.bits, 0, T, space.tiles);
   space.in.resize(T, m);
   run_if_many(T, static_cast<int64_t>(space.tiles.size()), [&](int64_t i) {
     const bf16* rows[kMost];
@@ -199,10 +240,10 @@ static void map(const Panels& m, const bf16* x, void* out, int out_is_float, int
   Pool::instance().run(ceil_div(panels, of_unit), [&](int64_t unit) {
     const TilesOfUnit tiles_of_unit;
     alignas(64) float sums[kMost * 32];
-    for (int64_t p = unit * of_unit; p < std::min(panels, (unit + 1) * of_unit); p++)
+    for (int64_t p = unit * of_unit; p < std::min(panels, (unit + 1) * of_unit); p++) {
+      Multiplied panel(m, m.panel(0, p), m.panel(0, p + 1), static_cast<int64_t>(space.tiles.size()));
       for (const Tile& tile : space.tiles) {
-        const bool last = tile.first + tile.num == T;
-        multiply(tile.num, m, m.panel(0, p), m.panel(0, last ? p + 1 : p), space.in.operand(tile.first), sums);
+        panel.by(tile.num, space.in.operand(tile.first), sums);
         const int64_t width = std::min<int64_t>(32, m.rows - p * 32);
         for (int n = 0; n < tile.num; n++) {
           const int64_t place = (tile.first + n) * m.rows + p * 32;
@@ -212,6 +253,7 @@ static void map(const Panels& m, const bf16* x, void* out, int out_is_float, int
             for (int64_t i = 0; i < width; i++) static_cast<bf16*>(out)[place + i] = narrow(sums[n * 32 + i]);
         }
       }
+    }
   });
 }
 

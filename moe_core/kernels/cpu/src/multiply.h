@@ -7,6 +7,13 @@
 
 namespace TURNOUT_ISA {
 
+constexpr int64_t kAheadBytes = 2048;
+
+// What to fetch while `at` is read: further on in the same panel, or past its end in the one that is read next.
+static inline const uint8_t* ahead_of(const uint8_t* at, const uint8_t* end, const uint8_t* next) {
+  return end - at > kAheadBytes ? at + kAheadBytes : next + (kAheadBytes - (end - at));
+}
+
 template <int N>
 static void multiply_bf16(const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x, float* out) {
   F16 acc[N][2];
@@ -107,20 +114,19 @@ static void multiply_codes(const Panels& m, const uint8_t* panel, const uint8_t*
     });
 }
 
-// out[n * 32 + lane] for `num` inputs, at most kMost; `next` is read after this panel.
-static inline void multiply(int num, const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x,
-                            float* out) {
-  if constexpr (kTiles)
-    if (in_tiles(num, m.bits)) return multiply_in_tiles(num, m, panel, next, x, out);
+// out[n * 32 + lane] for `num` inputs, at most kInputs; `next` is read after this panel.
+static inline void multiply_in_vectors(int num, const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x,
+                                       float* out) {
 #define TURNOUT_CASE(N)                                                                \
   case N:                                                                              \
-    if constexpr (N <= kInputs) {                                                      \
-      if (m.bits == 16) return multiply_bf16<N>(m, panel, next, x, out);               \
+    if constexpr (N <= kInputs && !in_tiles(8, N)) {                                   \
       if (m.bits == 8 && m.has_zeros) return multiply_codes<N, 8, true>(m, panel, next, x, out);  \
       if (m.bits == 8) return multiply_codes<N, 8, false>(m, panel, next, x, out);     \
-      if (m.has_zeros) return multiply_codes<N, 4, true>(m, panel, next, x, out);      \
-      return multiply_codes<N, 4, false>(m, panel, next, x, out);                      \
+      if (m.bits == 4 && m.has_zeros) return multiply_codes<N, 4, true>(m, panel, next, x, out);  \
+      if (m.bits == 4) return multiply_codes<N, 4, false>(m, panel, next, x, out);     \
     }                                                                                  \
+    if constexpr (N <= kInputs && !in_tiles(16, N))                                    \
+      return multiply_bf16<N>(m, panel, next, x, out);                                 \
     break;
   switch (num) {
     TURNOUT_CASE(1) TURNOUT_CASE(2) TURNOUT_CASE(3) TURNOUT_CASE(4) TURNOUT_CASE(5) TURNOUT_CASE(6)
@@ -128,5 +134,44 @@ static inline void multiply(int num, const Panels& m, const uint8_t* panel, cons
   }
 #undef TURNOUT_CASE
 }
+
+// A panel that `count` lots of inputs are multiplied by, one after the other; `next` is read after it.
+class Multiplied {
+ public:
+  Multiplied(const Panels& m, const uint8_t* panel, const uint8_t* next, int64_t count)
+      : m_(m), panel_(panel), next_(next), left_(count)
+#if defined(TURNOUT_TILE_ZERO)
+      , tiles_(m, panel, next, count)
+#endif
+  {}
+
+  // out[n * 32 + lane] for `num` inputs; it has room for kMost.
+  void by(int num, const Operand& x, float* out) {
+    const auto nothing = [](int, int) {};
+    by(num, x, out, 0, nothing);
+  }
+  // The same, and rows(first, end) until `num_rows` that do not need it are seen to, in the shadow of the product.
+  template <class Rows>
+  void by(int num, const Operand& x, float* out, int num_rows, const Rows& rows) {
+    const int64_t tiles_of_k = std::max<int64_t>(1, m_.steps() / 16);
+    Meanwhile<Rows> meanwhile{rows, num_rows, static_cast<int>((num_rows + tiles_of_k - 1) / tiles_of_k)};
+    left_--;
+#if defined(TURNOUT_TILE_ZERO)
+    if (in_tiles(m_.bits, num))
+      tiles_.multiply(num, x, out, meanwhile);
+    else
+#endif
+      multiply_in_vectors(num, m_, panel_, left_ ? panel_ : next_, x, out);
+    meanwhile.rest();
+  }
+
+ private:
+  const Panels& m_;
+  const uint8_t *panel_, *next_;
+  int64_t left_;
+#if defined(TURNOUT_TILE_ZERO)
+  PanelInTiles tiles_;
+#endif
+};
 
 }  // namespace TURNOUT_ISA

@@ -1,8 +1,8 @@
-// Products of many inputs with a panel in tiles (Intel AMX): 32 inputs and 32 rows of weights at a time.
+// Products of inputs with a panel in tiles (Intel AMX): 32 inputs and 32 rows of weights at a time.
 //
 // A step of a panel is a row of a tile as it lies: four bytes of K for each of sixteen weights. So weights are the second
-// operand without being moved, and inputs the first, row by row. Codes give the bits that VNNI gives, for a group's sum is
-// exact; bfloat16 adds up in another order.
+// operand without being moved, and inputs the first, in chunks of 64 bytes: a tile is 1 KB on end. Codes give the bits that
+// VNNI gives, for a group's sum is exact; bfloat16 adds up in another order.
 // Source: Intel, "Intel Architecture Instruction Set Extensions Programming Reference", chapter 3 (operations of TDPBF16PS).
 #pragma once
 #include <algorithm>
@@ -15,21 +15,12 @@
 
 namespace TURNOUT_ISA {
 
-// Rows of a tile in products of `num` inputs. The first sixteen lie in tile 4 and have their sums in 0 and 1, the others in 5, 2
-// and 3; weights lie in 6 and 7. One row, where none is wanted: none at all would forbid the tile.
-constexpr int rows_of_tile(int tile, int num) {
-  if (tile >= 6) return 16;
-  const bool first = tile < 2 || tile == 4;
-  return first ? std::min(num, 16) : std::max(num - 16, 1);
-}
-
 #if defined(TURNOUT_SOFT_TILES)
 // The same in plain code, to be checked where there is no AMX: what is counted is what the instructions are defined to do.
 struct SoftTile {
   uint8_t row[16][64];
 };
 static thread_local SoftTile soft_tiles[8];
-static thread_local int soft_rows[8];
 
 template <class Number>
 static inline Number tile_number(int tile, int row, int64_t at) {
@@ -43,15 +34,15 @@ static inline void set_tile_number(int tile, int row, int64_t at, Number value) 
 }
 static inline void soft_zero(int tile) { std::memset(&soft_tiles[tile], 0, sizeof(SoftTile)); }
 static inline void soft_load(int tile, const void* from, int64_t stride) {
-  for (int row = 0; row < soft_rows[tile]; row++)
+  for (int row = 0; row < 16; row++)
     std::memcpy(soft_tiles[tile].row[row], static_cast<const uint8_t*>(from) + row * stride, 64);
 }
 static inline void soft_store(int tile, void* to, int64_t stride) {
-  for (int row = 0; row < soft_rows[tile]; row++) std::memcpy(static_cast<uint8_t*>(to) + row * stride, soft_tiles[tile].row[row], 64);
+  for (int row = 0; row < 16; row++) std::memcpy(static_cast<uint8_t*>(to) + row * stride, soft_tiles[tile].row[row], 64);
 }
 // Even and odd columns are added up apart within a tile.
 static inline void soft_dot_bf16(int c, int a, int b) {
-  for (int m = 0; m < soft_rows[c]; m++)
+  for (int m = 0; m < 16; m++)
     for (int n = 0; n < 16; n++) {
       float even = 0.0f, odd = 0.0f;
       for (int k = 0; k < 16; k++) {
@@ -62,11 +53,11 @@ static inline void soft_dot_bf16(int c, int a, int b) {
     }
 }
 static inline void soft_dot_codes(int c, int a, int b) {
-  for (int m = 0; m < soft_rows[c]; m++)
+  for (int m = 0; m < 16; m++)
     for (int n = 0; n < 16; n++) {
       int32_t sum = tile_number<int32_t>(c, m, n);
       for (int k = 0; k < 16; k++)
-        for (int i = 0; i < 4; i++) sum += tile_number<int8_t>(a, m, 4 * k + i) * tile_number<uint8_t>(b, k, 4 * n + i);
+        for (int i = 0; i < 4; i++) sum += tile_number<int8_t>(a, m, 4 * k + i) * tile_number<int8_t>(b, k, 4 * n + i);
       set_tile_number(c, m, n, sum);
     }
 }
@@ -75,9 +66,7 @@ static inline void soft_dot_codes(int c, int a, int b) {
 #define TURNOUT_TILE_STORE soft_store
 #define TURNOUT_TILE_BF16 soft_dot_bf16
 #define TURNOUT_TILE_CODES soft_dot_codes
-static inline void take_tiles(int num) {
-  for (int tile = 0; tile < 8; tile++) soft_rows[tile] = rows_of_tile(tile, num);
-}
+static inline void take_tiles() {}
 static inline void give_tiles_back() {}
 
 #elif defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__)
@@ -85,7 +74,7 @@ static inline void give_tiles_back() {}
 #define TURNOUT_TILE_LOAD _tile_loadd
 #define TURNOUT_TILE_STORE _tile_stored
 #define TURNOUT_TILE_BF16 _tile_dpbf16ps
-#define TURNOUT_TILE_CODES _tile_dpbsud
+#define TURNOUT_TILE_CODES _tile_dpbssd
 
 // Palette 1: eight tiles of 16 rows of 64 bytes.
 struct alignas(64) TileConfig {
@@ -98,7 +87,7 @@ static_assert(sizeof(TileConfig) == 64, "what LDTILECFG reads");
 // What the thread had before: other libraries of the process use tiles too, and remember what they configured.
 struct TileState {
   TileConfig before;
-  int ours = 0;  // for so many inputs
+  bool ours = false;
 };
 static thread_local TileState tile_state;
 
@@ -107,15 +96,14 @@ static inline void load_config(const TileConfig& config) {
   asm volatile("" : : "r"(&config) : "memory");
   _tile_loadconfig(&config);
 }
-static inline void take_tiles(int num) {
-  if (tile_state.ours == num) return;
-  if (!tile_state.ours) _tile_storeconfig(&tile_state.before);
+static inline void take_tiles() {
+  if (tile_state.ours) return;
+  _tile_storeconfig(&tile_state.before);
   TileConfig config = {};
   config.palette = 1;
-  for (int tile = 0; tile < 8; tile++)
-    config.bytes_of_row[tile] = 64, config.rows[tile] = static_cast<uint8_t>(rows_of_tile(tile, num));
+  for (int tile = 0; tile < 8; tile++) config.bytes_of_row[tile] = 64, config.rows[tile] = 16;
   load_config(config);
-  tile_state.ours = num;
+  tile_state.ours = true;
 }
 static inline void give_tiles_back() {
   if (!tile_state.ours) return;
@@ -124,10 +112,11 @@ static inline void give_tiles_back() {
     load_config(tile_state.before);
   else
     _tile_release();
-  tile_state.ours = 0;
+  tile_state.ours = false;
 }
 
 #else
+static inline void take_tiles() {}
 static inline void give_tiles_back() {}
 #endif
 
@@ -140,143 +129,205 @@ struct TilesOfUnit {
 };
 
 #if defined(TURNOUT_TILE_ZERO)
-// Sixteen steps of inputs and weights that do not fill a tile, with zeros behind them: 0 times what lies there may be NaN.
-struct alignas(64) LastSteps {
-  uint8_t weights[16 * 128], inputs[kTileInputs * 64];
+// Memory to be fetched while something else is multiplied, `pace` bytes with each step. Passed in two words: what is put together
+// in memory and read at once waits for all that went before.
+static inline const uint8_t* fetch(const uint8_t* ahead, int64_t pace) {
+  const uint8_t* stop = ahead + pace;
+  for (; ahead < stop; ahead += 64) __builtin_prefetch(ahead, 0, 2);
+  return stop;
+}
 
-  void copy(const uint8_t* from_weights, const uint8_t* from_inputs, int64_t stride, int num, int64_t steps) {
-    std::memcpy(weights, from_weights, steps * 128);
+// Sixteen steps of weights that do not fill a tile, with zeros behind them: 0 times what lies there may be NaN.
+struct alignas(64) LastSteps {
+  uint8_t weights[16 * 128];
+
+  LastSteps(const uint8_t* from, int64_t steps) {
+    std::memcpy(weights, from, steps * 128);
     std::memset(weights + steps * 128, 0, (16 - steps) * 128);
-    std::memset(inputs, 0, num * 64);
-    for (int n = 0; n < num; n++) std::memcpy(inputs + n * 64, from_inputs + n * stride, steps * 4);
   }
 };
 
-// In two halves of a step, not at once: there are not so many buffers for lines that are on their way.
-static inline void fetch_half(const uint8_t* from) {
-  for (int64_t at = 0; from && at < 1024; at += 64) __builtin_prefetch(from + at);
+// Adds a K of one tile to tiles 0 to 3; the lower two are left alone where sixteen inputs are all. The barrier: gcc 12 does not
+// know that loads of tiles read memory.
+static inline void add_bf16(const uint8_t* inputs, const uint8_t* weights, bool both) {
+  asm volatile("" ::: "memory");
+  TURNOUT_TILE_LOAD(4, inputs, 64);
+  TURNOUT_TILE_LOAD(6, weights, 128);
+  TURNOUT_TILE_LOAD(7, weights + 64, 128);
+  TURNOUT_TILE_BF16(0, 4, 6);
+  TURNOUT_TILE_BF16(1, 4, 7);
+  if (!both) return;
+  TURNOUT_TILE_LOAD(5, inputs + 16 * 64, 64);
+  TURNOUT_TILE_BF16(2, 5, 6);
+  TURNOUT_TILE_BF16(3, 5, 7);
 }
 
-// Adds a K of one tile to tiles 0 to 3, the last two where there are more than sixteen inputs, and fetches 2 KiB from `ahead`,
-// or nothing. The barrier: gcc 12 does not know that loads of tiles read memory.
-#define TURNOUT_TILE_STEP(PRODUCT, inputs, stride, weights, ahead) \
-  do {                                                             \
-    asm volatile("" ::: "memory");                                 \
-    fetch_half(ahead);                                             \
-    TURNOUT_TILE_LOAD(6, (weights), 128);                          \
-    TURNOUT_TILE_LOAD(4, (inputs), (stride));                      \
-    PRODUCT(0, 4, 6);                                              \
-    fetch_half((ahead) ? (ahead) + 1024 : nullptr);                \
-    TURNOUT_TILE_LOAD(7, (weights) + 64, 128);                     \
-    PRODUCT(1, 4, 7);                                              \
-    if (both) {                                                    \
-      TURNOUT_TILE_LOAD(5, (inputs) + 16 * (stride), (stride));    \
-      PRODUCT(2, 5, 6);                                            \
-      PRODUCT(3, 5, 7);                                            \
-    }                                                              \
-  } while (0)
-
-constexpr const uint8_t* kNoFetch = nullptr;
-
-static inline void zero_sums(bool both) {
+template <bool kBoth, class Meanwhile>
+static void multiply_bf16_in_tiles(int num, const Panels& m, const uint8_t* panel, const uint8_t* inputs, const uint8_t* ahead,
+                                   int64_t pace, float* out, Meanwhile& meanwhile) {
+  const int64_t steps = m.steps(), whole = steps / 16 * 16, size = num * 64;
   TURNOUT_TILE_ZERO(0);
   TURNOUT_TILE_ZERO(1);
-  if (!both) return;
   TURNOUT_TILE_ZERO(2);
   TURNOUT_TILE_ZERO(3);
-}
-// Rows of 32: input n, lane.
-static inline void store_sums(void* to, bool both) {
-  uint8_t* place = static_cast<uint8_t*>(to);
-  TURNOUT_TILE_STORE(0, place, 128);
-  TURNOUT_TILE_STORE(1, place + 64, 128);
-  if (!both) return;
-  TURNOUT_TILE_STORE(2, place + 16 * 128, 128);
-  TURNOUT_TILE_STORE(3, place + 16 * 128 + 64, 128);
-}
-
-static void multiply_bf16_in_tiles(int num, const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x,
-                                   float* out) {
-  const bool both = num > 16;
-  const int64_t steps = m.steps(), stride = steps * 4, whole = steps / 16 * 16;
-  zero_sums(both);
-  const uint8_t* end = panel + m.panel_bytes();
-  for (int64_t s = 0; s < whole; s += 16) {
-    const uint8_t *weights = panel + s * 128, *ahead = ahead_of(weights, end, next);
-    TURNOUT_TILE_STEP(TURNOUT_TILE_BF16, x.words + s * 4, stride, weights, ahead);
+  for (int64_t s = 0; s < whole; s += 16, inputs += size) {
+    ahead = fetch(ahead, pace);
+    add_bf16(inputs, panel + s * 128, kBoth);
+    meanwhile.step();
   }
   if (whole < steps) {
-    LastSteps last;
-    last.copy(panel + whole * 128, x.words + whole * 4, stride, num, steps - whole);
-    TURNOUT_TILE_STEP(TURNOUT_TILE_BF16, last.inputs, 64, last.weights, kNoFetch);
+    const LastSteps last(panel + whole * 128, steps - whole);
+    add_bf16(inputs, last.weights, kBoth);
   }
-  store_sums(out, both);
+  // Rows of 32: input n, lane.
+  TURNOUT_TILE_STORE(0, out, 128);
+  TURNOUT_TILE_STORE(1, out + 16, 128);
+  if (!kBoth) return;
+  TURNOUT_TILE_STORE(2, out + 16 * 32, 128);
+  TURNOUT_TILE_STORE(3, out + 16 * 32 + 16, 128);
 }
 
-// Codes of 4 bits as steps of 8: a step's low halves, then its high ones.
-static inline void widen_steps(const uint8_t* from, int64_t steps, uint8_t* to) {
-  for (int64_t s = 0; s < steps; s++)
-    for (int half = 0; half < 2; half++) {
-      const I16 both = load_words(from + s * 128 + half * 64), low = low_nibbles(both), high = high_nibbles(both);
-      std::memcpy(to + s * 256 + half * 64, &low, 64);
-      std::memcpy(to + s * 256 + 128 + half * 64, &high, 64);
-    }
-}
+// A panel's codes as tiles want them, made once for all inputs: signed, the zero point taken off where eight bits hold what is
+// left; for each group whole tiles, zeros behind its last column.
+struct SignedPanel {
+  int64_t groups = 0, tiles_of_group = 0;
+  bool has_zeros = false;
+  std::vector<uint8_t> memory;
+  std::vector<float> scales;   // (groups, 32)
+  std::vector<int32_t> zeros;  // (groups, 32): what is to be taken off yet
+  uint8_t* codes = nullptr;    // (groups, tiles of a group, 2, 16 steps, 16 lanes) of four columns
 
-template <int kBits, bool kZeros>
-static void multiply_codes_in_tiles(int num, const Panels& m, const uint8_t* panel, const Operand& x, float* out) {
-  const bool both = num > 16;
-  const int64_t stride = m.steps() * m.cols_of_step(), group_bytes = m.group_bytes(), head = kZeros ? 128 : 64;
-  const uint8_t *end = panel + m.panel_bytes(), *words = x.words;
-  alignas(64) int32_t sums[kTileInputs * 32];
-  alignas(64) uint8_t wide[16 * 128];
-  std::memset(out, 0, num * 32 * sizeof(float));
-  const int32_t* offsets = x.offsets;
-  const float* factors = x.scales;
-  for (; panel < end; panel += group_bytes, offsets += num, factors += num) {
-    zero_sums(both);
-    // Steps of four codes, whatever their width in memory.
-    const int64_t steps = (std::min(group_bytes, end - panel) - head) / 128 * (8 / kBits);
-    for (int64_t s = 0; s < steps; s += 16, words += 64) {
-      const int64_t size = std::min<int64_t>(16, steps - s);
-      const uint8_t* weights = panel + head + s * 128;
-      if constexpr (kBits == 4) {
-        widen_steps(panel + head + s / 2 * 128, size / 2, wide);
-        weights = wide;
-      }
-      if (size == 16) {
-        TURNOUT_TILE_STEP(TURNOUT_TILE_CODES, words, stride, weights, kNoFetch);
-        continue;
-      }
-      LastSteps last;
-      last.copy(weights, words, stride, num, size);
-      TURNOUT_TILE_STEP(TURNOUT_TILE_CODES, last.inputs, 64, last.weights, kNoFetch);
-      words -= (16 - size) * 4;
-    }
-    store_sums(sums, both);
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel);
-    for (int half = 0; half < 2; half++) {
-      const F16 scale = load_half(scales + half * 16);
-      const I16 zero = kZeros ? load_bytes(panel + 64 + half * 16) : splat_i(1);
-      for (int n = 0; n < num; n++) {
-        const int place = n * 32 + half * 16;
-        const I16 sum = add(load_words(reinterpret_cast<const uint8_t*>(sums + place)), mul(zero, splat_i(offsets[n])));
-        store_f(out + place, fma(load_f(out + place), mul(to_float(sum), splat_f(factors[n])), scale));
+  const uint8_t* tile(int64_t number, int half) const { return codes + (number * 2 + half) * 1024; }
+
+  void resize(const Panels& m) {
+    groups = m.groups();
+    tiles_of_group = (m.group + 63) / 64;
+    has_zeros = m.bits == 8 && m.has_zeros;
+    memory.resize(groups * tiles_of_group * 2048 + 64);
+    codes = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+    scales.resize(groups * 32);
+    zeros.resize(groups * 32);
+  }
+
+  template <int kBits>
+  void widen(const Panels& m, const uint8_t* panel) {
+    resize(m);
+    const uint8_t* end = panel + m.panel_bytes();
+    const int64_t group_bytes = m.group_bytes(), head = m.head_bytes();
+    for (int64_t g = 0; g < groups; g++, panel += group_bytes) {
+      const int64_t size = std::min(group_bytes, end - panel);
+      for (int half = 0; half < 2; half++) {
+        store_f(scales.data() + g * 32 + half * 16, load_half(reinterpret_cast<const uint16_t*>(panel) + half * 16));
+        const I16 stored = m.has_zeros ? load_bytes(panel + 64 + half * 16) : splat_i(8);
+        const I16 zero = kBits == 8 ? splat_i(static_cast<int32_t>(0x80808080u)) : mul(stored, splat_i(0x01010101));
+        const I16 left = add(stored, splat_i(-128));
+        std::memcpy(zeros.data() + g * 32 + half * 16, &left, 64);
+        uint8_t* to = codes + (g * tiles_of_group * 2 + half) * 1024;
+        int64_t step = 0;
+        const auto put = [&](I16 four) TURNOUT_INLINE {
+          const I16 less = subtract_bytes(four, zero);
+          std::memcpy(to + step / 16 * 2048 + step % 16 * 64, &less, 64);
+          step++;
+        };
+        for (int64_t at = head; at < size; at += 128) {
+          const I16 all = load_words(panel + at + half * 64);
+          __builtin_prefetch(panel + at + half * 64 + 4096);
+          if constexpr (kBits == 8) {
+            put(all);
+          } else {
+            put(low_nibbles(all));
+            put(high_nibbles(all));
+          }
+        }
+        for (; step < tiles_of_group * 16; step++) std::memset(to + step / 16 * 2048 + step % 16 * 64, 0, 64);
       }
     }
   }
+};
+
+// total (16 inputs, 16 lanes) += the sums of a group of codes times what they stand for.
+template <bool kZeros>
+static inline void add_group(F16 (&total)[16], const int32_t* sums, const float* factors, const int32_t* offsets, F16 scale,
+                             const int32_t* zeros) {
+  each<16>([&](auto n) TURNOUT_INLINE {
+    I16 sum = load_words(reinterpret_cast<const uint8_t*>(sums + n * 16));
+    if constexpr (kZeros) sum = add(sum, mul(load_words(reinterpret_cast<const uint8_t*>(zeros)), splat_i(offsets[n])));
+    total[n] = fma(total[n], mul(to_float(sum), splat_f(factors[n])), scale);
+  });
 }
 
-// out[n * 32 + lane] for `num` inputs that lie row by row; `next` is read after this panel.
-static inline void multiply_in_tiles(int num, const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x,
-                                     float* out) {
-  take_tiles(num);
-  if (m.bits == 16) return multiply_bf16_in_tiles(num, m, panel, next, x, out);
-  if (m.bits == 8 && m.has_zeros) return multiply_codes_in_tiles<8, true>(num, m, panel, x, out);
-  if (m.bits == 8) return multiply_codes_in_tiles<8, false>(num, m, panel, x, out);
-  if (m.has_zeros) return multiply_codes_in_tiles<4, true>(num, m, panel, x, out);
-  return multiply_codes_in_tiles<4, false>(num, m, panel, x, out);
+// Sixteen inputs, sixteen lanes, whose totals stay in registers. The sums of a group are scaled two groups later, before that one's
+// are stored: what is read behind the store of a tile waits for the product that it stores.
+template <bool kZeros>
+static void multiply_quarter(int64_t num, const SignedPanel& w, int half, const uint8_t* inputs, const float* factors,
+                             const int32_t* offsets, const uint8_t* ahead, int64_t pace, float* out) {
+  alignas(64) int32_t sums[4][256];
+  F16 total[16];
+  each<16>([&](auto n) TURNOUT_INLINE { total[n] = zero_f(); });
+  const uint8_t* weights = w.tile(0, half);
+  const float* scales = w.scales.data() + half * 16;
+  const int32_t* zeros = w.zeros.data() + half * 16;
+  const int64_t groups = w.groups, tiles = w.tiles_of_group;
+  const auto scale_sums = [&](int64_t g) TURNOUT_INLINE {
+    add_group<kZeros>(total, sums[g % 4], factors + g * num, offsets + g * num, load_f(scales + g * 32), zeros + g * 32);
+  };
+  for (int64_t g = 0; g < groups; g++) {
+    ahead = fetch(ahead, pace);
+    TURNOUT_TILE_ZERO(0);
+    for (int64_t i = 0; i < tiles; i++, inputs += num * 64, weights += 2048) {
+      asm volatile("" ::: "memory");
+      TURNOUT_TILE_LOAD(1, inputs, 64);
+      TURNOUT_TILE_LOAD(2, weights, 64);
+      TURNOUT_TILE_CODES(0, 1, 2);
+    }
+    if (g >= 2) scale_sums(g - 2);
+    asm volatile("" ::: "memory");
+    TURNOUT_TILE_STORE(0, sums[g % 4], 64);
+  }
+  for (int64_t g = std::max<int64_t>(0, groups - 2); g < groups; g++) scale_sums(g);
+  each<16>([&](auto n) TURNOUT_INLINE { store_f(out + n * 32, total[n]); });
 }
+
+// A panel that is multiplied in tiles by `count` lots of inputs, one after the other; `next` is wanted after it.
+class PanelInTiles {
+ public:
+  PanelInTiles(const Panels& m, const uint8_t* panel, const uint8_t* next, int64_t count)
+      : m_(m), panel_(panel), next_(next), bytes_(m.panel_bytes()), count_(count) {}
+
+  // out[n * 32 + lane] for `num` inputs in chunks. `out` has room for all kTileInputs.
+  template <class Meanwhile>
+  void multiply(int num, const Operand& x, float* out, Meanwhile& meanwhile) {
+    if (turn_ == 0) take_tiles();
+    if (m_.bits == 16) {
+      // The first lot of inputs finds its panel in memory, the others have time for the next.
+      constexpr int64_t kFar = 8192;
+      const int64_t turn = turn_++, lots = count_ - 1;
+      const uint8_t* ahead = turn ? next_ + bytes_ / lots * (turn - 1) : panel_ + kFar;
+      const int64_t pace = turn ? bytes_ / lots / std::max<int64_t>(1, m_.steps() / 16) : 2048;
+      if (num > 16) return multiply_bf16_in_tiles<true>(num, m_, panel_, x.words, ahead, pace, out, meanwhile);
+      return multiply_bf16_in_tiles<false>(num, m_, panel_, x.words, ahead, pace, out, meanwhile);
+    }
+    static thread_local SignedPanel of_thread;
+    if (turn_ == 0) {
+      codes_ = &of_thread;
+      m_.bits == 8 ? codes_->widen<8>(m_, panel_) : codes_->widen<4>(m_, panel_);
+    }
+    const int64_t quarters = num > 16 ? 4 : 2, lot = bytes_ / (count_ * quarters), pace = lot / codes_->groups;
+    const auto product = codes_->has_zeros ? multiply_quarter<true> : multiply_quarter<false>;
+    const uint8_t* ahead = next_ + turn_++ * quarters * lot;
+    for (int64_t i = 0; i < quarters; i++, ahead += lot) {
+      const int64_t row = i / 2 * 16, half = i % 2;
+      product(num, *codes_, half, x.words + row * 64, x.scales + row, x.offsets + row, ahead, pace, out + row * 32 + half * 16);
+    }
+  }
+
+ private:
+  const Panels& m_;
+  const uint8_t *panel_, *next_;
+  const int64_t bytes_, count_;
+  int64_t turn_ = 0;
+  SignedPanel* codes_ = nullptr;
+};
 
 // Small whole numbers, so that every order of adding up gives the same.
 template <int kBits>
@@ -297,13 +348,15 @@ static bool product_is_right() {
   for (int row = 0; row < 32; row++)
     for (int64_t col = 0; col < kCols; col++) {
       uint8_t* place = memory + m.head_bytes() + col / m.cols_of_step() * 128 + row * 4 + col % m.cols_of_step() * kBytes;
-      uint8_t* word = words + (row * kCols + col) * kBytes;
+      uint8_t* word = words + (col * kBytes / 64 * kTileInputs + row) * 64 + col * kBytes % 64;
       const bf16 wide[2] = {narrow(static_cast<float>(weight(row, col))), narrow(static_cast<float>(input(row, col)))};
-      const uint8_t codes[2] = {static_cast<uint8_t>(weight(row, col)), static_cast<uint8_t>(input(row, col))};
+      const uint8_t codes[2] = {static_cast<uint8_t>(weight(row, col) + 128), static_cast<uint8_t>(input(row, col))};
       std::memcpy(place, kBits == 16 ? static_cast<const void*>(wide) : codes, kBytes);
       std::memcpy(word, kBits == 16 ? static_cast<const void*>(wide + 1) : codes + 1, kBytes);
     }
-  multiply_in_tiles(kTileInputs, m, memory, memory, {words, factors, offsets}, out);
+  const auto nothing = [](int, int) {};
+  Meanwhile<decltype(nothing)> meanwhile{nothing, 0, 0};
+  PanelInTiles(m, memory, memory, 1).multiply(kTileInputs, {words, factors, offsets}, out, meanwhile);
   for (int n = 0; n < kTileInputs; n++)
     for (int lane = 0; lane < 32; lane++) {
       int sum = 0;
@@ -319,7 +372,6 @@ static int tiles_work() {
   return product_is_right<16>() && product_is_right<8>();
 }
 #else
-static inline void multiply_in_tiles(int, const Panels&, const uint8_t*, const uint8_t*, const Operand&, float*) {}
 static int tiles_work() { return 0; }
 #endif
 

@@ -156,6 +156,7 @@ static inline F16 load_half(const uint16_t* p) {
 static inline I16 load_bytes(const uint8_t* p) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+static inline I16 subtract_bytes(I16 a, I16 b) { return _mm512_sub_epi8(a, b); }
 static inline I16 low_nibbles(I16 x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 static inline I16 high_nibbles(I16 x) { return _mm512_and_si512(_mm512_srli_epi32(x, 4), _mm512_set1_epi8(15)); }
 // acc += the two products of bfloat16 in each lane.

@@ -106,6 +106,8 @@ static inline void load_apart(const float* p, F16& even, F16& odd) {
   TURNOUT_EACH(const float* q = p + i * 8; even.p[i] = (Fp{q[0], q[2], q[4], q[6]}); odd.p[i] = (Fp{q[1], q[3], q[5], q[7]}))
 #endif
 }
+typedef int8_t Bp __attribute__((vector_size(kPart * 4)));
+static inline I16 subtract_bytes(I16 a, I16 b) { TURNOUT_EACH(a.p[i] = (Ip)((Bp)a.p[i] - (Bp)b.p[i])) return a; }
 static inline I16 low_nibbles(I16 x) { TURNOUT_EACH(x.p[i] &= 0x0f0f0f0f) return x; }
 static inline I16 high_nibbles(I16 x) { TURNOUT_EACH(x.p[i] = (x.p[i] >> 4) & 0x0f0f0f0f) return x; }
 static inline F16 dot_bf16(F16 acc, I16 w, uint32_t x) {
