@@ -7,11 +7,20 @@
 #include <memory>
 #include <random>
 #include <vector>
+#if defined(__AMX_TILE__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "ops.h"
 #include "pool.h"
 
 namespace TURNOUT_ISA { extern const turnout::Ops kOps; }
+#if defined(TURNOUT_SOFT_TILES) || defined(__AMX_TILE__)
+#define TURNOUT_TILES true
+#else
+#define TURNOUT_TILES false
+#endif
 
 using turnout::Panels;
 static std::mt19937 chance(1);
@@ -346,6 +355,11 @@ static void training(int64_t rows, int64_t width) {
 }
 
 int main() {
+#if defined(__AMX_TILE__)
+  // As the library does: tiles are handed out on request.
+  check(syscall(SYS_arch_prctl, 0x1023, 18) == 0, "tiles are not handed out");
+#endif
+  check(TURNOUT_ISA::kOps.tiles_work() == (TURNOUT_TILES ? 1 : 0), "products in tiles");
   for (int threads : {1, 3}) {
     turnout::Pool::instance().set_threads(threads);
     mixtures(1, 1, 1, 1, 1);
