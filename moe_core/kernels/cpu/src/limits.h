@@ -95,11 +95,12 @@ static float multiply_codes_in_registers(const uint8_t* volatile source, int64_t
 #endif
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__AVX512VNNI__)
-// Four tiles of sums, four products of 16 x 64 bytes a round. The first use of a tile must be asked of the kernel.
+// Four tiles of sums, four products of 16 x 64 bytes a round. The first use of a tile must be asked of the kernel. What the thread
+// had configured comes back, for torch remembers what it has; where that was nothing, it lets the tiles go.
 static float multiply_tiles(bool of_codes, const uint8_t* source, int64_t rounds) {
   constexpr long kArchPrctl = 158, kRequestPermission = 0x1023, kTileData = 18;
   if (syscall(kArchPrctl, kRequestPermission, kTileData) != 0) return 0.0f;
-  alignas(64) uint8_t shape[64] = {1}, tile[1024];
+  alignas(64) uint8_t before[64], shape[64] = {1}, tile[1024];
   for (int i = 0; i < 8; i++) {
     shape[16 + 2 * i] = 64;
     shape[48 + i] = 16;
@@ -107,7 +108,7 @@ static float multiply_tiles(bool of_codes, const uint8_t* source, int64_t rounds
   for (int i = 0; i < 1024; i++) tile[i] = source[i % 64];
 #define TURNOUT_TILES(product)                                                            \
   asm volatile(                                                                           \
-      "ldtilecfg (%[shape])\n\t"                                                          \
+      "sttilecfg (%[before])\n\tldtilecfg (%[shape])\n\t"                                 \
       "tilezero %%tmm0\n\ttilezero %%tmm1\n\ttilezero %%tmm2\n\ttilezero %%tmm3\n\t"      \
       "tileloadd (%[tile],%[stride],1), %%tmm4\n\ttileloadd (%[tile],%[stride],1), %%tmm5\n\t" \
       "tileloadd (%[tile],%[stride],1), %%tmm6\n\ttileloadd (%[tile],%[stride],1), %%tmm7\n"  \
@@ -116,9 +117,9 @@ static float multiply_tiles(bool of_codes, const uint8_t* source, int64_t rounds
       "decq %[left]\n\t"                                                                  \
       "jnz 1b\n\t"                                                                        \
       "tilestored %%tmm0, (%[tile],%[stride],1)\n\t"                                      \
-      "tilerelease\n\t"                                                                   \
+      "ldtilecfg (%[before])\n\t"                                                         \
       : [left] "+r"(rounds)                                                               \
-      : [shape] "r"(shape), [tile] "r"(tile), [stride] "r"(int64_t{64})                   \
+      : [before] "r"(before), [shape] "r"(shape), [tile] "r"(tile), [stride] "r"(int64_t{64}) \
       : "memory", "cc")
   if (of_codes)
     TURNOUT_TILES("tdpbssd");
