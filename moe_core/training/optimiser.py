@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from moe_core.errors import CheckpointError, NonFiniteLoss
+from moe_core.kernels.cpu import optimising
 
 # Numbers updated at a time: gradient, master, both moments and the working weight stay in the cache between the passes.
 BLOCK = 128 * 1024
@@ -76,6 +77,10 @@ class MasterAdamW:
     def _update(self, name: str, gradient: Tensor, scale: float, learning_rate: float) -> None:
         step, *moments = self._state[name]
         whole = (self.working[name], gradient, self.masters[name], *moments)
+        if optimising.supports(*whole):
+            step += 1
+            optimising.adamw(*whole, int(step), scale, learning_rate, self.betas, self.weight_decay)
+            return
         for working, part, master, average, square in zip(*map(_blocks, whole), strict=True):
             scaled = part.to(torch.float32, copy=True).mul_(scale)
             adamw(
@@ -96,5 +101,7 @@ def _blocks(tensor: Tensor) -> Sequence[Tensor]:
 
 def _norm(gradient: Tensor) -> float:
     """Euclidean norm in float32; of 16 bits a block at a time, for torch would widen the whole first."""
+    if optimising.supports(gradient):
+        return optimising.norm(gradient)
     parts = [torch.linalg.vector_norm(block, dtype=torch.float32) for block in _blocks(gradient)]
     return float(torch.stack(parts).norm()) if parts else 0.0

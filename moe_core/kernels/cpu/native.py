@@ -94,6 +94,8 @@ class Library:
         self.norm = _procedure(library.turnout_norm, "PPifPPLL")
         self.norm_back = _procedure(library.turnout_norm_back, "PPPiPPPLL")
         self.turn_heads = _procedure(library.turnout_turn_heads, "PiLLPPfPLLLL")
+        self.adamw = _procedure(library.turnout_adamw, "PiPiPPPPL")
+        self.squares = _procedure(library.turnout_squares, "PiPL")
 
     @property
     def isa(self) -> str:

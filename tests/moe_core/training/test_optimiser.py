@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moe_core.errors import CheckpointError, NonFiniteLoss
+from moe_core.kernels.cpu import optimising
 from moe_core.operations.learning import FINAL_SHARE, learning_rate_at
 from moe_core.training.optimiser import MasterAdamW
 
@@ -92,8 +93,13 @@ def test_the_rate_rises_to_its_peak_and_falls_to_a_tenth() -> None:
     assert learning_rate_at(0, 1, 2.0) == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("is_compiled", [True, False], ids=["compiled", "torch"])
 @pytest.mark.parametrize("clip_norm", [1e9, 0.5])
-def test_blocks_of_16_bit_gradients_are_what_the_whole_in_float32_is(clip_norm: float) -> None:
+def test_blocks_of_16_bit_gradients_are_what_the_whole_in_float32_is(
+    clip_norm: float, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_compiled:
+        monkeypatch.setattr(optimising, "supports", lambda *tensors: False)
     shape = (3, 700, 257)
     generator = torch.Generator().manual_seed(5)
     gradient = torch.randn(shape, generator=generator).bfloat16()

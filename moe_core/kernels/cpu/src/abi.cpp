@@ -231,4 +231,13 @@ TURNOUT_API void turnout_turn_heads(const void* x, int is_float, int64_t x_token
                     const void* sin, float sign, void* out, int64_t out_token, int64_t tokens, int64_t H, int64_t half) {
   ops().turn_heads(x, is_float, x_token, x_head, cos, sin, sign, out, out_token, tokens, H, half);
 }
+
+TURNOUT_API void turnout_adamw(void* working, int working_is_float, const void* gradient, int gradient_is_float, float* master,
+                    float* average, float* square, const float* numbers, int64_t num) {
+  ops().adamw(working, working_is_float, gradient, gradient_is_float, master, average, square, numbers, num);
+}
+
+TURNOUT_API void turnout_squares(const void* x, int is_float, double* sums, int64_t num) {
+  ops().squares(x, is_float, sums, num);
+}
 }

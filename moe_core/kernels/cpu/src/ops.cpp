@@ -1,6 +1,7 @@
 // Kernels for processors, sums in float32. Compiled once for each instruction set, with TURNOUT_ISA as the namespace.
 #include "ops.h"
 
+#include "adamw.h"
 #include "attention.h"
 #include "largest.h"
 #include "limits.h"
@@ -17,6 +18,6 @@ extern const turnout::Ops kOps;
 const turnout::Ops kOps = {linear,   experts, mixture,       map,     map_heads,  look_up,     pack,
                             quantise, attend,  attend_prompt, largest, tiles_work, read_memory, multiply_registers, choose,
                             step,
-                            head_errors, swiglu, swiglu_back, combine, norm, norm_back, turn_heads};
+                            head_errors, swiglu, swiglu_back, combine, norm, norm_back, turn_heads, adamw, squares};
 
 }  // namespace TURNOUT_ISA

@@ -354,6 +354,19 @@ static void training(int64_t rows, int64_t width) {
   ops.head_errors(x.get(), is_float, places.get(), factors.get(), 0.5f, 1, rows, width);
 }
 
+template <class T>
+static void optimiser(int64_t num) {
+  const int is_float = sizeof(T) == 4;
+  const auto& ops = TURNOUT_ISA::kOps;
+  Exact<T> working = numbers<T>(num), gradient = numbers<T>(num);
+  Exact<float> master = numbers<float>(num), average = numbers<float>(num), square(num);
+  Exact<double> sums((num + 16383) / 16384);
+  const float step[] = {1.0f, 0.9f, 0.01f, 0.3f, 0.9f, 0.95f, 1e-8f};
+  for (int64_t i = 0; i < num; i++) square.get()[i] = 1.0f;
+  ops.adamw(working.get(), is_float, gradient.get(), is_float, master.get(), average.get(), square.get(), step, num);
+  ops.squares(gradient.get(), is_float, sums.get(), num);
+}
+
 int main() {
 #if defined(__AMX_TILE__)
   // As the library does: tiles are handed out on request.
@@ -379,6 +392,8 @@ int main() {
     training<float>(37, 300);
     training<uint16_t>(1, 1);
     training<uint16_t>(37, 300);
+    optimiser<float>(1);
+    optimiser<uint16_t>(16384 + 77);
     prompts(1, 1, 1, 1, 1);
     prompts(5, 37, 6, 2, 7);
     prompts(40, 64, 3, 3, 33);

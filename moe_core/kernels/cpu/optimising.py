@@ -1,0 +1,64 @@
+"""AdamW and the norm of a gradient, compiled: each in one pass over memory, which is what an optimiser waits for.
+
+Contiguous tensors of N numbers on the CPU: weights and gradients in float32 or bfloat16, masters and moments in float32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import torch
+from torch import Tensor
+
+from moe_core.kernels.cpu.native import library
+
+_DTYPES = (torch.float32, torch.bfloat16)
+# As `kNumbersOfUnit` in adamw.h: the sums of squares of so many numbers each come back.
+UNIT = 16384
+EPS = 1e-8
+
+
+def supports(*tensors: Tensor) -> bool:
+    """Whether the compiled passes take these: float32 or bfloat16, contiguous, on the CPU, all of one size."""
+    return library() is not None and all(
+        t.dtype in _DTYPES and t.device.type == "cpu" and t.is_contiguous() and t.shape == tensors[0].shape
+        for t in tensors
+    )
+
+
+def adamw(
+    working: Tensor,
+    gradient: Tensor,
+    master: Tensor,
+    average: Tensor,
+    square: Tensor,
+    step: int,
+    scale: float,
+    learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> None:
+    """Step number `step` (from 1) with `scale` times the gradient; the working weight is the master, rounded."""
+    native = library()
+    assert native is not None
+    numbers = (
+        scale, 1.0 - learning_rate * weight_decay, learning_rate / (1.0 - betas[0] ** step),
+        math.sqrt(1.0 - betas[1] ** step), *betas, EPS,
+    )  # fmt: skip
+    whole = (working.data_ptr(), _is_float(working), gradient.data_ptr(), _is_float(gradient))
+    kept = (part.data_ptr() for part in (master, average, square))
+    native.adamw(*whole, *kept, (ctypes.c_float * len(numbers))(*numbers), master.numel())
+
+
+def norm(gradient: Tensor) -> float:
+    """Euclidean norm; squares are added up in float32 within each stretch, and stretches in float64."""
+    native = library()
+    assert native is not None
+    sums = torch.empty(-(-gradient.numel() // UNIT), dtype=torch.float64)
+    native.squares(gradient.data_ptr(), _is_float(gradient), sums.data_ptr(), gradient.numel())
+    return math.sqrt(float(sums.sum()))
+
+
+def _is_float(x: Tensor) -> int:
+    return int(x.dtype is torch.float32)
