@@ -5,6 +5,7 @@ Shapes: P positions with a loss, R rows at a time, D model width, V vocabulary.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from moe_core.kernels.cpu.training import head_errors_, supports
 
-# Rows of the head's matrix product at a time: 256 rows of a vocabulary of 49,152 are 50 MB in float32.
-HEAD_ROWS = 256
+# Bytes of logits at a time. The fewer rows a product has, the more it waits for the head, which each product reads whole: at
+# a vocabulary of 49,152 products in tiles (AMX) of 1,024 rows are twice as fast as those of 256.
+HEAD_BYTES = 100 * 2**20
+_kept = threading.local()
 
 
 def frozen_head_losses(hidden_PD: Tensor, head_VD: Tensor, target_P: Tensor) -> Tensor:
@@ -43,7 +46,7 @@ class _FrozenHead(torch.autograd.Function):
         losses_P = torch.empty(hidden_PD.shape[0], dtype=torch.float32, device=hidden_PD.device)
         direction_PD = torch.empty_like(hidden_PD) if ctx.needs_input_grad[0] else None
         logits_RV = _room_for_logits(hidden_PD, head_VD)
-        for rows in _row_slices(hidden_PD.shape[0]):
+        for rows in _row_slices(hidden_PD.shape[0], logits_RV):
             factor = None if direction_PD is None else 1.0
             losses_P[rows], errors_RV = _losses_and_errors(
                 hidden_PD[rows], head_VD, target_P[rows], factor, logits_RV
@@ -68,10 +71,10 @@ class _MeanOverHead(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden_PD.device)
         wants_hidden, wants_head, _ = ctx.needs_input_grad
         d_hidden_PD = torch.empty_like(hidden_PD) if wants_hidden else None
-        d_head_VD = torch.zeros_like(head_VD) if wants_head else None
+        d_head_VD = torch.empty_like(head_VD) if wants_head else None
         factor = 1.0 / count if wants_hidden or wants_head else None
         logits_RV = _room_for_logits(hidden_PD, head_VD)
-        for rows in _row_slices(count):
+        for rows in _row_slices(count, logits_RV):
             losses_R, errors_RV = _losses_and_errors(
                 hidden_PD[rows], head_VD, target_P[rows], factor, logits_RV
             )
@@ -79,20 +82,41 @@ class _MeanOverHead(torch.autograd.Function):
             if d_hidden_PD is not None:
                 torch.mm(errors_RV, head_VD, out=d_hidden_PD[rows])
             if d_head_VD is not None:
-                d_head_VD.addmm_(errors_RV.t(), hidden_PD[rows])
+                _add_product_(d_head_VD, errors_RV.t(), hidden_PD[rows], is_first=rows.start == 0)
         ctx.save_for_backward(d_hidden_PD, d_head_VD)
         return total / count
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_hidden_PD, d_head_VD = ctx.saved_tensors
-        scaled = (None if d is None else d.mul_(grad) for d in (d_hidden_PD, d_head_VD))
+        # A loss that is differentiated as it is, which is the rule, has a factor of 1: no pass over the head's gradient.
+        is_one = grad.device.type == "cpu" and float(grad) == 1.0
+        scaled = (d if d is None or is_one else d.mul_(grad) for d in (d_hidden_PD, d_head_VD))
         return (*scaled, None)
 
 
+def _add_product_(total_VD: Tensor, left_VR: Tensor, right_RD: Tensor, *, is_first: bool) -> None:
+    """total += left @ right; the first product is written over what lies there."""
+    if is_first:
+        torch.mm(left_VR, right_RD, out=total_VD)
+        return
+    total_VD.addmm_(left_VR, right_RD)
+
+
 def _room_for_logits(hidden_PD: Tensor, head_VD: Tensor) -> Tensor:
-    """Memory for the logits of one stretch of rows, which all of them use: fresh pages cost as much as exp."""
-    return hidden_PD.new_empty(min(HEAD_ROWS, hidden_PD.shape[0]), head_VD.shape[0])
+    """Memory for the logits of one stretch of rows, which all of them use: fresh pages cost as much as exp.
+
+    On a processor a thread keeps it for its next batch, until the thread ends or another head comes.
+    """
+    most = rows_at_once(head_VD.shape[0] * head_VD.element_size())
+    shape = (min(most, hidden_PD.shape[0]), head_VD.shape[0])
+    if hidden_PD.device.type != "cpu":
+        return hidden_PD.new_empty(shape)
+    kept: Tensor | None = getattr(_kept, "room", None)
+    num = shape[0] * shape[1]
+    if kept is None or kept.dtype is not hidden_PD.dtype or kept.numel() < num:
+        kept = _kept.room = torch.empty(num, dtype=hidden_PD.dtype)
+    return kept[:num].view(shape)
 
 
 def _losses_and_errors(
@@ -114,5 +138,11 @@ def _losses_and_errors(
     return losses_R, errors_RV.mul_(factor).to(head_VD.dtype)
 
 
-def _row_slices(num_rows: int) -> list[slice]:
-    return [slice(start, min(start + HEAD_ROWS, num_rows)) for start in range(0, num_rows, HEAD_ROWS)]
+def rows_at_once(bytes_of_row: int) -> int:
+    """How many rows of logits are held at once: whole times 64, for torch compiles a product in 16 bits anew for each number."""
+    return max(1, HEAD_BYTES // bytes_of_row // 64) * 64
+
+
+def _row_slices(num_rows: int, room_RV: Tensor) -> list[slice]:
+    size = max(1, room_RV.shape[0])
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]

@@ -5,10 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_core.training.losses import HEAD_ROWS, frozen_head_losses, mean_head_loss
+from moe_core.training.losses import frozen_head_losses, mean_head_loss, rows_at_once
 
 
-@pytest.mark.parametrize("rows", [1, 7, HEAD_ROWS, 2 * HEAD_ROWS + 3])
+ROWS = 64
+
+
+@pytest.fixture(autouse=True)
+def few_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stretches of 64 rows of a head of 50, in either precision."""
+    monkeypatch.setattr("moe_core.training.losses.HEAD_BYTES", 1)
+
+
+def test_logits_of_any_vocabulary_stay_within_their_room() -> None:
+    for bytes_of_row in (1, 100, 98_304, 10**9):
+        rows = rows_at_once(bytes_of_row)
+        assert rows >= 64 and rows % 64 == 0
+
+
+@pytest.mark.parametrize("rows", [1, 7, ROWS, 2 * ROWS + 3])
 def test_the_frozen_head_gives_the_cross_entropy_and_its_gradient(rows: int) -> None:
     generator = torch.Generator().manual_seed(rows)
     hidden = torch.randn(rows, 16, generator=generator, requires_grad=True)
@@ -30,7 +45,7 @@ def test_a_batch_without_a_position_to_predict_has_no_loss_and_does_not_fail() -
     assert losses.shape == (0,)
 
 
-@pytest.mark.parametrize("rows", [1, HEAD_ROWS, 2 * HEAD_ROWS + 3])
+@pytest.mark.parametrize("rows", [1, ROWS, 2 * ROWS + 3])
 def test_the_mean_gives_both_gradients_whatever_follows_it(rows: int) -> None:
     generator = torch.Generator().manual_seed(rows)
     hidden = torch.randn(rows, 16, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -48,3 +63,15 @@ def test_a_frozen_head_costs_the_mean_no_gradient() -> None:
     hidden, head = torch.ones(2, 4, requires_grad=True), torch.ones(3, 4)
     mean_head_loss(hidden, head, torch.tensor([0, 2])).backward()
     assert hidden.grad is not None and head.grad is None
+
+
+def test_a_batch_that_comes_between_changes_no_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, other = (torch.randn(9, 16, generator=generator, requires_grad=True) for _ in range(2))
+    head = torch.randn(50, 16, generator=generator, requires_grad=True)
+    target = torch.arange(9)
+    (alone,) = torch.autograd.grad(mean_head_loss(hidden, head, target), hidden)
+    loss = mean_head_loss(hidden, head, target)
+    mean_head_loss(other, head, target.flip(0))
+    (between,) = torch.autograd.grad(loss, hidden)
+    assert torch.equal(alone, between)
