@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moe_core.errors import PromptTooLong
+from moe_core.kernels.cpu import causal
 from moe_core.kernels.precision import attention
 from moe_core.model.context import AttentionRule
 from moe_core.spec import ModelSpec
@@ -69,6 +70,8 @@ def attend_newest(q_BHQd: Tensor, k_BGSd: Tensor, v_BGSe: Tensor, rule: Attentio
     num_new, num_all = q_BHQd.shape[2], k_BGSd.shape[2]
     options = {"scale": rule.scale, "enable_gqa": q_BHQd.shape[1] != k_BGSd.shape[1]}
     if rule.is_plain and num_new == num_all:
+        if causal.supports(q_BHQd, k_BGSd, v_BGSe):
+            return causal.attend(q_BHQd, k_BGSd, v_BGSe, rule.scale)
         return attention(q_BHQd, k_BGSd, v_BGSe, is_causal=True, **options)
     if rule.is_plain and num_new == 1:
         return attention(q_BHQd, k_BGSd, v_BGSe, **options)

@@ -139,7 +139,7 @@ def _losses_and_errors(
 
 
 def rows_at_once(bytes_of_row: int) -> int:
-    """How many rows of logits are held at once: whole times 64, for torch compiles a product in 16 bits anew for each number."""
+    """How many rows of logits are held at once: whole times 64, for torch compiles products in 16 bits by their size."""
     return max(1, HEAD_BYTES // bytes_of_row // 64) * 64
 
 

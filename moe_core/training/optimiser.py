@@ -79,7 +79,10 @@ class MasterAdamW:
         whole = (self.working[name], gradient, self.masters[name], *moments)
         if optimising.supports(*whole):
             step += 1
-            optimising.adamw(*whole, int(step), scale, learning_rate, self.betas, self.weight_decay)
+            optimising.adamw(
+                whole, step=int(step), scale=scale, learning_rate=learning_rate, betas=self.betas,
+                weight_decay=self.weight_decay,
+            )  # fmt: skip
             return
         for working, part, master, average, square in zip(*map(_blocks, whole), strict=True):
             scaled = part.to(torch.float32, copy=True).mul_(scale)

@@ -96,6 +96,8 @@ class Library:
         self.turn_heads = _procedure(library.turnout_turn_heads, "PiLLPPfPLLLL")
         self.adamw = _procedure(library.turnout_adamw, "PiPiPPPPL")
         self.squares = _procedure(library.turnout_squares, "PiPL")
+        self.attention_back = library.turnout_attention_back
+        self.attention_back.argtypes = [_POINTER] * 7 + [_FLOAT] + [_LONG] * 5
 
     @property
     def isa(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,27 +29,26 @@ def supports(*tensors: Tensor) -> bool:
 
 
 def adamw(
-    working: Tensor,
-    gradient: Tensor,
-    master: Tensor,
-    average: Tensor,
-    square: Tensor,
+    whole: Sequence[Tensor],
+    *,
     step: int,
     scale: float,
     learning_rate: float,
     betas: tuple[float, float],
     weight_decay: float,
 ) -> None:
-    """Step number `step` (from 1) with `scale` times the gradient; the working weight is the master, rounded."""
+    """Step number `step` (from 1) with `scale` times the gradient; the working weight becomes the master, rounded.
+
+    `whole` are the working weight, its gradient, master, average and average of squares.
+    """
     native = library()
     assert native is not None
-    numbers = (
-        scale, 1.0 - learning_rate * weight_decay, learning_rate / (1.0 - betas[0] ** step),
-        math.sqrt(1.0 - betas[1] ** step), *betas, EPS,
-    )  # fmt: skip
-    whole = (working.data_ptr(), _is_float(working), gradient.data_ptr(), _is_float(gradient))
+    rate, root = learning_rate / (1.0 - betas[0] ** step), math.sqrt(1.0 - betas[1] ** step)
+    numbers = (scale, 1.0 - learning_rate * weight_decay, rate, root, *betas, EPS)
+    working, gradient, master, average, square = whole
+    ends = (working.data_ptr(), _is_float(working), gradient.data_ptr(), _is_float(gradient))
     kept = (part.data_ptr() for part in (master, average, square))
-    native.adamw(*whole, *kept, (ctypes.c_float * len(numbers))(*numbers), master.numel())
+    native.adamw(*ends, *kept, (ctypes.c_float * len(numbers))(*numbers), master.numel())
 
 
 def norm(gradient: Tensor) -> float:

@@ -7,7 +7,6 @@ import torch
 
 from moe_core.training.losses import frozen_head_losses, mean_head_loss, rows_at_once
 
-
 ROWS = 64
 
 

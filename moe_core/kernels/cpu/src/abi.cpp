@@ -240,4 +240,9 @@ TURNOUT_API void turnout_adamw(void* working, int working_is_float, const void* 
 TURNOUT_API void turnout_squares(const void* x, int is_float, double* sums, int64_t num) {
   ops().squares(x, is_float, sums, num);
 }
+
+TURNOUT_API int turnout_attention_back(const uint16_t* q, const uint16_t* k, const uint16_t* v, const uint16_t* d_out, uint16_t* d_q,
+                    uint16_t* d_k, uint16_t* d_v, float scale, int64_t B, int64_t H, int64_t G, int64_t S, int64_t d) {
+  return ops().attention_back(q, k, v, d_out, d_q, d_k, d_v, scale, B, H, G, S, d);
+}
 }

@@ -3,6 +3,7 @@
 
 #include "adamw.h"
 #include "attention.h"
+#include "attention_back.h"
 #include "largest.h"
 #include "limits.h"
 #include "linear.h"
@@ -18,6 +19,6 @@ extern const turnout::Ops kOps;
 const turnout::Ops kOps = {linear,   experts, mixture,       map,     map_heads,  look_up,     pack,
                             quantise, attend,  attend_prompt, largest, tiles_work, read_memory, multiply_registers, choose,
                             step,
-                            head_errors, swiglu, swiglu_back, combine, norm, norm_back, turn_heads, adamw, squares};
+                            head_errors, swiglu, swiglu_back, combine, norm, norm_back, turn_heads, adamw, squares, attention_back};
 
 }  // namespace TURNOUT_ISA

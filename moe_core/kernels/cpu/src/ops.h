@@ -62,6 +62,9 @@ struct Ops {
   void (*adamw)(void* working, int working_is_float, const void* gradient, int gradient_is_float, float* master,
                 float* average, float* square, const float* numbers, int64_t num);
   void (*squares)(const void* x, int is_float, double* sums, int64_t num);
+  // Gradients of causal attention (attention_back.h); 0 where the set has no tiles.
+  int (*attention_back)(const uint16_t* q, const uint16_t* k, const uint16_t* v, const uint16_t* d_out, uint16_t* d_q, uint16_t* d_k,
+                        uint16_t* d_v, float scale, int64_t B, int64_t H, int64_t G, int64_t S, int64_t d);
 };
 
 }  // namespace turnout

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "exponential.h"
 #include "lanes.h"
 #include "pool.h"
 #include "routed.h"
@@ -62,36 +63,30 @@ static float largest_of_row(const T* x, int64_t num) {
   return best;
 }
 
-// exp(x - top) of a strip into `out`; returns `sum` with them added to its sixteen lanes.
-template <class T>
-static inline F16 exp_strip(const T* x, float top, int64_t num, float* out, F16 sum) {
-  widen_strip(x, out, num);
-  for (int64_t i = 0; i < num; i++) out[i] = exp_(out[i] - top);
-  for (int64_t i = num; i % 16; i++) out[i] = 0.0f;
-  for (int64_t i = 0; i < num; i += 16) sum = add(sum, load_f(out + i));
-  return sum;
-}
+static inline void put_32(float* to, F16 low, F16 high) { store_f(to, low), store_f(to + 16, high); }
+static inline void put_32(bf16* to, F16 low, F16 high) { store_narrow(to, low, high); }
 
 // Cross-entropy of rows of logits; where `wants_errors`, these become factor · (softmax - one at the target) in their place.
 template <class T>
 static void head_errors_of(T* logits, const int64_t* targets, float* losses, float factor, bool wants_errors, int64_t R,
                            int64_t V) {
   for_stretches(R, 4, [&](int64_t, int64_t first, int64_t end) {
-    alignas(64) float strip[kStrip];
+    const int64_t whole = V / 32 * 32;
     for (int64_t r = first; r < end; r++) {
       T* row = logits + r * V;
       const float top = largest_of_row(row, V), target = value_of(row[targets[r]]);
-      F16 sums = zero_f();
-      for (int64_t v = 0; v < V; v += kStrip) sums = exp_strip(row + v, top, std::min(kStrip, V - v), strip, sums);
-      const float total = folded(sums), scale = factor / total;
+      const F16 tops = splat_f(top), to_base_two = splat_f(kLog2e);
+      const auto power = [&](const T* x) TURNOUT_INLINE { return exp2_16(mul(subtract(sixteen(x), tops), to_base_two)); };
+      F16 low = zero_f(), high = zero_f();
+      for (int64_t v = 0; v < whole; v += 32) low = add(low, power(row + v)), high = add(high, power(row + v + 16));
+      float total = folded(add(low, high));
+      for (int64_t v = whole; v < V; v++) total += exp_(value_of(row[v]) - top);
       losses[r] = std::log(total) + top - target;
       if (!wants_errors) continue;
-      for (int64_t v = 0; v < V; v += kStrip) {
-        const int64_t num = std::min(kStrip, V - v);
-        exp_strip(row + v, top, num, strip, zero_f());
-        for (int64_t i = 0; i < num; i++) strip[i] *= scale;
-        narrow_strip(strip, row + v, num);
-      }
+      const float scale = factor / total;
+      const F16 scales = splat_f(scale);
+      for (int64_t v = 0; v < whole; v += 32) put_32(row + v, mul(power(row + v), scales), mul(power(row + v + 16), scales));
+      for (int64_t v = whole; v < V; v++) put(row + v, exp_(value_of(row[v]) - top) * scale);
       // At the target the difference is made before it is rounded.
       put(row + targets[r], factor * (exp_(target - top) / total - 1.0f));
     }
@@ -120,7 +115,7 @@ template <class T>
 static void swiglu_back_of(const T* both, const T* d_act, const float* weights, T* d_both, T* act, float* d_weights,
                            int64_t R, int64_t F) {
   for_stretches(R, kRowsOfUnit, [&](int64_t, int64_t first, int64_t end) {
-    alignas(64) float gate[kStrip], up[kStrip], grad[kStrip], out[kStrip];
+    alignas(64) float gate[kStrip], up[kStrip], share[kStrip], grad[kStrip], out[kStrip];
     for (int64_t r = first; r < end; r++) {
       const float weight = weights[r];
       F16 sums = zero_f();
@@ -130,7 +125,8 @@ static void swiglu_back_of(const T* both, const T* d_act, const float* weights, 
         widen_strip(both + at + F, up, num);
         widen_strip(d_act + r * F + f, grad, num);
         for (int64_t i = num; i % 16; i++) grad[i] = out[i] = 0.0f;
-        for (int64_t i = 0; i < num; i++) out[i] = gate[i] / (1.0f + exp_(-gate[i])) * up[i];
+        for (int64_t i = 0; i < num; i++) share[i] = 1.0f / (1.0f + exp_(-gate[i]));
+        for (int64_t i = 0; i < num; i++) out[i] = gate[i] * share[i] * up[i];
         for (int64_t i = 0; i < num; i += 16) sums = fma(sums, load_f(grad + i), load_f(out + i));
         if (act) {
           for (int64_t i = 0; i < num; i++) out[i] *= weight;
@@ -138,9 +134,9 @@ static void swiglu_back_of(const T* both, const T* d_act, const float* weights, 
         }
         if (!d_both) continue;
         for (int64_t i = 0; i < num; i++) {
-          const float share = 1.0f / (1.0f + exp_(-gate[i])), scaled = grad[i] * weight;
-          out[i] = scaled * up[i] * share * (1.0f + gate[i] * (1.0f - share));
-          grad[i] = scaled * gate[i] * share;
+          const float scaled = grad[i] * weight;
+          out[i] = scaled * up[i] * share[i] * (1.0f + gate[i] * (1.0f - share[i]));
+          grad[i] = scaled * gate[i] * share[i];
         }
         narrow_strip(out, d_both + at, num);
         narrow_strip(grad, d_both + at + F, num);

@@ -354,6 +354,14 @@ static void training(int64_t rows, int64_t width) {
   ops.head_errors(x.get(), is_float, places.get(), factors.get(), 0.5f, 1, rows, width);
 }
 
+static void attention_back(int64_t batch, int64_t heads, int64_t groups, int64_t sequence, int64_t width) {
+  const int64_t size = batch * sequence * width;
+  Exact<uint16_t> q = bfloats(heads * size), k = bfloats(groups * size), v = bfloats(groups * size), grad = bfloats(heads * size);
+  Exact<uint16_t> d_q(heads * size), d_k(groups * size), d_v(groups * size);
+  TURNOUT_ISA::kOps.attention_back(q.get(), k.get(), v.get(), grad.get(), d_q.get(), d_k.get(), d_v.get(), 0.2f, batch, heads,
+                                   groups, sequence, width);
+}
+
 template <class T>
 static void optimiser(int64_t num) {
   const int is_float = sizeof(T) == 4;
@@ -392,6 +400,8 @@ int main() {
     training<float>(37, 300);
     training<uint16_t>(1, 1);
     training<uint16_t>(37, 300);
+    attention_back(1, 1, 1, 32, 32);
+    attention_back(2, 4, 2, 160, 64);
     optimiser<float>(1);
     optimiser<uint16_t>(16384 + 77);
     prompts(1, 1, 1, 1, 1);

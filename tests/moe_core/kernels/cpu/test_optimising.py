@@ -38,7 +38,9 @@ def test_three_steps_are_those_of_float64(num: int, dtype: torch.dtype, gradient
     for step in (1, 2, 3):
         gradient = random(num, step, gradient_dtype)
         whole = (working, gradient, master, average, square)
-        optimising.adamw(*whole, step, 0.5, RATE, BETAS, DECAY)
+        optimising.adamw(
+            whole, step=step, scale=0.5, learning_rate=RATE, betas=BETAS, weight_decay=DECAY
+        )
         exact.grad = 0.5 * gradient.double()
         reference.step()
     torch.testing.assert_close(master.double(), exact.detach(), rtol=1e-6, atol=1e-6)
@@ -66,7 +68,9 @@ def test_threads_change_no_bit(kernels: Library) -> None:
         kernels.set_threads(threads)
         parts = [random(5 * 16384 + 3, seed) for seed in range(4)]
         working, square = torch.empty_like(parts[0]), parts[3].abs()
-        optimising.adamw(working, *parts[:3], square, 7, 1.0, RATE, BETAS, DECAY)
+        optimising.adamw(
+            (working, *parts[:3], square), step=7, scale=1.0, learning_rate=RATE, betas=BETAS, weight_decay=DECAY
+        )
         found.append((working, *parts, optimising.norm(parts[0])))
     for one, three in zip(*found, strict=True):
         assert one == three if isinstance(one, float) else torch.equal(one, three)
