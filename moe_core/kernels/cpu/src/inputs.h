@@ -23,11 +23,9 @@ constexpr bool kTiles = false;
 constexpr int kTileInputs = 32;
 // The most inputs of one pass.
 constexpr int kMost = kTiles ? kTileInputs : kInputs;
-// Up to so many inputs in codes are multiplied in vectors, which give the same bits.
-constexpr int kVectorCodes = kInputs < 4 ? kInputs : 4;
 // Whether so many inputs are multiplied in tiles. Of bfloat16 all are: tiles add it up in another order than vectors do, and no row
-// may depend on its company.
-constexpr bool in_tiles(int bits, int64_t num) { return kTiles && (bits == 16 || num > kVectorCodes); }
+// may depend on its company. Codes, whose bits are the same either way, are where making them signed for tiles pays.
+constexpr bool in_tiles(int bits, int64_t num) { return kTiles && (bits == 16 || num > kInputs); }
 
 // The most columns of a group.
 constexpr int64_t kMostGroup = 128;

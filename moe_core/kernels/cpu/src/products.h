@@ -66,13 +66,12 @@ static inline void keep(const float* sums, Total* out) {
 
 template <class Out>
 static void rows_by_panel(const bf16* a, const uint8_t* panel, Out* out, int64_t M, int64_t N, int64_t K) {
-  constexpr bool both = true;
   alignas(64) float sums[32 * 32];
   for (int64_t m = 0; m < M; m += 32) {
     const uint8_t* rows = reinterpret_cast<const uint8_t*>(a + m * K);
     zero_sums();
-    for (int64_t k = 0; k < K; k += 32) TURNOUT_TILE_STEP(TURNOUT_TILE_BF16, rows + k * 2, K * 2, panel + k * 64);
-    store_sums(sums, both);
+    for (int64_t k = 0; k < K; k += 32) add_bf16(rows + k * 2, K * 2, panel + k * 64, true);
+    store_sums(sums, true);
     asm volatile("" ::: "memory");
     for (int row = 0; row < 32; row++) keep(sums + row * 32, out + (m + row) * N);
   }

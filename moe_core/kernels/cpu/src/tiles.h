@@ -149,42 +149,49 @@ struct alignas(64) LastSteps {
 
 // Adds a K of one tile to tiles 0 to 3; the lower two are left alone where sixteen inputs are all. The barrier: gcc 12 does not
 // know that loads of tiles read memory.
-static inline void add_bf16(const uint8_t* inputs, const uint8_t* weights, bool both) {
+static inline void add_bf16(const uint8_t* inputs, int64_t stride, const uint8_t* weights, bool both) {
   asm volatile("" ::: "memory");
-  TURNOUT_TILE_LOAD(4, inputs, 64);
+  TURNOUT_TILE_LOAD(4, inputs, stride);
   TURNOUT_TILE_LOAD(6, weights, 128);
   TURNOUT_TILE_LOAD(7, weights + 64, 128);
   TURNOUT_TILE_BF16(0, 4, 6);
   TURNOUT_TILE_BF16(1, 4, 7);
   if (!both) return;
-  TURNOUT_TILE_LOAD(5, inputs + 16 * 64, 64);
+  TURNOUT_TILE_LOAD(5, inputs + 16 * stride, stride);
   TURNOUT_TILE_BF16(2, 5, 6);
   TURNOUT_TILE_BF16(3, 5, 7);
+}
+
+static inline void zero_sums() {
+  TURNOUT_TILE_ZERO(0);
+  TURNOUT_TILE_ZERO(1);
+  TURNOUT_TILE_ZERO(2);
+  TURNOUT_TILE_ZERO(3);
+}
+// Rows of 32: input n, lane.
+static inline void store_sums(float* out, bool both) {
+  TURNOUT_TILE_STORE(0, out, 128);
+  TURNOUT_TILE_STORE(1, out + 16, 128);
+  if (!both) return;
+  TURNOUT_TILE_STORE(2, out + 16 * 32, 128);
+  TURNOUT_TILE_STORE(3, out + 16 * 32 + 16, 128);
 }
 
 template <bool kBoth, class Meanwhile>
 static void multiply_bf16_in_tiles(int num, const Panels& m, const uint8_t* panel, const uint8_t* inputs, const uint8_t* ahead,
                                    int64_t pace, float* out, Meanwhile& meanwhile) {
   const int64_t steps = m.steps(), whole = steps / 16 * 16, size = num * 64;
-  TURNOUT_TILE_ZERO(0);
-  TURNOUT_TILE_ZERO(1);
-  TURNOUT_TILE_ZERO(2);
-  TURNOUT_TILE_ZERO(3);
+  zero_sums();
   for (int64_t s = 0; s < whole; s += 16, inputs += size) {
     ahead = fetch(ahead, pace);
-    add_bf16(inputs, panel + s * 128, kBoth);
+    add_bf16(inputs, 64, panel + s * 128, kBoth);
     meanwhile.step();
   }
   if (whole < steps) {
     const LastSteps last(panel + whole * 128, steps - whole);
-    add_bf16(inputs, last.weights, kBoth);
+    add_bf16(inputs, 64, last.weights, kBoth);
   }
-  // Rows of 32: input n, lane.
-  TURNOUT_TILE_STORE(0, out, 128);
-  TURNOUT_TILE_STORE(1, out + 16, 128);
-  if (!kBoth) return;
-  TURNOUT_TILE_STORE(2, out + 16 * 32, 128);
-  TURNOUT_TILE_STORE(3, out + 16 * 32 + 16, 128);
+  store_sums(out, kBoth);
 }
 
 // A panel's codes as tiles want them, made once for all inputs: signed, the zero point taken off where eight bits hold what is
