@@ -30,6 +30,26 @@ constexpr bool in_tiles(int bits, int64_t num) { return kTiles && (bits == 16 ||
 // The most columns of a group.
 constexpr int64_t kMostGroup = 128;
 
+constexpr int64_t kAheadBytes = 2048;
+
+// What to fetch while `at` is read: further on in the same panel, or past its end in the one that is read next.
+static inline const uint8_t* ahead_of(const uint8_t* at, const uint8_t* end, const uint8_t* next) {
+  return end - at > kAheadBytes ? at + kAheadBytes : next + (kAheadBytes - (end - at));
+}
+
+// Fetches a line of weights that will be read. Where the cores have tiles, memory comes 3 to 5 % faster when a line is asked for into
+// the second cache first, and nearer to its use into the first.
+template <bool kTwice>
+static inline void fetch_line(const uint8_t* ahead, const uint8_t* at) {
+  constexpr int64_t kNearBytes = 768;
+  if constexpr (kTwice) {
+    __builtin_prefetch(ahead, 0, 2);
+    __builtin_prefetch(at + kNearBytes);
+  } else {
+    __builtin_prefetch(ahead);
+  }
+}
+
 // Rows that share one pass over panels: rows [first, first + num) of some inputs.
 struct Tile {
   int64_t first;
@@ -172,7 +192,7 @@ static inline void to_codes(const float* x, int64_t size, int32_t zero, int8_t* 
   const float factor = finite && largest > 1e-35f ? 127.0f / largest : 0.0f;
   int32_t sum = 0;
   if (factor == 0.0f)
-    std::memset(codes, 0, static_cast<size_t>(size));
+    std::memset(codes, 0, static_cast<size_t>(std::max<int64_t>(0, size)));
   else
     sum = round_to_codes(x, codes, size, factor);
   scale = finite ? largest / 127.0f : std::numeric_limits<float>::quiet_NaN();

@@ -7,13 +7,6 @@
 
 namespace TURNOUT_ISA {
 
-constexpr int64_t kAheadBytes = 2048;
-
-// What to fetch while `at` is read: further on in the same panel, or past its end in the one that is read next.
-static inline const uint8_t* ahead_of(const uint8_t* at, const uint8_t* end, const uint8_t* next) {
-  return end - at > kAheadBytes ? at + kAheadBytes : next + (kAheadBytes - (end - at));
-}
-
 template <int N>
 static void multiply_bf16(const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x, float* out) {
   F16 acc[N][2];
@@ -73,8 +66,8 @@ static void multiply_codes(const Panels& m, const uint8_t* panel, const uint8_t*
     int64_t at = kHead;
     do {
       const I16 a = load_words(panel + at), b = load_words(panel + at + 64);
-      __builtin_prefetch(ahead + at);
-      __builtin_prefetch(ahead + at + 64);
+      fetch_line<kTiles && kBits == 8>(ahead + at, panel + at);
+      fetch_line<kTiles && kBits == 8>(ahead + at + 64, panel + at + 64);
       if constexpr (kBits == 8) {
         each<N>([&](auto n) TURNOUT_INLINE {
           const uint32_t four = load32(words + n * 4);

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <vector>
 
+#include "few_rows.h"
 #include "inputs.h"
 #include "vec16.h"
 
@@ -304,7 +305,12 @@ class PanelInTiles {
   // out[n * 32 + lane] for `num` inputs in chunks. `out` has room for all kTileInputs.
   template <class Meanwhile>
   void multiply(int num, const Operand& x, float* out, Meanwhile& meanwhile) {
-    if (turn_ == 0) take_tiles();
+    if (m_.bits == 16 && num <= kFewRows) {
+      const uint8_t* after = ++turn_ < count_ ? panel_ : next_;
+      return num == 1 ? multiply_few_bf16<1>(m_, panel_, after, x.words, out) : multiply_few_bf16<2>(m_, panel_, after, x.words, out);
+    }
+    if (!took_) take_tiles();
+    took_ = true;
     if (m_.bits == 16) {
       // The first lot of inputs finds its panel in memory, the others have time for the next.
       constexpr int64_t kFar = 8192;
@@ -333,6 +339,7 @@ class PanelInTiles {
   const uint8_t *panel_, *next_;
   const int64_t bytes_, count_;
   int64_t turn_ = 0;
+  bool took_ = false;
   SignedPanel* codes_ = nullptr;
 };
 

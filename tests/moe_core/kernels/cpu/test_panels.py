@@ -229,6 +229,17 @@ def test_a_row_of_a_map_has_the_same_bits_beside_any_number_of_others(kernels, f
         assert torch.equal(panels.map(x_TK[:num], torch.float32), alone[:num]), num
 
 
+@pytest.mark.parametrize("size", [1e-19, 3e-20, 1e18])
+def test_subnormal_and_infinite_sums_do_not_hang_on_company_either(kernels, size: float) -> None:
+    """Tiles flush what is below the smallest normal number; a row that is multiplied in vectors has to do as they do."""
+    x_TK, weight_OK = poisoned(20, 200) * size, poisoned(130, 200, seed=1) * size
+    panels = Panels.of_bfloat16(weight_OK[None])
+    together = panels.map(x_TK, torch.float32)
+    assert 0 < together.abs().max()
+    for num in (1, 2, 3, 13):
+        assert torch.equal(panels.map(x_TK[:num], torch.float32), together[:num]), num
+
+
 @pytest.mark.parametrize("form", [16, 8, 4])
 def test_infinity_stays_in_its_own_token(kernels, form: int) -> None:
     panels, _ = any_panels(form)
