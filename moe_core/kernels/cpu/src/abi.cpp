@@ -1,4 +1,5 @@
 // The plain C face of the library, and the choice of instruction set by what the processor has.
+#include <atomic>
 #include <cstring>
 // Without it one plain set is all: another architecture, or a test of one set.
 #if defined(__x86_64__) && !defined(TURNOUT_ONE_SET)
@@ -57,7 +58,9 @@ bool may_use_tiles() {
   const pid_t child = fork();
   if (child < 0) return false;
   if (child == 0) {
-    for (int fault : {SIGILL, SIGSEGV, SIGBUS, SIGFPE}) signal(fault, SIG_DFL);
+    for (int fault : {SIGILL, SIGSEGV, SIGBUS, SIGFPE, SIGALRM}) signal(fault, SIG_DFL);
+    // It asks for memory, of which another thread may have held the lock when this one was forked.
+    alarm(10);
     _exit(amx::kOps.tiles_work() ? 0 : 1);
   }
   int status = 0;
@@ -87,13 +90,20 @@ const Choice* choices() {
   return all;
 }
 
-const Choice* chosen = nullptr;
+// Another than the best, where a test asked for it.
+std::atomic<const Choice*> chosen{nullptr};
 
-const turnout::Ops& ops() {
-  if (!chosen)
-    for (chosen = choices(); !chosen->usable;) chosen++;
-  return *chosen->ops;
+const Choice& choice() {
+  static const Choice* const best = [] {
+    const Choice* first = choices();
+    while (!first->usable) first++;
+    return first;
+  }();
+  const Choice* asked = chosen.load(std::memory_order_relaxed);
+  return asked ? *asked : *best;
 }
+
+const turnout::Ops& ops() { return *choice().ops; }
 
 }  // namespace
 
@@ -102,10 +112,7 @@ extern "C" {
 // Changes with every change of a signature below.
 TURNOUT_API int turnout_abi() { return 8; }
 
-TURNOUT_API const char* turnout_isa() {
-  ops();
-  return chosen->name;
-}
+TURNOUT_API const char* turnout_isa() { return choice().name; }
 
 // What compiled this library.
 TURNOUT_API const char* turnout_compiler() { return TURNOUT_COMPILER; }

@@ -15,7 +15,6 @@ struct Workspace {
   Inputs in, gathered, hidden;
   std::vector<Tile> tiles;
   std::vector<int64_t> first_tile;  // of each active expert, and the end
-  Large<float> activation;            // (R, F), where the second map wants codes
 };
 
 // Columns of hidden rows that a thread works on together: whole groups of codes.
@@ -97,8 +96,9 @@ static void gate_rows(Workspace& space, const Panels& gate_up, const Gating& gat
       std::memcpy(columns + n * stride, act, 64);
       continue;
     }
-    // Past the last row of a panel act is 0 (whatever the gating), or NaN in a row that is NaN anyway.
     store_narrow(rounded, load_f(act), zero_f());
+    // Past the last row of a panel act is 0, whatever the gating, or NaN where an input is infinite.
+    if (width < 16) std::fill(rounded + width, rounded + 16, bf16{0});
     if (in_tiles(16, made.tile.num)) {
       // Two panels are a chunk: the last one, if it is the first of two, fills both.
       uint8_t* place = space.hidden.chunk(made.tile, row, p / 2) + p % 2 * 32;
@@ -123,7 +123,7 @@ static void gate_and_up_panels(Workspace& space, const Panels& gate_up, const Ga
   int turn = 0;
   const auto use = [&](int n, int stop) {
     gate_rows(space, gate_up, gating, made, n, stop, sums[1 - turn], bias[made.panel % 2],
-              columns + (made.tile.first - row0) * stride + (made.panel - first) * 16, stride);
+              columns ? columns + (made.tile.first - row0) * stride + (made.panel - first) * 16 : nullptr, stride);
   };
   for (int64_t p = first; p < end; p++) {
     for (int half = 0; half < 2 && gating.gate_up_bias; half++)

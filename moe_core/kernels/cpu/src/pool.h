@@ -55,7 +55,7 @@ class Pool {
   void run(int64_t num_units, const Work& work) {
     std::unique_lock<std::mutex> own(callers_, std::try_to_lock);
     const int num_helpers = limit_.load(std::memory_order_relaxed);
-    if (!own.owns_lock() || num_helpers == 0 || num_units < 2) {
+    if (!own.owns_lock() || num_helpers <= 0 || num_units < 2) {
       for (int64_t unit = 0; unit < num_units; unit++) work(unit);
       return;
     }

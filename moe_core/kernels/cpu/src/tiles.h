@@ -380,7 +380,7 @@ static bool product_is_right() {
   return true;
 }
 
-// Whether products in tiles are what they should be on this machine; asks for no memory.
+// Whether products in tiles are what they should be on this machine.
 static int tiles_work() {
   const TilesOfUnit of_unit;
   return product_is_right<16>() && product_is_right<8>();
