@@ -39,6 +39,14 @@ def test_callers_on_several_threads_get_their_own_results(compiled: Library) -> 
     assert wrong == []
 
 
+def test_no_thread_at_all_is_the_callers_own(compiled: Library) -> None:
+    compiled.set_threads(0)
+    weight_OK, x_TK, out = poisoned(600, 64), poisoned(2, 64), torch.empty(2, 600)
+    compiled.linear(weight_OK.data_ptr(), x_TK.data_ptr(), out.data_ptr(), 1, 2, 600, 64)
+    compiled.set_threads(1)
+    assert (out - (x_TK.double() @ weight_OK.double().T).float()).abs().max() < 1e-3
+
+
 def test_building_again_finds_the_library() -> None:
     path = build()
     before = path.stat().st_mtime_ns
