@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from moe_core.training.losses import release_room
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -33,6 +35,8 @@ class Lanes:
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+        # A lane's own goes with its thread; the caller's thread stays.
+        release_room()
 
     def each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """The results in the order of the items; an error of any of them is raised."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from moe_core.kernels.cpu.training import head_errors_, supports
 
@@ -57,6 +58,7 @@ class _FrozenHead(torch.autograd.Function):
         return losses_P
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (direction_PD,) = ctx.saved_tensors
         return (direction_PD * grad_P[:, None]).to(direction_PD.dtype), None, None
@@ -87,6 +89,7 @@ class _MeanOverHead(torch.autograd.Function):
         return total / count
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_hidden_PD, d_head_VD = ctx.saved_tensors
         # A loss that is differentiated as it is, which is the rule, has a factor of 1: no pass over the head's gradient.
@@ -106,17 +109,34 @@ def _add_product_(total_VD: Tensor, left_VR: Tensor, right_RD: Tensor, *, is_fir
 def _room_for_logits(hidden_PD: Tensor, head_VD: Tensor) -> Tensor:
     """Memory for the logits of one stretch of rows, which all of them use: fresh pages cost as much as exp.
 
-    On a processor a thread keeps it for its next batch, until the thread ends or another head comes.
+    On a processor each thread keeps its own for its next batch: at most HEAD_BYTES or 64 rows, and no more rows than its
+    largest batch had. It goes when the thread ends, when it says `release_room`, or when more or another dtype is needed.
     """
     most = rows_at_once(head_VD.shape[0] * head_VD.element_size())
     shape = (min(most, hidden_PD.shape[0]), head_VD.shape[0])
     if hidden_PD.device.type != "cpu":
         return hidden_PD.new_empty(shape)
-    kept: Tensor | None = getattr(_kept, "room", None)
     num = shape[0] * shape[1]
-    if kept is None or kept.dtype is not hidden_PD.dtype or kept.numel() < num:
-        kept = _kept.room = torch.empty(num, dtype=hidden_PD.dtype)
-    return kept[:num].view(shape)
+    return _kept_room(num, hidden_PD.dtype)[:num].view(shape)
+
+
+def _kept_room(num: int, dtype: torch.dtype) -> Tensor:
+    kept: Tensor | None = getattr(_kept, "room", None)
+    if kept is not None and kept.dtype is dtype and kept.numel() >= num:
+        return kept
+    # The old goes before the new is made.
+    kept = None
+    release_room()
+    # Memory made for inference could not be written to while gradients are recorded.
+    with torch.inference_mode(False):
+        _kept.room = torch.empty(num, dtype=dtype, device="cpu")
+    room: Tensor = _kept.room
+    return room
+
+
+def release_room() -> None:
+    """Give back the room that this thread keeps for logits, if it keeps any."""
+    _kept.room = None
 
 
 def _losses_and_errors(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
-from moe_core.training.losses import frozen_head_losses, mean_head_loss, rows_at_once
+from moe_core.training import losses
+from moe_core.training.lanes import Lanes
+from moe_core.training.losses import frozen_head_losses, mean_head_loss, release_room, rows_at_once
 
 ROWS = 64
 
@@ -74,3 +80,67 @@ def test_a_batch_that_comes_between_changes_no_gradient() -> None:
     mean_head_loss(other, head, target.flip(0))
     (between,) = torch.autograd.grad(loss, hidden)
     assert torch.equal(alone, between)
+
+
+def one_pass(loss: Callable[..., torch.Tensor] = mean_head_loss) -> torch.Tensor:
+    hidden = torch.ones(3, 4, requires_grad=torch.is_grad_enabled())
+    return loss(hidden, torch.ones(5, 4), torch.arange(3)).sum()
+
+
+@pytest.mark.parametrize("loss", [mean_head_loss, frozen_head_losses])
+def test_room_first_used_for_inference_serves_training(loss: Callable[..., torch.Tensor]) -> None:
+    release_room()
+    with torch.inference_mode():
+        one_pass(loss)
+    one_pass(loss).backward()
+
+
+def test_room_lies_on_the_processor_whatever_the_default_device_is() -> None:
+    release_room()
+    torch.set_default_device("meta")
+    try:
+        room = losses._kept_room(6, torch.float32)
+    finally:
+        torch.set_default_device(None)
+    assert room.device.type == "cpu"
+
+
+def test_room_of_another_dtype_is_given_back_before_its_successor_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    release_room()
+    first, seen, empty = weakref.ref(losses._kept_room(6, torch.float32)), [], torch.empty
+
+    def watched(*args: Any, **options: Any) -> torch.Tensor:
+        seen.append(first())
+        return empty(*args, **options)
+
+    monkeypatch.setattr(torch, "empty", watched)
+    losses._kept_room(6, torch.bfloat16)
+    assert seen == [None]
+
+
+@pytest.mark.parametrize("num_lanes", [1, 2])
+def test_no_room_outlives_the_lanes(num_lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Lanes would leave torch with one thread for the tests that follow.
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+
+    def kept(_: int) -> weakref.ref[torch.Tensor]:
+        one_pass()
+        return weakref.ref(losses._kept.room)
+
+    with Lanes(num_lanes) as lanes:
+        rooms = lanes.each(kept, range(4))
+        assert any(room() is not None for room in rooms)
+    assert all(room() is None for room in rooms)
+
+
+@pytest.mark.parametrize("loss", [mean_head_loss, frozen_head_losses])
+def test_a_gradient_of_the_gradient_is_refused_rather_than_wrong(
+    loss: Callable[..., torch.Tensor],
+) -> None:
+    hidden = torch.randn(3, 4, requires_grad=True)
+    total = (loss(hidden, torch.randn(5, 4), torch.arange(3)) ** 2).sum()
+    (gradient,) = torch.autograd.grad(total, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
