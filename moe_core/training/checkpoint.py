@@ -28,6 +28,8 @@ from moe_core.kernels.cpu.native import library
 # A code of `moe_core.sentences.RUN` and what belongs into its places.
 Note = tuple[str, dict[str, str]]
 FORMAT = 1
+# Raised by who changes last digits of training in Python's code; the compiled library is told apart by its sources.
+NUMERICS = 1
 KEPT = 2
 MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
@@ -52,7 +54,9 @@ def environment(num_lanes: int, dtype: str) -> dict[str, Any]:
     native = library()
     return {
         "torch": torch.__version__,
+        "numerics": NUMERICS,
         "kernels": "torch" if native is None else native.isa,
+        "library": None if native is None else f"{native.name} by {native.compiler}",
         "lanes": num_lanes,
         "threads_per_lane": torch.get_num_threads(),
         "dtype": dtype,

@@ -39,6 +39,8 @@ class Library:
             )
         library.turnout_isa.restype = library.turnout_compiler.restype = ctypes.c_char_p
         self._library = library
+        # It holds a hash of the sources and flags.
+        self.name = path.stem
         # The pool's present number, as far as this process set it.
         self.num_threads = 1
         self.waited_ns = library.turnout_waited_ns

@@ -99,16 +99,43 @@ def test_another_number_of_lanes_is_told_because_last_digits_may_differ(tmp_path
     assert found[1][0][0] == "other_environment"
 
 
+def kernels(isa: str = "avx2", name: str = "decode-1", compiler: str = "g++ 12") -> SimpleNamespace:
+    return SimpleNamespace(isa=isa, name=name, compiler=compiler)
+
+
 def test_other_kernels_are_told_for_the_same_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moe_core.training.checkpoint.library", lambda: None)
     CheckpointStore(tmp_path, "h").save(saved(1))
-    monkeypatch.setattr("moe_core.training.checkpoint.library", lambda: SimpleNamespace(isa="avx2"))
+    monkeypatch.setattr("moe_core.training.checkpoint.library", kernels)
     found = CheckpointStore(tmp_path, "h").load_latest()
     assert found is not None
     code, values = found[1][0]
     assert code == "other_environment"
     assert "'kernels': 'torch'" in values["then"]
     assert "'kernels': 'avx2'" in values["now"]
+
+
+@pytest.mark.parametrize("other", [{"isa": "amx"}, {"name": "decode-2"}, {"compiler": "g++ 14"}])
+def test_a_library_of_other_sources_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
+) -> None:
+    notes = []
+    for found_later in (kernels(), kernels(**other)):
+        monkeypatch.setattr("moe_core.training.checkpoint.library", kernels)
+        CheckpointStore(tmp_path, "h").save(saved(1))
+        monkeypatch.setattr("moe_core.training.checkpoint.library", lambda found=found_later: found)
+        found = CheckpointStore(tmp_path, "h").load_latest()
+        assert found is not None
+        notes.append([code for code, _ in found[1]])
+    assert notes == [[], ["other_environment"]]
+
+
+def test_other_numerics_of_python_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    CheckpointStore(tmp_path, "h").save(saved(1))
+    monkeypatch.setattr("moe_core.training.checkpoint.NUMERICS", -1)
+    found = CheckpointStore(tmp_path, "h").load_latest()
+    assert found is not None
+    assert [code for code, _ in found[1]] == ["other_environment"]
 
 
 def test_a_random_state_that_cannot_be_restored_is_an_error(
