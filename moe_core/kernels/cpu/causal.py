@@ -18,11 +18,9 @@ from moe_core.kernels.cpu.native import library
 
 def supports(q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor) -> bool:
     """Whether a gradient of these is wanted and the compiled backward takes them."""
-    native, whole = library(), (q_BHSd, k_BGSd, v_BGSd)
+    whole = (q_BHSd, k_BGSd, v_BGSd)
     return (
-        native is not None
-        and native.isa == "amx"
-        and torch.is_grad_enabled()
+        torch.is_grad_enabled()
         and any(x.requires_grad for x in whole)
         and all(x.dtype is torch.bfloat16 and x.device.type == "cpu" for x in whole)
         and k_BGSd.shape == v_BGSd.shape
@@ -31,6 +29,8 @@ def supports(q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor) -> bool:
         and not q_BHSd.shape[2] % 32
         and not q_BHSd.shape[3] % 32
         and q_BHSd.numel() > 0
+        # Last: it loads the library, which tries tiles in a child process.
+        and _multiplies_in_tiles()
     )
 
 
@@ -66,6 +66,11 @@ class _Causal(torch.autograd.Function):
         with torch.enable_grad():
             q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
             return *torch.autograd.grad(_by_torch(q, k, v, ctx.scale), (q, k, v), grad), None
+
+
+def _multiplies_in_tiles() -> bool:
+    native = library()
+    return native is not None and native.isa == "amx"
 
 
 def _by_torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -25,15 +25,13 @@ struct AttentionSpace {
 
 // One query's row of scores and of the gradients of its shares to shares and gradients of scores; `seen` of `num` keys are seen.
 static void scores_back(float* scores, float* d_shares, int64_t seen, int64_t num, float scale, bf16* shares, bf16* d_scores) {
+  const F16 to_base_two = splat_f(scale * kLog2e);
+  for (int64_t i = 0; i < seen; i += 16) store_f(scores + i, mul(load_f(scores + i), to_base_two));
+  // Behind the scale: one below 0 would make the highest of these.
   std::fill(scores + seen, scores + num, -INFINITY);
   std::fill(d_shares + seen, d_shares + num, 0.0f);
-  const F16 to_base_two = splat_f(scale * kLog2e);
   F16 bests = splat_f(-INFINITY);
-  for (int64_t i = 0; i < num; i += 16) {
-    const F16 score = mul(load_f(scores + i), to_base_two);
-    bests = greater(score, bests);
-    store_f(scores + i, score);
-  }
+  for (int64_t i = 0; i < num; i += 16) bests = greater(load_f(scores + i), bests);
   float lanes[16], best;
   store_f(lanes, bests);
   best = *std::max_element(lanes, lanes + 16);

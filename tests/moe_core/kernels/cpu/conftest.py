@@ -53,7 +53,8 @@ def kernels(request, compiled: Library, monkeypatch) -> Iterator[Library]:
     if isa != SOFT_TILES and not compiled.use_isa(isa):
         pytest.skip(f"this processor has no {isa}")
     used.set_threads(num_threads)
-    for module in ("linear", "experts", "attention", "attach", "panels", "rounding", "training"):
+    asking = ("linear", "experts", "attention", "attach", "panels", "rounding", "training", "optimising", "causal")
+    for module in asking:
         monkeypatch.setattr(f"moe_core.kernels.cpu.{module}.library", lambda: used)
     with torch.no_grad():
         yield used

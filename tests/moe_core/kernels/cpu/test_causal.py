@@ -23,11 +23,20 @@ def recorded(tiles: Library) -> Iterator[None]:
 
 
 @pytest.fixture
-def tiles(compiled: Library) -> Library:
-    if not compiled.use_isa("amx") or not compiled.tiles_work():
+def tiles(compiled: Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
+    """The library with tiles in use, asked for by the module; set and threads are as before afterwards."""
+    isa, num_threads = compiled.isa, compiled.num_threads
+    if not compiled.use_isa("amx"):
         pytest.skip("this processor has no tiles")
-    compiled.set_threads(1)
-    return compiled
+    try:
+        if not compiled.tiles_work():
+            pytest.skip("tiles do not work on this machine")
+        compiled.set_threads(1)
+        monkeypatch.setattr(causal, "library", lambda: compiled)
+        yield compiled
+    finally:
+        compiled.use_isa(isa)
+        compiled.set_threads(num_threads)
 
 
 def inputs(batch: int, heads: int, groups: int, sequence: int, width: int) -> list[Tensor]:
@@ -102,3 +111,24 @@ def test_it_is_for_recorded_gradients_of_whole_tiles_only() -> None:
     assert torch.equal(
         causal.attend(q, k, v, None), scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     )
+
+
+def test_a_scale_below_0_shows_no_key_behind_a_query() -> None:
+    # What torch makes forward of such a scale is not looked at: it hides keys before it scales.
+    whole = inputs(1, 2, 1, 96, 32)
+    q, k, v, grad = (x.double().requires_grad_() for x in whole)
+    behind = torch.ones(96, 96, dtype=torch.bool).triu(1)
+    shares = (q @ k.mT * -0.3).masked_fill(behind, float("-inf")).softmax(-1)
+    for found, wanted in zip(gradients(whole, -0.3), torch.autograd.grad(shares @ v, (q, k, v), grad), strict=True):
+        assert float((found.double() - wanted).norm() / wanted.norm()) < 2.0**-7
+
+
+def test_what_it_does_not_take_loads_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causal, "library", lambda: pytest.fail("the library was asked for"))
+    q, k, v, _ = inputs(1, 2, 1, 64, 32)
+    assert not causal.supports(q, k, v)
+    q.requires_grad_()
+    assert not causal.supports(q.float(), k, v)
+    assert not causal.supports(*(x.to("meta") for x in (q, k, v)))
+    with torch.no_grad():
+        assert not causal.supports(q, k, v)
