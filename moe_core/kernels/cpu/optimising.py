@@ -21,10 +21,15 @@ EPS = 1e-8
 
 
 def supports(*tensors: Tensor) -> bool:
-    """Whether the compiled passes take these: float32 or bfloat16, contiguous, on the CPU, all of one size."""
-    return library() is not None and all(
-        t.dtype in _DTYPES and t.device.type == "cpu" and t.is_contiguous() and t.shape == tensors[0].shape
-        for t in tensors
+    """Whether the compiled passes take these, in the order of `adamw`, or a gradient alone.
+
+    All contiguous, on the CPU and of one size; the first two in float32 or bfloat16, what follows in float32.
+    """
+    return (
+        all(t.dtype in _DTYPES for t in tensors[:2])
+        and all(t.dtype is torch.float32 for t in tensors[2:])
+        and all(t.device.type == "cpu" and t.is_contiguous() and t.shape == tensors[0].shape for t in tensors)
+        and library() is not None
     )
 
 
@@ -44,20 +49,24 @@ def adamw(
     native = library()
     assert native is not None
     rate, root = learning_rate / (1.0 - betas[0] ** step), math.sqrt(1.0 - betas[1] ** step)
-    numbers = (scale, 1.0 - learning_rate * weight_decay, rate, root, *betas, EPS)
+    rests = (1.0 - betas[0], betas[1], 1.0 - betas[1])
+    numbers = (scale, 1.0 - learning_rate * weight_decay, rate, root, *rests, EPS)
     working, gradient, master, average, square = whole
     ends = (working.data_ptr(), _is_float(working), gradient.data_ptr(), _is_float(gradient))
     kept = (part.data_ptr() for part in (master, average, square))
     native.adamw(*ends, *kept, (ctypes.c_float * len(numbers))(*numbers), master.numel())
+    # Written behind autograd's back: a graph that kept one of these must find out.
+    torch.autograd.graph.increment_version((working, master, average, square))
 
 
 def norm(gradient: Tensor) -> float:
-    """Euclidean norm; squares are added up in float32 within each stretch, and stretches in float64."""
+    """Euclidean norm; squares are added up in float32 within each stretch, and stretches exactly, then rounded once."""
     native = library()
     assert native is not None
-    sums = torch.empty(-(-gradient.numel() // UNIT), dtype=torch.float64)
+    sums = torch.empty(-(-gradient.numel() // UNIT), dtype=torch.float64, device="cpu")
     native.squares(gradient.data_ptr(), _is_float(gradient), sums.data_ptr(), gradient.numel())
-    return math.sqrt(float(sums.sum()))
+    # torch adds up in an order that depends on the number of its threads.
+    return math.sqrt(math.fsum(sums.tolist()))
 
 
 def _is_float(x: Tensor) -> int:

@@ -12,8 +12,9 @@ namespace TURNOUT_ISA {
 constexpr int64_t kNumbersOfUnit = 16384;
 
 // `scale` multiplies the gradient; `decay` is 1 - rate · weight decay, `step` the rate over 1 - beta1^t, `root` that of 1 - beta2^t.
+// `rest1` and `rest2` are 1 - beta1 and 1 - beta2, rounded once: 1 less a float32 of 0.999 would be off by 1e-5 of itself.
 struct AdamWStep {
-  float scale, decay, step, root, beta1, beta2, eps;
+  float scale, decay, step, root, rest1, beta2, rest2, eps;
 };
 
 template <class W, class G>
@@ -24,7 +25,7 @@ static void adamw_of(W* working, const G* gradient, float* master, float* averag
     float *__restrict kept = master, *__restrict mean = average, *__restrict power = square;
     for (int64_t i = first; i < end; i++) {
       const float grad = value_of(from[i]) * s.scale;
-      const float m = mean[i] + (1.0f - s.beta1) * (grad - mean[i]), v = s.beta2 * power[i] + (1.0f - s.beta2) * grad * grad;
+      const float m = mean[i] + s.rest1 * (grad - mean[i]), v = s.beta2 * power[i] + s.rest2 * grad * grad;
       const float weight = kept[i] * s.decay - s.step * m / (std::sqrt(v) / s.root + s.eps);
       mean[i] = m, power[i] = v, kept[i] = weight;
       put(to + i, weight);
@@ -52,7 +53,7 @@ static void squares_of(const T* x, double* sums, int64_t num) {
 
 static void adamw(void* working, int working_is_float, const void* gradient, int gradient_is_float, float* master, float* average,
                   float* square, const float* numbers, int64_t num) {
-  const AdamWStep step{numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6]};
+  const AdamWStep step{numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7]};
   const auto with = [&](auto* to) {
     if (gradient_is_float)
       adamw_of(to, static_cast<const float*>(gradient), master, average, square, step, num);

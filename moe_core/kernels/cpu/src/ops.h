@@ -58,7 +58,7 @@ struct Ops {
                     float* d_weight, int64_t R, int64_t D);
   void (*turn_heads)(const void* x, int is_float, int64_t x_token, int64_t x_head, const void* cos, const void* sin,
                      float sign, void* out, int64_t out_token, int64_t tokens, int64_t H, int64_t half);
-  // What an optimiser does (adamw.h); `numbers` are the seven of AdamWStep.
+  // What an optimiser does (adamw.h); `numbers` are the eight of AdamWStep, in its order.
   void (*adamw)(void* working, int working_is_float, const void* gradient, int gradient_is_float, float* master,
                 float* average, float* square, const float* numbers, int64_t num);
   void (*squares)(const void* x, int is_float, double* sums, int64_t num);

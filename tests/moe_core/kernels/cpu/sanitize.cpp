@@ -369,7 +369,7 @@ static void optimiser(int64_t num) {
   Exact<T> working = numbers<T>(num), gradient = numbers<T>(num);
   Exact<float> master = numbers<float>(num), average = numbers<float>(num), square(num);
   Exact<double> sums((num + 16383) / 16384);
-  const float step[] = {1.0f, 0.9f, 0.01f, 0.3f, 0.9f, 0.95f, 1e-8f};
+  const float step[] = {1.0f, 0.9f, 0.01f, 0.3f, 0.1f, 0.95f, 0.05f, 1e-8f};
   for (int64_t i = 0; i < num; i++) square.get()[i] = 1.0f;
   ops.adamw(working.get(), is_float, gradient.get(), is_float, master.get(), average.get(), square.get(), step, num);
   ops.squares(gradient.get(), is_float, sums.get(), num);
