@@ -15,9 +15,9 @@ VECTORS: Floors = {
     "turnout 4 bits": {"prefill": 1.5, "decode 1": 10.0, "layer 1": 6.0, "layer 128": 1.8},
 }
 TILES: Floors = {
-    "turnout bf16": {"prefill": 1.2, "decode 1": 2.6, "layer 1": 1.6, "layer 128": 1.0},
-    "turnout 8 bits": {"prefill": 1.4, "decode 1": 5.3, "layer 1": 3.0, "layer 128": 1.3},
-    "turnout 4 bits": {"prefill": 0.8, "decode 1": 8.2, "layer 1": 5.4, "layer 128": 2.1},
+    "turnout bf16": {"prefill": 1.8, "decode 1": 2.6, "layer 1": 1.65, "layer 128": 1.4},
+    "turnout 8 bits": {"prefill": 2.0, "decode 1": 5.3, "layer 1": 3.0, "layer 128": 1.65},
+    "turnout 4 bits": {"prefill": 1.35, "decode 1": 8.2, "layer 1": 5.4, "layer 128": 2.0},
 }
 ELSEWHERE = 0.65
 
