@@ -11,6 +11,7 @@ import torch
 
 from moe_core.checkpoint.hashes import sha256_of
 from moe_core.errors import CheckpointError
+from moe_core.training import checkpoint
 from moe_core.training.checkpoint import KEPT, MANIFEST, CheckpointStore, Saved
 
 
@@ -104,9 +105,9 @@ def kernels(isa: str = "avx2", name: str = "decode-1", compiler: str = "g++ 12")
 
 
 def test_other_kernels_are_told_for_the_same_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe_core.training.checkpoint.library", lambda: None)
+    monkeypatch.setattr(checkpoint, "library", lambda: None)
     CheckpointStore(tmp_path, "h").save(saved(1))
-    monkeypatch.setattr("moe_core.training.checkpoint.library", kernels)
+    monkeypatch.setattr(checkpoint, "library", kernels)
     found = CheckpointStore(tmp_path, "h").load_latest()
     assert found is not None
     code, values = found[1][0]
@@ -121,9 +122,9 @@ def test_a_library_of_other_sources_is_told(
 ) -> None:
     notes = []
     for found_later in (kernels(), kernels(**other)):
-        monkeypatch.setattr("moe_core.training.checkpoint.library", kernels)
+        monkeypatch.setattr(checkpoint, "library", kernels)
         CheckpointStore(tmp_path, "h").save(saved(1))
-        monkeypatch.setattr("moe_core.training.checkpoint.library", lambda found=found_later: found)
+        monkeypatch.setattr(checkpoint, "library", lambda found=found_later: found)
         found = CheckpointStore(tmp_path, "h").load_latest()
         assert found is not None
         notes.append([code for code, _ in found[1]])

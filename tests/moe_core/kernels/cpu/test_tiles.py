@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_core.kernels.cpu import panels as asks_for_kernels
 from moe_core.kernels.cpu.build import SOURCES, build, compiler
 from moe_core.kernels.cpu.native import Library
 from moe_core.kernels.cpu.panels import Panels
@@ -54,7 +55,7 @@ def test_the_trial_before_tiles_are_used_knows_right_from_wrong(compiled: Librar
 def with_tiles(compiled: Library, monkeypatch: pytest.MonkeyPatch) -> Library:
     if compiled.isa != "amx":
         pytest.skip("this processor has no tiles")
-    monkeypatch.setattr("moe_core.kernels.cpu.panels.library", lambda: compiled)
+    monkeypatch.setattr(asks_for_kernels, "library", lambda: compiled)
     return compiled
 
 
@@ -65,7 +66,7 @@ def test_the_instructions_give_the_bits_of_the_plain_code(
     """So what is tested in plain code, where no processor has tiles, holds where they are."""
     panels, x_TK = Panels.of_bfloat16(poisoned(1, rows, columns, seed=1)), poisoned(num, columns)
     found = panels.map(x_TK, torch.float32)
-    monkeypatch.setattr("moe_core.kernels.cpu.panels.library", lambda: tiled)
+    monkeypatch.setattr(asks_for_kernels, "library", lambda: tiled)
     assert torch.equal(found, panels.map(x_TK, torch.float32))
 
 
