@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "exponential.h"
 #include "lanes.h"
 #include "plan.h"
 
@@ -30,18 +31,22 @@ static inline void with_formula(const Gating& gating, const Each& each) {
     case turnout::kClampedSilu:
       return each([=](float gate, float up) { return at_most(silu(gate), limit) * within(up, limit); });
     default:
-      return each([](float gate, float up) { return gate / (1.0f + exp_(-gate)) * up; });
+      return each([](float gate, float up) { return silu(gate) * up; });
   }
 }
 
-static inline void gate_and_multiply(const Gating& gating, const float* gate, const float* up, float* out, int num) {
-  with_formula(gating, [&](const auto& formula) {
-    for (int i = 0; i < num; i++) out[i] = formula(gate[i], up[i]);
-  });
+// silu(gate) · up of sixteen; where 2^126 would be passed silu is 0 to 36 places.
+static inline F16 silu_and_multiply(F16 gate, F16 up) {
+  const F16 power = exp2_16(lesser(splat_f(126.0f), mul(gate, splat_f(-kLog2e))));
+  return mul(mul(gate, reciprocal(add(splat_f(1.0f), power))), up);
 }
 
-// Of `num` inputs in a row, for one waits long for a quotient: of each sixteen sums of gate, then sixteen of up; out (num, 16).
+// Of `num` inputs: of each sixteen sums of gate, then sixteen of up; out (num, 16).
 static void gate_and_multiply_rows(const Gating& gating, const float* __restrict sums, float* __restrict out, int num) {
+  if (gating.kind == turnout::kSilu) {
+    for (; num; num--, sums += 32, out += 16) store_f(out, silu_and_multiply(load_f(sums), load_f(sums + 16)));
+    return;
+  }
   with_formula(gating, [&](const auto& formula) {
     for (int n = 0; n < num; n++)
       for (int i = 0; i < 16; i++) out[n * 16 + i] = formula(sums[n * 32 + i], sums[n * 32 + 16 + i]);

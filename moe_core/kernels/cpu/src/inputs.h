@@ -233,18 +233,21 @@ static inline void put_codes(Inputs& inputs, const Tile& tile, int64_t row, cons
     put_group(inputs, tile, row, g, x + first, std::min(cols - first, inputs.group_bytes));
 }
 
-static inline void put_bf16(Inputs& inputs, const Tile& tile, int64_t row, const bf16* x, int64_t cols) {
-  if (in_tiles(16, tile.num)) {
-    put_chunks(inputs, tile, row, 0, reinterpret_cast<const uint8_t*>(x), cols * 2);
-    return;
-  }
-  uint8_t* target = inputs.word(tile, row, 0);
-  const int64_t steps = inputs.stride / 4, pace = tile.num * 4;
-  const int64_t whole = cols / 2;
-  for (int64_t s = 0; s < whole; s++) std::memcpy(target + s * pace, x + s * 2, 4);
-  if (whole == steps) return;
-  const bf16 last[2] = {x[cols - 1], 0};
-  std::memcpy(target + whole * pace, last, 4);
+// All rows of a tile, place by place: what lies side by side is written in turn, and rows that are a power of two apart do not drive
+// each other out of the cache.
+static inline void put_bf16(Inputs& inputs, const Tile& tile, const bf16* const* rows, int64_t cols) {
+  const int64_t size = in_tiles(16, tile.num) ? 64 : 4, whole = cols * 2 / size;
+  uint8_t* target = inputs.words.data() + tile.first * inputs.stride;
+  const auto put = [&](int64_t place, int64_t bytes) TURNOUT_INLINE {
+    for (int n = 0; n < tile.num; n++, target += size) std::memcpy(target, reinterpret_cast<const uint8_t*>(rows[n]) + place * size, bytes);
+  };
+  if (size == 64)
+    for (int64_t place = 0; place < whole; place++) put(place, 64);
+  else
+    for (int64_t place = 0; place < whole; place++) put(place, 4);
+  if (whole * size == cols * 2) return;
+  std::memset(target, 0, tile.num * size);
+  put(whole, cols * 2 - whole * size);
 }
 
 }  // namespace TURNOUT_ISA

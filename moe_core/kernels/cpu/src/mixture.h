@@ -15,10 +15,23 @@ struct Workspace {
   Inputs in, gathered, hidden;
   std::vector<Tile> tiles;
   std::vector<int64_t> first_tile;  // of each active expert, and the end
+  int64_t most_rows = 0;            // of an expert
 };
+
+// From this many tokens on a thread has its columns of the second map in one unit: hidden rows, which are more than the cache holds
+// then, come from afar once for each unit.
+constexpr int64_t kPromptTokens = 128;
 
 // Columns of hidden rows that a thread works on together: whole groups of codes.
 static inline int64_t hidden_panels_of_unit(const Panels& down) { return down.bits == 16 || down.group <= 64 ? 4 : down.group / 16; }
+
+// Panels of the first map that are one unit, whole times `least`: of a prompt eight units for each thread, so that rows are gathered
+// for many panels at once.
+static inline int64_t panels_of_unit(int64_t panels, int64_t least, int64_t T, int64_t num_active) {
+  if (T < kPromptTokens) return least;
+  const int64_t units = ceil_div(8 * Pool::instance().num_threads(), std::max<int64_t>(1, num_active));
+  return ceil_div(ceil_div(panels, units), least) * least;
+}
 
 static inline Workspace& workspace() {
   static thread_local Workspace of_thread;
@@ -37,115 +50,147 @@ static void run_if_many(int64_t num_rows, int64_t num_units, const Work& work) {
 // Rows of bfloat16 into a tile of inputs.
 static void put_rows(Inputs& inputs, const Tile& tile, const Panels& panels, const bf16* const* rows) {
   const int64_t cols = panels.cols;
+  if (panels.bits == 16) return put_bf16(inputs, tile, rows, cols);
+  static thread_local std::vector<float> wide;
+  wide.resize(cols);
   for (int n = 0; n < tile.num; n++) {
-    if (panels.bits == 16) {
-      put_bf16(inputs, tile, tile.first + n, rows[n], cols);
-      continue;
-    }
-    static thread_local std::vector<float> wide;
-    wide.resize(cols);
     for (int64_t i = 0; i < cols; i++) wide[i] = widen(rows[n][i]);
     put_codes(inputs, tile, tile.first + n, wide.data(), cols);
   }
 }
 
-// The tokens' rows in the order of the experts; codes are found once for a token, however many experts it has.
+// Rows of one expert's tile: codes are copied from `space.in`, others from `x` (T, D).
+static void gather_tile(const Workspace& space, Inputs& gathered, const Tile& tile, const Panels& gate_up, const bf16* x,
+                        const int64_t* tokens) {
+  const bf16* rows[kMost];
+  for (int n = 0; n < tile.num; n++) rows[n] = x + tokens[n] * gate_up.cols;
+  if (gate_up.bits == 16) return put_bf16(gathered, tile, rows, gate_up.cols);
+  for (int n = 0; n < tile.num && tile.num > 1; n++) put_words(gathered, tile, tile.first + n, space.in.operand(tokens[n]));
+}
+
+// The tokens' rows in the order of the experts, unless whoever multiplies them gathers them himself; codes are found once for a
+// token, however many experts it has.
 static void gather_rows(Workspace& space, const Panels& gate_up, const bf16* x, int64_t T) {
   const Routed& routed = space.routed;
-  const int64_t R = static_cast<int64_t>(routed.token.size()), D = gate_up.cols;
-  const bool codes = gate_up.bits != 16;
-  if (codes) {
+  const int64_t R = static_cast<int64_t>(routed.token.size());
+  if (gate_up.bits != 16) {
     space.in.resize(T, gate_up);
     run_if_many(T, T, [&](int64_t t) {
-      const bf16* row = x + t * D;
+      const bf16* row = x + t * gate_up.cols;
       put_rows(space.in, {t, 1}, gate_up, &row);
     });
   }
+  if (T >= kPromptTokens) return;
   space.gathered.resize(R, gate_up);
   run_if_many(R, static_cast<int64_t>(space.tiles.size()), [&](int64_t i) {
-    const Tile& tile = space.tiles[i];
-    if (codes && tile.num == 1) return;
-    for (int64_t row = tile.first; row < tile.first + tile.num; row++) {
-      if (codes)
-        put_words(space.gathered, tile, row, space.in.operand(routed.token[row]));
-      else
-        put_bf16(space.gathered, tile, row, x + routed.token[row] * D, D);
-    }
+    gather_tile(space, space.gathered, space.tiles[i], gate_up, x, routed.token.data() + space.tiles[i].first);
   });
 }
 
-// A product that was made and not yet used.
+// Products of a panel with all rows of an expert that were made and not yet used.
 struct Made {
-  Tile tile;
-  int64_t panel;
+  int64_t active = 0, panel = 0;
+  int num_rows = 0;
 };
 
-// hidden[row] = gating(gate · x, up · x) in one panel of rows [n, end) of what was made, with `sums` of 16 of gate and 16 of up.
-// Where the second map wants codes it goes to `columns` (rows of the expert, columns of the unit), from its first row on.
-static void gate_rows(Workspace& space, const Panels& gate_up, const Gating& gating, const Made& made, int n, int end, float* sums,
-                      const float* bias, float* columns, int64_t stride) {
-  const int64_t F = gate_up.rows / 2, p = made.panel;
+// Sums of two such products, (rows, 32) each with room for a tile more: one is used while the other is made.
+class Twofold {
+ public:
+  explicit Twofold(int64_t most_rows) {
+    static thread_local Large<float> of_thread;
+    const int64_t size = (most_rows + kMost) * 32;
+    of_thread.resize(2 * size + 16);
+    float* first = of_thread.data() + (64 - reinterpret_cast<uintptr_t>(of_thread.data()) % 64) % 64 / sizeof(float);
+    made_ = first + size, free_ = first;
+  }
+  float* made() { return made_; }
+  float* free() { return free_; }
+  void swap() { std::swap(made_, free_); }
+
+ private:
+  float *made_, *free_;
+};
+
+// hidden[row] = gating(gate · x, up · x) in one panel of rows [n, end) of an expert, whose tiles are given, with `sums` of 16 of gate
+// and 16 of up. Where the second map wants codes it goes to `columns` (rows of the expert, columns of the unit).
+static void gate_rows(Workspace& space, const Panels& gate_up, const Gating& gating, const Tile* tiles, int64_t p, int n, int end,
+                      float* sums, const float* bias, float* columns, int64_t stride) {
+  const int64_t F = gate_up.rows / 2, row0 = tiles->first;
   const int width = static_cast<int>(std::min<int64_t>(16, F - p * 16));
   alignas(64) float acts[kMost * 16];
   alignas(64) bf16 rounded[32];
   for (int i = n * 32; i < end * 32 && gating.gate_up_bias; i++) sums[i] += bias[i % 32];
-  gate_and_multiply_rows(gating, sums + n * 32, acts, end - n);
-  for (const float* act = acts; n < end; n++, act += 16) {
-    const int64_t row = made.tile.first + n;
-    if (gate_up.bits != 16) {
-      std::memcpy(columns + n * stride, act, 64);
-      continue;
+  tiles += n / kMost;
+  while (n < end) {
+    while (row0 + n >= tiles->first + tiles->num) tiles++;
+    const int stop = static_cast<int>(std::min<int64_t>(end, tiles->first + tiles->num - row0));
+    gate_and_multiply_rows(gating, sums + n * 32, acts, stop - n);
+    for (const float* act = acts; n < stop; n++, act += 16) {
+      if (gate_up.bits != 16) {
+        std::memcpy(columns + n * stride, act, 64);
+        continue;
+      }
+      store_narrow(rounded, load_f(act), zero_f());
+      // Past the last row of a panel act is 0, whatever the gating, or NaN where an input is infinite.
+      if (width < 16) std::fill(rounded + width, rounded + 16, bf16{0});
+      if (in_tiles(16, tiles->num)) {
+        // Two panels are a chunk: the last one, if it is the first of two, fills both.
+        uint8_t* place = space.hidden.chunk(*tiles, row0 + n, p / 2) + p % 2 * 32;
+        std::memcpy(place, rounded, 32);
+        if (p % 2 == 0 && p + 1 == gate_up.panels()) std::memset(place + 32, 0, 32);
+        continue;
+      }
+      for (int i = 0; i < width; i += 2) std::memcpy(space.hidden.word(*tiles, row0 + n, p * 8 + i / 2), rounded + i, 4);
     }
-    store_narrow(rounded, load_f(act), zero_f());
-    // Past the last row of a panel act is 0, whatever the gating, or NaN where an input is infinite.
-    if (width < 16) std::fill(rounded + width, rounded + 16, bf16{0});
-    if (in_tiles(16, made.tile.num)) {
-      // Two panels are a chunk: the last one, if it is the first of two, fills both.
-      uint8_t* place = space.hidden.chunk(made.tile, row, p / 2) + p % 2 * 32;
-      std::memcpy(place, rounded, 32);
-      if (p % 2 == 0 && p + 1 == gate_up.panels()) std::memset(place + 32, 0, 32);
-      continue;
-    }
-    for (int i = 0; i < width; i += 2) std::memcpy(space.hidden.word(made.tile, row, p * 8 + i / 2), rounded + i, 4);
   }
 }
 
-// The same of panels [first, end) of one expert. Each product is used while the next is made.
-static void gate_and_up_panels(Workspace& space, const Panels& gate_up, const Gating& gating, int64_t active,
+// The same of panels [first, end) of one expert. Each panel's products are used while the next's are made.
+static void gate_and_up_panels(Workspace& space, const Panels& gate_up, const Gating& gating, const bf16* x, int64_t T, int64_t active,
                                int64_t first, int64_t end) {
   const int64_t F = gate_up.rows / 2, expert = space.routed.active[active], stride = (end - first) * 16;
   const int64_t row0 = space.routed.first[expert], num_rows = space.routed.first[expert + 1] - row0;
-  alignas(64) float sums[2][kMost * 32], bias[2][32];
+  const Tile* tiles = space.tiles.data() + space.first_tile[active];
+  const int64_t num_tiles = space.first_tile[active + 1] - space.first_tile[active];
+  alignas(64) float bias[2][32];
   static thread_local Large<float> of_thread;
   if (gate_up.bits != 16) of_thread.resize(num_rows * stride);
   float* const columns = of_thread.data();
-  Made made{{0, 0}, 0};
-  int turn = 0;
+  // Of a prompt the rows of all experts are more than the cache holds.
+  static thread_local Inputs of_expert;
+  const Inputs& gathered = T < kPromptTokens ? space.gathered : of_expert;
+  const int64_t before = T < kPromptTokens ? 0 : row0;
+  if (T >= kPromptTokens) {
+    of_expert.resize(num_rows, gate_up);
+    for (const Tile* tile = tiles; tile < tiles + num_tiles; tile++)
+      gather_tile(space, of_expert, {tile->first - row0, tile->num}, gate_up, x, space.routed.token.data() + tile->first);
+  }
+  Twofold sums(num_rows);
+  Made made;
   const auto use = [&](int n, int stop) {
-    gate_rows(space, gate_up, gating, made, n, stop, sums[1 - turn], bias[made.panel % 2],
-              columns ? columns + (made.tile.first - row0) * stride + (made.panel - first) * 16 : nullptr, stride);
+    gate_rows(space, gate_up, gating, tiles, made.panel, n, stop, sums.made(), bias[made.panel % 2],
+              columns ? columns + (made.panel - first) * 16 : nullptr, stride);
+  };
+  const auto operand_of = [&](const Tile& tile) {
+    const bool by_itself = gate_up.bits != 16 && tile.num == 1;
+    return by_itself ? space.in.operand(space.routed.token[tile.first]) : gathered.operand(tile.first - before);
   };
   for (int64_t p = first; p < end; p++) {
     for (int half = 0; half < 2 && gating.gate_up_bias; half++)
       widen_bias(gating.gate_up_bias, (2 * expert + half) * F + p * 16, std::min<int64_t>(16, F - p * 16), bias[p % 2] + half * 16, 16);
-    Multiplied panel(gate_up, gate_up.panel(expert, p), gate_up.panel(expert, p + 1),
-                     space.first_tile[active + 1] - space.first_tile[active]);
-    for (int64_t i = space.first_tile[active]; i < space.first_tile[active + 1]; i++, turn = 1 - turn) {
-      const Tile& tile = space.tiles[i];
-      const bool by_itself = gate_up.bits != 16 && tile.num == 1;
-      const Operand x = by_itself ? space.in.operand(space.routed.token[tile.first]) : space.gathered.operand(tile.first);
-      panel.by(tile.num, x, sums[turn], made.tile.num, use);
-      made = {tile, p};
-    }
+    Multiplied panel(gate_up, gate_up.panel(expert, p), gate_up.panel(expert, p + 1), num_tiles);
+    panel.by_all(tiles, operand_of, sums.free(), made.num_rows, use);
+    sums.swap();
+    made = {active, p, static_cast<int>(num_rows)};
   }
-  use(0, made.tile.num);
+  use(0, made.num_rows);
   if (gate_up.bits == 16) return;
   const int64_t group = space.hidden.group_bytes;
-  for (int64_t i = space.first_tile[active]; i < space.first_tile[active + 1]; i++)
-    for (int n = 0; n < space.tiles[i].num; n++)
+  for (const Tile* tile = tiles; tile < tiles + num_tiles; tile++)
+    for (int n = 0; n < tile->num; n++)
       for (int64_t col = first * 16; col < std::min(F, end * 16); col += group) {
-        const int64_t row = space.tiles[i].first + n;
-        put_group(space.hidden, space.tiles[i], row, col / group, columns + (row - row0) * stride + col - first * 16,
+        const int64_t row = tile->first + n;
+        put_group(space.hidden, *tile, row, col / group, columns + (row - row0) * stride + col - first * 16,
                   std::min(F - col, group));
       }
 }
@@ -158,14 +203,15 @@ static void down_panels(Workspace& space, const Panels& down, const bf16* down_b
   static thread_local Large<float> of_thread;
   of_thread.assign(T * stride, 0.0f);
   float* const totals = of_thread.data();
-  alignas(64) float sums[2][kMost * 32], bias[2][32];
-  Made made{{0, 0}, 0};
-  int turn = 0, which = 0;
+  alignas(64) float bias[2][32];
+  Twofold sums(space.most_rows);
+  Made made;
+  int which = 0;
   const auto use = [&](int n, int stop) {
+    const int64_t row0 = routed.first[routed.active[made.active]];
     for (; n < stop; n++) {
-      const int64_t row = made.tile.first + n;
-      float *total = totals + routed.token[row] * stride + (made.panel - p0) * 32, *sum = sums[1 - turn] + n * 32;
-      const float weight = routed.weight[row];
+      float *total = totals + routed.token[row0 + n] * stride + (made.panel - p0) * 32, *sum = sums.made() + n * 32;
+      const float weight = routed.weight[row0 + n];
       for (int i = 0; i < 32 && down_bias; i++) sum[i] += bias[which][i];
       for (int i = 0; i < 32; i++) total[i] += weight * sum[i];
     }
@@ -175,19 +221,14 @@ static void down_panels(Workspace& space, const Panels& down, const bf16* down_b
     for (int64_t p = p0; p < p1; p++) {
       const uint8_t* after = p + 1 < p1 ? down.panel(expert, p + 1) : down.panel(following, p0);
       Multiplied panel(down, down.panel(expert, p), after, space.first_tile[active + 1] - space.first_tile[active]);
-      for (int64_t i = space.first_tile[active]; i < space.first_tile[active + 1]; i++, turn = 1 - turn) {
-        const Tile& tile = space.tiles[i];
-        panel.by(tile.num, space.hidden.operand(tile.first), sums[turn], made.tile.num, use);
-        made = {tile, p};
-        // The earlier product is used by now, and its bias with it.
-        if (down_bias && i == space.first_tile[active]) {
-          which = 1 - which;
-          widen_bias(down_bias, expert * D + p * 32, D - p * 32, bias[which], 32);
-        }
-      }
+      panel.by_all(space.tiles.data() + space.first_tile[active], [&](const Tile& tile) { return space.hidden.operand(tile.first); },
+                   sums.free(), made.num_rows, use);
+      sums.swap();
+      made = {active, p, static_cast<int>(routed.first[expert + 1] - routed.first[expert])};
+      if (down_bias) widen_bias(down_bias, expert * D + p * 32, D - p * 32, bias[which = 1 - which], 32);
     }
   }
-  use(0, made.tile.num);
+  use(0, made.num_rows);
   const int64_t d0 = p0 * 32, width = std::min(D, p1 * 32) - d0;
   for (int64_t t = 0; t < T; t++)
     for (int64_t d = 0; d < width; d++) out[t * D + d0 + d] = narrow(totals[t * stride + d]);
@@ -203,20 +244,23 @@ static int mixture(const Panels& gate_up, const Panels& down, const Gating& gati
   const int64_t R = routed.first[E], num_active = static_cast<int64_t>(routed.active.size());
   space.tiles.clear();
   space.first_tile.clear();
+  space.most_rows = 0;
   for (int64_t expert : routed.active) {
+    space.most_rows = std::max(space.most_rows, routed.first[expert + 1] - routed.first[expert]);
     space.first_tile.push_back(static_cast<int64_t>(space.tiles.size()));
     tiles_of(gate_up.bits, routed.first[expert], routed.first[expert + 1], space.tiles);
   }
   space.first_tile.push_back(static_cast<int64_t>(space.tiles.size()));
   gather_rows(space, gate_up, x, T);
   space.hidden.resize(R, down);
-  const int64_t f_panels = gate_up.panels(), f_of_unit = hidden_panels_of_unit(down), f_units = ceil_div(f_panels, f_of_unit);
+  const int64_t f_panels = gate_up.panels(), f_of_unit = panels_of_unit(f_panels, hidden_panels_of_unit(down), T, num_active);
+  const int64_t f_units = ceil_div(f_panels, f_of_unit);
   Pool::instance().run(num_active * f_units, [&](int64_t unit) {
     const TilesOfUnit of_unit;
     const int64_t p = unit % f_units * f_of_unit;
-    gate_and_up_panels(space, gate_up, gating, unit / f_units, p, std::min(f_panels, p + f_of_unit));
+    gate_and_up_panels(space, gate_up, gating, x, T, unit / f_units, p, std::min(f_panels, p + f_of_unit));
   });
-  const int64_t d_panels = down.panels(), d_of_unit = 3;
+  const int64_t d_panels = down.panels(), d_of_unit = T < kPromptTokens ? 3 : ceil_div(d_panels, Pool::instance().num_threads());
   Pool::instance().run(ceil_div(d_panels, d_of_unit), [&](int64_t unit) {
     const TilesOfUnit of_unit;
     down_panels(space, down, gating.down_bias, unit * d_of_unit, std::min(d_panels, (unit + 1) * d_of_unit), out, T);
@@ -239,21 +283,25 @@ static void map(const Panels& m, const bf16* x, void* out, int out_is_float, int
   const int64_t panels = m.panels(), of_unit = std::max<int64_t>(1, 65536 / m.panel_bytes());
   Pool::instance().run(ceil_div(panels, of_unit), [&](int64_t unit) {
     const TilesOfUnit tiles_of_unit;
-    alignas(64) float sums[kMost * 32];
+    Twofold sums(T);
+    Made made;
+    const auto use = [&](int n, int stop) {
+      const int64_t width = std::min<int64_t>(32, m.rows - made.panel * 32);
+      for (const float* sum = sums.made() + n * 32; n < stop; n++, sum += 32) {
+        const int64_t place = n * m.rows + made.panel * 32;
+        if (out_is_float)
+          std::memcpy(static_cast<float*>(out) + place, sum, width * 4);
+        else
+          for (int64_t i = 0; i < width; i++) static_cast<bf16*>(out)[place + i] = narrow(sum[i]);
+      }
+    };
     for (int64_t p = unit * of_unit; p < std::min(panels, (unit + 1) * of_unit); p++) {
       Multiplied panel(m, m.panel(0, p), m.panel(0, p + 1), static_cast<int64_t>(space.tiles.size()));
-      for (const Tile& tile : space.tiles) {
-        panel.by(tile.num, space.in.operand(tile.first), sums);
-        const int64_t width = std::min<int64_t>(32, m.rows - p * 32);
-        for (int n = 0; n < tile.num; n++) {
-          const int64_t place = (tile.first + n) * m.rows + p * 32;
-          if (out_is_float)
-            std::memcpy(static_cast<float*>(out) + place, sums + n * 32, width * 4);
-          else
-            for (int64_t i = 0; i < width; i++) static_cast<bf16*>(out)[place + i] = narrow(sums[n * 32 + i]);
-        }
-      }
+      panel.by_all(space.tiles.data(), [&](const Tile& tile) { return space.in.operand(tile.first); }, sums.free(), made.num_rows, use);
+      sums.swap();
+      made = {0, p, static_cast<int>(T)};
     }
+    use(0, made.num_rows);
   });
 }
 

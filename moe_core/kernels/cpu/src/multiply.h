@@ -143,19 +143,20 @@ class Multiplied {
     const auto nothing = [](int, int) {};
     by(num, x, out, 0, nothing);
   }
-  // The same, and rows(first, end) until `num_rows` that do not need it are seen to, in the shadow of the product.
-  template <class Rows>
-  void by(int num, const Operand& x, float* out, int num_rows, const Rows& rows) {
-    const int64_t tiles_of_k = std::max<int64_t>(1, m_.steps() / 16);
-    Meanwhile<Rows> meanwhile{rows, num_rows, static_cast<int>((num_rows + tiles_of_k - 1) / tiles_of_k)};
-    left_--;
+
+  // out[(row - first row) * 32 + lane] for the rows of all lots, `tiles`; it has room for kMost more. Meanwhile rows(first, end) until
+  // `num_rows`, which do not need it, are seen to, in the shadow of the products.
+  template <class OperandOf, class Rows>
+  void by_all(const Tile* tiles, const OperandOf& operand_of, float* out, int num_rows, const Rows& rows) {
 #if defined(TURNOUT_TILE_ZERO)
-    if (in_tiles(m_.bits, num))
-      tiles_.multiply(num, x, out, meanwhile);
-    else
+    if (m_.bits == 16 && left_ > 1) {
+      Meanwhile<Rows> meanwhile{rows, num_rows, pace_of(num_rows, left_ * tiles_.tiles_of_k())};
+      tiles_.multiply_all(tiles, operand_of, out, meanwhile);
+      return meanwhile.rest();
+    }
 #endif
-      multiply_in_vectors(num, m_, panel_, left_ ? panel_ : next_, x, out);
-    meanwhile.rest();
+    for (const Tile* tile = tiles; left_; tile++, num_rows = 0)
+      by(tile->num, operand_of(*tile), out + (tile->first - tiles->first) * 32, num_rows, rows);
   }
 
  private:
@@ -165,6 +166,21 @@ class Multiplied {
 #if defined(TURNOUT_TILE_ZERO)
   PanelInTiles tiles_;
 #endif
+
+  static int pace_of(int64_t num_rows, int64_t steps) { return static_cast<int>((num_rows + steps - 1) / std::max<int64_t>(1, steps)); }
+
+  template <class Rows>
+  void by(int num, const Operand& x, float* out, int num_rows, const Rows& rows) {
+    Meanwhile<Rows> meanwhile{rows, num_rows, pace_of(num_rows, m_.steps() / 16)};
+    left_--;
+#if defined(TURNOUT_TILE_ZERO)
+    if (in_tiles(m_.bits, num))
+      tiles_.multiply(num, x, out, meanwhile);
+    else
+#endif
+      multiply_in_vectors(num, m_, panel_, left_ ? panel_ : next_, x, out);
+    meanwhile.rest();
+  }
 };
 
 }  // namespace TURNOUT_ISA

@@ -50,6 +50,8 @@ class Pool {
   // Nanoseconds that callers have waited for a helper's unit, after what a spin lasts.
   int64_t waited_ns() const { return waited_ns_.load(std::memory_order_relaxed); }
 
+  int num_threads() const { return std::max(0, limit_.load(std::memory_order_relaxed)) + 1; }
+
   // Calls work(unit) once for each unit in [0, num_units), on any of the threads; each thread's units mostly in order.
   template <class Work>
   void run(int64_t num_units, const Work& work) {

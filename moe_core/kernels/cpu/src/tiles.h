@@ -130,12 +130,19 @@ struct TilesOfUnit {
 };
 
 #if defined(TURNOUT_TILE_ZERO)
-// Memory to be fetched while something else is multiplied, `pace` bytes with each step. Passed in two words: what is put together
-// in memory and read at once waits for all that went before.
-static inline const uint8_t* fetch(const uint8_t* ahead, int64_t pace) {
-  const uint8_t* stop = ahead + pace;
-  for (; ahead < stop; ahead += 64) __builtin_prefetch(ahead, 0, 2);
-  return stop;
+// Reads a byte that nobody wants.
+static inline void touch(const uint8_t* byte) { asm volatile("" : : "r"(*byte)); }
+
+// Memory to be fetched while something else is multiplied. A prefetch whose page the core has no translation of is dropped: so a byte
+// of each page is read first, a page before its turn. Passed in two words: what is put together in memory and read at once waits
+// for all that went before.
+static inline const uint8_t* fetch(const uint8_t* ahead, const uint8_t* stop, const uint8_t* end) {
+  constexpr uintptr_t kPage = 4096;
+  for (stop = std::min(stop, end); ahead < stop; ahead += 64) {
+    if (reinterpret_cast<uintptr_t>(ahead) % kPage < 64) touch(std::min(ahead + kPage, end - 1));
+    __builtin_prefetch(ahead, 0, 2);
+  }
+  return ahead;
 }
 
 // Sixteen steps of weights that do not fill a tile, with zeros behind them: 0 times what lies there may be NaN.
@@ -177,19 +184,33 @@ static inline void store_sums(float* out, bool both) {
   TURNOUT_TILE_STORE(2, out + 16 * 32, 128);
   TURNOUT_TILE_STORE(3, out + 16 * 32 + 16, 128);
 }
+static inline void load_sums(const float* out, bool both) {
+  asm volatile("" ::: "memory");
+  TURNOUT_TILE_LOAD(0, out, 128);
+  TURNOUT_TILE_LOAD(1, out + 16, 128);
+  if (!both) return;
+  TURNOUT_TILE_LOAD(2, out + 16 * 32, 128);
+  TURNOUT_TILE_LOAD(3, out + 16 * 32 + 16, 128);
+}
 
+// Tiles of K [first, end) of a panel and of inputs in chunks, on top of what there is in `out` unless they are the first.
 template <bool kBoth, class Meanwhile>
-static void multiply_bf16_in_tiles(int num, const Panels& m, const uint8_t* panel, const uint8_t* inputs, const uint8_t* ahead,
-                                   int64_t pace, float* out, Meanwhile& meanwhile) {
-  const int64_t steps = m.steps(), whole = steps / 16 * 16, size = num * 64;
-  zero_sums();
-  for (int64_t s = 0; s < whole; s += 16, inputs += size) {
-    ahead = fetch(ahead, pace);
-    add_bf16(inputs, 64, panel + s * 128, kBoth);
+static void multiply_bf16_in_tiles(int num, const Panels& m, const uint8_t* panel, const uint8_t* inputs, int64_t first, int64_t end,
+                                   const uint8_t* ahead, int64_t pace, const uint8_t* ahead_end, float* out, Meanwhile& meanwhile) {
+  const int64_t size = num * 64, whole = std::min(end, m.steps() / 16);
+  if (first)
+    load_sums(out, kBoth);
+  else
+    zero_sums();
+  inputs += first * size;
+  const uint8_t* due = ahead;
+  for (int64_t k = first; k < whole; k++, inputs += size) {
+    ahead = fetch(ahead, due += pace, ahead_end);
+    add_bf16(inputs, 64, panel + k * 2048, kBoth);
     meanwhile.step();
   }
-  if (whole < steps) {
-    const LastSteps last(panel + whole * 128, steps - whole);
+  if (whole < end) {
+    const LastSteps last(panel + whole * 2048, m.steps() - whole * 16);
     add_bf16(inputs, 64, last.weights, kBoth);
   }
   store_sums(out, kBoth);
@@ -279,8 +300,9 @@ static void multiply_quarter(int64_t num, const SignedPanel& w, int half, const 
   const auto scale_sums = [&](int64_t g) TURNOUT_INLINE {
     add_group<kZeros>(total, sums[g % 4], factors + g * num, offsets + g * num, load_f(scales + g * 32), zeros + g * 32);
   };
+  const uint8_t *due = ahead, *end = ahead + pace * groups;
   for (int64_t g = 0; g < groups; g++) {
-    ahead = fetch(ahead, pace);
+    ahead = fetch(ahead, due += pace, end);
     TURNOUT_TILE_ZERO(0);
     for (int64_t i = 0; i < tiles; i++, inputs += num * 64, weights += 2048) {
       asm volatile("" ::: "memory");
@@ -296,30 +318,72 @@ static void multiply_quarter(int64_t num, const SignedPanel& w, int half, const 
   each<16>([&](auto n) TURNOUT_INLINE { store_f(out + n * 32, total[n]); });
 }
 
+// Tiles of K that all inputs are multiplied by before the next are: weights of 18 KB stay in the first cache, and inputs come from
+// the second. Sums wait in memory meanwhile.
+constexpr int64_t kMostOfPiece = 9;
+
 // A panel that is multiplied in tiles by `count` lots of inputs, one after the other; `next` is wanted after it.
 class PanelInTiles {
  public:
   PanelInTiles(const Panels& m, const uint8_t* panel, const uint8_t* next, int64_t count)
       : m_(m), panel_(panel), next_(next), bytes_(m.panel_bytes()), count_(count) {}
 
+  int64_t tiles_of_k() const { return (m_.steps() + 15) / 16; }
+
   // out[n * 32 + lane] for `num` inputs in chunks. `out` has room for all kTileInputs.
   template <class Meanwhile>
   void multiply(int num, const Operand& x, float* out, Meanwhile& meanwhile) {
-    if (m_.bits == 16 && num <= kFewRows) {
+    if (m_.bits != 16) return multiply_codes(num, x, out);
+    if (num <= kFewRows) {
       const uint8_t* after = ++turn_ < count_ ? panel_ : next_;
       return num == 1 ? multiply_few_bf16<1>(m_, panel_, after, x.words, out) : multiply_few_bf16<2>(m_, panel_, after, x.words, out);
     }
+    // The panel itself is on its way yet.
+    constexpr int64_t kFar = 8192;
+    turn_++;
+    multiply_piece(num, x, 0, tiles_of_k(), panel_ + std::min(kFar, bytes_), 2048, panel_ + bytes_, out, meanwhile);
+  }
+
+  // out[(row - first row) * 32 + lane] for the rows of all lots, `tiles`, of bfloat16; `out` has room for kTileInputs more.
+  template <class OperandOf, class Meanwhile>
+  void multiply_all(const Tile* tiles, const OperandOf& operand_of, float* out, Meanwhile& meanwhile) {
+    const int64_t all = tiles_of_k(), pieces = (all + kMostOfPiece - 1) / kMostOfPiece, lot = bytes_ / (count_ * pieces);
+    const uint8_t* ahead = next_;
+    for (int64_t piece = 0; piece < pieces; piece++) {
+      const int64_t first = all * piece / pieces, end = all * (piece + 1) / pieces, pace = lot / (end - first) + 1;
+      for (int64_t i = 0; i < count_; i++, ahead += lot) {
+        float* sums = out + (tiles[i].first - tiles[0].first) * 32;
+        if (tiles[i].num > kFewRows)
+          multiply_piece(tiles[i].num, operand_of(tiles[i]), first, end, ahead, pace, next_ + bytes_, sums, meanwhile);
+        else if (end == all)
+          multiply(tiles[i].num, operand_of(tiles[i]), sums, meanwhile);
+      }
+    }
+  }
+
+ private:
+  const Panels& m_;
+  const uint8_t *panel_, *next_;
+  const int64_t bytes_, count_;
+  int64_t turn_ = 0;
+  bool took_ = false;
+  SignedPanel* codes_ = nullptr;
+
+  void take() {
     if (!took_) take_tiles();
     took_ = true;
-    if (m_.bits == 16) {
-      // The first lot of inputs finds its panel in memory, the others have time for the next.
-      constexpr int64_t kFar = 8192;
-      const int64_t turn = turn_++, lots = count_ - 1;
-      const uint8_t* ahead = turn ? next_ + bytes_ / lots * (turn - 1) : panel_ + kFar;
-      const int64_t pace = turn ? bytes_ / lots / std::max<int64_t>(1, m_.steps() / 16) : 2048;
-      if (num > 16) return multiply_bf16_in_tiles<true>(num, m_, panel_, x.words, ahead, pace, out, meanwhile);
-      return multiply_bf16_in_tiles<false>(num, m_, panel_, x.words, ahead, pace, out, meanwhile);
-    }
+  }
+
+  template <class Meanwhile>
+  void multiply_piece(int num, const Operand& x, int64_t first, int64_t end, const uint8_t* ahead, int64_t pace,
+                      const uint8_t* ahead_end, float* out, Meanwhile& meanwhile) {
+    take();
+    if (num > 16) return multiply_bf16_in_tiles<true>(num, m_, panel_, x.words, first, end, ahead, pace, ahead_end, out, meanwhile);
+    multiply_bf16_in_tiles<false>(num, m_, panel_, x.words, first, end, ahead, pace, ahead_end, out, meanwhile);
+  }
+
+  void multiply_codes(int num, const Operand& x, float* out) {
+    take();
     static thread_local SignedPanel of_thread;
     if (turn_ == 0) {
       codes_ = &of_thread;
@@ -333,14 +397,6 @@ class PanelInTiles {
       product(num, *codes_, half, x.words + row * 64, x.scales + row, x.offsets + row, ahead, pace, out + row * 32 + half * 16);
     }
   }
-
- private:
-  const Panels& m_;
-  const uint8_t *panel_, *next_;
-  const int64_t bytes_, count_;
-  int64_t turn_ = 0;
-  bool took_ = false;
-  SignedPanel* codes_ = nullptr;
 };
 
 // Small whole numbers, so that every order of adding up gives the same.

@@ -97,6 +97,11 @@ static inline uint32_t equal_bits(F16 a, F16 b) { return _mm512_cmp_ps_mask(a, b
 static inline F16 two_to_last_bits(F16 x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(127)), 23));
 }
+// 1 / x of numbers from 1 to 2^126, to two units in the last place: a quotient takes as long as eight products.
+static inline F16 reciprocal(F16 x) {
+  const F16 about = _mm512_rcp14_ps(x);
+  return _mm512_mul_ps(about, _mm512_fnmadd_ps(x, about, _mm512_set1_ps(2.0f)));
+}
 // 32 numbers as bfloat16, rounded to nearest even.
 static inline void store_narrow(bf16* p, F16 low, F16 high) {
 #if defined(__AVX512BF16__)

@@ -72,6 +72,7 @@ static inline uint32_t equal_bits(F16 a, F16 b) {
   return bits;
 }
 static inline F16 two_to_last_bits(F16 x) { TURNOUT_EACH(x.p[i] = (Fp)(((Ip)x.p[i] + 127) << 23)) return x; }
+static inline F16 reciprocal(F16 x) { TURNOUT_EACH(x.p[i] = 1.0f / x.p[i]) return x; }
 static inline void store_narrow(bf16* p, F16 low, F16 high) {
   float wide[32];
   store_f(wide, low);
