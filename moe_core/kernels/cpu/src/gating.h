@@ -16,7 +16,7 @@ static inline float silu(float x) { return x / (1.0f + exp_(-x)); }
 static inline float at_most(float x, float limit) { return x > limit ? limit : x; }
 static inline float within(float x, float limit) { return x < -limit ? -limit : at_most(x, limit); }
 
-// Calls each(formula) with what makes one number of gate and up.
+// Calls each(formula) with what makes one number of gate and up, of all kinds but the plain one.
 template <class Each>
 static inline void with_formula(const Gating& gating, const Each& each) {
   const float alpha = gating.alpha, limit = gating.limit;
@@ -28,14 +28,12 @@ static inline void with_formula(const Gating& gating, const Each& each) {
         const float bound = at_most(gate, limit);
         return (within(up, limit) + 1.0f) * (bound / (1.0f + exp_(-alpha * bound)));
       });
-    case turnout::kClampedSilu:
-      return each([=](float gate, float up) { return at_most(silu(gate), limit) * within(up, limit); });
     default:
-      return each([](float gate, float up) { return silu(gate) * up; });
+      return each([=](float gate, float up) { return at_most(silu(gate), limit) * within(up, limit); });
   }
 }
 
-// silu(gate) · up of sixteen; where 2^126 would be passed silu is 0 to 36 places.
+// silu(gate) · up of sixteen; where gate is below -87, silu(gate) is gate · 2^-126.
 static inline F16 silu_and_multiply(F16 gate, F16 up) {
   const F16 power = exp2_16(lesser(splat_f(126.0f), mul(gate, splat_f(-kLog2e))));
   return mul(mul(gate, reciprocal(add(splat_f(1.0f), power))), up);
