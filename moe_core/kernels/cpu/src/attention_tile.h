@@ -1,11 +1,12 @@
-// Attention of a few queries over a block of keys at a time: scores, shares of the best so far, sums of values.
+// Attention of a few queries over a block of keys at a time: what vectors and tiles of the processor share.
 //
 // What was found before a block is brought to terms of the new best score (the softmax of Milakov and Gimelshein). Blocks end at
 // whole multiples of their size, whoever asks, and every row does the same whatever stands beside it: how a prompt is cut into
 // pieces changes no bit.
 // Source: Dao et al., "FlashAttention" (https://arxiv.org/abs/2205.14135), algorithm 1.
 #pragma once
-#include <limits>
+#include <algorithm>
+#include <vector>
 
 #include "exponential.h"
 #include "multiply.h"
@@ -14,18 +15,32 @@ namespace TURNOUT_ISA {
 
 // Keys of a block: with their values 64 KiB where heads are 64 wide, which stay near for all the tiles of a unit.
 constexpr int64_t kKeyBlock = 256;
+// Query rows that go over keys together.
+constexpr int kQueryRows = kTiles ? kTileInputs : kInputs;
 
-// Up to kInputs query rows of one key-value head. Places of keys are counted in their sequence.
+// Up to kQueryRows query rows of one key-value head. Places of keys are counted in their sequence.
 struct QueryTile {
   int num;
-  int64_t firsts[kInputs], ends[kInputs];  // the keys that each row sees
-  // The best score of each row so far, and its shares' sum in terms of that.
-  float bests[16], totals[16];
-  const uint8_t* queries;  // word s * num + n: values 2s and 2s + 1 of row n
-  float* sums;             // (num, width): weighted values in the same terms
+  int64_t firsts[kQueryRows], ends[kQueryRows];  // the keys that each row sees; none of a row past the last
+  // The best score of each row so far, and its shares' sum in terms of that; in tiles a sum for each of sixteen lanes.
+  alignas(64) float bests[kTiles ? kQueryRows : 16], totals[kTiles ? kQueryRows * 16 : 16];
+  // Word s * num + n: values 2s and 2s + 1 of row n. In tiles chunk c * 32 + n, 64 bytes: values 32c to 32c + 31.
+  uint8_t* queries;
+  float* sums;  // (rows, width): weighted values in the same terms
 
   int64_t first() const { return *std::min_element(firsts, firsts + num); }
   int64_t end() const { return *std::max_element(ends, ends + num); }
+};
+
+// Values that are infinite or NaN. Products leave them out, for 0 times one is NaN, and rows share tiles that do not share keys.
+struct EndlessValues {
+  std::vector<int64_t> keys;  // those that have some, in order
+  std::vector<float> rows;    // (keys, width): these values, 0 in the place of others
+
+  void clear() {
+    keys.clear();
+    rows.clear();
+  }
 };
 
 // Keys [first, first + num) and what they are worth, in panels: `keys` of (num, d), `values` of (e, keys of the sequence).
@@ -33,124 +48,22 @@ struct KeyBlock {
   int64_t first, num;
   const uint8_t *keys, *values;
   int64_t key_steps, key_panel_bytes, value_panels, value_panel_bytes;
+  const EndlessValues* endless;
 };
 
-template <int N>
-static void score_panel(const uint8_t* panel, int64_t steps, const uint8_t* queries, float* out) {
-  F16 acc[N][2];
-  each<N>([&](auto n) TURNOUT_INLINE { acc[n][0] = acc[n][1] = zero_f(); });
-  for (int64_t s = 0; s < steps; s++, panel += 128, queries += N * 4) {
-    const I16 a = load_words(panel), b = load_words(panel + 64);
-    each<N>([&](auto n) TURNOUT_INLINE {
-      const uint32_t both = load32(queries + n * 4);
-      acc[n][0] = dot_bf16(acc[n][0], a, both);
-      acc[n][1] = dot_bf16(acc[n][1], b, both);
-    });
+// What a block's infinite and NaN values add to the rows that see them; a row's shares are `stride` apart.
+static inline void add_endless(const KeyBlock& block, QueryTile& tile, const bf16* shares, int64_t stride) {
+  const std::vector<int64_t>& keys = block.endless->keys;
+  const int64_t width = block.value_panels * 32, end = block.first + block.num;
+  for (auto key = std::lower_bound(keys.begin(), keys.end(), block.first); key != keys.end() && *key < end; key++) {
+    const float* values = block.endless->rows.data() + (key - keys.begin()) * width;
+    for (int n = 0; n < tile.num; n++) {
+      if (*key < tile.firsts[n] || *key >= tile.ends[n]) continue;
+      const F16 share = splat_f(widen(shares[n * stride + *key - block.first]));
+      for (int64_t i = 0; i < width; i += 16)
+        store_f(tile.sums + n * width + i, fma(load_f(tile.sums + n * width + i), share, load_f(values + i)));
+    }
   }
-  each<N>([&](auto n) TURNOUT_INLINE {
-    store_f(out + n * kKeyBlock, acc[n][0]);
-    store_f(out + n * kKeyBlock + 16, acc[n][1]);
-  });
-}
-
-// sums (N, 32) of `stride` = themselves times a factor, plus shares (N, kKeyBlock) times two keys' values a step.
-template <int N>
-static void add_value_panel(const uint8_t* panel, int64_t steps, const bf16* shares, const float* factors, float* sums,
-                            int64_t stride) {
-  F16 acc[N][2];
-  each<N>([&](auto n) TURNOUT_INLINE {
-    acc[n][0] = mul(load_f(sums + n * stride), splat_f(factors[n]));
-    acc[n][1] = mul(load_f(sums + n * stride + 16), splat_f(factors[n]));
-  });
-  const uint8_t* words = reinterpret_cast<const uint8_t*>(shares);
-  for (int64_t s = 0; s < steps; s++, panel += 128, words += 4) {
-    const I16 a = load_words(panel), b = load_words(panel + 64);
-    each<N>([&](auto n) TURNOUT_INLINE {
-      const uint32_t both = load32(words + n * kKeyBlock * 2);
-      acc[n][0] = dot_bf16(acc[n][0], a, both);
-      acc[n][1] = dot_bf16(acc[n][1], b, both);
-    });
-  }
-  each<N>([&](auto n) TURNOUT_INLINE {
-    store_f(sums + n * stride, acc[n][0]);
-    store_f(sums + n * stride + 16, acc[n][1]);
-  });
-}
-
-// The greatest of `size` scores, a multiple of 32, those outside [first, end) made the least there is.
-static inline float best_of(float* scores, int64_t first, int64_t end, int64_t size) {
-  constexpr float kLeast = -std::numeric_limits<float>::infinity();
-  std::fill(scores, scores + first, kLeast);
-  std::fill(scores + end, scores + size, kLeast);
-  F16 low = load_f(scores), high = load_f(scores + 16);
-  for (int64_t j = 32; j < size; j += 32) {
-    low = greater(low, load_f(scores + j));
-    high = greater(high, load_f(scores + j + 16));
-  }
-  return greatest_of(greater(low, high));
-}
-
-// 2^(scale · (score - best)) in bfloat16; their sum before the rounding.
-static inline float shares_of(const float* scores, int64_t size, float best, float scale, bf16* shares) {
-  const F16 most = splat_f(best), by = splat_f(scale);
-  F16 sums = zero_f(), more = zero_f();
-  for (int64_t j = 0; j < size; j += 32) {
-    const F16 low = exp2_16(mul(subtract(load_f(scores + j), most), by));
-    const F16 high = exp2_16(mul(subtract(load_f(scores + j + 16), most), by));
-    sums = add(sums, low);
-    more = add(more, high);
-    store_narrow(shares + j, low, high);
-  }
-  return sum_of(add(sums, more));
-}
-
-// The shares (num, kKeyBlock) of a block's keys, and by what the sums before it are to be multiplied.
-static void share_out(const KeyBlock& block, QueryTile& tile, float scale, float* scores, bf16* shares, float* factors) {
-  const int64_t size = (block.num + 31) / 32 * 32;
-  int64_t first[kInputs], end[kInputs];
-  for (int n = 0; n < tile.num; n++) {
-    first[n] = std::max<int64_t>(0, tile.firsts[n] - block.first);
-    end[n] = std::min(block.num, tile.ends[n] - block.first);
-    factors[n] = 0.0f;
-    if (first[n] >= end[n]) continue;
-    const float best = best_of(scores + n * kKeyBlock, first[n], end[n], size);
-    if (best <= tile.bests[n]) continue;
-    factors[n] = tile.bests[n] - best;
-    tile.bests[n] = best;
-  }
-  store_f(factors, exp2_16(mul(load_f(factors), splat_f(scale))));
-  for (int n = 0; n < tile.num; n++) {
-    bf16* own = shares + n * kKeyBlock;
-    if (first[n] < end[n])
-      tile.totals[n] = tile.totals[n] * factors[n] + shares_of(scores + n * kKeyBlock, size, tile.bests[n], scale, own);
-    else
-      std::fill(own, own + size, static_cast<bf16>(0));
-  }
-}
-
-template <int N>
-static void attend_block(const KeyBlock& block, QueryTile& tile, float scale) {
-  alignas(64) float scores[N * kKeyBlock], factors[16] = {};
-  alignas(64) bf16 shares[N * kKeyBlock];
-  for (int64_t j = 0; j < block.num; j += 32)
-    score_panel<N>(block.keys + j / 32 * block.key_panel_bytes, block.key_steps, tile.queries, scores + j);
-  share_out(block, tile, scale, scores, shares, factors);
-  for (int64_t p = 0; p < block.value_panels; p++)
-    add_value_panel<N>(block.values + p * block.value_panel_bytes, (block.num + 1) / 2, shares, factors, tile.sums + p * 32,
-                       block.value_panels * 32);
-}
-
-// One block for a tile; `scale` is on scores before powers of two.
-static void attend_block(const KeyBlock& block, QueryTile& tile, float scale) {
-#define TURNOUT_CASE(N) \
-  case N:               \
-    if constexpr (N <= kInputs) attend_block<N>(block, tile, scale); \
-    break;
-  switch (tile.num) {
-    TURNOUT_CASE(1) TURNOUT_CASE(2) TURNOUT_CASE(3) TURNOUT_CASE(4) TURNOUT_CASE(5) TURNOUT_CASE(6)
-    TURNOUT_CASE(7) TURNOUT_CASE(8) TURNOUT_CASE(9) TURNOUT_CASE(10) TURNOUT_CASE(11) TURNOUT_CASE(12)
-  }
-#undef TURNOUT_CASE
 }
 
 }  // namespace TURNOUT_ISA

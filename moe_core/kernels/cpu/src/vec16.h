@@ -85,6 +85,19 @@ static inline F16 subtract(F16 a, F16 b) { return _mm512_sub_ps(a, b); }
 static inline F16 lesser(F16 a, F16 b) { return _mm512_min_ps(a, b); }
 static inline F16 greater(F16 a, F16 b) { return _mm512_max_ps(a, b); }
 static inline float greatest_of(F16 x) { return _mm512_reduce_max_ps(x); }
+// Lane i: the greatest of vector i, of sixteen.
+static inline F16 greatest_of_each(const F16* x) {
+  F16 pairs[8], fours[4], eights[2];
+  for (int i = 0; i < 8; i++)
+    pairs[i] = greater(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]), _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
+  for (int i = 0; i < 4; i++) {
+    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+    fours[i] = greater(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const auto halved = [](F16 a, F16 b) { return greater(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd)); };
+  for (int i = 0; i < 2; i++) eights[i] = halved(fours[2 * i], fours[2 * i + 1]);
+  return halved(eights[0], eights[1]);
+}
 static inline float sum_of(F16 x) { return sum512(x); }
 static inline void sums_of_four(const F16* x, float* out) { sum512x4(x, out); }
 // x where it is below a bound, else -inf.

@@ -47,6 +47,11 @@ static inline float greatest_of(F16 x) {
     for (int i = 0; i < width; i++) all[i] = all[i] > all[i + width] ? all[i] : all[i + width];
   return all[0];
 }
+static inline F16 greatest_of_each(const F16* x) {
+  float all[16];
+  for (int i = 0; i < 16; i++) all[i] = greatest_of(x[i]);
+  return load_f(all);
+}
 static inline float sum_of(F16 x) {
   float all[16];
   store_f(all, x);

@@ -161,6 +161,16 @@ def test_a_prompt_is_the_same_however_it_is_cut(kernels, window: int | None, *, 
     assert start == length
 
 
+def test_a_prompts_scores_beyond_all_use_are_no_danger(kernels) -> None:
+    """Far past what float32 tells apart: the best key takes all."""
+    keys, values, tables, own = paged([300], 1, 32)
+    q_THd = poisoned(5, 4, 32, seed=3, scale=1e12)
+    found = attend_prompt(q_THd, keys, values, tables[0], 300, scale=1.0)
+    for t in range(5):
+        wanted = truth(q_THd[t], own[0][0][: 296 + t], own[0][1][: 296 + t], 1.0)
+        assert_close(found[t], wanted, 300)
+
+
 def test_prompts_scores_that_rise_from_block_to_block_are_those_of_float64(kernels) -> None:
     """The best key comes last, or first, or in the middle, far above the others: earlier sums are brought to its terms."""
     length, head_dim = 700, 16
@@ -225,6 +235,43 @@ def test_what_comes_later_in_a_prompt_changes_nothing_before(kernels) -> None:
     after = attend_prompt(q_THd, keys, values, tables[0], 40, scale=0.4)
     assert torch.equal(before[:37], after[:37])
     assert not torch.equal(before[37:], after[37:])
+
+
+@pytest.mark.parametrize("window", [None, 5, 300])
+@pytest.mark.parametrize("strange", [float("nan"), float("inf"), float("-inf")], ids=str)
+def test_a_value_that_is_not_finite_reaches_only_the_tokens_that_see_it(
+    kernels, window: int | None, strange: float
+) -> None:
+    """To the bit: no other token, no other column, and no head that reads other values."""
+    length, options = 600, {"scale": 0.2, "window": window}
+    keys, values, tables, _ = paged([length], 2, 40)
+    q_THd = poisoned(length, 6, 40)
+    before = attend_prompt(q_THd, keys, values, tables[0], length, **options)
+    for place in (0, 37, 255, 511):
+        values[tables[0, place // BLOCK], place % BLOCK, 1, place % 40] = strange
+    after = attend_prompt(q_THd, keys, values, tables[0], length, **options)
+    reached = torch.zeros(length, 6, 40, dtype=torch.bool)
+    for place in (0, 37, 255, 511):
+        reached[place : place + window if window else length, 3:, place % 40] = True
+    assert not after[reached].isfinite().any()
+    assert torch.equal(after[~reached], before[~reached])
+    # In pieces, too.
+    piece = attend_prompt(q_THd[30:60], keys, values, tables[0], 60, **options)
+    assert torch.equal(piece.nan_to_num(), after[30:60].nan_to_num())
+
+
+def test_a_key_that_is_not_a_number_reaches_only_the_tokens_that_see_it(kernels) -> None:
+    keys, values, tables, _ = paged([300], 2, 40)
+    q_THd = poisoned(300, 6, 40)
+    before = attend_prompt(q_THd, keys, values, tables[0], 300, scale=0.2)
+    keys[tables[0, 140 // BLOCK], 140 % BLOCK, 0, 7] = float("nan")
+    q_THd[20, 5] = float("nan")
+    after = attend_prompt(q_THd, keys, values, tables[0], 300, scale=0.2)
+    assert after[140:, :3].isnan().all()
+    assert after[20, 5].isnan().all()
+    before[140:, :3] = after[140:, :3] = 0.0
+    before[20, 5] = after[20, 5] = 0.0
+    assert torch.equal(after, before)
 
 
 def test_scores_that_differ_wildly_do_not_overflow(kernels) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_core.kernels.cpu import attention as asks_for_attention
 from moe_core.kernels.cpu import panels as asks_for_kernels
+from moe_core.kernels.cpu.attention import attend_prompt
 from moe_core.kernels.cpu.build import SOURCES, build, compiler
 from moe_core.kernels.cpu.native import Library
 from moe_core.kernels.cpu.panels import Panels
@@ -68,6 +70,22 @@ def test_the_instructions_give_the_bits_of_the_plain_code(
     found = panels.map(x_TK, torch.float32)
     monkeypatch.setattr(asks_for_kernels, "library", lambda: tiled)
     assert torch.equal(found, panels.map(x_TK, torch.float32))
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(("heads", "num_kv", "head_dim"), [(9, 3, 64), (5, 1, 40), (2, 2, 33)])
+def test_the_instructions_attend_as_the_plain_code_does(
+    with_tiles: Library, tiled: Library, monkeypatch, heads: int, num_kv: int, head_dim: int, window: int | None
+) -> None:
+    length = 300
+    q_THd, blocks_M = poisoned(length, heads, head_dim, seed=1), torch.arange(19).flip(0)
+    k_NPGd, v_NPGd = (poisoned(19, 16, num_kv, head_dim, seed=seed) for seed in (2, 3))
+    found = []
+    with torch.no_grad():
+        for library in (with_tiles, tiled):
+            monkeypatch.setattr(asks_for_attention, "library", lambda used=library: used)
+            found.append(attend_prompt(q_THd, k_NPGd, v_NPGd, blocks_M, length, scale=0.2, window=window))
+    assert torch.equal(*found)
 
 
 def test_what_others_configured_comes_back_and_signals_and_forks_change_no_bit(
