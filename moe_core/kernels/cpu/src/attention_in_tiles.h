@@ -113,7 +113,8 @@ static inline void share_out_row(QueryTile& tile, int n, int64_t size, float sca
 static inline void weigh_values(const KeyBlock& block, QueryTile& tile, BlockOfTile& own) {
   const bool both = tile.num > 16;
   const int64_t width = block.value_panels * 32;
-  for (int n = 0; n < tile.num; n++)
+  const bool is_same = std::all_of(own.factors, own.factors + tile.num, [](float factor) { return factor == 1.0f; });
+  for (int n = 0; n < tile.num && !is_same; n++)
     for (int64_t i = n * width; i < (n + 1) * width; i += 16) store_f(tile.sums + i, mul(load_f(tile.sums + i), splat_f(own.factors[n])));
   const uint8_t* shares = reinterpret_cast<const uint8_t*>(own.scores);
   for (int64_t p = 0; p < block.value_panels; p++) {

@@ -42,6 +42,7 @@ static void begin_tile(const Heads& heads, const Prompt& prompt, int64_t g, int6
     const float sink = heads.sinks ? sink_of(heads, h) : 0.0f;
     begin_row(tile, n, q + (prompt.first + t) * q_stride + h * d, d, heads.sinks ? &sink : nullptr);
   }
+  for (int n = tile.num; n < kQueryRows; n++) tile.firsts[n] = tile.ends[n] = 0, tile.bests[n] = 0.0f;
 }
 
 static void end_tile(const Heads& heads, const Prompt& prompt, int64_t g, int64_t r0, int64_t width, const QueryTile& tile,
@@ -67,7 +68,7 @@ static void attend_query_block(const Heads& heads, const Prompt& prompt, const Q
   // Tiles of the processor are read whole, and the fewer, the better; vectors go best as many to one product as to another.
   const auto row = [&](int64_t i) { return kTiles ? std::min(own.num, i * kQueryRows) : own.num * i / count; };
   const int64_t room = kTiles ? count * kQueryRows : own.num;
-  scratch.tiles.assign(count, QueryTile{});
+  scratch.tiles.resize(count);
   scratch.queries.assign(room * words, 0);
   scratch.sums.assign(room * width, 0.0f);
   for (int64_t i = 0; i < count; i++) {
