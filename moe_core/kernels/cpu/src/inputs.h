@@ -27,6 +27,10 @@ constexpr int kMost = kTiles ? kTileInputs : kInputs;
 // may depend on its company. Codes, whose bits are the same either way, are where making them signed for tiles pays.
 constexpr bool in_tiles(int bits, int64_t num) { return kTiles && (bits == 16 || num > kInputs); }
 
+// Whether tiles multiply codes as bfloat16 (small_groups.h): where bytes of a group would fill half a tile.
+constexpr int64_t kSmallGroup = 32;
+constexpr bool is_small_group(int bits, int64_t group) { return bits == 4 && group <= kSmallGroup; }
+
 // The most columns of a group.
 constexpr int64_t kMostGroup = 128;
 
@@ -57,7 +61,8 @@ struct Tile {
 };
 
 // What a product reads of a tile: step s of row n is word s * num + n, group g of row n has number g * num + n. Where inputs are
-// multiplied in tiles (tiles.h), chunks of 64 bytes stand in place of words, of codes whole ones for each group.
+// multiplied in tiles (tiles.h), chunks of 64 bytes stand in place of words, of codes whole ones for each group; of small groups
+// they hold bfloat16.
 struct Operand {
   const uint8_t* words;
   const float* scales;
@@ -144,13 +149,27 @@ static inline int64_t put_chunks(Inputs& inputs, const Tile& tile, int64_t row, 
   return chunk + 1;
 }
 
+// A group's codes of a row into its chunks from one on; the next chunk.
+static inline int64_t put_group_chunks(Inputs& inputs, const Tile& tile, int64_t row, int64_t chunk, const uint8_t* codes) {
+  if (!is_small_group(inputs.bits, inputs.group_bytes)) return put_chunks(inputs, tile, row, chunk, codes, inputs.group_bytes);
+  alignas(64) bf16 wide[kSmallGroup] = {};
+  for (int64_t i = 0; i < inputs.group_bytes; i++) {
+    const float exact = static_cast<int8_t>(codes[i]);
+    uint32_t bits;
+    std::memcpy(&bits, &exact, 4);
+    wide[i] = static_cast<bf16>(bits >> 16);
+  }
+  std::memcpy(inputs.chunk(tile, row, chunk), wide, 64);
+  return chunk + 1;
+}
+
 // Takes a row of codes that lies by itself into its place in a tile.
 static inline void put_words(Inputs& inputs, const Tile& tile, int64_t row, const Operand& from) {
   const int64_t num = tile.num;
   if (in_tiles(inputs.bits, num)) {
     int64_t chunk = 0;
     for (int64_t g = 0; g < inputs.groups; g++)
-      chunk = put_chunks(inputs, tile, row, chunk, from.words + g * inputs.group_bytes, inputs.group_bytes);
+      chunk = put_group_chunks(inputs, tile, row, chunk, from.words + g * inputs.group_bytes);
   } else {
     uint8_t* target = inputs.word(tile, row, 0);
     for (int64_t s = 0; s < inputs.stride / 4; s++) std::memcpy(target + s * num * 4, from.words + s * 4, 4);
@@ -218,7 +237,7 @@ static inline void put_group(Inputs& inputs, const Tile& tile, int64_t row, int6
   const int64_t bytes = std::min(inputs.group_bytes, inputs.stride - g * inputs.group_bytes);
   if (size < bytes) std::memset(codes + size, 0, bytes - size);
   if (in_tiles(inputs.bits, num)) {
-    put_chunks(inputs, tile, row, g * ((inputs.group_bytes + 63) / 64), codes, inputs.group_bytes);
+    put_group_chunks(inputs, tile, row, g * ((inputs.group_bytes + 63) / 64), codes);
     return;
   }
   uint8_t* target = inputs.word(tile, row, g * inputs.group_bytes / 4);
