@@ -23,13 +23,15 @@ constexpr bool kTiles = false;
 constexpr int kTileInputs = 32;
 // The most inputs of one pass.
 constexpr int kMost = kTiles ? kTileInputs : kInputs;
-// Whether so many inputs are multiplied in tiles. Of bfloat16 all are: tiles add it up in another order than vectors do, and no row
-// may depend on its company. Codes, whose bits are the same either way, are where making them signed for tiles pays.
+// Whether inputs that share a pass, so many, are multiplied in tiles. Of bfloat16 all are: tiles add it up in another order than
+// vectors do, and no row may depend on its company. Codes have the same bits either way; of them vectors take few at a time.
 constexpr bool in_tiles(int bits, int64_t num) { return kTiles && (bits == 16 || num > kInputs); }
 
 // Whether tiles multiply codes as bfloat16 (small_groups.h): where bytes of a group would fill half a tile.
 constexpr int64_t kSmallGroup = 32;
 constexpr bool is_small_group(int bits, int64_t group) { return bits == 4 && group <= kSmallGroup; }
+// Rows by the same weights from which on tiles pay: those want a panel's codes made signed, or bfloat16, before the first of them.
+constexpr int64_t rows_for_tiles(int bits, int64_t group) { return bits == 16 ? 1 : is_small_group(bits, group) ? 48 : 28; }
 
 // The most columns of a group.
 constexpr int64_t kMostGroup = 128;
@@ -128,13 +130,13 @@ struct Meanwhile {
 };
 
 // As few passes as there can be: as even as can be, or whole tiles and the rest.
-static inline void tiles_of(int bits, int64_t first, int64_t end, std::vector<Tile>& tiles) {
-  const int64_t most = in_tiles(bits, end - first) ? kMost : kInputs;
-  if (in_tiles(bits, end - first)) {
-    for (; first < end; first += most) tiles.push_back({first, static_cast<int>(std::min(most, end - first))});
+static inline void tiles_of(const Panels& panels, int64_t first, int64_t end, std::vector<Tile>& tiles) {
+  const int64_t rows = end - first;
+  if (in_tiles(panels.bits, rows) && rows >= rows_for_tiles(panels.bits, panels.group)) {
+    for (; first < end; first += kMost) tiles.push_back({first, static_cast<int>(std::min<int64_t>(kMost, end - first))});
     return;
   }
-  const int64_t rows = end - first, count = (rows + most - 1) / most;
+  const int64_t count = (rows + kInputs - 1) / kInputs;
   for (int64_t i = 0; i < count; i++)
     tiles.push_back({first + rows * i / count, static_cast<int>(rows * (i + 1) / count - rows * i / count)});
 }

@@ -15,7 +15,7 @@ static void map_heads(const Panels& m, const bf16* x, int64_t x_token, int64_t x
   space.first_tile.clear();
   for (int64_t s = 0; s < m.stack; s++) {
     space.first_tile.push_back(static_cast<int64_t>(space.tiles.size()));
-    tiles_of(m.bits, s * T, (s + 1) * T, space.tiles);
+    tiles_of(m, s * T, (s + 1) * T, space.tiles);
   }
   space.first_tile.push_back(static_cast<int64_t>(space.tiles.size()));
   space.in.resize(m.stack * T, m);

@@ -251,7 +251,7 @@ static int mixture(const Panels& gate_up, const Panels& down, const Gating& gati
   for (int64_t expert : routed.active) {
     space.most_rows = std::max(space.most_rows, routed.first[expert + 1] - routed.first[expert]);
     space.first_tile.push_back(static_cast<int64_t>(space.tiles.size()));
-    tiles_of(gate_up.bits, routed.first[expert], routed.first[expert + 1], space.tiles);
+    tiles_of(gate_up, routed.first[expert], routed.first[expert + 1], space.tiles);
   }
   space.first_tile.push_back(static_cast<int64_t>(space.tiles.size()));
   gather_rows(space, gate_up, x, T);
@@ -275,7 +275,7 @@ static int mixture(const Panels& gate_up, const Panels& down, const Gating& gati
 static void map(const Panels& m, const bf16* x, void* out, int out_is_float, int64_t T) {
   Workspace& space = workspace();
   space.tiles.clear();
-  tiles_of(m.bits, 0, T, space.tiles);
+  tiles_of(m, 0, T, space.tiles);
   space.in.resize(T, m);
   run_if_many(T, static_cast<int64_t>(space.tiles.size()), [&](int64_t i) {
     const bf16* rows[kMost];
