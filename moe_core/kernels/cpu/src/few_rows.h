@@ -33,7 +33,7 @@ static void multiply_few_bf16(const Panels& m, const uint8_t* panel, const uint8
   each<N>([&](auto n) TURNOUT_INLINE { total[n][0] = total[n][1] = zero_f(); });
   const uint8_t* end = panel + m.panel_bytes();
   for (; panel < end; panel += 2048, chunks += N * 64) {
-    const uint8_t* ahead = ahead_of(panel, end, next);
+    const uint8_t* ahead = ahead_of(panel, end, next, kFarBytes);
     const int64_t size = std::min<int64_t>(2048, end - panel);
     F16 even[N][2], odd[N][2];
     each<N>([&](auto n) TURNOUT_INLINE { even[n][0] = even[n][1] = odd[n][0] = odd[n][1] = zero_f(); });

@@ -36,18 +36,18 @@ constexpr int64_t rows_for_tiles(int bits, int64_t group) { return bits == 16 ? 
 // The most columns of a group.
 constexpr int64_t kMostGroup = 128;
 
-constexpr int64_t kAheadBytes = 2048;
+// How far ahead lines are fetched: of codes, of bfloat16 where there are tiles, and from the second cache into the first.
+constexpr int64_t kAheadBytes = kTiles ? 3072 : 2048, kFarBytes = 4096, kNearBytes = 1024;
 
 // What to fetch while `at` is read: further on in the same panel, or past its end in the one that is read next.
-static inline const uint8_t* ahead_of(const uint8_t* at, const uint8_t* end, const uint8_t* next) {
-  return end - at > kAheadBytes ? at + kAheadBytes : next + (kAheadBytes - (end - at));
+static inline const uint8_t* ahead_of(const uint8_t* at, const uint8_t* end, const uint8_t* next, int64_t bytes = kAheadBytes) {
+  return end - at > bytes ? at + bytes : next + (bytes - (end - at));
 }
 
-// Fetches a line of weights that will be read. Where the cores have tiles, memory comes 3 to 5 % faster when a line is asked for into
-// the second cache first, and nearer to its use into the first.
+// Fetches a line of weights that will be read. Where the cores have tiles, memory comes faster when a line is asked for into the
+// second cache first, and nearer to its use into the first.
 template <bool kTwice>
 static inline void fetch_line(const uint8_t* ahead, const uint8_t* at) {
-  constexpr int64_t kNearBytes = 768;
   if constexpr (kTwice) {
     __builtin_prefetch(ahead, 0, 2);
     __builtin_prefetch(at + kNearBytes);

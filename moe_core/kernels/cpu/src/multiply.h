@@ -66,8 +66,8 @@ static void multiply_codes(const Panels& m, const uint8_t* panel, const uint8_t*
     int64_t at = kHead;
     do {
       const I16 a = load_words(panel + at), b = load_words(panel + at + 64);
-      fetch_line<kTiles && kBits == 8>(ahead + at, panel + at);
-      fetch_line<kTiles && kBits == 8>(ahead + at + 64, panel + at + 64);
+      fetch_line<kTiles>(ahead + at, panel + at);
+      fetch_line<kTiles>(ahead + at + 64, panel + at + 64);
       if constexpr (kBits == 8) {
         each<N>([&](auto n) TURNOUT_INLINE {
           const uint32_t four = load32(words + n * 4);

@@ -66,6 +66,27 @@ static void multiply_bf16_in_tiles(int num, const Panels& m, const uint8_t* pane
   store_sums(out, kBoth);
 }
 
+// The same of inputs that are all there are: the panel comes from memory while it is multiplied. A tile waits for each of its rows
+// that is not in the first cache, so lines are fetched there too, nearer to their use.
+template <bool kBoth, class Meanwhile>
+static void stream_bf16_in_tiles(int num, const Panels& m, const uint8_t* panel, const uint8_t* next, const uint8_t* inputs, float* out,
+                                 Meanwhile& meanwhile) {
+  const int64_t steps = m.steps(), whole = steps / 16 * 16, size = num * 64;
+  const uint8_t *end = panel + m.panel_bytes(), *stop = panel + whole * 128;
+  zero_sums();
+  for (; panel < stop; panel += 2048, inputs += size) {
+    const uint8_t* ahead = ahead_of(panel, end, next, kFarBytes);
+    for (int64_t at = 0; at < 2048; at += 64) fetch_line<true>(ahead + at, panel + at);
+    add_bf16(inputs, 64, panel, kBoth);
+    meanwhile.step();
+  }
+  if (whole < steps) {
+    const LastSteps last(panel, steps - whole);
+    add_bf16(inputs, 64, last.weights, kBoth);
+  }
+  store_sums(out, kBoth);
+}
+
 // Tiles of K that all inputs are multiplied by before the next are: weights of 18 KB stay in the first cache, and inputs come from
 // the second. Sums wait in memory meanwhile.
 constexpr int64_t kMostOfPiece = 9;
@@ -85,6 +106,11 @@ class PanelInTiles {
     if (num <= kFewRows) {
       const uint8_t* after = ++turn_ < count_ ? panel_ : next_;
       return num == 1 ? multiply_few_bf16<1>(m_, panel_, after, x.words, out) : multiply_few_bf16<2>(m_, panel_, after, x.words, out);
+    }
+    if (count_ == 1) {
+      take();
+      if (num > 16) return stream_bf16_in_tiles<true>(num, m_, panel_, next_, x.words, out, meanwhile);
+      return stream_bf16_in_tiles<false>(num, m_, panel_, next_, x.words, out, meanwhile);
     }
     // The panel itself is on its way yet.
     constexpr int64_t kFar = 8192;
