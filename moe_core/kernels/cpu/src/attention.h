@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "exponential.h"
+#include "inputs.h"
 #include "plan.h"
 #include "pool.h"
 #include "routed.h"
@@ -46,9 +47,9 @@ struct Run {
   int64_t num;
 };
 
-// Runs [first, end) of those up to `last`.
+// Runs [first, end); while values of one are weighed those of the one behind it are fetched, if there are some.
 struct Runs {
-  const Run *first, *end, *last;
+  const Run *first, *end;
   bool fetches;
 };
 
@@ -72,6 +73,8 @@ struct StretchScratch {
 };
 // With room for what is written past the last score.
 constexpr int64_t kScores = kLongStretch + 16;
+// How many values ahead of their use are fetched into the first cache.
+constexpr int64_t kNearRows = 8;
 
 // Where a head's key, or its value, of token j of a sequence lies.
 static inline const bf16* key_of(const Heads& heads, const int64_t* table, int64_t j, int64_t g) {
@@ -105,6 +108,13 @@ static inline void fetch(const bf16* first, int64_t offset, int64_t width) {
   for (int64_t i = 0; first && i < width; i += 32) __builtin_prefetch(first + offset + i, 0, 2);
 }
 
+// And soon to be read, into the first: where there are tiles memory comes faster so (inputs.h).
+template <int kRows>
+static inline void fetch_near(const bf16* rows, int64_t stride, int64_t width) {
+  for (int n = 0; kTiles && n < kRows; n++)
+    for (int64_t i = 0; i < width; i += 32) __builtin_prefetch(rows + n * stride + i);
+}
+
 // scores (R, kScores) of `num` keys that are `stride` apart, those of up to three more behind them; `next` is read after these.
 template <int R>
 static void score_run(const bf16* const* queries, const bf16* keys, int64_t num, int64_t stride, const bf16* next, int64_t d,
@@ -115,6 +125,7 @@ static void score_run(const bf16* const* queries, const bf16* keys, int64_t num,
       rows[n] = keys + std::min(num - 1, j + n) * stride;
       fetch(next, (j + n) * stride, d);
     }
+    if (j + 4 < num) fetch_near<4>(keys + (j + 4) * stride, stride, d);
     float sums[R * 4];
     dots<R, 4>(queries, rows, d, sums, 0);
     for (int r = 0; r < R; r++) std::memcpy(scores + r * kScores + j, sums + r * 4, 16);
@@ -131,10 +142,11 @@ static void weigh(const Runs& runs, int64_t at, int64_t stride, const float* sha
     for (int c = 0; c < kVectors; c++) acc[r][c] = load_f(sums + r * width + 16 * c);
   for (const Run* run = runs.first; run < runs.end; shares += run++->num) {
     const bf16* row = run->values + at;
-    const bf16* next = runs.fetches && run < runs.last ? run[1].values + at : nullptr;
+    const bf16* next = runs.fetches && run[1].values ? run[1].values + at : nullptr;
     for (int64_t j = 0; j < run->num; j++, row += stride) {
       F16 value[kVectors];
       fetch(next, j * stride, 16 * kVectors);
+      fetch_near<1>(row + kNearRows * stride, stride, 16 * kVectors);
       for (int c = 0; c < C; c++) load_apart(row + 32 * c, value[2 * c], value[2 * c + 1]);
       if (C == 0) value[0] = load_wide(row);
       for (int r = 0; r < R; r++) {
@@ -163,7 +175,7 @@ static void weigh_runs(const Runs& runs, int64_t at, int64_t stride, const float
         for (int64_t k = i; k < e; k++) sums[r * e + k] += shares[r * kScores + j] * widen(run->values[at + j * stride + k]);
 }
 
-// What the query heads of a unit have of one stretch: e sums each, their shares' sum, the best score.
+// What the query heads of a unit have of one stretch: e sums each, in the order of `weigh`, their shares' sum, the best score.
 struct Sums {
   float* memory;
   int64_t num_heads, e;
@@ -172,9 +184,15 @@ struct Sums {
   float* bests(int64_t unit) const { return totals(unit) + num_heads; }
 };
 
-// Each 32 columns from even and odd places apart to their order.
-static void in_order(const float* __restrict apart, int64_t e, float* __restrict out) {
-  for (int64_t i = 0; i < e; i++) out[i] = i / 32 * 32 + 32 > e ? apart[i] : apart[i / 32 * 32 + i % 2 * 16 + i % 32 / 2];
+// Sums of a head, of each 32 columns those in even places first, times `factor`, rounded and in their order.
+static void round_in_order(const float* __restrict apart, int64_t e, float factor, bf16* __restrict out) {
+  int64_t i = 0;
+  for (; i + 32 <= e; i += 32)
+    for (int n = 0; n < 16; n++) {
+      out[i + 2 * n] = narrow(apart[i + n] * factor);
+      out[i + 2 * n + 1] = narrow(apart[i + 16 + n] * factor);
+    }
+  for (; i < e; i++) out[i] = narrow(apart[i] * factor);
 }
 
 // Puts the stretches of the same heads together: out (heads, e).
@@ -198,13 +216,12 @@ static void put_together(const Heads& heads, const Sums& sums, const Stretch& ow
       else
         for (int64_t i = 0; i < e; i++) whole[i] += factor * more[i];
     }
-    const float factor = 1.0f / total;
-    for (int64_t i = 0; i < e; i++) out[h * e + i] = narrow(whole[i] * factor);
+    round_in_order(whole, e, 1.0f / total, out + h * e);
   }
 }
 
-// Where the tokens of a stretch lie, and which of its query heads go together.
-static void lay_out(const Heads& heads, const Stretch& own, const int64_t* table, StretchScratch& scratch) {
+// Where the tokens of a stretch lie, behind them what is read after it, and which of its query heads go together.
+static void lay_out(const Heads& heads, const Stretch& own, const int64_t* table, const bf16* after, StretchScratch& scratch) {
   const int64_t Q = heads.H / heads.G;
   scratch.runs.clear();
   scratch.groups.clear();
@@ -213,6 +230,7 @@ static void lay_out(const Heads& heads, const Stretch& own, const int64_t* table
     scratch.runs.push_back({key_of(heads, table, place, 0), value_of(heads, table, place, 0), num});
     j += num;
   }
+  scratch.runs.push_back({nullptr, after, 0});
   for (int64_t h = 0; h < own.num_heads;) {
     const int64_t left = std::min(own.num_heads - h, Q - (own.h0 + h) % Q);
     const bool is_first = h == 0 || (own.h0 + h) % Q == 0;
@@ -247,18 +265,18 @@ static void fetch_keys(const Heads& heads, const HeadGroup& group, const Run& ru
     case 4: CALL<4>(__VA_ARGS__); break;    \
   }
 
-// One stretch: `q` (heads, d) of its sequence's token. Run by run for all heads, for so they lie.
-static void attend_stretch(const Heads& heads, const Stretch& own, const bf16* q, const int64_t* table, const Sums& sums,
-                           int64_t unit) {
+// One stretch: `q` (heads, d) of its sequence's token. Run by run for all heads, for so they lie. `after` is read next, if it is known.
+static void attend_stretch(const Heads& heads, const Stretch& own, const bf16* q, const int64_t* table, const bf16* after,
+                           const Sums& sums, int64_t unit) {
   static thread_local StretchScratch scratch;
   const int64_t e = heads.e;
-  lay_out(heads, own, table, scratch);
+  lay_out(heads, own, table, after, scratch);
   for (const HeadGroup& group : scratch.groups) fetch_keys(heads, group, scratch.runs[0]);
   scratch.scores.resize(own.num_heads * kScores);
   scratch.sums.assign(own.num_heads * e, 0.0f);
   const std::vector<Run>& runs = scratch.runs;
   float *scores = scratch.scores.data(), *apart = scratch.sums.data();
-  const int64_t last = static_cast<int64_t>(runs.size()) - 1;
+  const int64_t last = static_cast<int64_t>(runs.size()) - 2;
   for (int64_t i = 0, j = 0; i <= last; j += runs[i++].num)
     for (const HeadGroup& group : scratch.groups)
       TURNOUT_UPTO4(score_group, group.num, heads, group, runs[i], i < last ? runs[i + 1].keys : runs[0].values, q, scores + j)
@@ -268,11 +286,10 @@ static void attend_stretch(const Heads& heads, const Stretch& own, const bf16* q
   const int64_t some = scratch.groups.back().g > scratch.groups[0].g ? 1 : last + 1;
   for (int64_t i = 0, j = 0; i <= last; j += runs[i].num, i += some)
     for (const HeadGroup& group : scratch.groups) {
-      const Runs own_runs{&runs[i], &runs[i] + some, &runs[last], group.is_first};
+      const Runs own_runs{&runs[i], &runs[i] + some, group.is_first};
       TURNOUT_UPTO4(weigh_group, group.num, heads, group, own_runs, scores + j, apart)
     }
-  for (int64_t h = 0; h < own.num_heads; h++)
-    in_order(apart + h * e, e, sums.of(unit) + h * e);
+  std::copy_n(apart, own.num_heads * e, sums.of(unit));
 }
 
 // The units of all sequences; those of the same heads of one stand together.
@@ -311,9 +328,14 @@ static void attend(const Heads& heads, const bf16* q, int64_t q_stride, const in
   const Stretch* own_stretches = stretches.data();
   int* own_done = done.data();
   const Sums sums{memory.data(), most_heads, heads.e};
-  Pool::instance().run(static_cast<int64_t>(stretches.size()), [&](int64_t unit) {
+  const int64_t num_units = static_cast<int64_t>(stretches.size());
+  // A stretch's first keys are fetched with the last values before it where both lie alike.
+  const bool like = heads.d == heads.e && heads.value_row == heads.G * heads.d;
+  Pool::instance().run(num_units, [&](int64_t unit) {
     const Stretch& own = own_stretches[unit];
-    attend_stretch(heads, own, q + own.b * q_stride + own.h0 * heads.d, tables + own.b * M, sums, unit);
+    const Stretch* following = unit + 1 < num_units && own.num_heads == heads.H ? &own + 1 : nullptr;
+    const bf16* after = following && like ? key_of(heads, tables + following->b * M, following->first, 0) : nullptr;
+    attend_stretch(heads, own, q + own.b * q_stride + own.h0 * heads.d, tables + own.b * M, after, sums, unit);
     if (__atomic_add_fetch(own_done + own.of_heads, 1, __ATOMIC_ACQ_REL) == own.parts)
       put_together(heads, sums, own, out + (own.b * heads.H + own.h0) * heads.e);
   });

@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "each.h"
 #include "huge.h"
 #include "lanes.h"
 #include "panels.h"
@@ -33,6 +34,11 @@ constexpr bool is_small_group(int bits, int64_t group) { return bits == 4 && gro
 // Rows by the same weights from which on tiles pay: those want a panel's codes made signed, or bfloat16, before the first of them.
 constexpr int64_t rows_for_tiles(int bits, int64_t group) { return bits == 16 ? 1 : is_small_group(bits, group) ? 48 : 28; }
 
+// Whether tiles multiply codes while their panel comes (streamed_codes.h): so many inputs, and none beside them.
+constexpr bool in_stream(int bits, int64_t group, int64_t num) {
+  return kTiles && bits != 16 && !is_small_group(bits, group) && num > kInputs && num <= 16;
+}
+
 // The most columns of a group.
 constexpr int64_t kMostGroup = 128;
 
@@ -47,7 +53,7 @@ static inline const uint8_t* ahead_of(const uint8_t* at, const uint8_t* end, con
 // Fetches a line of weights that will be read. Where the cores have tiles, memory comes faster when a line is asked for into the
 // second cache first, and nearer to its use into the first.
 template <bool kTwice>
-static inline void fetch_line(const uint8_t* ahead, const uint8_t* at) {
+TURNOUT_INLINE static inline void fetch_line(const uint8_t* ahead, const uint8_t* at) {
   if constexpr (kTwice) {
     __builtin_prefetch(ahead, 0, 2);
     __builtin_prefetch(at + kNearBytes);
@@ -136,6 +142,7 @@ static inline void tiles_of(const Panels& panels, int64_t first, int64_t end, st
     for (; first < end; first += kMost) tiles.push_back({first, static_cast<int>(std::min<int64_t>(kMost, end - first))});
     return;
   }
+  if (in_stream(panels.bits, panels.group, rows)) return tiles.push_back({first, static_cast<int>(rows)});
   const int64_t count = (rows + kInputs - 1) / kInputs;
   for (int64_t i = 0; i < count; i++)
     tiles.push_back({first + rows * i / count, static_cast<int>(rows * (i + 1) / count - rows * i / count)});

@@ -2,6 +2,7 @@
 #pragma once
 #include "each.h"
 #include "inputs.h"
+#include "streamed_codes.h"
 #include "tiles.h"
 #include "vec16.h"
 
@@ -132,7 +133,7 @@ static inline void multiply_in_vectors(int num, const Panels& m, const uint8_t* 
 class Multiplied {
  public:
   Multiplied(const Panels& m, const uint8_t* panel, const uint8_t* next, int64_t count)
-      : m_(m), panel_(panel), next_(next), left_(count)
+      : m_(m), panel_(panel), next_(next), is_only_(count == 1), left_(count)
 #if defined(TURNOUT_TILE_ZERO)
       , tiles_(m, panel, next, count)
 #endif
@@ -162,6 +163,7 @@ class Multiplied {
  private:
   const Panels& m_;
   const uint8_t *panel_, *next_;
+  const bool is_only_;
   int64_t left_;
 #if defined(TURNOUT_TILE_ZERO)
   PanelInTiles tiles_;
@@ -174,7 +176,9 @@ class Multiplied {
     Meanwhile<Rows> meanwhile{rows, num_rows, pace_of(num_rows, m_.steps() / 16)};
     left_--;
 #if defined(TURNOUT_TILE_ZERO)
-    if (in_tiles(m_.bits, num))
+    if (is_only_ && in_stream(m_.bits, m_.group, num))
+      stream_codes(num, m_, panel_, next_, x, out, meanwhile);
+    else if (in_tiles(m_.bits, num))
       tiles_.multiply(num, x, out, meanwhile);
     else
 #endif

@@ -45,12 +45,13 @@ static inline void soft_dot_bf16(int c, int a, int b) {
       set_tile_number(c, m, n, tile_number<float>(c, m, n) + (even + odd));
     }
 }
+template <class Weight>
 static inline void soft_dot_codes(int c, int a, int b) {
   for (int m = 0; m < 16; m++)
     for (int n = 0; n < 16; n++) {
       int32_t sum = tile_number<int32_t>(c, m, n);
       for (int k = 0; k < 16; k++)
-        for (int i = 0; i < 4; i++) sum += tile_number<int8_t>(a, m, 4 * k + i) * tile_number<int8_t>(b, k, 4 * n + i);
+        for (int i = 0; i < 4; i++) sum += tile_number<int8_t>(a, m, 4 * k + i) * tile_number<Weight>(b, k, 4 * n + i);
       set_tile_number(c, m, n, sum);
     }
 }
@@ -58,7 +59,8 @@ static inline void soft_dot_codes(int c, int a, int b) {
 #define TURNOUT_TILE_LOAD soft_load
 #define TURNOUT_TILE_STORE soft_store
 #define TURNOUT_TILE_BF16 soft_dot_bf16
-#define TURNOUT_TILE_CODES soft_dot_codes
+#define TURNOUT_TILE_CODES soft_dot_codes<int8_t>
+#define TURNOUT_TILE_UNSIGNED soft_dot_codes<uint8_t>
 static inline void take_tiles() {}
 static inline void give_tiles_back() {}
 
@@ -68,6 +70,7 @@ static inline void give_tiles_back() {}
 #define TURNOUT_TILE_STORE _tile_stored
 #define TURNOUT_TILE_BF16 _tile_dpbf16ps
 #define TURNOUT_TILE_CODES _tile_dpbssd
+#define TURNOUT_TILE_UNSIGNED _tile_dpbsud
 
 // Palette 1: eight tiles of 16 rows of 64 bytes.
 struct alignas(64) TileConfig {

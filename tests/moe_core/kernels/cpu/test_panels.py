@@ -225,15 +225,14 @@ def test_neither_threads_nor_company_change_a_bit(kernels, form: int) -> None:
     assert torch.equal(together, panels.run(x_TD, ids_TK, weights_TK))
 
 
-@pytest.mark.parametrize("form", [16, 8, 4])
+@pytest.mark.parametrize("spec", [None, *FORMATS], ids=lambda s: f"{s.bits}-{s.group_size}-{s.symmetric}" if s else "16")
 @pytest.mark.parametrize(("rows", "columns"), [(33, 33), (130, 576)])
-def test_a_row_of_a_map_has_the_same_bits_beside_any_number_of_others(kernels, form, rows, columns) -> None:
+def test_a_row_of_a_map_has_the_same_bits_beside_any_number_of_others(kernels, spec, rows, columns) -> None:
     """In float32: few sums that are added up in another order round to another bfloat16, and it would hardly show."""
     x_TK, weight_OK = poisoned(70, columns), poisoned(rows, columns, seed=1)
-    if form == 16:
+    if spec is None:
         panels = Panels.of_bfloat16(weight_OK[None])
     else:
-        spec = ExpertQuantSpec.parse({"bits": form, "group_size": 32, "symmetric": False})
         panels = Panels.of_codes(quantise(weight_OK.float(), spec), (1, rows, columns), spec)
     alone = torch.cat([panels.map(x_TK[t : t + 1], torch.float32) for t in range(70)])
     for num in (2, 3, 11, 12, 13, 16, 17, 31, 32, 33, 44, 45, 64, 70):
