@@ -39,7 +39,7 @@ static inline Workspace& workspace() {
 }
 
 // From this many rows on the preparation of inputs is shared among the threads.
-constexpr int64_t kManyRows = 32;
+constexpr int64_t kManyRows = 16;
 
 template <class Work>
 static void run_if_many(int64_t num_rows, int64_t num_units, const Work& work) {
