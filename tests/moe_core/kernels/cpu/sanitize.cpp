@@ -86,7 +86,10 @@ static void mixtures(int64_t T, int64_t E, int64_t k, int64_t D, int64_t F) {
   const turnout::Gating clamped{turnout::kClamped, 1.7f, 2.0f, up_bias.get(), down_bias.get()};
   for (int bits : {16, 8, 4})
     for (bool symmetric : {true, false}) {
-      Packed gate_up(E, 2 * F, D, bits, 32, symmetric, true), down(E, D, F, bits, 32, symmetric), up(E, F, D, bits, 32, symmetric);
+      // Small groups have a way of their own in tiles.
+      const int group = symmetric ? 32 : 64;
+      Packed gate_up(E, 2 * F, D, bits, group, symmetric, true), down(E, D, F, bits, group, symmetric);
+      Packed up(E, F, D, bits, group, symmetric);
       for (turnout::Gating gating : {turnout::Gating{}, clamped})
         check(!ops.mixture(gate_up.panels, down.panels, gating, x.get(), ids.get(), weights.get(), out.get(), T, k), "mixture");
       Exact<float> floats(T * F);
@@ -210,6 +213,8 @@ int main() {
     mixtures(2, 3, 2, 7, 5);
     mixtures(13, 4, 2, 33, 17);
     mixtures(40, 5, 3, 72, 49);
+    // So many rows an expert that codes of any form are multiplied in tiles.
+    mixtures(75, 2, 2, 72, 49);
     rounded(1, 1);
     rounded(19, 45);
     rounded(3, 200);
