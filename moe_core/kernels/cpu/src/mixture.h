@@ -152,6 +152,7 @@ static void gate_rows(Workspace& space, const Panels& gate_up, const Gating& gat
 static void gate_and_up_panels(Workspace& space, const Panels& gate_up, const Gating& gating, const bf16* x, int64_t T, int64_t active,
                                int64_t first, int64_t end) {
   const int64_t F = gate_up.rows / 2, expert = space.routed.active[active], stride = (end - first) * 16;
+  const int64_t following = space.routed.active[std::min<int64_t>(active + 1, space.routed.active.size() - 1)];
   const int64_t row0 = space.routed.first[expert], num_rows = space.routed.first[expert + 1] - row0;
   const Tile* tiles = space.tiles.data() + space.first_tile[active];
   const int64_t num_tiles = space.first_tile[active + 1] - space.first_tile[active];
@@ -181,7 +182,8 @@ static void gate_and_up_panels(Workspace& space, const Panels& gate_up, const Ga
   for (int64_t p = first; p < end; p++) {
     for (int half = 0; half < 2 && gating.gate_up_bias; half++)
       widen_bias(gating.gate_up_bias, (2 * expert + half) * F + p * 16, std::min<int64_t>(16, F - p * 16), bias[p % 2] + half * 16, 16);
-    Multiplied panel(gate_up, gate_up.panel(expert, p), gate_up.panel(expert, p + 1), num_tiles);
+    const uint8_t* after = p + 1 < gate_up.panels() ? gate_up.panel(expert, p + 1) : gate_up.panel(following, 0);
+    Multiplied panel(gate_up, gate_up.panel(expert, p), after, num_tiles);
     panel.by_all(tiles, operand_of, sums.free(), made.num_rows, use);
     sums.swap();
     made = {active, p, static_cast<int>(num_rows)};

@@ -94,8 +94,9 @@ constexpr int64_t kMostOfPiece = 9;
 // A panel that is multiplied in tiles by `count` lots of inputs, one after the other; `next` is wanted after it.
 class PanelInTiles {
  public:
+  // Behind the last panel of all there is nothing, and what is fetched is read from (tile_ops.h).
   PanelInTiles(const Panels& m, const uint8_t* panel, const uint8_t* next, int64_t count)
-      : m_(m), panel_(panel), next_(next), bytes_(m.panel_bytes()), count_(count) {}
+      : m_(m), panel_(panel), next_(next < m.panel(m.stack, 0) ? next : panel), bytes_(m.panel_bytes()), count_(count) {}
 
   int64_t tiles_of_k() const { return (m_.steps() + 15) / 16; }
 
