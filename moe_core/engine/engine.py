@@ -186,8 +186,8 @@ class Engine:
         if chunks:
             events += self._note_started(chunks)
             logits = self.runner.run(chunks, one_by_one=self.spec.batch_invariant)
-            if self.scheduler.drafter is not None and any(chunk.drafts for chunk in chunks):
-                events += self._settle(self.scheduler.drafter, chunks, logits)
+            if any(chunk.drafts for chunk in chunks):
+                events += self._settle(chunks, logits)
             else:
                 self.stats.count_tokens(chunks)
                 self.scheduler.commit(chunks)
@@ -244,12 +244,11 @@ class Engine:
                 sequence.started_at = now
                 yield Started(sequence.id, sequence.num_prompt_tokens, sequence.num_reused_tokens)
 
-    def _settle(self, drafter: NgramDrafter, chunks: list[Chunk], logits: Tensor) -> Iterable[Event]:
+    def _settle(self, chunks: list[Chunk], logits: Tensor) -> Iterable[Event]:
         """A step with guesses: keep those that the model says too, and what it says after the last of them."""
         told = said_after(chunks, logits, self.runner.likeliest(logits))
         for chunk, samples in told:
             if chunk.drafts:
-                drafter.note(chunk.sequence, len(chunk.drafts), len(samples) - 1)
                 self.stats.note_guesses(len(chunk.drafts), len(samples) - 1)
         settled = [chunk.settled(max(0, len(samples) - 1)) for chunk, samples in told]
         self.runner.count(settled)
