@@ -111,9 +111,10 @@ class ModelRunner:
         return self.native is not None and self.native.any_number
 
     def _run(self, chunks: Chunks[Chunk], counted: bool) -> Tensor:
+        is_trial = self.threads is not None and self.threads.is_trying
         began = time.perf_counter()
         logits_BV = self._step(chunks) if self.threads is None else self.threads.run(chunks, self._step)
-        if all(chunk.is_decode for chunk in chunks):
+        if not is_trial and all(chunk.is_decode for chunk in chunks):
             self.costs.note(sum(chunk.num_tokens for chunk in chunks), time.perf_counter() - began)
         # Guesses are counted when it is known which were right: by `count`.
         if self.counts is not None and not any(chunk.drafts for chunk in chunks):

@@ -23,7 +23,8 @@ from moe_core.kernels.cpu.native import Library
 
 # Of a step's time, lost to others: above the first a number may be wrong, below the second the machine is quiet.
 BUSY, QUIET = 0.1, 0.03
-# Steps over which that share is a running mean.
+# Steps over which that share is a running mean. None counts as lost more than what it would have taken by itself: who stays
+# takes of each step, and who comes by once is no reason for a trial, half of which runs at little more than half the rate.
 MEMORY_STEPS = 16
 # A stretch lasts so long, some of a scheduler's slices, and its first step pays for the change.
 STRETCH_STEPS, STRETCH_S = 2, 0.05
@@ -72,16 +73,16 @@ class Trial:
         """Those of the next step: each pair begins with what the last one ended with."""
         return self.more if (self._first is None) == (len(self.pairs) % 2 == 0) else self.fewer
 
-    @property
-    def is_over(self) -> bool:
-        """Whether there is a verdict."""
-        return len(self.pairs) == PAIRS or self.seconds > TRIAL_S
+    def is_over(self, present: int) -> bool:
+        """Whether there is a verdict: another number than the present one can win no more, or all pairs are there."""
+        lost = len(self.pairs) - self._num_won(present)
+        return len(self.pairs) == PAIRS or lost > PAIRS - PAIRS_WON or self.seconds > TRIAL_S
 
     @property
     def gain(self) -> tuple[float, list[float]]:
         """The time of a step on more threads over that on fewer: of all pairs, and of each."""
         fewer, more = (sum(pair[side] for pair in self.pairs) for side in (0, 1))
-        return more / fewer, [pair[1] / pair[0] for pair in self.pairs]
+        return more / fewer if fewer else 1.0, [pair[1] / pair[0] for pair in self.pairs]
 
     def note(self, seconds: float, num_tokens: int) -> None:
         """Count a step that ran on `threads`."""
@@ -102,12 +103,17 @@ class Trial:
         """The number to keep: another than the present one only when it won in all and in most pairs."""
         if len(self.pairs) < PAIRS:
             return present
-        gain, each = self.gain
+        gain, _ = self.gain
+        if self._num_won(present) < PAIRS_WON:
+            return present
         if present == self.fewer:
-            won = gain < WORTH and sum(one < WORTH for one in each) >= PAIRS_WON
-            return self.more if won else present
-        won = gain > 1.0 and sum(one > 1.0 for one in each) >= PAIRS_WON
-        return self.fewer if won else present
+            return self.more if gain < WORTH else present
+        return self.fewer if gain > 1.0 else present
+
+    def _num_won(self, present: int) -> int:
+        """Pairs in which the other number than the present one was worth the change."""
+        _, each = self.gain
+        return sum(one < WORTH for one in each) if present == self.fewer else sum(one > 1.0 for one in each)
 
 
 class ThreadPolicy:
@@ -120,6 +126,8 @@ class ThreadPolicy:
         # From one to all, each about half of the next.
         self._numbers = sorted({most >> halved for halved in range(most.bit_length())})
         self._seconds = self._lost = 0.0
+        # On the present number.
+        self._num_steps = 0
         self._pause_s, self._next_trial_at = FIRST_PAUSE_S, 0.0
         self._was_busy = self._goes_down = False
 
@@ -137,16 +145,21 @@ class ThreadPolicy:
         """A decoding step on `threads` ended at `now`; of its `seconds` it did not compute for `lost_s`."""
         if self.trial is not None:
             self.trial.note(seconds, num_tokens)
-            if self.trial.is_over:
+            if self.trial.is_over(self.present):
                 self._end(self.trial, now)
             return
         kept = 1 - 1 / MEMORY_STEPS
-        self._seconds = self._seconds * kept + seconds
-        self._lost = self._lost * kept + min(lost_s, seconds)
+        own_s = max(0.0, seconds - lost_s)
+        lost_s = min(lost_s, own_s)
+        self._seconds = self._seconds * kept + own_s + lost_s
+        self._lost = self._lost * kept + lost_s
+        self._num_steps += 1
         if self._is_due(now):
             self.trial = self._new_trial()
 
     def _is_due(self, now: float) -> bool:
+        if self._num_steps < MEMORY_STEPS:
+            return False
         share = self.lost_share
         if share > BUSY:
             self._was_busy = True
@@ -171,7 +184,7 @@ class ThreadPolicy:
         self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S) if kept == self.present else FIRST_PAUSE_S
         self.present, self.trial = kept, None
         self._next_trial_at = now + self._pause_s
-        self._seconds = self._lost = 0.0
+        self._seconds, self._lost, self._num_steps = 0.0, 0.0, 0
 
 
 class StepThreads:
@@ -180,6 +193,11 @@ class StepThreads:
     def __init__(self, native: Library, num_threads: int, costs: StepCosts) -> None:
         self.policy = ThreadPolicy(num_threads)
         self._native, self._costs = native, costs
+
+    @property
+    def is_trying(self) -> bool:
+        """Whether the next decoding step is one of a trial, whose seconds are not those of other steps."""
+        return self.policy.trial is not None
 
     def run(self, chunks: Chunks[Chunk], step: Callable[[Chunks[Chunk]], Tensor]) -> Tensor:
         """What `step` returns for the chunks."""

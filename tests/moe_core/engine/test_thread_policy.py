@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
@@ -16,7 +16,14 @@ from moe_core.engine.sampling_params import SamplingParams
 from moe_core.engine.scheduler import Chunk
 from moe_core.engine.sequence import Sequence
 from moe_core.engine.step_costs import StepCosts
-from moe_core.engine.thread_policy import FIRST_PAUSE_S, LAST_PAUSE_S, StepThreads, ThreadPolicy
+from moe_core.engine.thread_policy import (
+    FIRST_PAUSE_S,
+    LAST_PAUSE_S,
+    STRETCH_STEPS,
+    StepThreads,
+    ThreadPolicy,
+    Trial,
+)
 from moe_core.kernels.cpu.native import library
 from moe_core.spec import ModelSpec
 from tests.moe_core.engine.conftest import MOE, TINY, PlainStream, Run
@@ -91,6 +98,37 @@ def test_when_the_neighbours_leave_it_is_back_soon() -> None:
     assert machine.policy.present == 2
     machine.decode(quiet, 100.0)
     assert set(machine.used) == {2}
+
+
+@pytest.mark.parametrize("step_s", [0.006, 0.016, 0.030])
+def test_who_comes_by_once_makes_it_try_nothing(step_s: float) -> None:
+    """A pause of 40 ms now and then, at an engine's first steps too: a trial would take longer than what was lost."""
+    machine = Machine(ThreadPolicy(2))
+    steps = count()
+
+    def interrupted(threads: int) -> tuple[float, float]:
+        pause = 0.04 if next(steps) % 50 == 1 else 0.0
+        return step_s * (1.8 if threads == 1 else 1.0) + pause, pause
+
+    machine.decode(interrupted, 120.0)
+    assert set(machine.used) == {2}
+
+
+def test_a_neighbour_that_takes_nearly_all_is_noticed() -> None:
+    """However much of a step is lost, it tells of a machine that is busy."""
+    machine = Machine(ThreadPolicy(2))
+    machine.decode(lambda threads: (0.1 * threads, 0.1 * threads - 0.006), 10.0)
+    assert machine.policy.present == 1
+
+
+def test_a_trial_ends_when_its_verdict_is_certain() -> None:
+    """Three pairs of six lost: fewer threads can win no more, and an answer is not kept on them any longer."""
+    machine = Machine(ThreadPolicy(2))
+    while machine.policy.trial is None:
+        machine.decode(contended_but_better, 0.0001)
+    machine.decode(contended_but_better, 1.0)
+    assert machine.policy.trial is None
+    assert machine.used.count(1) == 3 * STRETCH_STEPS
 
 
 def test_noise_alone_does_not_make_it_change() -> None:
@@ -225,6 +263,28 @@ def test_decoding_steps_run_on_what_the_policy_says_and_prompts_on_all(
         run.until_done()
         assert used == [(True, 3), *[(False, 1)] * 5]
         assert engine.stats.snapshot(engine).decode_threads == 1
+    finally:
+        native.set_threads(1)
+
+
+@needs_kernels
+def test_a_trial_tells_nothing_of_what_steps_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it runs on fewer threads: guesses would be believed cheaper than they are after it."""
+    engine = engine_of(build(MODELS["mixtral"]), monkeypatch, num_threads=2)
+    native = library()
+    assert engine.runner.threads is not None and native is not None
+    told: list[int] = []
+    monkeypatch.setattr(engine.runner.costs, "note", lambda num_tokens, _seconds: told.append(num_tokens))
+    run = Run(engine)
+    try:
+        engine.runner.threads.policy.trial = Trial(1, 2)
+        run.submit(list(range(3, 40)), 6, ignore_eos=True)
+        run.until_done()
+        assert told == []
+        engine.runner.threads.policy.trial = None
+        run.submit(list(range(3, 40)), 6, ignore_eos=True)
+        run.until_done()
+        assert told == [1] * 5
     finally:
         native.set_threads(1)
 
