@@ -103,8 +103,12 @@ def _uses(replica: Replica) -> tuple[tuple[int, ...], ...]:
 class EngineProcess:
     """A running engine of one epoch."""
 
-    def __init__(self, replica: Replica, epoch: int, on_end: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, replica: Replica, epoch: int, ring: Callable[[], None] = lambda: None) -> None:
+        """Start it. `ring` is called, on threads of its own, when it says of a new state, and when it has ended."""
         self.epoch = epoch
+        # Set when it has said of a new state; who has asked it for its health clears it before.
+        self.has_spoken = threading.Event()
+        self._ring = ring
         self.spec = serve_spec(replica, epoch)
         self.folder = engine_folder(replica.pk)
         self.tail: collections.deque[str] = collections.deque(maxlen=LOG_LINES)
@@ -121,7 +125,7 @@ class EngineProcess:
         for pipe, hear in ((self.process.stdout, self._hear_state), (self.process.stderr, self._hear_line)):
             assert pipe is not None
             threading.Thread(target=self._read, args=(pipe, hear), daemon=True).start()
-        threading.Thread(target=self._await_end, args=(on_end,), daemon=True).start()
+        threading.Thread(target=self._await_end, daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -186,11 +190,11 @@ class EngineProcess:
                 file.flush()
                 hear(raw.decode("utf-8", "replace").rstrip())
 
-    def _await_end(self, on_end: Callable[[], None]) -> None:
+    def _await_end(self) -> None:
         # It stays to be waited for: whoever asks how it ended still meets it under its number.
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-        on_end()
+        self._ring()
 
     def _hear_line(self, line: str) -> None:
         self.tail.append(line)
@@ -200,8 +204,12 @@ class EngineProcess:
             value = json.loads(line)
         except ValueError:
             return
-        if isinstance(value, dict) and "message" in value:
+        if not isinstance(value, dict):
+            return
+        if "message" in value:
             self._fail(value)
+        self.has_spoken.set()
+        self._ring()
 
     def _fail(self, error: dict[str, Any]) -> None:
         words = str(error.get("message", "")).replace(f"{self.spec.model_dir}/", "")

@@ -42,7 +42,7 @@ class Served:
 
     def __init__(self, row: Replica, bell: threading.Event) -> None:
         self.row = row
-        # Rings when the engine has ended.
+        # Rings when the engine says of a new state, and when it has ended.
         self.bell = bell
         self.engine: EngineProcess | None = None
         self.pump: SamplePump | None = None
@@ -63,7 +63,7 @@ class Served:
             self._ended(claim, self.engine, status)
         elif self.row.wanted == Wanted.DRAIN:
             self._drain(claim, self.engine)
-        elif time.monotonic() >= self._ask_at:
+        elif self.engine.has_spoken.is_set() or time.monotonic() >= self._ask_at:
             self._ask(claim, self.engine)
 
     def beat(self) -> tuple[int, int, dict[str, Any]] | None:
@@ -122,7 +122,7 @@ class Served:
         self._ready_at = None
         self._ask_at = self._heard_at = time.monotonic()
         try:
-            self.engine = EngineProcess(self.row, epoch, on_end=self.bell.set)
+            self.engine = EngineProcess(self.row, epoch, ring=self.bell.set)
         except (OSError, NotFound, MoeCoreError) as error:
             log.warning("replica %s could not be laid out: %s", self.row.pk, error)
             words = str(error) if isinstance(error, NotFound | MoeCoreError) else error.strerror or ""
@@ -132,6 +132,7 @@ class Served:
 
     def _ask(self, claim: Claim, engine: EngineProcess) -> None:
         now = time.monotonic()
+        engine.has_spoken.clear()
         found = engine.health()
         if found is None:
             if engine.age_s > STUCK_S and now - self._heard_at > STUCK_S:

@@ -91,26 +91,37 @@ class Remembered(Generic[V]):
     """Values that may be a little old. One look-up at a time for each key; while the database is away, the last answer
     counts for a minute longer: serving goes on without PostgreSQL."""
 
-    def __init__(self, life_s: float, stale_s: float = 60.0, capacity: int = 10_000) -> None:
-        self.life_s, self.stale_s, self.capacity = life_s, stale_s, capacity
+    def __init__(
+        self,
+        life_s: float,
+        stale_s: float = 60.0,
+        capacity: int = 10_000,
+        *,
+        life_of: Callable[[V], float] | None = None,
+    ) -> None:
+        """Remember each value for `life_s`, or for as long as `life_of` says of it."""
+        self.stale_s, self.capacity = stale_s, capacity
+        self._life_of = life_of or (lambda _: life_s)
         self._known: dict[Hashable, tuple[float, V]] = {}
         self._locks: dict[Hashable, asyncio.Lock] = {}
 
     async def get(self, key: Hashable, find: Callable[[], Awaitable[V]]) -> V:
         """Return what is remembered and fresh, or find it."""
-        now = time.monotonic()
-        if (known := self._known.get(key)) is not None and now - known[0] < self.life_s:
+        if (known := self._known.get(key)) is not None and self._is_fresh(*known):
             return known[1]
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
             async with lock:
                 known = self._known.get(key)
-                if known is not None and time.monotonic() - known[0] < self.life_s:
+                if known is not None and self._is_fresh(*known):
                     return known[1]
                 return await self._find(key, find, known)
         finally:
             if not lock.locked():
                 self._locks.pop(key, None)
+
+    def _is_fresh(self, asked_at: float, value: V) -> bool:
+        return time.monotonic() - asked_at < self._life_of(value)
 
     async def _find(
         self, key: Hashable, find: Callable[[], Awaitable[V]], known: tuple[float, V] | None

@@ -124,3 +124,16 @@ def test_wishes_are_those_of_the_replicas_that_live(people: Any, tmp_path) -> No
 
 def test_an_agent_without_its_lease_is_never_at_rest() -> None:
     assert not NodeAgent("node-1").is_at_rest
+
+
+def test_an_engine_that_is_ready_is_seen_at_its_word(agent, people, tmp_path, monkeypatch) -> None:
+    """Neither a turn nor a question is due for a minute: what an engine says of its state rings."""
+    until(lambda: agent.claim is not None)
+    monkeypatch.setattr("workers.serve.ASK_COMING_S", 60.0)
+    monkeypatch.setattr("workers.node_agent.TICK_S", 60.0)
+    monkeypatch.setattr("workers.node_agent.REST_S", 60.0)
+    made = deployment_create(
+        caller=people.owner, version_id=real_version(people, tmp_path).pk, name="support", settings=SETTINGS
+    )
+    (replica,) = until(lambda: ready_replicas(made), 40)
+    assert replica.timings["ready_seconds"] < 40
