@@ -25,12 +25,11 @@ from moe_core.operations.quantise import quantise
 from moe_core.operations.upcycle import upcycle
 from moe_core.spec import LayoutSpec, ModelSpec
 from moe_core.spec.operations import QuantiseSpec, UpcycleSpec
-from moe_core.spec.quantisation import ExpertQuantSpec
 
 # Of upcycled experts, relative to each matrix: routers of equal experts would choose between nothings.
 NOISE, ROUTER_STD = 1e-3, 0.05
-# Of 8 bits, and of 4: with these a model of 4 bits has as many bytes as one of llama.cpp's Q4_0.
-GROUPS = {8: 64, 4: 32}
+# Of 8 bits, of a rotated stream; of 4, with which a model has as many bytes as one of llama.cpp's Q4_0, and its head in 8.
+EIGHT, FOUR, HEAD = ({"bits": 8, "group_size": 768}, {"bits": 4, "group_size": 32}, {"bits": 8, "group_size": 64})
 
 
 def model_dir(name: str, home: Path) -> Path:
@@ -58,8 +57,8 @@ def _upcycled(path: Path, home: Path) -> None:
 def _packed(bits: int, of: str = "smol-moe-8x") -> Callable[[Path, Path], None]:
     def build(path: Path, home: Path) -> None:
         source = model_dir(of, home)
-        own, head = (ExpertQuantSpec.parse({"bits": b, "group_size": GROUPS[b]}) for b in (bits, 8))
-        spec = QuantiseSpec(quantisation=own, attention=own, head=head)
+        own, head = (EIGHT, EIGHT) if bits == 8 else (FOUR, HEAD)
+        spec = QuantiseSpec.parse({"quantisation": own, "attention": own, "head": head, "rotate": bits == 8})
         packed, _ = quantise(moe_core.load(source, "bfloat16"), spec)
         has_tokenizer = (source / "tokenizer.json").exists()
         moe_core.save(packed, path, dtype="bfloat16", tokenizer_from=source if has_tokenizer else None)

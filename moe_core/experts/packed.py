@@ -83,9 +83,7 @@ class PackedExperts(PackedMaps):
             return False
         from moe_core.kernels.triton import packed
 
-        return self.kernel in (None, "triton") and packed.supports(
-            hidden_TD, expert_ids_TK, self.quantisation
-        )
+        return self.kernel in (None, "triton") and packed.supports(hidden_TD, expert_ids_TK)
 
     def _from_codes(self, hidden_TD: Tensor, routing: Routing) -> Tensor:
         from moe_core.kernels.triton.packed import packed_swiglu_experts

@@ -70,4 +70,4 @@ class PackedLinear(nn.Module):
             return False
         from moe_core.kernels.triton.packed import supports_linear
 
-        return supports_linear(x_TK, self.quantisation)
+        return supports_linear(x_TK)

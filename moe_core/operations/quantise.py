@@ -30,6 +30,7 @@ from moe_core.operations.parts import check_spec, foretold, moe_part, rebuilt, t
 from moe_core.operations.passes import compare
 from moe_core.operations.prompts import Prompts, check_prompts
 from moe_core.operations.quantise_seq2seq import dequantise_seq2seq, quantise_seq2seq
+from moe_core.operations.rotate import rotated
 from moe_core.operations.watch import Watch, unwatched
 from moe_core.spec.operations import DequantiseSpec, QuantiseSpec
 
@@ -63,11 +64,16 @@ def quantise(
     if isinstance(model, EncoderDecoder):
         if prompts is not None:
             raise SpecError("prompts are measured on decoders; quantise an encoder–decoder without them")
+        if spec.rotate:
+            raise SpecError.of("rotates_decoders")
         return quantise_seq2seq(model, spec, watch)
     check_prompts(prompts, or_none=True)
-    packed = pack(model, spec, watch)
+    # What cannot be is refused before anything is turned.
+    foretold(model, spec)
+    source = rotated(model) if spec.rotate else model
+    packed = pack(source, spec, watch)
     errors: list[dict[str, float]] = []
-    for old, new in zip(model.moe_layers(), packed.moe_layers(), strict=True):
+    for old, new in zip(source.moe_layers(), packed.moe_layers(), strict=True):
         assert isinstance(new.experts, PackedExperts)
         weights = _expert_weights(old)
         per_matrix = {name: relative_error(weights[name], new.experts, name) for name in MATRICES}
@@ -75,8 +81,9 @@ def quantise(
     report = {
         "kind": spec.kind,
         **spec.quantisation.model_dump(),
+        "rotate": spec.rotate,
         "error": errors,
-        **_map_errors(model, packed),
+        **_map_errors(source, packed),
     }
     report |= bytes_report(packed)
     if prompts is not None:

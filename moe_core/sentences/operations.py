@@ -167,6 +167,15 @@ OPERATIONS: Mapping[str, str] = {
         "the output map has {count} weights that are not finite, and cannot be packed; "
         "start from a sound copy of the model"
     ),
+    "rotates_decoders": "only decoders are rotated; leave rotate out for an encoder–decoder",
+    "rotates_own_head": (
+        "rotating needs an output map of its own, and this model's is its embedding; pack the head too, "
+        "in 8 bits say, or leave rotate out"
+    ),
+    "rotates_no_mix": (
+        "the gate of this model hands hidden states on by themselves (soft slots, or what passes where an expert is full), "
+        "so that the stream cannot be rotated; leave rotate out"
+    ),
     "domain_loses": (
         "domain '{domain}' would lose {loss} nats; at most {most} are allowed. Choose other experts or raise "
         "max_loss_increase"

@@ -157,11 +157,22 @@ def attention_packs(spec: ModelSpec) -> bool:
 def _packed(spec: ModelSpec, operation: QuantiseSpec) -> ModelSpec:
     if operation.attention is not None and not attention_packs(spec):
         raise placed("attention", CORE.say("attention_unpackable"))
+    if operation.rotate:
+        _check_rotates(spec, operation)
     # A packed head is no embedding.
     tied = spec.tie_word_embeddings and operation.head is None
     parts = (operation.quantisation, operation.attention, operation.head)
     packed = {name: part and part.model_dump() for name, part in zip(PACKINGS, parts, strict=True)}
     return _with(spec.model_copy(update={"tie_word_embeddings": tied}), **packed)
+
+
+def _check_rotates(spec: ModelSpec, operation: QuantiseSpec) -> None:
+    moe = _mixture(spec)
+    if spec.tie_word_embeddings and operation.head is None:
+        raise placed("rotate", CORE.say("rotates_own_head"))
+    # These hand on what a norm gave, whose weights are no longer in it.
+    if moe.gate.kind == "soft" or (moe.capacity is not None and moe.capacity.overflow == "residual"):
+        raise placed("rotate", CORE.say("rotates_no_mix"))
 
 
 def _grown(spec: ModelSpec, moe: MoeSpec, operation: GrowSpec) -> ModelSpec:

@@ -12,7 +12,7 @@ class ExpertQuantSpec(Spec):
 
     bits: Literal[4, 8] = 4
     """Bits of one weight."""
-    group_size: Literal[32, 64, 128] = 128
+    group_size: Literal[32, 64, 128, 256, 512, 768, 1024] = 128
     """How many weights share a scale."""
     symmetric: bool = True
     """Whether codes lie around zero; otherwise each group has a zero point."""

@@ -99,6 +99,15 @@ OPERATIONS: Mapping[str, str] = {
         "The output map has %(count)s weights that are not finite, and cannot be packed; start from a sound "
         "version."
     ),
+    "rotates_decoders": gettext_noop("Only decoders are rotated; leave rotating out for an encoder–decoder."),
+    "rotates_own_head": gettext_noop(
+        "Rotating needs an output map of its own, and this version's is its embedding; pack the output map too, in 8 "
+        "bits say, or do not rotate."
+    ),
+    "rotates_no_mix": gettext_noop(
+        "The gate of this version hands hidden states on by themselves (soft slots, or what passes where an expert "
+        "is full), so that it cannot be rotated; do not rotate."
+    ),
     "domain_loses": gettext_noop(
         "The domain “%(domain)s” would lose %(loss)s nats; at most %(most)s are allowed. Choose other experts or "
         "allow more."

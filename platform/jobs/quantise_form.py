@@ -69,6 +69,13 @@ class QuantiseForm(OperateForm):
         label=_("Output map, bits"), coerce=int, choices=TRUNK_BITS, empty_value=None, required=False,
         help_text=_("Beside experts in 4 bits, 8 cost the least for what they save."),
     )  # fmt: skip
+    rotate = forms.BooleanField(
+        label=_("Rotate first"), required=False,
+        help_text=_(
+            "Spreads what stands out in a few columns over all of them, and keeps the function. With it 8 bits do with "
+            "a scale for 256 to 768 weights, which long prompts are faster by; 4 bits lose by it."
+        ),
+    )  # fmt: skip
     attention_group_size = _group_size(_("Attention, weights that share a scale"))
     attention_symmetric = _symmetric(_("Attention, symmetric"))
     head_group_size = _group_size(_("Output map, weights that share a scale"))
@@ -77,7 +84,7 @@ class QuantiseForm(OperateForm):
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         # Experts first: they are nearly all of the weights.
-        self.order_fields([*self.asks, *TRUNK, *TRUNK_OWN])
+        self.order_fields([*self.asks, *TRUNK, "rotate", *TRUNK_OWN])
 
     @property
     def own_fields(self) -> list[BoundField]:
@@ -103,7 +110,8 @@ class QuantiseForm(OperateForm):
         """How each part is packed; what is not said of one is as of the experts."""
         experts = {name: value for name, value in super().operation().items() if name != "kind"}
         packings = {part: {**experts, **self._own(part)} for part in TRUNK if self.cleaned_data.get(part)}
-        return {"kind": self.kind, "quantisation": experts, **packings}
+        turned = {"rotate": True} if self.cleaned_data["rotate"] else {}
+        return {"kind": self.kind, "quantisation": experts, **packings, **turned}
 
     def _own(self, part: str) -> dict[str, Any]:
         said = {

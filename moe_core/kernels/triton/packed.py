@@ -4,7 +4,8 @@ Shapes: T tokens, D model width, E experts, F expert width, R rows in expert ord
 B bytes of a row's codes, G its groups.
 Attention's projections and other maps in few bits are one expert that has all rows.
 The weight stands on the left of every product, (W · Xᵀ)ᵀ: what was just widened is in registers, where the left operand
-of a matrix instruction may be. The format is that of `moe_core.kernels.packing`; a step of the loop is one group.
+of a matrix instruction may be. The format is that of `moe_core.kernels.packing`; a step of the loop is one group,
+or a part of a long one.
 
 Source: groups as in GPTQ (arXiv 2210.17323); widening in the loop as in vLLM's `fused_moe_kernel_gptq_awq`.
 """
@@ -30,6 +31,8 @@ from moe_core.kernels.triton.tiles import Tile, packed_tile
 from moe_core.spec.quantisation import ExpertQuantSpec
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# The most columns of one step; longer groups take several, which share a scale.
+MOST_OF_STEP = 128
 # With more rows a product is bound by arithmetic, and codes that each tile of rows widens anew are no gain.
 MAX_LINEAR_ROWS = 256
 
@@ -41,11 +44,11 @@ def packed_kernel(
     TOP_K: tl.constexpr, ONE: tl.constexpr, PAIRED: tl.constexpr, UNROLL: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr,
-    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr, SHARE: tl.constexpr = 1,
 ):  # fmt: skip
     """A tile of rows times BLOCK_N rows of a packed weight; PAIRED: gate and up rows in turn, then the gating.
 
-    ONE: all rows as they lie have one weight, and there is no map of them.
+    ONE: all rows as they lie have one weight, and there is no map of them. SHARE: so many steps have one scale.
     """
     # How many columns of the output the tile has: its gate rows only, where gate and up come in pairs.
     COLUMNS: tl.constexpr = BLOCK_N // 2 if PAIRED else BLOCK_N
@@ -75,24 +78,25 @@ def packed_kernel(
     inner_K = tl.arange(0, GROUP)
     x_at = x_ptr + from_M.to(tl.int64)[:, None] * x_stride + inner_K[None, :]
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for step in range(0, num_groups, UNROLL):
+    num_steps = tl.cdiv(num_inner, GROUP)
+    for step in range(0, num_steps, UNROLL):
         # Loads of several groups are in flight at once: one group of few rows is too little.
         for within in tl.static_range(UNROLL):
             group = step + within
-            known_N = column_N < tl.where(group < num_groups, num_columns, 0)
+            known_N = column_N < tl.where(group < num_steps, num_columns, 0)
             inside_K = inner_K < num_inner - group * GROUP
             x = tl.load(x_at + within * GROUP, mask=real_M[:, None] & inside_K[None, :], other=0.0)
             inside_B = byte_B < row_bytes - group * STEP_BYTES
             code = tl.load(
                 codes_at + within * STEP_BYTES, mask=inside_N[:, None] & inside_B[None, :], other=0
             )
-            scale_N = tl.load(scales_ptr + group_at + group, mask=known_N, other=0.0).to(tl.float32)
+            scale_N = tl.load(scales_ptr + group_at + group // SHARE, mask=known_N, other=0.0).to(tl.float32)
             if BITS == 4:
                 code = tl.reshape(tl.join(code & 0xF, code >> 4), (BLOCK_N, GROUP))
             # 2^23 + code by its bits: converting integers to floats is slow, and this is exact.
             value = (code.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True)
             if HAS_ZEROS:
-                zero_N = tl.load(zeros_ptr + group_at + group, mask=known_N, other=0).to(tl.float32)
+                zero_N = tl.load(zeros_ptr + group_at + group // SHARE, mask=known_N, other=0).to(tl.float32)
                 w = value - (8388608.0 + zero_N)[:, None]
             else:
                 w = value - (8388608.0 + 2.0 ** (BITS - 1))
@@ -123,8 +127,9 @@ def blocks(tile: Tile, group_size: int) -> dict[str, Any]:
 
 def _constants(x: Tensor, weight: Packed, spec: ExpertQuantSpec, tile: Tile) -> dict[str, Any]:
     """What the kernel must know of codes and numbers."""
-    codes = {"BITS": spec.bits, "GROUP": spec.group_size, "HAS_ZEROS": weight.zeros is not None}
-    return blocks(tile, spec.group_size) | codes | {"UPCAST": upcasts(x), "PRECISION": dot_precision(x)}
+    step = min(spec.group_size, MOST_OF_STEP)
+    codes = {"BITS": spec.bits, "GROUP": step, "SHARE": spec.group_size // step, "HAS_ZEROS": weight.zeros is not None}
+    return blocks(tile, step) | codes | {"UPCAST": upcasts(x), "PRECISION": dot_precision(x)}
 
 
 def packed_gemm(
@@ -200,20 +205,20 @@ def packed_swiglu_experts(
     return combine(out_RD, ids_TK, weights_TK.contiguous())
 
 
-def supports(hidden_TD: Tensor, expert_ids_TK: Tensor, spec: ExpertQuantSpec) -> bool:
-    """CUDA or ROCm tensors of one of DTYPES, no gradient wanted; groups of 32 to 128."""
+def supports(hidden_TD: Tensor, expert_ids_TK: Tensor) -> bool:
+    """CUDA or ROCm tensors of one of DTYPES, no gradient wanted."""
     ids_fit = expert_ids_TK.device == hidden_TD.device and expert_ids_TK.dtype in (torch.int64, torch.int32)
-    return _supports(hidden_TD, spec) and ids_fit
+    return _supports(hidden_TD) and ids_fit
 
 
-def supports_linear(x_RK: Tensor, spec: ExpertQuantSpec) -> bool:
+def supports_linear(x_RK: Tensor) -> bool:
     """The same of one map, for up to MAX_LINEAR_ROWS rows: the widening of more is little beside their product."""
-    return _supports(x_RK, spec) and x_RK.shape[0] <= MAX_LINEAR_ROWS
+    return _supports(x_RK) and x_RK.shape[0] <= MAX_LINEAR_ROWS
 
 
-def _supports(x: Tensor, spec: ExpertQuantSpec) -> bool:
+def _supports(x: Tensor) -> bool:
     learns = torch.is_grad_enabled() and x.requires_grad
-    return x.is_cuda and x.dtype in DTYPES and 32 <= spec.group_size <= 128 and not learns
+    return x.is_cuda and x.dtype in DTYPES and not learns
 
 
 def _check(x: Tensor, weight: Packed, num_outer: int, spec: ExpertQuantSpec, rows: Rows, pairs: bool) -> None:

@@ -24,6 +24,12 @@ PACKINGS: list[dict[str, Any]] = [
         "attention": {"bits": 8, "group_size": 32, "symmetric": True},
         "head": {"bits": 8, "group_size": 128, "symmetric": False},
     },
+    {
+        "quantisation": {"bits": 8, "group_size": 256, "symmetric": True},
+        "attention": None,
+        "head": {"bits": 8, "group_size": 768, "symmetric": True},
+        "rotate": True,
+    },
 ]
 
 

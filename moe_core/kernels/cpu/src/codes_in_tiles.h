@@ -17,7 +17,7 @@ namespace TURNOUT_ISA {
 // A panel's codes as tiles want them, made once for all inputs: signed, the zero point taken off where eight bits hold what is
 // left; for each group whole tiles, zeros behind its last column. Of small groups they are bfloat16.
 struct SignedPanel {
-  int64_t groups = 0, tiles_of_group = 0;
+  int64_t groups = 0, tiles_of_group = 0, tiles_of_last = 0;
   bool has_zeros = false, is_small = false;
   std::vector<uint8_t> memory;
   std::vector<float> scales;   // (groups, 32)
@@ -29,6 +29,7 @@ struct SignedPanel {
   void resize(const Panels& m) {
     groups = m.groups();
     tiles_of_group = (m.group + 63) / 64;
+    tiles_of_last = (m.steps() * m.cols_of_step() - (groups - 1) * m.group + 63) / 64;
     has_zeros = m.bits == 8 && m.has_zeros;
     is_small = is_small_group(m.bits, m.group);
     memory.resize(groups * tiles_of_group * 2048 + 64);
@@ -108,7 +109,7 @@ static void multiply_quarter(int64_t num, const SignedPanel& w, int half, const 
   for (int64_t g = 0; g < groups; g++) {
     ahead = fetch(ahead, due += pace, end);
     TURNOUT_TILE_ZERO(0);
-    for (int64_t i = 0; i < tiles; i++, inputs += num * 64, weights += 2048) {
+    for (int64_t i = g + 1 < groups ? tiles : w.tiles_of_last; i > 0; i--, inputs += num * 64, weights += 2048) {
       asm volatile("" ::: "memory");
       TURNOUT_TILE_LOAD(1, inputs, 64);
       TURNOUT_TILE_LOAD(2, weights, 64);

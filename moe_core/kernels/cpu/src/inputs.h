@@ -31,16 +31,21 @@ constexpr bool in_tiles(int bits, int64_t num) { return kTiles && (bits == 16 ||
 // Whether tiles multiply codes as bfloat16 (small_groups.h): where bytes of a group would fill half a tile.
 constexpr int64_t kSmallGroup = 32;
 constexpr bool is_small_group(int bits, int64_t group) { return bits == 4 && group <= kSmallGroup; }
-// Rows by the same weights from which on tiles pay: those want a panel's codes made signed, or bfloat16, before the first of them.
-constexpr int64_t rows_for_tiles(int bits, int64_t group) { return bits == 16 ? 1 : is_small_group(bits, group) ? 48 : 28; }
+// Whether tiles multiply codes where they lie (wide_groups.h).
+constexpr int64_t kWideGroup = 256;
+constexpr bool is_wide_group(int bits, int64_t group) { return bits == 8 && group >= kWideGroup; }
+// Rows by the same weights from which on tiles pay: others want a panel's codes made signed, or bfloat16, before the first of them.
+constexpr int64_t rows_for_tiles(int bits, int64_t group) {
+  return bits == 16 ? 1 : is_wide_group(bits, group) ? kInputs + 1 : is_small_group(bits, group) ? 48 : 28;
+}
 
 // Whether tiles multiply codes while their panel comes (streamed_codes.h): so many inputs, and none beside them.
 constexpr bool in_stream(int bits, int64_t group, int64_t num) {
-  return kTiles && bits != 16 && !is_small_group(bits, group) && num > kInputs && num <= 16;
+  return kTiles && bits != 16 && !is_small_group(bits, group) && !is_wide_group(bits, group) && num > kInputs && num <= 16;
 }
 
 // The most columns of a group.
-constexpr int64_t kMostGroup = 128;
+constexpr int64_t kMostGroup = 1024;
 
 // How far ahead lines are fetched: of codes, of bfloat16 where there are tiles, and from the second cache into the first.
 constexpr int64_t kAheadBytes = kTiles ? 3072 : 2048, kFarBytes = 4096, kNearBytes = 1024;
@@ -82,6 +87,7 @@ struct Inputs {
   int64_t stride = 0;  // bytes of a row, in whole chunks
   int64_t groups = 0;
   int64_t group_bytes = 0;  // of a row's group, which a row in chunks begins a new chunk with
+  int64_t row_bytes = 0;    // in whole steps of a panel
   int bits = 16;            // of the weights
   // What a code of zero stands for in symmetric weights; 1 where the weights have zero points.
   int32_t zero = 1;
@@ -93,15 +99,19 @@ struct Inputs {
     bits = panels.bits;
     groups = panels.groups();
     // Codes are read in whole steps; what lies past the last column is zero.
-    const int64_t bytes = panels.steps() * panels.cols_of_step() * (bits == 16 ? 2 : 1);
-    group_bytes = bits == 16 ? bytes : panels.group;
-    stride = kTiles ? std::max<int64_t>(1, groups) * ((group_bytes + 63) / 64 * 64) : bytes;
+    row_bytes = panels.steps() * panels.cols_of_step() * (bits == 16 ? 2 : 1);
+    group_bytes = bits == 16 ? row_bytes : panels.group;
+    const int64_t last = std::max<int64_t>(0, groups - 1);
+    stride = kTiles ? (last * chunks_of(group_bytes) + chunks_of(bytes_of(last))) * 64 : row_bytes;
     zero = panels.bits == 16 || panels.has_zeros ? 1 : 1 << (panels.bits - 1);
     // Tiles are read whole, whether there are so many rows or not.
     words.resize((num_rows + (kTiles ? kTileInputs : 0)) * stride);
     scales.resize(num_rows * groups + (kTiles ? kTileInputs : 0));
     offsets.resize(num_rows * groups + (kTiles ? kTileInputs : 0));
   }
+  static int64_t chunks_of(int64_t bytes) { return (bytes + 63) / 64; }
+  // Of group g; the last one may have fewer.
+  int64_t bytes_of(int64_t g) const { return std::min(group_bytes, row_bytes - g * group_bytes); }
   Operand operand(int64_t first) const {
     return {words.data() + first * stride, scales.data() + first * groups, offsets.data() + first * groups};
   }
@@ -148,37 +158,34 @@ static inline void tiles_of(const Panels& panels, int64_t first, int64_t end, st
     tiles.push_back({first + rows * i / count, static_cast<int>(rows * (i + 1) / count - rows * i / count)});
 }
 
-// Bytes of a row, of one group, into its chunks from one on, with zeros behind them; the next chunk.
-static inline int64_t put_chunks(Inputs& inputs, const Tile& tile, int64_t row, int64_t chunk, const uint8_t* from, int64_t bytes) {
+// Bytes of a row, of one group, into its chunks from one on, with zeros behind them.
+static inline void put_chunks(Inputs& inputs, const Tile& tile, int64_t row, int64_t chunk, const uint8_t* from, int64_t bytes) {
   uint8_t* target = inputs.chunk(tile, row, chunk);
-  for (; bytes >= 64; bytes -= 64, from += 64, chunk++, target += tile.num * 64) std::memcpy(target, from, 64);
-  if (!bytes) return chunk;
+  for (; bytes >= 64; bytes -= 64, from += 64, target += tile.num * 64) std::memcpy(target, from, 64);
+  if (!bytes) return;
   std::memset(target, 0, 64);
   std::memcpy(target, from, bytes);
-  return chunk + 1;
 }
 
-// A group's codes of a row into its chunks from one on; the next chunk.
-static inline int64_t put_group_chunks(Inputs& inputs, const Tile& tile, int64_t row, int64_t chunk, const uint8_t* codes) {
-  if (!is_small_group(inputs.bits, inputs.group_bytes)) return put_chunks(inputs, tile, row, chunk, codes, inputs.group_bytes);
+// The codes of a row's group into its chunks.
+static inline void put_group_chunks(Inputs& inputs, const Tile& tile, int64_t row, int64_t g, const uint8_t* codes) {
+  const int64_t chunk = g * Inputs::chunks_of(inputs.group_bytes), bytes = inputs.bytes_of(g);
+  if (!is_small_group(inputs.bits, inputs.group_bytes)) return put_chunks(inputs, tile, row, chunk, codes, bytes);
   alignas(64) bf16 wide[kSmallGroup] = {};
-  for (int64_t i = 0; i < inputs.group_bytes; i++) {
+  for (int64_t i = 0; i < bytes; i++) {
     const float exact = static_cast<int8_t>(codes[i]);
     uint32_t bits;
     std::memcpy(&bits, &exact, 4);
     wide[i] = static_cast<bf16>(bits >> 16);
   }
   std::memcpy(inputs.chunk(tile, row, chunk), wide, 64);
-  return chunk + 1;
 }
 
 // Takes a row of codes that lies by itself into its place in a tile.
 static inline void put_words(Inputs& inputs, const Tile& tile, int64_t row, const Operand& from) {
   const int64_t num = tile.num;
   if (in_tiles(inputs.bits, num)) {
-    int64_t chunk = 0;
-    for (int64_t g = 0; g < inputs.groups; g++)
-      chunk = put_group_chunks(inputs, tile, row, chunk, from.words + g * inputs.group_bytes);
+    for (int64_t g = 0; g < inputs.groups; g++) put_group_chunks(inputs, tile, row, g, from.words + g * inputs.group_bytes);
   } else {
     uint8_t* target = inputs.word(tile, row, 0);
     for (int64_t s = 0; s < inputs.stride / 4; s++) std::memcpy(target + s * num * 4, from.words + s * 4, 4);
@@ -243,10 +250,10 @@ static inline void put_group(Inputs& inputs, const Tile& tile, int64_t row, int6
   alignas(64) uint8_t codes[kMostGroup];
   const int64_t num = tile.num, meta = tile.first * inputs.groups + g * num + row - tile.first;
   to_codes(x, size, inputs.zero, reinterpret_cast<int8_t*>(codes), inputs.scales[meta], inputs.offsets[meta]);
-  const int64_t bytes = std::min(inputs.group_bytes, inputs.stride - g * inputs.group_bytes);
+  const int64_t bytes = inputs.bytes_of(g);
   if (size < bytes) std::memset(codes + size, 0, bytes - size);
   if (in_tiles(inputs.bits, num)) {
-    put_group_chunks(inputs, tile, row, g * ((inputs.group_bytes + 63) / 64), codes);
+    put_group_chunks(inputs, tile, row, g, codes);
     return;
   }
   uint8_t* target = inputs.word(tile, row, g * inputs.group_bytes / 4);

@@ -150,10 +150,15 @@ class Multiplied {
   template <class OperandOf, class Rows>
   void by_all(const Tile* tiles, const OperandOf& operand_of, float* out, int num_rows, const Rows& rows) {
 #if defined(TURNOUT_TILE_ZERO)
-    if (m_.bits == 16 && left_ > 1) {
+    if ((m_.bits == 16 || is_wide_group(m_.bits, m_.group)) && left_ > 1 && in_tiles(m_.bits, tiles->num)) {
       Meanwhile<Rows> meanwhile{rows, num_rows, pace_of(num_rows, left_ * tiles_.tiles_of_k())};
       tiles_.multiply_all(tiles, operand_of, out, meanwhile);
-      return meanwhile.rest();
+      meanwhile.rest();
+      // The last lot may be one for vectors.
+      const Tile& last = tiles[left_ - 1];
+      if (!in_tiles(m_.bits, last.num))
+        multiply_in_vectors(last.num, m_, panel_, next_, operand_of(last), out + (last.first - tiles->first) * 32);
+      return;
     }
 #endif
     for (const Tile* tile = tiles; left_; tile++, num_rows = 0)

@@ -11,7 +11,7 @@ namespace TURNOUT_ISA {
 
 using turnout::Pool;
 
-constexpr int64_t kLongestGroup = 128;
+constexpr int64_t kLongestGroup = 1024;
 // Scales that are tried for 4 bits: the largest weight becomes code -d for d from kLeastTop on.
 constexpr int kTries = 6, kRefinements = 1, kEnds = 4;
 constexpr float kLeastTop = 6.8f, kTopStep = 0.52f, kEndStep = 0.08f, kLargestHalf = 65504.0f;

@@ -13,7 +13,8 @@ class StreamedCodes {
  public:
   // `next` is read after the panel.
   StreamedCodes(int num, const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x, float* out)
-      : num_(num), groups_(m.groups()), tiles_((m.group + 63) / 64), group_bytes_(m.group_bytes()), panel_(panel),
+      : num_(num), groups_(m.groups()), tiles_((m.group + 63) / 64),
+        last_tiles_((m.steps() * m.cols_of_step() - (groups_ - 1) * m.group + 63) / 64), group_bytes_(m.group_bytes()), panel_(panel),
         end_(panel + m.panel_bytes()), next_(next), x_(x), out_(out) {}
 
   // out[n * 32 + lane] of `num` inputs; it has room for sixteen.
@@ -37,6 +38,7 @@ class StreamedCodes {
  private:
   static constexpr int64_t kStored = 3, kSlots = 4;
 
+  int64_t tiles_of(int64_t g) const { return g + 1 < groups_ ? tiles_ : last_tiles_; }
   const uint8_t* group(int64_t g) const { return panel_ + g * group_bytes_; }
   static constexpr int64_t kHead = kZeros ? 128 : 64;
 
@@ -47,7 +49,7 @@ class StreamedCodes {
   }
 
   // Eight bits are read where they lie, but for the last ones of a panel: a tile is read whole.
-  bool lies_as_tile(int64_t g) const { return kBits == 8 && group(g) + kHead + tiles_ * 2048 <= end_; }
+  bool lies_as_tile(int64_t g) const { return kBits == 8 && group(g) + kHead + tiles_of(g) * 2048 <= end_; }
 
   uint8_t* unpacked(int64_t g) { return wide_ + g % 2 * tiles_ * 2048; }
 
@@ -78,7 +80,7 @@ class StreamedCodes {
     asm volatile("" ::: "memory");                                                   \
     TURNOUT_TILE_ZERO(kLeft);                                                        \
     TURNOUT_TILE_ZERO(kRight);                                                       \
-    for (int64_t i = 0; i < tiles_; i++, inputs += num_ * 64, codes += 2048) {       \
+    for (int64_t i = tiles_of(g); i > 0; i--, inputs += num_ * 64, codes += 2048) {  \
       TURNOUT_TILE_LOAD(4, inputs, 64);                                              \
       TURNOUT_TILE_LOAD(6, codes, 128);                                              \
       TURNOUT_TILE_LOAD(7, codes + 64, 128);                                         \
@@ -134,7 +136,7 @@ class StreamedCodes {
   }
 
   const int num_;
-  const int64_t groups_, tiles_, group_bytes_;
+  const int64_t groups_, tiles_, last_tiles_, group_bytes_;
   const uint8_t *const panel_, *const end_, *const next_;
   const Operand x_;
   float* const out_;

@@ -163,6 +163,45 @@ static inline void load_sums(const float* out, bool both) {
   TURNOUT_TILE_LOAD(2, out + 16 * 32, 128);
   TURNOUT_TILE_LOAD(3, out + 16 * 32 + 16, 128);
 }
+
+// Sixteen steps of weights that do not fill a tile, with zeros behind them: 0 times what lies there may be NaN.
+struct alignas(64) LastSteps {
+  uint8_t weights[16 * 128];
+
+  LastSteps(const uint8_t* from, int64_t steps) {
+    std::memcpy(weights, from, steps * 128);
+    std::memset(weights + steps * 128, 0, (16 - steps) * 128);
+  }
+};
+
+// Adds a K of one tile to tiles 0 to 3; the lower two are left alone where sixteen inputs are all. The barrier: gcc 12 does not
+// know that loads of tiles read memory.
+template <bool kCodes>
+TURNOUT_INLINE static inline void add_products(const uint8_t* inputs, int64_t stride, const uint8_t* weights, bool both) {
+  asm volatile("" ::: "memory");
+  TURNOUT_TILE_LOAD(4, inputs, stride);
+  TURNOUT_TILE_LOAD(6, weights, 128);
+  TURNOUT_TILE_LOAD(7, weights + 64, 128);
+  if constexpr (kCodes) {
+    TURNOUT_TILE_UNSIGNED(0, 4, 6);
+    TURNOUT_TILE_UNSIGNED(1, 4, 7);
+  } else {
+    TURNOUT_TILE_BF16(0, 4, 6);
+    TURNOUT_TILE_BF16(1, 4, 7);
+  }
+  if (!both) return;
+  TURNOUT_TILE_LOAD(5, inputs + 16 * stride, stride);
+  if constexpr (kCodes) {
+    TURNOUT_TILE_UNSIGNED(2, 5, 6);
+    TURNOUT_TILE_UNSIGNED(3, 5, 7);
+  } else {
+    TURNOUT_TILE_BF16(2, 5, 6);
+    TURNOUT_TILE_BF16(3, 5, 7);
+  }
+}
+static inline void add_bf16(const uint8_t* inputs, int64_t stride, const uint8_t* weights, bool both) {
+  add_products<false>(inputs, stride, weights, both);
+}
 #endif
 
 }  // namespace TURNOUT_ISA

@@ -14,35 +14,11 @@
 #include "inputs.h"
 #include "tile_ops.h"
 #include "vec16.h"
+#include "wide_groups.h"
 
 namespace TURNOUT_ISA {
 
 #if defined(TURNOUT_TILE_ZERO)
-// Sixteen steps of weights that do not fill a tile, with zeros behind them: 0 times what lies there may be NaN.
-struct alignas(64) LastSteps {
-  uint8_t weights[16 * 128];
-
-  LastSteps(const uint8_t* from, int64_t steps) {
-    std::memcpy(weights, from, steps * 128);
-    std::memset(weights + steps * 128, 0, (16 - steps) * 128);
-  }
-};
-
-// Adds a K of one tile to tiles 0 to 3; the lower two are left alone where sixteen inputs are all. The barrier: gcc 12 does not
-// know that loads of tiles read memory.
-static inline void add_bf16(const uint8_t* inputs, int64_t stride, const uint8_t* weights, bool both) {
-  asm volatile("" ::: "memory");
-  TURNOUT_TILE_LOAD(4, inputs, stride);
-  TURNOUT_TILE_LOAD(6, weights, 128);
-  TURNOUT_TILE_LOAD(7, weights + 64, 128);
-  TURNOUT_TILE_BF16(0, 4, 6);
-  TURNOUT_TILE_BF16(1, 4, 7);
-  if (!both) return;
-  TURNOUT_TILE_LOAD(5, inputs + 16 * stride, stride);
-  TURNOUT_TILE_BF16(2, 5, 6);
-  TURNOUT_TILE_BF16(3, 5, 7);
-}
-
 // Tiles of K [first, end) of a panel and of inputs in chunks, on top of what there is in `out` unless they are the first.
 template <bool kBoth, class Meanwhile>
 static void multiply_bf16_in_tiles(int num, const Panels& m, const uint8_t* panel, const uint8_t* inputs, int64_t first, int64_t end,
@@ -103,6 +79,7 @@ class PanelInTiles {
   // out[n * 32 + lane] for `num` inputs in chunks. `out` has room for all kTileInputs.
   template <class Meanwhile>
   void multiply(int num, const Operand& x, float* out, Meanwhile& meanwhile) {
+    if (is_wide_group(m_.bits, m_.group)) return m_.has_zeros ? stream_wide<true>(num, x, out, meanwhile) : stream_wide<false>(num, x, out, meanwhile);
     if (m_.bits != 16) return multiply_codes(num, x, out);
     if (num <= kFewRows) {
       const uint8_t* after = ++turn_ < count_ ? panel_ : next_;
@@ -119,9 +96,12 @@ class PanelInTiles {
     multiply_piece(num, x, 0, tiles_of_k(), panel_ + std::min(kFar, bytes_), 2048, panel_ + bytes_, out, meanwhile);
   }
 
-  // out[(row - first row) * 32 + lane] for the rows of all lots, `tiles`, of bfloat16; `out` has room for kTileInputs more.
+  // out[(row - first row) * 32 + lane] for the rows of all lots, `tiles`, of bfloat16 or of wide groups, but for lots of codes that
+  // are for vectors; `out` has room for kTileInputs more.
   template <class OperandOf, class Meanwhile>
   void multiply_all(const Tile* tiles, const OperandOf& operand_of, float* out, Meanwhile& meanwhile) {
+    if (m_.bits != 16 && m_.has_zeros) return multiply_wide<true>(tiles, operand_of, out, meanwhile);
+    if (m_.bits != 16) return multiply_wide<false>(tiles, operand_of, out, meanwhile);
     const int64_t all = tiles_of_k(), pieces = (all + kMostOfPiece - 1) / kMostOfPiece, lot = bytes_ / (count_ * pieces);
     const uint8_t* ahead = next_;
     for (int64_t piece = 0; piece < pieces; piece++) {
@@ -155,6 +135,33 @@ class PanelInTiles {
     take();
     if (num > 16) return multiply_bf16_in_tiles<true>(num, m_, panel_, x.words, first, end, ahead, pace, ahead_end, out, meanwhile);
     multiply_bf16_in_tiles<false>(num, m_, panel_, x.words, first, end, ahead, pace, ahead_end, out, meanwhile);
+  }
+
+  template <bool kZeros, class OperandOf, class Meanwhile>
+  void multiply_wide(const Tile* tiles, const OperandOf& operand_of, float* out, Meanwhile& meanwhile) {
+    take();
+    WideGroups<kZeros> groups(m_, panel_);
+    const int64_t num_groups = m_.groups(), pace = bytes_ / std::max<int64_t>(1, count_ * (m_.steps() / 16)) + 1;
+    const uint8_t *ahead = next_, *due = next_, *end = next_ + bytes_;
+    const auto fetch_next = [&](const uint8_t*) TURNOUT_INLINE { ahead = fetch(ahead, due += pace, end); };
+    for (int64_t g = 0; g < num_groups; g++)
+      for (int64_t i = 0; i < count_; i++)
+        if (in_tiles(m_.bits, tiles[i].num))
+          groups.multiply(tiles[i].num, operand_of(tiles[i]), g, out + (tiles[i].first - tiles[0].first) * 32, fetch_next, meanwhile);
+    groups.rest();
+  }
+
+  // Of inputs that are all there are: the panel comes from memory meanwhile.
+  template <bool kZeros, class Meanwhile>
+  void stream_wide(int num, const Operand& x, float* out, Meanwhile& meanwhile) {
+    take();
+    WideGroups<kZeros> groups(m_, panel_);
+    const auto fetch_panel = [&](const uint8_t* at) TURNOUT_INLINE {
+      const uint8_t* ahead = ahead_of(at, panel_ + bytes_, next_, kFarBytes);
+      for (int64_t i = 0; i < 2048; i += 64) fetch_line<true>(ahead + i, at + i);
+    };
+    for (int64_t g = 0; g < m_.groups(); g++) groups.multiply(num, x, g, out, fetch_panel, meanwhile);
+    groups.rest();
   }
 
   void multiply_codes(int num, const Operand& x, float* out) {

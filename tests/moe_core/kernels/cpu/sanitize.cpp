@@ -1,4 +1,5 @@
 // Calls every kernel at odd sizes on buffers of exactly their size, for the address and undefined-behaviour sanitizers.
+#include <array>
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -85,9 +86,9 @@ static void mixtures(int64_t T, int64_t E, int64_t k, int64_t D, int64_t F) {
   Exact<uint16_t> up_bias = bfloats(E * 2 * F), down_bias = bfloats(E * D);
   const turnout::Gating clamped{turnout::kClamped, 1.7f, 2.0f, up_bias.get(), down_bias.get()};
   for (int bits : {16, 8, 4})
-    for (bool symmetric : {true, false}) {
-      // Small groups have a way of their own in tiles.
-      const int group = symmetric ? 32 : 64;
+    for (bool symmetric : {true, false})
+      // Small groups have a way of their own in tiles, and wide ones of 8 bits.
+      for (int group : symmetric ? std::array<int, 2>{32, 768} : std::array<int, 2>{64, 256}) {
       Packed gate_up(E, 2 * F, D, bits, group, symmetric, true), down(E, D, F, bits, group, symmetric);
       Packed up(E, F, D, bits, group, symmetric);
       for (turnout::Gating gating : {turnout::Gating{}, clamped})
@@ -180,7 +181,7 @@ static void rounded(int64_t rows, int64_t cols) {
   for (int64_t i = 0; i < rows * cols; i++) wide.get()[i] = normal(chance) * (i % 3 ? 1.0f : 1e-9f);
   if (rows > 1) wide.get()[0] = 1e38f, wide.get()[cols] = std::numeric_limits<float>::quiet_NaN();
   for (int bits : {8, 4})
-    for (int group : {32, 128})
+    for (int group : {32, 128, 1024})
       for (int symmetric : {1, 0}) {
         const int64_t groups = (cols + group - 1) / group;
         Exact<uint8_t> codes(rows * ((cols * bits + 7) / 8)), zeros(rows * groups);

@@ -26,7 +26,7 @@ SIZES = [
 FORMATS = [
     ExpertQuantSpec.parse({"bits": bits, "group_size": group, "symmetric": symmetric})
     for bits in (8, 4)
-    for group, symmetric in ((32, True), (64, False), (128, True))
+    for group, symmetric in ((32, True), (64, False), (128, True), (256, False), (768, True))
 ]
 
 
@@ -226,10 +226,10 @@ def test_neither_threads_nor_company_change_a_bit(kernels, form: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "group"), [(16, 0), (8, 32), (8, 64), (8, 128), (4, 32), (4, 64), (4, 128)], ids=str
+    ("form", "group"), [(16, 0), (8, 32), (8, 64), (8, 128), (8, 256), (8, 768), (4, 32), (4, 64), (4, 128), (4, 256)], ids=str
 )
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize(("rows", "columns"), [(33, 33), (130, 576)])
+@pytest.mark.parametrize(("rows", "columns"), [(33, 33), (130, 576), (40, 1590)])
 def test_a_row_of_a_map_has_the_same_bits_beside_any_number_of_others(
     kernels, form, group, symmetric, rows, columns
 ) -> None:

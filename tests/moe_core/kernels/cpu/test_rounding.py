@@ -14,7 +14,7 @@ from tests.moe_core.kernels.cpu.conftest import poisoned
 FORMATS = [
     ExpertQuantSpec.parse({"bits": bits, "group_size": group, "symmetric": symmetric})
     for bits in (8, 4)
-    for group, symmetric in ((32, True), (64, False), (128, True))
+    for group, symmetric in ((32, True), (64, False), (128, True), (256, False), (1024, True))
 ]
 
 

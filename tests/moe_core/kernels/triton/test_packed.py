@@ -24,6 +24,9 @@ SPECS = [
     ExpertQuantSpec(bits=4, group_size=32, symmetric=True),
     ExpertQuantSpec(bits=4, group_size=64, symmetric=False),
     ExpertQuantSpec(bits=8, group_size=128, symmetric=True),
+    # Several steps that share a scale.
+    ExpertQuantSpec(bits=8, group_size=256, symmetric=False),
+    ExpertQuantSpec(bits=4, group_size=768, symmetric=True),
 ]
 
 
@@ -41,8 +44,9 @@ def both(layer: Layer, spec: ExpertQuantSpec) -> tuple[torch.Tensor, torch.Tenso
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{s.bits}-bit/{s.group_size}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_codes_give_what_widened_weights_give(device, spec, dtype) -> None:
-    # 70 and 45 leave a short last group, and an odd row leaves half a byte.
-    found, truth = both(Layer.random(device, 7, 70, 3, 2, 45, dtype), spec)
+    # Widths leave a short last group, and an odd row leaves half a byte.
+    width, num_ff = (70, 45) if spec.group_size <= 128 else (550, 805)
+    found, truth = both(Layer.random(device, 7, width, 3, 2, num_ff, dtype), spec)
     assert error(found, truth) < TOLERANCE[dtype]
 
 
@@ -105,7 +109,7 @@ def test_only_few_rows_on_a_gpu_take_a_map_s_codes() -> None:
 
 def test_the_cpu_never_takes_it() -> None:
     layer = Layer.random(torch.device("cpu"), 3, 64, 4, 2, 32)
-    assert not supports(layer.hidden, layer.ids, SPECS[0])
+    assert not supports(layer.hidden, layer.ids)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the interpreter would take hours")
