@@ -141,7 +141,7 @@ def _of_codes(name: str, tile: Tile, order: dict[str, str], way: Mapping[str, An
         name, packed.packed_kernel,
         {"x_ptr": "*bf16", "out_ptr": "*bf16", "codes_ptr": "*u8", "scales_ptr": "*fp16", "zeros_ptr": "*u8"}
         | order | dict.fromkeys(ints, "i32"),
-        {"TOP_K": 8, "BITS": 4, "GROUP": 64, "HAS_ZEROS": True, **way} | PLAIN,
+        {"TOP_K": 8, "BITS": 4, "GROUP": 64, "SHARE": 1, "HAS_ZEROS": True, **way} | PLAIN,
         tile, lambda tile: packed.blocks(tile, 64),
     )  # fmt: skip
 

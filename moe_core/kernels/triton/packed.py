@@ -44,7 +44,7 @@ def packed_kernel(
     TOP_K: tl.constexpr, ONE: tl.constexpr, PAIRED: tl.constexpr, UNROLL: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr,
-    UPCAST: tl.constexpr, PRECISION: tl.constexpr, SHARE: tl.constexpr = 1,
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     """A tile of rows times BLOCK_N rows of a packed weight; PAIRED: gate and up rows in turn, then the gating.
 

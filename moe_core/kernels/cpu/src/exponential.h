@@ -21,7 +21,7 @@ static inline F16 exp2_16(F16 x) {
   return mul(power, two_to_last_bits(shifted));
 }
 
-// The same for shares that are rounded to bfloat16 at once: of the polynomials of the fourth degree from 0 to 1 that are 1 at 0 the
+// The same for what is rounded to bfloat16 at once, shares and gates: of the polynomials of the fourth degree from 0 to 1 that are 1 at 0 the
 // one whose relative error is least, 2.9e-6. Half of the instructions; what is below 2^-126 may or may not be 0.
 static inline F16 share_exp2_16(F16 x) {
 #if defined(__AVX512DQ__)
