@@ -2,7 +2,7 @@
 
 smollm2        SmolLM2-135M-Instruct, dense (134.5 M)
 smol-moe-8x    upcycled from it: 8 experts in each of 30 layers, top-2 (692 M, 214 M active)
-smol-moe-8x-q8   the same with experts, attention and head in 8 bits, groups of 64
+smol-moe-8x-q8r  the same with experts, attention and head in 8 bits, groups of 768 on a rotated stream
 smol-moe-8x-q4   the same with experts and attention in 4 bits, groups of 32, and the head in 8 bits
 dense-big      random, dense, as many weights in all as smol-moe-8x
 qwen3moe-64e   random, 12 layers of 64 experts, top-8 (989 M)
@@ -107,11 +107,11 @@ def _save_random(spec: ModelSpec, path: Path, home: Path) -> None:
 BUILDERS: dict[str, Callable[[Path, Path], None]] = {
     "smollm2": _smollm2,
     "smol-moe-8x": _upcycled,
-    "smol-moe-8x-q8": _packed(8),
+    "smol-moe-8x-q8r": _packed(8),
     "smol-moe-8x-q4": _packed(4),
     "dense-big": _dense_big,
     "qwen3moe-64e": _fine_grained,
     "quick": _quick,
-    "quick-q8": _packed(8, "quick"),
+    "quick-q8r": _packed(8, "quick"),
     "quick-q4": _packed(4, "quick"),
 }

@@ -2,7 +2,8 @@
 
 Norms by the root mean square do not see a rotation, once their weights are taken into the maps behind them. So the embedding
 and whatever writes to the stream are turned one way, and whatever reads it the other. What stood out in a few columns is
-spread over all of them: 8 bits then do with one scale for many more columns, which products in tiles are faster by.
+spread over all of them: 8 bits then do with one scale for many more columns, which products in tiles are faster by. What
+stands out inside experts is not in the stream; it is levelled (`level.py`).
 
 Shapes: D model width, as p times an odd m where p is a power of two.
 Source: Ashkboos et al. 2024, "QuaRot", arXiv 2404.00456 (the stream alone; nothing is turned while the model runs).
@@ -19,6 +20,7 @@ from moe_core.experts import GroupedExperts
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.heads import Attention, LatentAttention
 from moe_core.model.layers import DenseMlp, MoeMlp, RmsNorm, ZeroCentredRmsNorm
+from moe_core.operations.level import level
 from moe_core.operations.parts import rebuilt
 
 # A width whose odd part is larger is turned in blocks of its power of two.
@@ -135,6 +137,7 @@ def _turn_mixture(mlp: MoeMlp, before_D: Tensor) -> None:
         _writes(down_DF, 0)
     if experts.down_bias_ED is not None:
         _writes(experts.down_bias_ED, 1)
+    level(experts)
     if mlp.shared_expert is not None:
         _turn_dense(mlp.shared_expert, before_D)
     if mlp.shared_gate is not None:
