@@ -58,23 +58,31 @@ def turned(weight: Tensor, axis: int) -> Tensor:
 
     Times its own transpose the rotation is the identity.
     """
-    out = weight.float().movedim(axis, -1)
-    width = out.shape[-1]
-    power = width & -width
-    odd = width // power
-    out = _hadamard(out.reshape(*out.shape[:-1], odd, power)) * power**-0.5
-    if 1 < odd <= MOST_ODD:
-        out = torch.einsum("...mp,mn->...np", out, _cosines(odd).to(out.device))
-    return out.flatten(-2).movedim(-1, axis)
+    rows = weight.float().movedim(axis, -1)
+    sizes = _parts(rows.shape[-1])
+    out = rows.unflatten(-1, sizes)
+    for place, size in enumerate(sizes, -len(sizes)):
+        if size > 1 and size <= MOST_ODD:
+            matrix = (_cosines if size % 2 else _hadamard)(size).to(out.device)
+            out = (out.movedim(place, -1) @ matrix).movedim(-1, place)
+    return out.flatten(-len(sizes)).movedim(-1, axis)
 
 
-def _hadamard(rows: Tensor) -> Tensor:
-    half = 1
-    while half < rows.shape[-1]:
-        first, second = rows.unflatten(-1, (-1, 2, half)).unbind(-2)
-        rows = torch.stack([first + second, first - second], dim=-2).flatten(-3)
-        half *= 2
-    return rows
+def _parts(width: int) -> list[int]:
+    """The odd part of a width, and powers of two of at most 64: a rotation of each by itself is one of all."""
+    sizes, power = [width // (width & -width)], width & -width
+    while power > 1:
+        sizes.append(min(64, power))
+        power //= sizes[-1]
+    return sizes
+
+
+def _hadamard(power: int) -> Tensor:
+    """Sylvester's matrix, scaled to be orthogonal: (p, p) float32."""
+    matrix = torch.ones(1, 1)
+    while matrix.shape[0] < power:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix * power**-0.5
 
 
 def _cosines(odd: int) -> Tensor:
