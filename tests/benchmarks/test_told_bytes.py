@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.bounds import active_weights
-from benchmarks.models import GROUPS
 from moe_core.spec import ModelSpec
 
+# Of the models that the page has these figures of; those in 8 bits have had wider groups since.
+GROUPS = {8: 64, 4: 32}
 PAGE = Path(__file__).resolve().parents[2] / "docs/explanation/performance.md"
 # smol-moe-8x: SmolLM2-135M with 8 experts in each layer, two of them chosen.
 SHAPES = {
