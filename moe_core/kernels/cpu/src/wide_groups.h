@@ -1,7 +1,7 @@
 // Products in tiles of bytes in groups of kWideGroup columns or more, read where they lie in their panel.
 //
 // A group's sums are scaled once for many products, so that nothing need be hidden behind them and no panel is made signed before.
-// They are exact: the bits are those of vectors (multiply.h).
+// Sums are exact, and rounded to float32 as vectors round them: the bits are theirs (multiply.h).
 #pragma once
 #include "each.h"
 #include "tile_ops.h"
