@@ -70,7 +70,7 @@ class QuantiseForm(OperateForm):
         help_text=_("Beside experts in 4 bits, 8 cost the least for what they save."),
     )  # fmt: skip
     rotate = forms.BooleanField(
-        label=_("Rotate first"), required=False,
+        label=_("Rotate first"), required=False, initial=False,
         help_text=_(
             "Spreads what stands out in a few columns over all of them, and keeps the function. With it 8 bits do with "
             "a scale for 256 to 768 weights, which long prompts are faster by; 4 bits lose by it."

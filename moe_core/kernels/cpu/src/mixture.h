@@ -233,7 +233,8 @@ static void down_panels(Workspace& space, const Panels& down, const bf16* down_b
       if (down_bias) widen_bias(down_bias, expert * D + p * 32, D - p * 32, bias[which = 1 - which], 32);
     }
   }
-  use(0, made.num_rows);
+  // Of no token at all there is no expert either.
+  if (num_active) use(0, made.num_rows);
   const int64_t d0 = p0 * 32, width = std::min(D, p1 * 32) - d0;
   for (int64_t t = 0; t < T; t++)
     for (int64_t d = 0; d < width; d++) out[t * D + d0 + d] = narrow(totals[t * stride + d]);
