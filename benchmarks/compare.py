@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 MOST_GAP = 0.02
 # Behind routers at random, which choose other experts for what is only rounded in another order: in 16 bits (0.056 seen,
 # where both sides' tokens were those of every instruction set), and of inputs in 8 bits; any token lacks a half.
-MOST_GAP_AT_RANDOM = {"quick": 0.1, "quick-q8r": 0.35, "quick-q4": 0.35}
+MOST_GAP_AT_RANDOM = {"quick": 0.1, "quick-q8r": 0.35, "quick-q4s": 0.35}
 CACHED_BYTES = 100e6
 
 
@@ -249,7 +249,7 @@ def contestants(home: Path, threads: int, *, quick: bool) -> tuple[list[Entry], 
     peer = Entry("transformers bf16", "transformers", base, threads)
     entries = [peer, Entry("turnout bf16", "turnout", base, threads)]
     references = {entry.name: peer for entry in entries}
-    for suffix, label in (("q8r", "turnout 8 bits"), ("q4", "turnout 4 bits")):
+    for suffix, label in (("q8r", "turnout 8 bits"), ("q4s", "turnout 4 bits")):
         packed = model_dir(f"{base.name}-{suffix}", home)
         entries.append(Entry(label, "turnout", packed, threads))
         references[label] = Entry(f"{label}, reference", "torch", packed, threads)

@@ -3,7 +3,8 @@
 smollm2        SmolLM2-135M-Instruct, dense (134.5 M)
 smol-moe-8x    upcycled from it: 8 experts in each of 30 layers, top-2 (692 M, 214 M active)
 smol-moe-8x-q8r  the same with experts, attention and head in 8 bits, groups of 768 on a rotated stream
-smol-moe-8x-q4   the same with experts and attention in 4 bits, groups of 32, and the head in 8 bits
+smol-moe-8x-q4s  the same with experts and attention in 4 bits, groups of 32 whose scales have a common one for 256, neurons
+               levelled, and the head in 8 bits
 dense-big      random, dense, as many weights in all as smol-moe-8x
 qwen3moe-64e   random, 12 layers of 64 experts, top-8 (989 M)
 """
@@ -29,7 +30,8 @@ from moe_core.spec.operations import QuantiseSpec, UpcycleSpec
 # Of upcycled experts, relative to each matrix: routers of equal experts would choose between nothings.
 NOISE, ROUTER_STD = 1e-3, 0.05
 # Of 8 bits, of a rotated stream; of 4, with which a model has as many bytes as one of llama.cpp's Q4_0, and its head in 8.
-EIGHT, FOUR, HEAD = ({"bits": 8, "group_size": 768}, {"bits": 4, "group_size": 32}, {"bits": 8, "group_size": 64})
+EIGHT, HEAD = {"bits": 8, "group_size": 768}, {"bits": 8, "group_size": 64}
+FOUR = {"bits": 4, "group_size": 32, "super_group_size": 256}
 
 
 def model_dir(name: str, home: Path) -> Path:
@@ -58,7 +60,7 @@ def _packed(bits: int, of: str = "smol-moe-8x") -> Callable[[Path, Path], None]:
     def build(path: Path, home: Path) -> None:
         source = model_dir(of, home)
         own, head = (EIGHT, EIGHT) if bits == 8 else (FOUR, HEAD)
-        spec = QuantiseSpec.parse({"quantisation": own, "attention": own, "head": head, "rotate": bits == 8})
+        spec = QuantiseSpec.parse({"quantisation": own, "attention": own, "head": head, "rotate": bits == 8, "level": True})
         packed, _ = quantise(moe_core.load(source, "bfloat16"), spec)
         has_tokenizer = (source / "tokenizer.json").exists()
         moe_core.save(packed, path, dtype="bfloat16", tokenizer_from=source if has_tokenizer else None)
@@ -108,10 +110,10 @@ BUILDERS: dict[str, Callable[[Path, Path], None]] = {
     "smollm2": _smollm2,
     "smol-moe-8x": _upcycled,
     "smol-moe-8x-q8r": _packed(8),
-    "smol-moe-8x-q4": _packed(4),
+    "smol-moe-8x-q4s": _packed(4),
     "dense-big": _dense_big,
     "qwen3moe-64e": _fine_grained,
     "quick": _quick,
     "quick-q8r": _packed(8, "quick"),
-    "quick-q4": _packed(4, "quick"),
+    "quick-q4s": _packed(4, "quick"),
 }

@@ -1,6 +1,6 @@
 """What a busy neighbour costs decoding: one thread, two, and the engine's own choice in turn, beside processes that burn.
 
-    python -m benchmarks.neighbour [--home DIR] [--models smol-moe-8x-q4 smol-moe-8x-q8r] [--threads 2] [--rounds 8]
+    python -m benchmarks.neighbour [--home DIR] [--models smol-moe-8x-q4s smol-moe-8x-q8r] [--threads 2] [--rounds 8]
 
 One engine and one model; a round decodes the same prompt on a fixed single thread, on all of them, and by the policy
 (`moe_core/engine/thread_policy.py`), in an order that turns from round to round, and the tokens must be the same. The policy
@@ -125,7 +125,7 @@ def rows(model: str, one: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--home", type=Path)
-    parser.add_argument("--models", nargs="+", default=["smol-moe-8x-q4", "smol-moe-8x-q8r"])
+    parser.add_argument("--models", nargs="+", default=["smol-moe-8x-q4s", "smol-moe-8x-q8r"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--neighbours", type=int, nargs="+", default=[0, 1, 2])

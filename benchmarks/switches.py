@@ -65,7 +65,7 @@ NAMES = {
     "prior": "a domain prior on, no choice changed",
     "gate": "a gate of 64 rows in place of 8",
 }
-MODELS = {"16": "smol-moe-8x", "8": "smol-moe-8x-q8r", "4": "smol-moe-8x-q4"}
+MODELS = {"16": "smol-moe-8x", "8": "smol-moe-8x-q8r", "4": "smol-moe-8x-q4s"}
 WORST = "4 layers, 16 bits"
 
 

@@ -30,7 +30,7 @@ from standalone import processes
 from standalone.demo import demo_access
 from standalone.instance import Instance, running_instance
 
-FORMATS = {"16 bits": ("bf16", ""), "8 bits": ("w8", "-q8r"), "4 bits": ("w4", "-q4")}
+FORMATS = {"16 bits": ("bf16", ""), "8 bits": ("w8", "-q8r"), "4 bits": ("w4", "-q4s")}
 SEQUENCES, STEP_TOKENS = 16, 512
 START_PATIENCE_S, READY_PATIENCE_S, STOP_PATIENCE_S = 300.0, 300.0, 90.0
 

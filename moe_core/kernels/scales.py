@@ -3,7 +3,8 @@
 In 8 bits the range decides. In 4 bits a code is a sixteenth of it, and the scale that leaves the least squared error is
 looked for: between scales that make the largest weight code 6.8 to 9.4 (those beyond the last code are cut off), or, with
 a zero point, between ranges whose ends are drawn in by up to 24 %; then least squares for the codes that were found. A
-symmetric scale has the sign that makes the largest weight the code that lies furthest from zero.
+symmetric scale has the sign that makes the largest weight the code that lies furthest from zero. In super-groups the scales
+that were found become whole times a common one (`moe_core.kernels.factors`).
 
 Shapes: … any leading axes, G groups of a row, N weights of a group.
 Source: the search over scales of llama.cpp's k-quants (`make_qx_quants`, Kawrakow 2023); the grids and their figures are in
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moe_core.kernels.factors import MOST, common_scale, factors_of, grouped_scales
 from moe_core.spec.quantisation import ExpertQuantSpec
 
 TRIES, LEAST_TOP, TOP_STEP = 6, 6.8, 0.52
@@ -43,7 +45,8 @@ def fitted(grouped: Tensor, spec: ExpertQuantSpec) -> tuple[Tensor, Tensor]:
         if spec.bits == 8:
             return stored(largest.abs() / (zero - 1.0)), zero
         tries = [(-largest / (LEAST_TOP + TOP_STEP * i), zero) for i in range(TRIES)]
-        return _best(grouped, tries, top)
+        scale, zero = _best(grouped, tries, top)
+        return (scale if spec.super_group_size is None else _of_common(grouped, scale, zero, top, spec)), zero
     if spec.bits == 8:
         return _between(low, high, top)
     shares = [1.0 - END_STEP * i for i in range(ENDS)]
@@ -76,6 +79,20 @@ def _best(grouped: Tensor, tries: list[tuple[Tensor, Tensor]], top: float) -> tu
         wanted = torch.where(squares > 0, (codes * grouped).sum(-1) / squares.clamp(min=1e-30), 0.0)
         _attempt(grouped, wanted, best.zero, top, best)
     return best.scale.to(torch.float16), best.zero
+
+
+def _of_common(grouped: Tensor, scale: Tensor, zero: Tensor, top: float, spec: ExpertQuantSpec) -> Tensor:
+    """Scales that are whole times a common one: the nearest, or the one beside it that leaves less squared error."""
+    wanted = grouped_scales(scale.float(), spec)
+    energy = _codes(grouped, scale, zero, top).square().sum(-1)
+    common = common_scale(wanted, grouped_scales(energy, spec))[..., None]
+    near = factors_of(wanted, common[..., 0])
+    best = Fit(torch.zeros_like(zero), zero, torch.full_like(zero, torch.inf))
+    for beside in (0, -1, 1):
+        factor = torch.where(near > 0, (near + beside).clamp(1, MOST), 0.0)
+        tried = (factor * common * wanted.sign()).flatten(-2)[..., : scale.shape[-1]]
+        _attempt(grouped, tried, zero, top, best)
+    return best.scale.to(torch.float16)
 
 
 def _attempt(grouped: Tensor, wanted: Tensor, zero: Tensor, top: float, best: Fit) -> None:

@@ -26,6 +26,7 @@ from moe_core.model.layers import MoeMlp
 from moe_core.model.packed_linear import PackedLinear
 from moe_core.model.seq2seq import EncoderDecoder
 from moe_core.operations import packed_bytes
+from moe_core.operations.level import level
 from moe_core.operations.parts import check_spec, foretold, moe_part, rebuilt, tensors_of
 from moe_core.operations.passes import compare
 from moe_core.operations.prompts import Prompts, check_prompts
@@ -66,11 +67,13 @@ def quantise(
             raise SpecError("prompts are measured on decoders; quantise an encoder–decoder without them")
         if spec.rotate:
             raise SpecError.of("rotates_decoders")
+        if spec.level:
+            raise SpecError.of("levels_decoders")
         return quantise_seq2seq(model, spec, watch)
     check_prompts(prompts, or_none=True)
     # What cannot be is refused before anything is turned.
     foretold(model, spec)
-    source = rotated(model) if spec.rotate else model
+    source = _prepared(model, spec)
     packed = pack(source, spec, watch)
     errors: list[dict[str, float]] = []
     for old, new in zip(source.moe_layers(), packed.moe_layers(), strict=True):
@@ -81,6 +84,7 @@ def quantise(
     report = {
         "kind": spec.kind,
         **spec.quantisation.model_dump(),
+        "level": spec.level,
         "rotate": spec.rotate,
         "error": errors,
         **_map_errors(source, packed),
@@ -95,6 +99,7 @@ def quantise(
 def pack(model: Decoder, spec: QuantiseSpec, watch: Watch = unwatched) -> Decoder:
     """The model with packed experts, and packed maps where wanted, without a report of what it cost.
 
+    It is packed as it is: `rotate` and `level` are for `quantise`.
     Raises SpecError for a model that is packed already or has no experts, and for weights that are not finite.
     """
     packed = rebuilt(model, foretold(model, spec))
@@ -110,6 +115,19 @@ def pack(model: Decoder, spec: QuantiseSpec, watch: Watch = unwatched) -> Decode
         packed_bytes.check_finite(weight, sentence, name=name, layer=layer)
         target.pack(weight)
     return packed
+
+
+def _prepared(model: Decoder, spec: QuantiseSpec) -> Decoder:
+    """The same function, rotated or levelled as asked; the model itself where neither is."""
+    if spec.rotate:
+        return rotated(model)
+    if not spec.level:
+        return model
+    new = rebuilt(model, model.spec)
+    for layer in new.moe_layers():
+        assert isinstance(layer.experts, GroupedExperts)
+        level(layer.experts)
+    return new
 
 
 def _expert_weights(layer: MoeMlp) -> dict[str, Tensor]:

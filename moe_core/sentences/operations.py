@@ -167,6 +167,11 @@ OPERATIONS: Mapping[str, str] = {
         "the output map has {count} weights that are not finite, and cannot be packed; "
         "start from a sound copy of the model"
     ),
+    "super_groups_of_other_codes": (
+        "super_group_size {super_group_size} is for 4 bits in symmetric groups of 32, and these are {bits} bits in groups "
+        "of {group_size}; leave it out, or choose those"
+    ),
+    "levels_decoders": "only experts of decoders are levelled; leave level out for an encoder–decoder",
     "rotates_decoders": "only decoders are rotated; leave rotate out for an encoder–decoder",
     "rotates_own_head": (
         "rotating needs an output map of its own, and this model's is its embedding; pack the head too, "

@@ -199,6 +199,8 @@ class QuantiseSpec(Spec):
     """The same of attention's maps; null leaves them in 16 bits."""
     head: ExpertQuantSpec | None = None
     """The same of the output map. Beside experts in 4 bits, 8 for the head cost the least for what they save."""
+    level: bool = False
+    """Level and sort the experts' neurons first, which keeps the function: every packing then loses less."""
     rotate: bool = False
     """Turn the residual stream and level the experts' neurons first, which keeps the function: 8 bits in groups of 256 or
     more then lose no more than in groups of 64. 4 bits in groups of 32 lose more by it."""

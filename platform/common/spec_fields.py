@@ -100,7 +100,7 @@ def spec_field(schema: type[Spec], name: str, ask: Ask, **more: Any) -> forms.Fi
     options |= more
     made: forms.Field
     if "enum" in facts:
-        made = _choice(facts["enum"], ask, options)
+        made = _choice(facts, ask, options)
     elif facts.get("type") == "boolean":
         made = forms.BooleanField(**{**options, "required": False}, widget=Switch)
     elif facts.get("type") == "integer":
@@ -114,9 +114,11 @@ def spec_field(schema: type[Spec], name: str, ask: Ask, **more: Any) -> forms.Fi
     return made
 
 
-def _choice(values: Iterable[Any], ask: Ask, options: dict[str, Any]) -> forms.Field:
-    values = list(values)
+def _choice(facts: Mapping[str, Any], ask: Ask, options: dict[str, Any]) -> forms.Field:
+    values = list(facts["enum"])
     choices = [(value, ask.words.get(value, str(value))) for value in values]
+    if facts["nullable"]:
+        choices.insert(0, ("", ask.words.get(None, _("none"))))
     coerce: Callable[[Any], Any] = type(values[0])
     return forms.TypedChoiceField(choices=choices, coerce=coerce, empty_value=None, **options)
 

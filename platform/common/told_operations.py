@@ -99,6 +99,11 @@ OPERATIONS: Mapping[str, str] = {
         "The output map has %(count)s weights that are not finite, and cannot be packed; start from a sound "
         "version."
     ),
+    "super_groups_of_other_codes": gettext_noop(
+        "A common scale for %(super_group_size)s weights is for 4 bits in symmetric groups of 32; these are %(bits)s bits "
+        "in groups of %(group_size)s. Leave it out, or choose those."
+    ),
+    "levels_decoders": gettext_noop("Only experts of decoders are levelled; leave levelling out for an encoder–decoder."),
     "rotates_decoders": gettext_noop("Only decoders are rotated; leave rotating out for an encoder–decoder."),
     "rotates_own_head": gettext_noop(
         "Rotating needs an output map of its own, and this version's is its embedding; pack the output map too, in 8 "

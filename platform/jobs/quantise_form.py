@@ -18,7 +18,9 @@ from registry.operated import OPERATIONS
 TRUNK_BITS = [("", "16"), (8, "8"), (4, "4")]
 TRUNK = ("attention", "head")
 # What of their packing may differ from that of the experts.
-OWN = ("group_size", "symmetric")
+OWN = ("group_size", "symmetric", "super_group_size")
+# What is done to the weights before they are packed.
+FIRST = ("level", "rotate")
 TRUNK_OWN = tuple(f"{part}_{name}" for part in TRUNK for name in OWN)
 AS_EXPERTS = ("", _("as of the experts"))
 
@@ -38,6 +40,20 @@ def _symmetric(label: Any) -> forms.TypedChoiceField:
     )  # fmt: skip
 
 
+def _super_group_size(label: Any) -> forms.TypedChoiceField:
+    sizes = [(size, str(size)) for size in facts_of(ExpertQuantSpec, "super_group_size")["enum"]]
+    return forms.TypedChoiceField(
+        label=label, coerce=int, choices=[AS_EXPERTS, (0, _("none")), *sizes], empty_value=None, required=False
+    )
+
+
+def _without_misfit(packing: dict[str, Any]) -> dict[str, Any]:
+    """A packing as a specification has it: no common scale where there is none, or where its codes cannot have one."""
+    fields = {name: value for name, value in packing.items() if name != "super_group_size"}
+    fits = ExpertQuantSpec.parse(fields).takes_super_groups
+    return packing if fits and packing.get("super_group_size") else fields
+
+
 def flat_packing(operation: Mapping[str, Any]) -> dict[str, Any]:
     """An operation that packs, one name a field as the form has them; None where a part is left alone, or as the experts."""
     experts = operation.get("quantisation") or {}
@@ -47,6 +63,8 @@ def flat_packing(operation: Mapping[str, Any]) -> dict[str, Any]:
         packing = operation.get(part) or {}
         flat[part] = packing.get("bits")
         own = {name: packing[name] for name in OWN if name in packing and packing[name] != experts.get(name)}
+        if packing and packing != _without_misfit({**experts, **packing}):
+            own["super_group_size"] = packing.get("super_group_size") or 0
         flat |= {f"{part}_{name}": own.get(name) for name in OWN}
     return flat
 
@@ -60,6 +78,13 @@ class QuantiseForm(OperateForm):
         "bits": Ask(_("Experts, bits")),
         "group_size": Ask(_("Weights that share a scale")),
         "symmetric": Ask(_("Symmetric"), _("Without a zero point: smaller, a little less exact.")),
+        "super_group_size": Ask(
+            _("Weights with a common scale"),
+            _(
+                "For 4 bits in symmetric groups of 32, whose scales are then whole times a common one. Long prompts become "
+                "about twice as fast; level neurons too, and answers stay as exact."
+            ),
+        ),
     }
 
     attention = forms.TypedChoiceField(
@@ -69,22 +94,28 @@ class QuantiseForm(OperateForm):
         label=_("Output map, bits"), coerce=int, choices=TRUNK_BITS, empty_value=None, required=False,
         help_text=_("Beside experts in 4 bits, 8 cost the least for what they save."),
     )  # fmt: skip
+    level = forms.BooleanField(
+        label=_("Level neurons first"), required=False, initial=False,
+        help_text=_("Makes the neurons of each expert alike and sorts them; the function stays, and packing loses less."),
+    )  # fmt: skip
     rotate = forms.BooleanField(
         label=_("Rotate first"), required=False, initial=False,
         help_text=_(
             "Spreads what stands out in a few columns over all of them, and keeps the function. With it 8 bits do with "
-            "a scale for 256 to 768 weights, which long prompts are faster by; 4 bits lose by it."
+            "a scale for 256 to 768 weights, which long prompts are faster by; 4 bits lose by it. Neurons are levelled too."
         ),
     )  # fmt: skip
     attention_group_size = _group_size(_("Attention, weights that share a scale"))
     attention_symmetric = _symmetric(_("Attention, symmetric"))
+    attention_super_group_size = _super_group_size(_("Attention, weights with a common scale"))
     head_group_size = _group_size(_("Output map, weights that share a scale"))
     head_symmetric = _symmetric(_("Output map, symmetric"))
+    head_super_group_size = _super_group_size(_("Output map, weights with a common scale"))
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         # Experts first: they are nearly all of the weights.
-        self.order_fields([*self.asks, *TRUNK, "rotate", *TRUNK_OWN])
+        self.order_fields([*self.asks, *TRUNK, *FIRST, *TRUNK_OWN])
 
     @property
     def own_fields(self) -> list[BoundField]:
@@ -108,10 +139,12 @@ class QuantiseForm(OperateForm):
 
     def operation(self) -> dict[str, Any]:
         """How each part is packed; what is not said of one is as of the experts."""
-        experts = {name: value for name, value in super().operation().items() if name != "kind"}
-        packings = {part: {**experts, **self._own(part)} for part in TRUNK if self.cleaned_data.get(part)}
-        turned = {"rotate": True} if self.cleaned_data["rotate"] else {}
-        return {"kind": self.kind, "quantisation": experts, **packings, **turned}
+        experts = {name: value for name, value in super().operation().items() if name != "kind" and value is not None}
+        packings = {
+            part: _without_misfit({**experts, **self._own(part)}) for part in TRUNK if self.cleaned_data.get(part)
+        }
+        first = {name: True for name in FIRST if self.cleaned_data[name]}
+        return {"kind": self.kind, "quantisation": experts, **packings, **first}
 
     def _own(self, part: str) -> dict[str, Any]:
         said = {

@@ -15,7 +15,7 @@ from typing import Any
 from moe_core.kernels.cpu.build import library_path
 
 logger = logging.getLogger(__name__)
-ABI = 8
+ABI = 9
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 _TYPES = {"P": _POINTER, "i": _INT, "L": _LONG, "f": _FLOAT}
@@ -64,7 +64,7 @@ class Library:
         self.pack.argtypes = [_POINTER] * 4
         self.pack.restype = None
         self.quantise = library.turnout_quantise
-        self.quantise.argtypes = [_POINTER, _INT, _LONG, _LONG, _INT, _INT, _INT, *[_POINTER] * 3]
+        self.quantise.argtypes = [_POINTER, _INT, _LONG, _LONG, *[_INT] * 4, *[_POINTER] * 3]
         self.quantise.restype = None
         self.read_memory = library.turnout_read_memory
         self.read_memory.argtypes = [_POINTER, _LONG]

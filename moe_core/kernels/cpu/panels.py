@@ -21,13 +21,16 @@ from moe_core.errors import SpecError
 from moe_core.kernels.cpu.native import library
 from moe_core.kernels.cpu.plan import GatingPlan
 from moe_core.kernels.cpu.shelf import place_for
+from moe_core.kernels.factors import split
 from moe_core.kernels.gating import PLAIN, Gating
 from moe_core.kernels.packing import Packed
 from moe_core.spec.quantisation import ExpertQuantSpec
 
 LANES, STEP_BYTES = 32, 128
-# Before the codes of a group: its scales, and its zero points filled up to a line.
+# Before the codes of a group: its scales, and its zero points filled up to a line, or its factors.
 SCALE_BYTES, ZERO_BYTES = 64, 64
+# The factors of two groups of 32 columns lie beside each other.
+COLS_OF_FACTORS, FACTOR_BYTES = 64, 64
 BFLOAT16 = 16
 
 
@@ -43,6 +46,7 @@ class PanelsStruct(ctypes.Structure):
         ("group", ctypes.c_int32),
         ("has_zeros", ctypes.c_int32),
         ("paired", ctypes.c_int32),
+        ("has_factors", ctypes.c_int32),
     )
 
 
@@ -73,29 +77,35 @@ class Panels:
             raise SpecError(f"panels hold bfloat16, not {weight_SRC.dtype}")
         source = weight_SRC.detach().contiguous()
         stack, rows, cols = source.shape
-        struct = PanelsStruct(None, stack, rows, cols, BFLOAT16, 0, 0, int(paired))
+        struct = PanelsStruct(None, stack, rows, cols, BFLOAT16, 0, 0, int(paired), 0)
         return cls._filled(struct, source, None, None)
 
     @classmethod
     def of_codes(
         cls, packed: Packed, shape: tuple[int, int, int], spec: ExpertQuantSpec, *, paired: bool = False
     ) -> Panels:
-        """Pack codes that stand for weights of `shape` (S, rows, cols); `paired` as for bfloat16."""
-        codes, scales = packed.codes.contiguous(), packed.scales.contiguous()
-        zeros = None if packed.zeros is None else packed.zeros.contiguous()
-        struct = PanelsStruct(None, *shape, spec.bits, spec.group_size, int(zeros is not None), int(paired))
-        return cls._filled(struct, codes, scales, zeros)
+        """Pack codes that stand for weights of `shape` (S, rows, cols); `paired` as for bfloat16.
+
+        Raises SpecError for scales that `spec` says have a common one and have none.
+        """
+        codes, scales, more = packed.codes.contiguous(), packed.scales, packed.zeros
+        if spec.super_group_size:
+            scales, more = _factored(scales, spec)
+        own = (int(packed.zeros is not None), int(paired), int(spec.super_group_size is not None))
+        struct = PanelsStruct(None, *shape, spec.bits, spec.input_group_size, *own)
+        return cls._filled(struct, codes, scales.contiguous(), None if more is None else more.contiguous())
 
     @classmethod
     def _filled(
-        cls, struct: PanelsStruct, codes: Tensor, scales: Tensor | None, zeros: Tensor | None
+        cls, struct: PanelsStruct, codes: Tensor, scales: Tensor | None, more: Tensor | None
     ) -> Panels:
+        """`more`: zero points, or factors."""
         native = library()
         assert native is not None
         place = place_for(str([getattr(struct, name) for name, _ in struct._fields_]), _num_bytes(struct))
         struct.memory = place.address
         if not place.is_filled:
-            sources = [0 if tensor is None else tensor.data_ptr() for tensor in (codes, scales, zeros)]
+            sources = [0 if tensor is None else tensor.data_ptr() for tensor in (codes, scales, more)]
             native.pack(ctypes.addressof(struct), *sources)
         return cls(struct, place.memory)
 
@@ -230,6 +240,16 @@ def code_panels(
     )
 
 
+def _factored(scales: Tensor, spec: ExpertQuantSpec) -> tuple[Tensor, Tensor]:
+    """Common scales, and of each group a byte: its factor, and above it what is taken off its codes.
+
+    A negative scale is a positive one of codes that are counted down: 8 less a code is 15 less that code less 7.
+    """
+    common, factors = split(scales, spec)
+    zeros = torch.where(factors < 0, 7, 8)
+    return common, (factors.abs() + 16 * zeros).to(torch.uint8)
+
+
 def _num_bytes(struct: PanelsStruct) -> int:
     """What a stack takes in memory, by the layout of panels.h."""
     num_panels = (
@@ -238,4 +258,5 @@ def _num_bytes(struct: PanelsStruct) -> int:
     num_steps = math.ceil(struct.cols * struct.bits / 32)
     num_groups = math.ceil(struct.cols / struct.group) if struct.group else 0
     head = SCALE_BYTES + (ZERO_BYTES if struct.has_zeros else 0)
+    head += struct.group // COLS_OF_FACTORS * FACTOR_BYTES if struct.has_factors else 0
     return int(struct.stack * num_panels * (num_groups * head + num_steps * STEP_BYTES))

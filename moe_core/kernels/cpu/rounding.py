@@ -34,6 +34,7 @@ def round_into(
         spec.bits,
         spec.group_size,
         int(spec.symmetric),
+        spec.super_group_size or 0,
         codes_RB.data_ptr(),
         scales_RG.data_ptr(),
         None if zeros_RG is None else zeros_RG.data_ptr(),

@@ -152,11 +152,11 @@ def _gate_keys(moe: MoeSpec) -> dict[str, Any]:
     if moe.twins is not None:
         keys["router_twins"] = moe.twins.model_dump()
     if moe.quantisation is not None:
-        keys["expert_quantisation"] = moe.quantisation.model_dump()
+        keys["expert_quantisation"] = moe.quantisation.model_dump(exclude_none=True)
     for name in ("attention_quantisation", "head_quantisation"):
         packing = getattr(moe, name)
         if packing is not None:
-            keys[name] = packing.model_dump()
+            keys[name] = packing.model_dump(exclude_none=True)
     if moe.expert_kinds is not None:
         keys["expert_kinds"] = [kind.model_dump() for kind in moe.expert_kinds]
     if moe.expert_kinds is not None or moe.free_expert_cost != FREE_EXPERT_COST:

@@ -207,7 +207,7 @@ TYPED = {
     ),
     "quantise": (
         {"bits": "8", "group_size": "32", "symmetric": "off"},
-        {"quantisation": {"bits": 8, "group_size": 32, "symmetric": False}},
+        {"quantisation": {"bits": 8, "group_size": 32, "symmetric": False, "super_group_size": None}},
     ),
     "distil": (
         {"num_experts": "2", "top_k": "1", "moe_intermediate_size": "8", "steps": "3", "learning_rate": "0.01",

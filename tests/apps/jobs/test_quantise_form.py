@@ -30,6 +30,17 @@ PACKINGS: list[dict[str, Any]] = [
         "head": {"bits": 8, "group_size": 768, "symmetric": True},
         "rotate": True,
     },
+    {
+        "quantisation": {"bits": 4, "group_size": 32, "symmetric": True, "super_group_size": 256},
+        "attention": {"bits": 4, "group_size": 32, "symmetric": True, "super_group_size": 768},
+        "head": {"bits": 8, "group_size": 32, "symmetric": True},
+        "level": True,
+    },
+    {
+        "quantisation": {"bits": 4, "group_size": 32, "symmetric": True, "super_group_size": 256},
+        "attention": {"bits": 4, "group_size": 32, "symmetric": True},
+        "head": {"bits": 4, "group_size": 32, "symmetric": True, "super_group_size": 256},
+    },
 ]
 
 

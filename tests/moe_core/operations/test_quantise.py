@@ -33,11 +33,12 @@ KINDS = [
     for bits in (8, 4)
     for group in (64, 128)
     for symmetric in (True, False)
-]
+] + [ExpertQuantSpec(bits=4, group_size=32, super_group_size=256)]
 
 
 def named(spec: ExpertQuantSpec) -> str:
-    return f"{spec.bits}-bit-{spec.group_size}-{'symmetric' if spec.symmetric else 'asymmetric'}"
+    of = f"-of-{spec.super_group_size}" if spec.super_group_size else ""
+    return f"{spec.bits}-bit-{spec.group_size}{of}-{'symmetric' if spec.symmetric else 'asymmetric'}"
 
 
 def wide(seed: int = 5, **moe: Any) -> Decoder:
@@ -157,7 +158,7 @@ def test_a_packed_model_computes_what_its_widened_weights_compute(spec: ExpertQu
 def test_the_error_is_that_of_rounding_normal_weights(spec: ExpertQuantSpec) -> None:
     _, report = quantise(wide(), QuantiseSpec(quantisation=spec))
     for layer in report["error"]:
-        low, high = (0.004, 0.012) if spec.bits == 8 else (0.08, 0.13)
+        low, high = (0.004, 0.012) if spec.bits == 8 else (0.07, 0.13)
         assert low < layer["gate_up"] < high
         assert low < layer["down"] < high
 

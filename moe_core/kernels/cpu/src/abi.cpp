@@ -110,7 +110,7 @@ const turnout::Ops& ops() { return *choice().ops; }
 extern "C" {
 
 // Changes with every change of a signature below.
-TURNOUT_API int turnout_abi() { return 8; }
+TURNOUT_API int turnout_abi() { return 9; }
 
 TURNOUT_API const char* turnout_isa() { return choice().name; }
 
@@ -168,8 +168,8 @@ TURNOUT_API void turnout_pack(const turnout::Panels* to, const uint8_t* codes, c
 }
 
 TURNOUT_API void turnout_quantise(const void* weight, int is_bf16, int64_t rows, int64_t cols, int bits, int group,
-                    int symmetric, uint8_t* codes, uint16_t* scales, uint8_t* zeros) {
-  ops().quantise(weight, is_bf16, rows, cols, bits, group, symmetric, codes, scales, zeros);
+                    int symmetric, int super_group, uint8_t* codes, uint16_t* scales, uint8_t* zeros) {
+  ops().quantise(weight, is_bf16, rows, cols, bits, group, symmetric, super_group, codes, scales, zeros);
 }
 
 TURNOUT_API int64_t turnout_read_memory(const uint8_t* memory, int64_t bytes) { return ops().read_memory(memory, bytes); }

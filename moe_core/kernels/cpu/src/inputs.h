@@ -33,15 +33,15 @@ constexpr int64_t kSmallGroup = 32;
 constexpr bool is_small_group(int bits, int64_t group) { return bits == 4 && group <= kSmallGroup; }
 // Whether tiles multiply codes where they lie (wide_groups.h).
 constexpr int64_t kWideGroup = 256;
-constexpr bool is_wide_group(int bits, int64_t group) { return bits == 8 && group >= kWideGroup; }
+static inline bool is_wide(const Panels& m) { return m.has_factors || (m.bits == 8 && m.group >= kWideGroup); }
 // Rows by the same weights from which on tiles pay: others want a panel's codes made signed, or bfloat16, before the first of them.
-constexpr int64_t rows_for_tiles(int bits, int64_t group) {
-  return bits == 16 ? 1 : is_wide_group(bits, group) ? kInputs + 1 : is_small_group(bits, group) ? 48 : 28;
+static inline int64_t rows_for_tiles(const Panels& m) {
+  return m.bits == 16 ? 1 : is_wide(m) ? kInputs + 1 : is_small_group(m.bits, m.group) ? 48 : 28;
 }
 
 // Whether tiles multiply codes while their panel comes (streamed_codes.h): so many inputs, and none beside them.
-constexpr bool in_stream(int bits, int64_t group, int64_t num) {
-  return kTiles && bits != 16 && !is_small_group(bits, group) && !is_wide_group(bits, group) && num > kInputs && num <= 16;
+static inline bool in_stream(const Panels& m, int64_t num) {
+  return kTiles && m.bits != 16 && !is_small_group(m.bits, m.group) && !is_wide(m) && num > kInputs && num <= 16;
 }
 
 // The most columns of a group.
@@ -73,9 +73,9 @@ struct Tile {
   int num;
 };
 
-// What a product reads of a tile: step s of row n is word s * num + n, group g of row n has number g * num + n. Where inputs are
-// multiplied in tiles (tiles.h), chunks of 64 bytes stand in place of words, of codes whole ones for each group; of small groups
-// they hold bfloat16.
+// What a product reads of a tile: step s of row n is word s * num + n, group g of row n has number g * num + n, and so have the
+// offsets of all groups' pairs, where weights have factors. Where inputs are multiplied in tiles (tiles.h), chunks of 64 bytes stand
+// in place of words, of codes whole ones for each group; of small groups they hold bfloat16.
 struct Operand {
   const uint8_t* words;
   const float* scales;
@@ -88,12 +88,14 @@ struct Inputs {
   int64_t groups = 0;
   int64_t group_bytes = 0;  // of a row's group, which a row in chunks begins a new chunk with
   int64_t row_bytes = 0;    // in whole steps of a panel
+  int64_t pairs = 0;        // of 32 columns with a factor each, in a group of weights that have them
   int bits = 16;            // of the weights
   // What a code of zero stands for in symmetric weights; 1 where the weights have zero points.
   int32_t zero = 1;
   Large<uint8_t> words;
   std::vector<float> scales;
-  std::vector<int32_t> offsets;  // minus the sum of a group's codes, times `zero`
+  // Minus the sum of a group's codes, times `zero`; of pairs minus the sums of either 32 columns, in 16 bits.
+  std::vector<int32_t> offsets;
 
   void resize(int64_t num_rows, const Panels& panels) {
     bits = panels.bits;
@@ -101,19 +103,22 @@ struct Inputs {
     // Codes are read in whole steps; what lies past the last column is zero.
     row_bytes = panels.steps() * panels.cols_of_step() * (bits == 16 ? 2 : 1);
     group_bytes = bits == 16 ? row_bytes : panels.group;
+    pairs = panels.pairs_of_group();
     const int64_t last = std::max<int64_t>(0, groups - 1);
     stride = kTiles ? (last * chunks_of(group_bytes) + chunks_of(bytes_of(last))) * 64 : row_bytes;
     zero = panels.bits == 16 || panels.has_zeros ? 1 : 1 << (panels.bits - 1);
     // Tiles are read whole, whether there are so many rows or not.
     words.resize((num_rows + (kTiles ? kTileInputs : 0)) * stride);
     scales.resize(num_rows * groups + (kTiles ? kTileInputs : 0));
-    offsets.resize(num_rows * groups + (kTiles ? kTileInputs : 0));
+    offsets.resize(num_rows * groups * offsets_of_group() + (kTiles ? kTileInputs : 0));
   }
   static int64_t chunks_of(int64_t bytes) { return (bytes + 63) / 64; }
+  int64_t offsets_of_group() const { return std::max<int64_t>(1, pairs); }
   // Of group g; the last one may have fewer.
   int64_t bytes_of(int64_t g) const { return std::min(group_bytes, row_bytes - g * group_bytes); }
   Operand operand(int64_t first) const {
-    return {words.data() + first * stride, scales.data() + first * groups, offsets.data() + first * groups};
+    return {words.data() + first * stride, scales.data() + first * groups,
+            offsets.data() + first * groups * offsets_of_group()};
   }
   // Word `step` of a row that is not multiplied in tiles; from it to the next are `num` words.
   uint8_t* word(const Tile& tile, int64_t row, int64_t step) {
@@ -148,11 +153,11 @@ struct Meanwhile {
 // As few passes as there can be: as even as can be, or whole tiles and the rest.
 static inline void tiles_of(const Panels& panels, int64_t first, int64_t end, std::vector<Tile>& tiles) {
   const int64_t rows = end - first;
-  if (in_tiles(panels.bits, rows) && rows >= rows_for_tiles(panels.bits, panels.group)) {
+  if (in_tiles(panels.bits, rows) && rows >= rows_for_tiles(panels)) {
     for (; first < end; first += kMost) tiles.push_back({first, static_cast<int>(std::min<int64_t>(kMost, end - first))});
     return;
   }
-  if (in_stream(panels.bits, panels.group, rows)) return tiles.push_back({first, static_cast<int>(rows)});
+  if (in_stream(panels, rows)) return tiles.push_back({first, static_cast<int>(rows)});
   const int64_t count = (rows + kInputs - 1) / kInputs;
   for (int64_t i = 0; i < count; i++)
     tiles.push_back({first + rows * i / count, static_cast<int>(rows * (i + 1) / count - rows * i / count)});
@@ -190,11 +195,11 @@ static inline void put_words(Inputs& inputs, const Tile& tile, int64_t row, cons
     uint8_t* target = inputs.word(tile, row, 0);
     for (int64_t s = 0; s < inputs.stride / 4; s++) std::memcpy(target + s * num * 4, from.words + s * 4, 4);
   }
-  const int64_t meta = tile.first * inputs.groups + row - tile.first;
-  for (int64_t g = 0; g < inputs.groups; g++) {
-    inputs.scales[meta + g * num] = from.scales[g];
-    inputs.offsets[meta + g * num] = from.offsets[g];
-  }
+  float* scales = inputs.scales.data() + tile.first * inputs.groups + row - tile.first;
+  for (int64_t g = 0; g < inputs.groups; g++) scales[g * num] = from.scales[g];
+  const int64_t num_offsets = inputs.groups * inputs.offsets_of_group();
+  int32_t* offsets = inputs.offsets.data() + tile.first * num_offsets + row - tile.first;
+  for (int64_t i = 0; i < num_offsets; i++) offsets[i * num] = from.offsets[i];
 }
 
 // Rounds halves away from zero; the sum of the codes. Vectorised: the two must not overlap.
@@ -209,9 +214,22 @@ static inline int32_t round_to_codes(const float* __restrict x, int8_t* __restri
   return sum;
 }
 
-// One group's codes, from -127 to 127, as many as it has columns. A group with NaN or infinity gets NaN as its scale, and so makes its
-// whole row NaN.
-static inline void to_codes(const float* x, int64_t size, int32_t zero, int8_t* codes, float& scale, int32_t& offset) {
+// Minus the sums of either half of each 64 codes of `size`, beside each other; `pace` numbers apart.
+static inline void put_pair_offsets(const int8_t* codes, int64_t size, int64_t pairs, int32_t* offsets, int64_t pace) {
+  for (int64_t pair = 0; pair < pairs; pair++, codes += 64, size -= 64) {
+    int32_t sums[2] = {};
+    for (int half = 0; half < 2; half++)
+      if (size >= half * 32 + 32)
+        for (int i = 0; i < 32; i++) sums[half] -= codes[half * 32 + i];
+      else
+        for (int64_t i = half * 32; i < size; i++) sums[half] -= codes[i];
+    offsets[pair * pace] = static_cast<int32_t>((sums[0] & 0xffff) | static_cast<uint32_t>(sums[1]) << 16);
+  }
+}
+
+// One group's codes, from -127 to 127, as many as it has columns; minus their sum. A group with NaN or infinity gets NaN as its scale,
+// and so makes its whole row NaN.
+static inline void to_codes(const float* x, int64_t size, int8_t* codes, float& scale, int32_t& less) {
   int32_t top = 0;
   for (int64_t i = 0; i < size; i++) {
     int32_t bits;
@@ -231,7 +249,18 @@ static inline void to_codes(const float* x, int64_t size, int32_t zero, int8_t* 
   else
     sum = round_to_codes(x, codes, size, factor);
   scale = finite ? largest / 127.0f : std::numeric_limits<float>::quiet_NaN();
-  offset = -sum * zero;
+  less = -sum;
+}
+
+// The same with what its products are to be offset by, `pace` numbers apart.
+static inline void to_codes(const Inputs& inputs, const float* x, int64_t size, int8_t* codes, float& scale, int32_t* offsets,
+                            int64_t pace) {
+  int32_t less;
+  to_codes(x, size, codes, scale, less);
+  if (inputs.pairs)
+    put_pair_offsets(codes, size, inputs.pairs, offsets, pace);
+  else
+    *offsets = less * inputs.zero;
 }
 
 // A whole row that lies by itself, of `cols` columns.
@@ -240,7 +269,8 @@ static inline void row_to_codes(const Inputs& inputs, const float* x, int64_t co
   int8_t* target = reinterpret_cast<int8_t*>(words);
   for (int64_t g = 0; g < inputs.groups; g++) {
     const int64_t first = g * inputs.group_bytes;
-    to_codes(x + first, std::min(cols - first, inputs.group_bytes), inputs.zero, target + first, scales[g], offsets[g]);
+    to_codes(inputs, x + first, std::min(cols - first, inputs.group_bytes), target + first, scales[g],
+             offsets + g * inputs.offsets_of_group(), 1);
   }
   std::memset(target + cols, 0, static_cast<size_t>(inputs.stride - cols));
 }
@@ -248,8 +278,9 @@ static inline void row_to_codes(const Inputs& inputs, const float* x, int64_t co
 // Group g of a row into its place in a tile, `size` columns of it.
 static inline void put_group(Inputs& inputs, const Tile& tile, int64_t row, int64_t g, const float* x, int64_t size) {
   alignas(64) uint8_t codes[kMostGroup];
-  const int64_t num = tile.num, meta = tile.first * inputs.groups + g * num + row - tile.first;
-  to_codes(x, size, inputs.zero, reinterpret_cast<int8_t*>(codes), inputs.scales[meta], inputs.offsets[meta]);
+  const int64_t num = tile.num, of_group = inputs.offsets_of_group(), place = row - tile.first;
+  to_codes(inputs, x, size, reinterpret_cast<int8_t*>(codes), inputs.scales[tile.first * inputs.groups + g * num + place],
+           inputs.offsets.data() + (tile.first * inputs.groups + g * num) * of_group + place, num);
   const int64_t bytes = inputs.bytes_of(g);
   if (size < bytes) std::memset(codes + size, 0, bytes - size);
   if (in_tiles(inputs.bits, num)) {
@@ -263,7 +294,7 @@ static inline void put_group(Inputs& inputs, const Tile& tile, int64_t row, int6
 static inline void put_codes(Inputs& inputs, const Tile& tile, int64_t row, const float* x, int64_t cols) {
   if (tile.num == 1)
     return row_to_codes(inputs, x, cols, inputs.word(tile, row, 0), inputs.scales.data() + row * inputs.groups,
-                        inputs.offsets.data() + row * inputs.groups);
+                        inputs.offsets.data() + row * inputs.groups * inputs.offsets_of_group());
   for (int64_t g = 0, first = 0; g < inputs.groups; g++, first += inputs.group_bytes)
     put_group(inputs, tile, row, g, x + first, std::min(cols - first, inputs.group_bytes));
 }

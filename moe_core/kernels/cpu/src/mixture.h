@@ -322,23 +322,25 @@ static int look_up(const Panels& m, const int64_t* ids, bf16* out, int64_t T) {
 }
 
 // The four bytes of one step of a row; of 4 bits two codes a byte, the even column in the low half, become columns 0-3 low
-// and 4-7 high.
-static inline void put_step(const Panels& to, const uint8_t* source, int64_t left, uint8_t* target) {
+// and 4-7 high, counted down from 15 where `turned`.
+static inline void put_step(const Panels& to, const uint8_t* source, int64_t left, bool turned, uint8_t* target) {
   uint8_t raw[4] = {};
   std::memcpy(raw, source, left < 4 ? left : 4);
   if (to.bits == 4) {
     uint8_t code[8];
     for (int i = 0; i < 4; i++) code[2 * i] = raw[i] & 15, code[2 * i + 1] = raw[i] >> 4;
-    for (int i = 0; i < 4; i++) raw[i] = static_cast<uint8_t>(code[i] | (code[i + 4] << 4));
+    for (int i = 0; i < 4; i++) raw[i] = static_cast<uint8_t>((code[i] | (code[i + 4] << 4)) ^ (turned ? 255 : 0));
   }
   std::memcpy(target, raw, 4);
 }
 
-// Codes as a checkpoint holds them, row by row, into panels; rows of a last panel that are not there stay zero.
+// Codes as a checkpoint holds them, row by row, into panels; rows of a last panel that are not there stay zero. Where there are factors
+// they come in place of zero points, one for 32 columns of a row: 7 in the upper half, for 8, says that the scale was negative.
 static void pack(const Panels& to, const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros) {
   const int64_t bytes_of_row = to.bits == 16 ? to.cols * 2 : (to.cols * to.bits + 7) / 8;
   const int64_t panels = to.panels(), steps = to.steps(), groups = to.groups();
   const int64_t steps_of_group = to.bits == 16 ? steps : to.group / to.cols_of_step();
+  const int64_t factors = to.has_factors ? ceil_div(to.cols, 32) : 0;
   Pool::instance().run(to.stack * panels, [&](int64_t unit) {
     const int64_t s = unit / panels, p = unit % panels;
     uint8_t* panel = to.panel(s, p);
@@ -348,7 +350,12 @@ static void pack(const Panels& to, const uint8_t* codes, const uint16_t* scales,
       const int64_t row = s * to.rows + to.row_of(p, lane);
       for (int64_t step = 0; step < steps; step++) {
         uint8_t* place = panel + step * 128 + (step / steps_of_group + 1) * to.head_bytes() + lane * 4;
-        put_step(to, codes + row * bytes_of_row + step * 4, bytes_of_row - step * 4, place);
+        const bool turned = factors && zeros[row * factors + step / 4] >> 4 == 7;
+        put_step(to, codes + row * bytes_of_row + step * 4, bytes_of_row - step * 4, turned, place);
+      }
+      for (int64_t i = 0; i < factors; i++) {
+        uint8_t* head = panel + i * 32 / to.group * to.group_bytes();
+        head[64 + i * 32 % to.group / 64 * 64 + lane * 2 + i % 2] = zeros[row * factors + i];
       }
       for (int64_t g = 0; g < groups; g++) {
         uint8_t* head = panel + g * to.group_bytes();

@@ -1,6 +1,7 @@
 // Products of a few inputs with two panels at a time; sums in float32, or exactly in int32 within a group of codes.
 #pragma once
 #include "each.h"
+#include "factored.h"
 #include "inputs.h"
 #include "streamed_codes.h"
 #include "tiles.h"
@@ -116,6 +117,7 @@ static inline void multiply_in_vectors(int num, const Panels& m, const uint8_t* 
     if constexpr (N <= kInputs && !in_tiles(8, N)) {                                   \
       if (m.bits == 8 && m.has_zeros) return multiply_codes<N, 8, true>(m, panel, next, x, out);  \
       if (m.bits == 8) return multiply_codes<N, 8, false>(m, panel, next, x, out);     \
+      if (m.has_factors) return multiply_factored<N>(m, panel, next, x, out);          \
       if (m.bits == 4 && m.has_zeros) return multiply_codes<N, 4, true>(m, panel, next, x, out);  \
       if (m.bits == 4) return multiply_codes<N, 4, false>(m, panel, next, x, out);     \
     }                                                                                  \
@@ -150,7 +152,7 @@ class Multiplied {
   template <class OperandOf, class Rows>
   void by_all(const Tile* tiles, const OperandOf& operand_of, float* out, int num_rows, const Rows& rows) {
 #if defined(TURNOUT_TILE_ZERO)
-    if ((m_.bits == 16 || is_wide_group(m_.bits, m_.group)) && left_ > 1 && in_tiles(m_.bits, tiles->num)) {
+    if ((m_.bits == 16 || is_wide(m_)) && left_ > 1 && in_tiles(m_.bits, tiles->num)) {
       Meanwhile<Rows> meanwhile{rows, num_rows, pace_of(num_rows, left_ * tiles_.tiles_of_k())};
       tiles_.multiply_all(tiles, operand_of, out, meanwhile);
       meanwhile.rest();
@@ -181,7 +183,7 @@ class Multiplied {
     Meanwhile<Rows> meanwhile{rows, num_rows, pace_of(num_rows, m_.steps() / 16)};
     left_--;
 #if defined(TURNOUT_TILE_ZERO)
-    if (is_only_ && in_stream(m_.bits, m_.group, num))
+    if (is_only_ && in_stream(m_, num))
       stream_codes(num, m_, panel_, next_, x, out, meanwhile);
     else if (in_tiles(m_.bits, num))
       tiles_.multiply(num, x, out, meanwhile);

@@ -23,11 +23,12 @@ struct Ops {
                     int64_t out_token, int64_t out_head, int64_t T);
   // out[t] = row ids[t] of one matrix in bfloat16 panels; returns 0, or 1 for a row that it has not.
   int (*look_up)(const Panels& weight, const int64_t* ids, uint16_t* out, int64_t T);
-  // Rows as a checkpoint holds them into panels.
+  // Rows as a checkpoint holds them into panels; `zeros` are factors where panels have them.
   void (*pack)(const Panels& to, const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros);
-  // Rows of float32 or bfloat16 into codes as a checkpoint holds them; `zeros` is not written for symmetric ones.
+  // Rows of float32 or bfloat16 into codes as a checkpoint holds them; `zeros` is not written for symmetric ones. Scales of a
+  // super-group, if it is not 0, have a common one.
   void (*quantise)(const void* weight, int is_bf16, int64_t rows, int64_t cols, int bits, int group, int symmetric,
-                   uint8_t* codes, uint16_t* scales, uint8_t* zeros);
+                   int super_group, uint8_t* codes, uint16_t* scales, uint8_t* zeros);
   // One query token a sequence over paged keys and values.
   void (*attend)(const Heads& heads, const uint16_t* q, int64_t q_stride, const int64_t* tables, const int64_t* lengths,
                  uint16_t* out, int64_t B, int64_t M);

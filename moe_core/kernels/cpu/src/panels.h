@@ -9,6 +9,7 @@ namespace turnout {
 // A panel is, group after group,
 //   scales [32 lanes]                  float16; none for bfloat16, which has no groups
 //   zeros  [32 lanes] and 32 bytes     one byte each; none for symmetric codes
+//   factors [group / 64][32 lanes][2]  one byte for 32 columns: codes less the upper half, times the lower; where there are factors
 //   codes  [steps][32 lanes][4 bytes]  a step is 2 columns of bfloat16, 4 of 8 bits, 8 of 4 bits
 // Of 4-bit codes the low halves of a lane's bytes are its columns 0 to 3, the high halves 4 to 7.
 // Whoever reads panel after panel reads memory from end to end.
@@ -16,12 +17,16 @@ struct Panels {
   uint8_t* memory;
   int64_t stack, rows, cols;
   int32_t bits, group, has_zeros, paired;
+  // Of 4 bits in groups of whole times 64 columns: a group's scale is that of 32 columns divided by a whole number, which lies between.
+  int32_t has_factors = 0;
 
   int64_t panels() const { return paired ? (rows / 2 + 15) / 16 : (rows + 31) / 32; }
   int64_t cols_of_step() const { return 32 / bits; }
   int64_t steps() const { return (cols + cols_of_step() - 1) / cols_of_step(); }
   int64_t groups() const { return bits == 16 ? 0 : (cols + group - 1) / group; }
-  int64_t head_bytes() const { return bits == 16 ? 0 : has_zeros ? 128 : 64; }
+  // Two times 32 columns, whose factors lie side by side.
+  int64_t pairs_of_group() const { return has_factors ? group / 64 : 0; }
+  int64_t head_bytes() const { return bits == 16 ? 0 : (has_zeros ? 128 : 64) + pairs_of_group() * 64; }
   // Of a whole group, its head included.
   int64_t group_bytes() const { return head_bytes() + group / cols_of_step() * 128; }
   int64_t panel_bytes() const { return groups() * head_bytes() + steps() * 128; }

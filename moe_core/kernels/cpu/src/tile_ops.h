@@ -174,33 +174,36 @@ struct alignas(64) LastSteps {
   }
 };
 
+// What tiles of weights hold; inputs of bytes are signed.
+enum class Weights { kBfloat16, kUnsigned, kSigned };
+
+// Written out, for gcc 12 wants the numbers of tiles as text.
+#define TURNOUT_TILE_PRODUCT(to, a, b)               \
+  if constexpr (kWeights == Weights::kUnsigned)      \
+    TURNOUT_TILE_UNSIGNED(to, a, b);                 \
+  else if constexpr (kWeights == Weights::kSigned)   \
+    TURNOUT_TILE_CODES(to, a, b);                    \
+  else                                               \
+    TURNOUT_TILE_BF16(to, a, b)
+
 // Adds a K of one tile to tiles 0 to 3; the lower two are left alone where sixteen inputs are all. The barrier: gcc 12 does not
 // know that loads of tiles read memory.
-template <bool kCodes>
+template <Weights kWeights>
 TURNOUT_INLINE static inline void add_products(const uint8_t* inputs, int64_t stride, const uint8_t* weights, bool both) {
   asm volatile("" ::: "memory");
   TURNOUT_TILE_LOAD(4, inputs, stride);
   TURNOUT_TILE_LOAD(6, weights, 128);
   TURNOUT_TILE_LOAD(7, weights + 64, 128);
-  if constexpr (kCodes) {
-    TURNOUT_TILE_UNSIGNED(0, 4, 6);
-    TURNOUT_TILE_UNSIGNED(1, 4, 7);
-  } else {
-    TURNOUT_TILE_BF16(0, 4, 6);
-    TURNOUT_TILE_BF16(1, 4, 7);
-  }
+  TURNOUT_TILE_PRODUCT(0, 4, 6);
+  TURNOUT_TILE_PRODUCT(1, 4, 7);
   if (!both) return;
   TURNOUT_TILE_LOAD(5, inputs + 16 * stride, stride);
-  if constexpr (kCodes) {
-    TURNOUT_TILE_UNSIGNED(2, 5, 6);
-    TURNOUT_TILE_UNSIGNED(3, 5, 7);
-  } else {
-    TURNOUT_TILE_BF16(2, 5, 6);
-    TURNOUT_TILE_BF16(3, 5, 7);
-  }
+  TURNOUT_TILE_PRODUCT(2, 5, 6);
+  TURNOUT_TILE_PRODUCT(3, 5, 7);
 }
+#undef TURNOUT_TILE_PRODUCT
 static inline void add_bf16(const uint8_t* inputs, int64_t stride, const uint8_t* weights, bool both) {
-  add_products<false>(inputs, stride, weights, both);
+  add_products<Weights::kBfloat16>(inputs, stride, weights, both);
 }
 #endif
 

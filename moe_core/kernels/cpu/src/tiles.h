@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "codes_in_tiles.h"
 #include "few_rows.h"
@@ -74,12 +75,12 @@ class PanelInTiles {
   PanelInTiles(const Panels& m, const uint8_t* panel, const uint8_t* next, int64_t count)
       : m_(m), panel_(panel), next_(next < m.panel(m.stack, 0) ? next : panel), bytes_(m.panel_bytes()), count_(count) {}
 
-  int64_t tiles_of_k() const { return (m_.steps() + 15) / 16; }
+  int64_t tiles_of_k() const { return (m_.steps() * m_.cols_of_step() + cols_of_tile() - 1) / cols_of_tile(); }
 
   // out[n * 32 + lane] for `num` inputs in chunks. `out` has room for all kTileInputs.
   template <class Meanwhile>
   void multiply(int num, const Operand& x, float* out, Meanwhile& meanwhile) {
-    if (is_wide_group(m_.bits, m_.group)) return m_.has_zeros ? stream_wide<true>(num, x, out, meanwhile) : stream_wide<false>(num, x, out, meanwhile);
+    if (is_wide(m_)) return with_kind([&](auto kind) TURNOUT_INLINE { stream_wide<kind.value>(num, x, out, meanwhile); });
     if (m_.bits != 16) return multiply_codes(num, x, out);
     if (num <= kFewRows) {
       const uint8_t* after = ++turn_ < count_ ? panel_ : next_;
@@ -100,8 +101,8 @@ class PanelInTiles {
   // are for vectors; `out` has room for kTileInputs more.
   template <class OperandOf, class Meanwhile>
   void multiply_all(const Tile* tiles, const OperandOf& operand_of, float* out, Meanwhile& meanwhile) {
-    if (m_.bits != 16 && m_.has_zeros) return multiply_wide<true>(tiles, operand_of, out, meanwhile);
-    if (m_.bits != 16) return multiply_wide<false>(tiles, operand_of, out, meanwhile);
+    if (m_.bits != 16)
+      return with_kind([&](auto kind) TURNOUT_INLINE { multiply_wide<kind.value>(tiles, operand_of, out, meanwhile); });
     const int64_t all = tiles_of_k(), pieces = (all + kMostOfPiece - 1) / kMostOfPiece, lot = bytes_ / (count_ * pieces);
     const uint8_t* ahead = next_;
     for (int64_t piece = 0; piece < pieces; piece++) {
@@ -124,6 +125,16 @@ class PanelInTiles {
   bool took_ = false;
   SignedPanel* codes_ = nullptr;
 
+  int64_t cols_of_tile() const { return m_.bits == 16 ? 32 : 64; }
+
+  // Calls what is given with the kind of the codes, which has a wide group's products of its own.
+  template <class Work>
+  void with_kind(const Work& work) const {
+    if (m_.has_factors) return work(std::integral_constant<Wide, Wide::kFactored>());
+    if (m_.has_zeros) return work(std::integral_constant<Wide, Wide::kZeros>());
+    work(std::integral_constant<Wide, Wide::kSymmetric>());
+  }
+
   void take() {
     if (!took_) take_tiles();
     took_ = true;
@@ -137,11 +148,11 @@ class PanelInTiles {
     multiply_bf16_in_tiles<false>(num, m_, panel_, x.words, first, end, ahead, pace, ahead_end, out, meanwhile);
   }
 
-  template <bool kZeros, class OperandOf, class Meanwhile>
+  template <Wide kKind, class OperandOf, class Meanwhile>
   void multiply_wide(const Tile* tiles, const OperandOf& operand_of, float* out, Meanwhile& meanwhile) {
     take();
-    WideGroups<kZeros> groups(m_, panel_);
-    const int64_t num_groups = m_.groups(), pace = bytes_ / std::max<int64_t>(1, count_ * (m_.steps() / 16)) + 1;
+    WideGroups<kKind> groups(m_, panel_, next_);
+    const int64_t num_groups = m_.groups(), pace = bytes_ / (count_ * tiles_of_k()) + 1;
     const uint8_t *ahead = next_, *due = next_, *end = next_ + bytes_;
     const auto fetch_next = [&](const uint8_t*) TURNOUT_INLINE { ahead = fetch(ahead, due += pace, end); };
     for (int64_t g = 0; g < num_groups; g++)
@@ -152,11 +163,12 @@ class PanelInTiles {
   }
 
   // Of inputs that are all there are: the panel comes from memory meanwhile.
-  template <bool kZeros, class Meanwhile>
+  template <Wide kKind, class Meanwhile>
   void stream_wide(int num, const Operand& x, float* out, Meanwhile& meanwhile) {
     take();
-    WideGroups<kZeros> groups(m_, panel_);
+    WideGroups<kKind> groups(m_, panel_, next_);
     const auto fetch_panel = [&](const uint8_t* at) TURNOUT_INLINE {
+      if constexpr (kKind == Wide::kFactored) return;  // What is multiplied has been read already.
       const uint8_t* ahead = ahead_of(at, panel_ + bytes_, next_, kFarBytes);
       for (int64_t i = 0; i < 2048; i += 64) fetch_line<true>(ahead + i, at + i);
     };

@@ -175,6 +175,34 @@ static inline I16 load_bytes(const uint8_t* p) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 static inline I16 subtract_bytes(I16 a, I16 b) { return _mm512_sub_epi8(a, b); }
+// 32 bytes as two words of 16 bits a lane; words multiplied, shifted right; the lower or upper word twice, the byte of either fourfold.
+static inline I16 load_byte_pairs(const uint8_t* p) {
+  return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+static inline I16 mul_words(I16 a, I16 b) { return _mm512_mullo_epi16(a, b); }
+static inline I16 upper_nibbles_of_words(I16 x) { return _mm512_srli_epi16(x, 4); }
+template <int kWord>
+static inline I16 word_twice(I16 x) {
+  constexpr char a = 2 * kWord, b = a + 1;
+  return _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(_mm_set_epi8(12 + b, 12 + a, 12 + b, 12 + a, 8 + b, 8 + a, 8 + b, 8 + a, 4 + b,
+                                                                    4 + a, 4 + b, 4 + a, b, a, b, a)));
+}
+template <int kWord>
+static inline I16 byte_fourfold(I16 x) {
+  constexpr char a = 2 * kWord;
+  return _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(_mm_set_epi8(12 + a, 12 + a, 12 + a, 12 + a, 8 + a, 8 + a, 8 + a, 8 + a, 4 + a,
+                                                                    4 + a, 4 + a, 4 + a, a, a, a, a)));
+}
+// acc += the two products of words, signed, in each lane.
+static inline I16 dot_words(I16 acc, I16 w, uint32_t x) {
+  const I16 both = _mm512_set1_epi32(static_cast<int32_t>(x));
+#if defined(__AVX512VNNI__)
+  asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(both));
+  return acc;
+#else
+  return _mm512_add_epi32(acc, _mm512_madd_epi16(w, both));
+#endif
+}
 static inline I16 low_nibbles(I16 x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 static inline I16 high_nibbles(I16 x) { return _mm512_and_si512(_mm512_srli_epi32(x, 4), _mm512_set1_epi8(15)); }
 // acc += the two products of bfloat16 in each lane.

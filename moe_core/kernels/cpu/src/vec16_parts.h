@@ -113,7 +113,33 @@ static inline void load_apart(const float* p, F16& even, F16& odd) {
 #endif
 }
 typedef int8_t Bp __attribute__((vector_size(kPart * 4)));
+typedef uint32_t Up __attribute__((vector_size(kPart * 4)));
 static inline I16 subtract_bytes(I16 a, I16 b) { TURNOUT_EACH(a.p[i] = (Ip)((Bp)a.p[i] - (Bp)b.p[i])) return a; }
+static inline I16 mul_words(I16 a, I16 b) {
+  TURNOUT_EACH(a.p[i] = (Ip)((((Up)a.p[i] & 0xffff) * ((Up)b.p[i] & 0xffff) & 0xffff) | ((Up)a.p[i] >> 16) * ((Up)b.p[i] >> 16) << 16))
+  return a;
+}
+static inline I16 upper_nibbles_of_words(I16 x) { TURNOUT_EACH(x.p[i] = (x.p[i] >> 4) & 0x0fff0fff) return x; }
+template <int kWord>
+static inline I16 word_twice(I16 x) {
+  TURNOUT_EACH(const Ip word = (x.p[i] >> (16 * kWord)) & 0xffff; x.p[i] = word | (word << 16))
+  return x;
+}
+template <int kWord>
+static inline I16 byte_fourfold(I16 x) {
+  TURNOUT_EACH(x.p[i] = ((x.p[i] >> (16 * kWord)) & 255) * 0x01010101)
+  return x;
+}
+static inline I16 load_byte_pairs(const uint8_t* p) {
+  uint16_t wide[32];
+  for (int i = 0; i < 32; i++) wide[i] = p[i];
+  return load_words(reinterpret_cast<const uint8_t*>(wide));
+}
+static inline I16 dot_words(I16 acc, I16 w, uint32_t x) {
+  const int32_t low = static_cast<int16_t>(x), high = static_cast<int32_t>(x) >> 16;
+  TURNOUT_EACH(acc.p[i] += ((w.p[i] << 16) >> 16) * low + (w.p[i] >> 16) * high)
+  return acc;
+}
 static inline I16 low_nibbles(I16 x) { TURNOUT_EACH(x.p[i] &= 0x0f0f0f0f) return x; }
 static inline I16 high_nibbles(I16 x) { TURNOUT_EACH(x.p[i] = (x.p[i] >> 4) & 0x0f0f0f0f) return x; }
 static inline F16 dot_bf16(F16 acc, I16 w, uint32_t x) {

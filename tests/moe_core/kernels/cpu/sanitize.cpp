@@ -50,10 +50,12 @@ struct Packed {
   Exact<uint8_t> memory;
   Panels panels;
 
-  Packed(int64_t stack, int64_t rows, int64_t cols, int bits, int group, bool symmetric, bool paired = false)
-      : memory(0), panels{nullptr, stack, rows, cols, bits, group, bits != 16 && !symmetric, paired} {
+  Packed(int64_t stack, int64_t rows, int64_t cols, int bits, int group, bool symmetric, bool paired = false, bool factors = false)
+      : memory(0), panels{nullptr, stack, rows, cols, bits, group, bits != 16 && !symmetric, paired, factors} {
     const int64_t bytes = stack * rows * (bits == 16 ? cols * 2 : (cols * bits + 7) / 8);
-    Exact<uint8_t> from(bytes), from_zeros(stack * rows * panels.groups());
+    const int64_t num_factors = factors ? stack * rows * ((cols + 31) / 32) : 0;
+    Exact<uint8_t> from(bytes), from_zeros(factors ? num_factors : stack * rows * panels.groups());
+    for (int64_t i = 0; i < num_factors; i++) from_zeros.get()[i] = static_cast<uint8_t>(chance() % 16 + (chance() % 2 ? 7 : 8) * 16);
     Exact<uint16_t> from_scales(stack * rows * panels.groups());
     if (bits == 16) {
       Exact<uint16_t> values = bfloats(stack * rows * cols);
@@ -85,17 +87,19 @@ static void mixtures(int64_t T, int64_t E, int64_t k, int64_t D, int64_t F) {
   }
   Exact<uint16_t> up_bias = bfloats(E * 2 * F), down_bias = bfloats(E * D);
   const turnout::Gating clamped{turnout::kClamped, 1.7f, 2.0f, up_bias.get(), down_bias.get()};
+  const auto of = [&](int bits, int group, bool symmetric, bool factors) {
+    Packed gate_up(E, 2 * F, D, bits, group, symmetric, true, factors), down(E, D, F, bits, group, symmetric, false, factors);
+    Packed up(E, F, D, bits, group, symmetric, false, factors);
+    for (turnout::Gating gating : {turnout::Gating{}, clamped})
+      check(!ops.mixture(gate_up.panels, down.panels, gating, x.get(), ids.get(), weights.get(), out.get(), T, k), "mixture");
+    Exact<float> floats(T * F);
+    ops.map(up.panels, x.get(), floats.get(), 1, T);
+  };
   for (int bits : {16, 8, 4})
     for (bool symmetric : {true, false})
       // Small groups have a way of their own in tiles, and wide ones of 8 bits.
-      for (int group : symmetric ? std::array<int, 2>{32, 768} : std::array<int, 2>{64, 256}) {
-      Packed gate_up(E, 2 * F, D, bits, group, symmetric, true), down(E, D, F, bits, group, symmetric);
-      Packed up(E, F, D, bits, group, symmetric);
-      for (turnout::Gating gating : {turnout::Gating{}, clamped})
-        check(!ops.mixture(gate_up.panels, down.panels, gating, x.get(), ids.get(), weights.get(), out.get(), T, k), "mixture");
-      Exact<float> floats(T * F);
-      ops.map(up.panels, x.get(), floats.get(), 1, T);
-    }
+      for (int group : symmetric ? std::array<int, 2>{32, 768} : std::array<int, 2>{64, 256}) of(bits, group, symmetric, false);
+  of(4, 256, true, true);
   Exact<uint16_t> rows_in = bfloats(E * 2 * F * D), rows_out = bfloats(E * D * F);
   check(!ops.experts(rows_in.get(), rows_out.get(), x.get(), ids.get(), weights.get(), out.get(), T, k, E, D, F), "experts");
   ids.get()[0] = E;
@@ -186,8 +190,12 @@ static void rounded(int64_t rows, int64_t cols) {
         const int64_t groups = (cols + group - 1) / group;
         Exact<uint8_t> codes(rows * ((cols * bits + 7) / 8)), zeros(rows * groups);
         Exact<uint16_t> scales(rows * groups);
-        TURNOUT_ISA::kOps.quantise(narrow.get(), 1, rows, cols, bits, group, symmetric, codes.get(), scales.get(), zeros.get());
-        TURNOUT_ISA::kOps.quantise(wide.get(), 0, rows, cols, bits, group, symmetric, codes.get(), scales.get(), zeros.get());
+        const auto quantise = [&](const void* from, int is_bf16, int super_group) {
+          TURNOUT_ISA::kOps.quantise(from, is_bf16, rows, cols, bits, group, symmetric, super_group, codes.get(), scales.get(), zeros.get());
+        };
+        quantise(narrow.get(), 1, 0);
+        quantise(wide.get(), 0, 0);
+        if (bits == 4 && group == 32 && symmetric) quantise(wide.get(), 0, 256);
       }
 }
 

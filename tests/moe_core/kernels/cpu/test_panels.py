@@ -27,7 +27,11 @@ FORMATS = [
     ExpertQuantSpec.parse({"bits": bits, "group_size": group, "symmetric": symmetric})
     for bits in (8, 4)
     for group, symmetric in ((32, True), (64, False), (128, True), (256, False), (768, True))
-]
+] + [ExpertQuantSpec.parse({"bits": 4, "group_size": 32, "super_group_size": size}) for size in (256, 768)]
+
+
+def named(spec: ExpertQuantSpec) -> str:
+    return f"{spec.bits}-{spec.group_size}-{spec.symmetric}-{spec.super_group_size}"
 
 
 def rounded_inputs(x_TW: Tensor, group: int) -> Tensor:
@@ -97,12 +101,12 @@ def test_bfloat16_equals_float64_up_to_rounding(kernels, num_tokens: int, shape)
 
 
 @pytest.mark.parametrize(("num_tokens", "shape"), SIZES, ids=str)
-@pytest.mark.parametrize("spec", FORMATS, ids=lambda s: f"{s.bits}-{s.group_size}-{s.symmetric}")
+@pytest.mark.parametrize("spec", FORMATS, ids=named)
 def test_codes_equal_float64_up_to_rounding(kernels, num_tokens: int, spec: ExpertQuantSpec, shape) -> None:
     x_TD, (panels, exact) = poisoned(num_tokens, shape[1]), quantised(layer(*shape), spec)
     ids_TK, weights_TK = choices(num_tokens, shape[0], min(2, shape[0]))
     found = panels.run(x_TD, ids_TK, weights_TK)
-    assert close(found, truth(x_TD, *exact, ids_TK, weights_TK, spec.group_size), 0.015)
+    assert close(found, truth(x_TD, *exact, ids_TK, weights_TK, spec.input_group_size), 0.015)
 
 
 @pytest.mark.parametrize(("num_tokens", "shape"), SIZES, ids=str)
@@ -149,7 +153,7 @@ def test_bounded_experts_of_any_width_bound_infinity_too(kernels) -> None:
     assert panels.run(x_TD, ids_TK, weights_TK, Gating("clamped", alpha=1.3, limit=0.7)).isfinite().all()
 
 
-@pytest.mark.parametrize("spec", FORMATS, ids=lambda s: f"{s.bits}-{s.group_size}-{s.symmetric}")
+@pytest.mark.parametrize("spec", FORMATS, ids=named)
 def test_eight_bits_of_input_cost_little(kernels, spec: ExpertQuantSpec) -> None:
     x_TD, (panels, exact) = poisoned(20, 256), quantised(layer(4, 256, 384), spec)
     ids_TK, weights_TK = choices(20, 4, 2)
@@ -183,7 +187,7 @@ def test_a_linear_map_equals_float64_up_to_rounding(kernels, num_tokens, rows, c
 
 @pytest.mark.parametrize("num_tokens", [1, 13, 50])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (31, 7), (33, 32), (97, 200)])
-@pytest.mark.parametrize("spec", FORMATS, ids=lambda s: f"{s.bits}-{s.group_size}-{s.symmetric}")
+@pytest.mark.parametrize("spec", FORMATS, ids=named)
 def test_a_linear_map_of_codes_equals_float64_up_to_rounding(
     kernels, spec, num_tokens, rows, columns
 ) -> None:
@@ -192,7 +196,7 @@ def test_a_linear_map_of_codes_equals_float64_up_to_rounding(
     exact_OK = dequantise(packed, columns, spec, torch.float32).double()
     found = Panels.of_codes(packed, (1, rows, columns), spec).map(x_TK, torch.float32)
     assert found.dtype is torch.float32
-    assert close(found, rounded_inputs(x_TK, spec.group_size) @ exact_OK.T, 0.002)
+    assert close(found, rounded_inputs(x_TK, spec.input_group_size) @ exact_OK.T, 0.002)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (33, 7), (97, 48)])
@@ -226,7 +230,8 @@ def test_neither_threads_nor_company_change_a_bit(kernels, form: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "group"), [(16, 0), (8, 32), (8, 64), (8, 128), (8, 256), (8, 768), (4, 32), (4, 64), (4, 128), (4, 256)], ids=str
+    ("form", "group"), [(16, 0), (8, 32), (8, 64), (8, 128), (8, 256), (8, 768), (4, 32), (4, 64), (4, 128), (4, 256), (4.5, 256), (4.5, 768)],
+    ids=str,
 )
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("rows", "columns"), [(33, 33), (130, 576), (40, 1590)])
@@ -238,7 +243,11 @@ def test_a_row_of_a_map_has_the_same_bits_beside_any_number_of_others(
     if form == 16:
         panels = Panels.of_bfloat16(weight_OK[None])
     else:
-        spec = ExpertQuantSpec.parse({"bits": form, "group_size": group, "symmetric": symmetric})
+        # Four and a half: with factors, in super-groups.
+        if form == 4.5 and not symmetric:
+            pytest.skip("factors are those of symmetric codes")
+        own = {"group_size": 32, "super_group_size": group} if form == 4.5 else {"group_size": group}
+        spec = ExpertQuantSpec.parse({"bits": int(form), "symmetric": symmetric, **own})
         panels = Panels.of_codes(quantise(weight_OK.float(), spec), (1, rows, columns), spec)
     alone = torch.cat([panels.map(x_TK[t : t + 1], torch.float32) for t in range(70)])
     for num in (2, 3, 11, 12, 13, 14, 16, 17, 27, 28, 31, 32, 33, 45, 47, 48, 49, 64, 70):
@@ -316,6 +325,39 @@ def test_packed_memory_is_that_of_the_codes(kernels) -> None:
     weights = 2 * 3 * 128 * 64
     # Codes of half a byte and a float16 scale for each 64 of them.
     assert panels.num_bytes == weights // 2 + weights // 64 * 2
+
+
+def test_factors_take_less_memory_than_scales(kernels) -> None:
+    spec = ExpertQuantSpec.parse({"bits": 4, "group_size": 32, "super_group_size": 256})
+    panels, _ = quantised(layer(2, 512, 256), spec)
+    weights = 2 * 3 * 512 * 256
+    # Codes of half a byte, a byte for 32 of them and a float16 for 256.
+    assert panels.num_bytes == weights // 2 + weights // 32 + weights // 256 * 2
+
+
+def test_codes_and_factors_at_their_largest_do_not_overflow(kernels) -> None:
+    """15 times 15 fills a byte, 8 times 15 a signed one, and a sum of 1,024 of them the whole numbers of a float32."""
+    spec = ExpertQuantSpec.parse({"bits": 4, "group_size": 32, "super_group_size": 1024})
+    signs = torch.tensor([1.0, -1.0]).repeat(16)
+    for byte, code in ((0, -8), (255, 7)):
+        codes = torch.full((1, 40, 512), byte, dtype=torch.uint8)
+        # One scale in each row is the common one.
+        scales = (15 * signs).repeat(40, 1)
+        scales[:, 0] = 1.0
+        panels = Panels.of_codes(Packed(codes, scales[None].half(), None), (1, 40, 1024), spec)
+        weight_K = code * scales[0].repeat_interleave(32).double()
+        x_K = weight_K.sign() * 127
+        for num in (1, 12, 13, 40):
+            x_TK = x_K.bfloat16().repeat(num, 1)
+            assert panels.map(x_TK, torch.float32).double().eq((x_K * weight_K).sum()).all()
+
+
+def test_scales_without_a_common_one_are_refused(kernels) -> None:
+    spec = ExpertQuantSpec.parse({"bits": 4, "group_size": 32, "super_group_size": 256})
+    packed = quantise(poisoned(33, 300).float(), spec)
+    packed.scales[7, 2] *= 1.0 + 2**-9
+    with pytest.raises(SpecError, match="1 super-groups of 256 weights have scales that are not one to 15 times"):
+        Panels.of_codes(packed, (1, 33, 300), spec)
 
 
 def test_codes_of_eight_bits_at_their_largest_do_not_saturate(kernels) -> None:

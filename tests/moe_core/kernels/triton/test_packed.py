@@ -27,6 +27,8 @@ SPECS = [
     # Several steps that share a scale.
     ExpertQuantSpec(bits=8, group_size=256, symmetric=False),
     ExpertQuantSpec(bits=4, group_size=768, symmetric=True),
+    # Scales are read as they are stored, whatever they have in common.
+    ExpertQuantSpec(bits=4, group_size=32, super_group_size=256),
 ]
 
 
