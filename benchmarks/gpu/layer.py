@@ -1,6 +1,6 @@
 """The MoE layer alone on a GPU: Turnout's Triton kernels, the torch path, and transformers' grouped_mm, cold weights.
 
-usage: python -m benchmarks.gpu.layer OUT.json [--shapes a,b] [--tokens 1,16] [--rounds 5] [--training]
+usage: python -m benchmarks.gpu.layer OUT.json [--shapes a,b] [--tokens 1,16] [--rounds 5] [--training] [--vllm FUSED_MOE.PY]
 Every implementation's output is compared with float64 first; one that is wrong is not timed. Rounds are interleaved.
 """
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.timing import milliseconds, roofline, spread
+from benchmarks.gpu.vllm_kernel import layer_of
 from moe_core.kernels.torch_grouped import swiglu_experts_torch
 from moe_core.kernels.triton.experts import swiglu_experts_triton
 
@@ -78,12 +79,13 @@ def main() -> None:
     parser.add_argument("--tokens", default="1,16,128,1024,8192")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--training", action="store_true")
+    parser.add_argument("--vllm", type=Path, help="vLLM's fused_moe.py, its configs beside it")
     options = parser.parse_args()
     torch.manual_seed(0)
     roof = roofline()
     print(torch.cuda.get_device_name(), torch.__version__, {k: round(v) for k, v in roof.items()}, flush=True)
     results = [
-        measured(name, int(tokens), roof, options.rounds, options.training)
+        measured(name, int(tokens), roof, options.rounds, options.training, options.vllm)
         for name in options.shapes.split(",")
         for tokens in options.tokens.split(",")
     ]
@@ -93,7 +95,7 @@ def main() -> None:
 
 
 def measured(
-    name: str, num_tokens: int, roof: dict[str, float], rounds: int, training: bool
+    name: str, num_tokens: int, roof: dict[str, float], rounds: int, training: bool, vllm: Path | None = None
 ) -> dict[str, object]:
     """One row: every implementation's times of one shape and number of tokens."""
     shape = SHAPES[name]
@@ -119,6 +121,10 @@ def measured(
     peers = [grouped_mm(shape, *layer) for layer in layers]
     if peers[0] is not None:
         calls["grouped_mm"] = lambda i: peers[i](x, ids, weights)
+    origin = ""
+    if vllm is not None:
+        theirs, origin = layer_of(vllm, ids, weights, shape.num_experts, shape.num_ff, shape.width)
+        calls["vllm"] = lambda i: theirs(x, *layers[i])
     with torch.no_grad():
         truth_rows = min(num_tokens, 8)
         truth = (
@@ -138,7 +144,7 @@ def measured(
                 weights[:truth_rows],
             )
         )
-        row: dict[str, object] = {"shape": name, "tokens": num_tokens, "copies": copies}
+        row: dict[str, object] = {"shape": name, "tokens": num_tokens, "copies": copies, "vllm_tile": origin}
         active = int(ids.unique().numel())
         floor = shape.floor_ms(num_tokens, active, roof)
         row["floor_ms"], row["active_experts"] = floor, active

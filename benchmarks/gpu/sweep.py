@@ -44,6 +44,9 @@ def candidates(rows: float) -> list[Tile]:
             Tile(32, 128, 64, 4, 4, swap=True),
             Tile(64, 128, 64, 4, 4),
             Tile(64, 64, 64, 4, 5),
+            Tile(64, 128, 128, 8, 4, group_m=1), Tile(64, 128, 128, 8, 4), Tile(64, 128, 128, 4, 3), Tile(64, 128, 64, 4, 4, group_m=1),
+            Tile(64, 64, 128, 4, 4), Tile(64, 64, 128, 4, 4, swap=True), Tile(64, 128, 128, 8, 4, swap=True), Tile(64, 256, 64, 8, 4),
+            Tile(block_m, 128, 128, 4, 3, swap=True), Tile(block_m, 128, 128, 4, 2, swap=True, group_m=1),
             Tile(block_m, 64, 128, 4, 4, swap=False, group_m=1),
             Tile(block_m, 128, 128, 8, 4, swap=True, group_m=1),
         ]
@@ -51,7 +54,7 @@ def candidates(rows: float) -> list[Tile]:
     if rows <= 200:
         return [
             Tile(64, 128, 64, 4, 4), Tile(64, 256, 64, 8, 4), Tile(64, 128, 64, 4, 6), Tile(64, 128, 128, 4, 3), Tile(64, 64, 128, 4, 4),
-            Tile(128, 128, 64, 8, 4), Tile(128, 256, 64, 8, 3), Tile(32, 128, 128, 4, 4, swap=True), Tile(32, 128, 64, 4, 6, swap=True),
+            Tile(128, 128, 64, 8, 4), Tile(128, 256, 64, 8, 3), Tile(128, 256, 64, 8, 4), Tile(128, 256, 64, 8, 4, group_m=1), Tile(32, 128, 128, 4, 4, swap=True), Tile(32, 128, 64, 4, 6, swap=True),
             Tile(64, 128, 64, 4, 4, swap=True), Tile(128, 128, 64, 4, 4), Tile(64, 256, 64, 4, 4),
         ]  # fmt: skip
     return [

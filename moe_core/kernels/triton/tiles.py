@@ -78,12 +78,15 @@ def product_tile(num_rows: int, num_experts: int, dtype: torch.dtype, chip: Chip
         return Tile(16 if rows <= 16 else 64, 64, 32, 4, 2).fitted(chip, 4)
     if rows <= 12:
         tile = Tile(16, 64, 128, 4, 4, swap=True)
-    elif rows <= 32:
+    elif rows <= 20:
+        # Of more rows on average so many experts have more than 32 that their weights are read twice.
         tile = Tile(32, 64, 128, 4, 4, swap=True)
-    elif rows <= 128:
+    elif rows <= (48 if chip.has_wide_products else 128):
         tile = Tile(64, 128, 64, 4, 4)
+    elif chip.has_wide_products:
+        tile = Tile(128, 256, 64, 8, 4 if rows <= 160 else 3)
     else:
-        tile = Tile(128, 256, 64, 8, 3) if chip.has_wide_products else Tile(128, 128, 32, 8, 3)
+        tile = Tile(128, 128, 32, 8, 3)
     return tile.fitted(chip, 2)
 
 
@@ -96,7 +99,8 @@ def packed_tile(num_rows: int, num_experts: int, dtype: torch.dtype, chip: Chip)
         return Tile(
             16 if rows <= 16 else 32, 64, 256, 4, 3 if chip.shared_bytes > 64 * 1024 else 2, swap=True
         )
-    return Tile(64, 128, 64, 4, 3 if chip.shared_bytes > 64 * 1024 else 2, swap=True)
+    # Codes are widened for each tile of rows: the more of them there are, the fewer should that be.
+    return Tile(64 if rows <= 100 else 128, 128, 64, 4, 3 if chip.shared_bytes > 64 * 1024 else 2, swap=True)
 
 
 def mxfp4_tile(num_rows: int, num_experts: int, dtype: torch.dtype, chip: Chip) -> Tile:
