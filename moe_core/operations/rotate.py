@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from moe_core.errors import SpecError
 from moe_core.experts import GroupedExperts
 from moe_core.model.decoder import Block, Decoder
 from moe_core.model.heads import Attention, LatentAttention
@@ -25,13 +26,17 @@ from moe_core.operations.parts import rebuilt
 
 # A width whose odd part is larger is turned in blocks of its power of two.
 MOST_ODD = 1024
+# Of a gate's tensors the maps of hidden states, and those that have no column of the stream.
+GATE_MAPS = frozenset({"weight", "domain_weight", "group_weight", "noise_weight", "overflow_weight"})
+GATE_OTHERS = frozenset({"bias", "selection_bias", "table"})
 
 
 @torch.no_grad()
 def rotated(model: Decoder) -> Decoder:
     """The same function with a turned residual stream and an output map of its own; norms of the stream weigh nothing.
 
-    The caller has checked that the model can be (`moe_core.spec.foresee`).
+    The caller has checked that the model can be (`moe_core.spec.foresee`). Raises SpecError for a gate with a tensor that is
+    not known to read the stream or not to.
     """
     new = rebuilt(model, model.spec.model_copy(update={"tie_word_embeddings": False}))
     new.embed_tokens.weight.copy_(turned(model.embed_tokens.weight, 1))
@@ -134,9 +139,10 @@ def _turn_dense(mlp: DenseMlp, before_D: Tensor) -> None:
 
 def _turn_mixture(mlp: MoeMlp, before_D: Tensor) -> None:
     for tensor in mlp.moe.gate_tensors(before_D.numel(), 1):
-        # Maps of hidden states; biases have no column of the stream, and a table none either.
-        if tensor.name.endswith("weight"):
+        if tensor.name in GATE_MAPS:
             _reads(mlp.router.tensors[tensor.name], before_D)
+        elif tensor.name not in GATE_OTHERS:
+            raise SpecError(f"whether the gate's {tensor.name} reads the residual stream is not known; leave rotate out")
     experts = mlp.experts
     assert isinstance(experts, GroupedExperts)
     # One expert at a time: a copy of all of them in float32 need not fit.

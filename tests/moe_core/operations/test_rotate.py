@@ -12,8 +12,11 @@ from moe_core.model import Decoder
 from moe_core.model.init import random_decoder
 from moe_core.model.seq2seq import EncoderDecoder
 from moe_core.operations.quantise import quantise
-from moe_core.operations.rotate import MOST_ODD, rotated, turned
-from moe_core.spec import ModelSpec
+from moe_core.operations.rotate import GATE_MAPS, GATE_OTHERS, MOST_ODD, _turn_mixture, rotated, turned
+from moe_core.spec import ModelSpec, MoeSpec
+from moe_core.spec.capacity import CapacitySpec
+from moe_core.spec.gate import Gate, Hash, Hierarchical, NoisyTopk, SoftmaxTopk
+from moe_core.spec.gate_tensors import GateTensor, gate_tensors
 from moe_core.spec.operations import QuantiseSpec
 from moe_core.spec.quantisation import ExpertQuantSpec
 from tests.moe_core.operations.models import IDS, distance, gpt_oss, mixture
@@ -128,3 +131,21 @@ def test_an_encoder_decoder_is_refused() -> None:
     model = EncoderDecoder(tiny_seq2seq("switch_transformers"))
     with pytest.raises(SpecError, match="only decoders are rotated"):
         quantise(model, QuantiseSpec(rotate=True))
+
+
+def test_every_tensor_that_a_gate_can_have_is_known() -> None:
+    linear: Any = {"logit_bias": True, "selection_bias": True}
+    gates: list[Gate] = [SoftmaxTopk(**linear), NoisyTopk(), Hash(weights="learned"), Hierarchical(num_domains=2, groups_per_domain=1)]
+    learned = CapacitySpec(overflow="learned")
+    sizes = {"num_experts": 4, "top_k": 2, "hidden_size": 8, "vocab_size": 16}
+    names = {tensor.name for gate in gates for tensor in gate_tensors(gate, learned, **sizes)}
+    assert names == GATE_MAPS | GATE_OTHERS
+    assert not GATE_MAPS & GATE_OTHERS
+
+
+def test_a_gates_tensor_that_is_not_known_is_refused(monkeypatch) -> None:
+    """Its name may end like those of maps, and say nothing of columns of the stream."""
+    model = mixture()
+    monkeypatch.setattr(MoeSpec, "gate_tensors", lambda *_: (GateTensor("level_weight", (4,)),))
+    with pytest.raises(SpecError, match="whether the gate's level_weight reads the residual stream is not known"):
+        _turn_mixture(next(model.moe_layers()), torch.ones(model.spec.hidden_size))
