@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moe_core.errors import SpecError
-from moe_core.kernels.packing import dequantise, quantise
+from moe_core.kernels.packing import Packed, dequantise, quantise
 from moe_core.kernels.torch_grouped import swiglu_experts_torch
 from moe_core.kernels.triton.packed import (
     MAX_LINEAR_ROWS,
@@ -68,6 +68,17 @@ def test_it_refuses_codes_of_another_width(device) -> None:
     gate_up, down = quantise(layer.gate_up, SPECS[0]), quantise(layer.down, SPECS[0])
     with pytest.raises(SpecError, match="must be"):
         packed_swiglu_experts(layer.hidden, down, gate_up, 32, SPECS[0], layer.ids, layer.weights)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("group", [96, 160, 192, 320])
+def test_it_refuses_groups_that_steps_do_not_fill(device, bits: int, group: int) -> None:
+    """The specification has none of them; a kernel that took one would give columns the scale of others."""
+    spec = ExpertQuantSpec.model_construct(bits=bits, group_size=group, symmetric=True)
+    weight = quantise(torch.randn(5, 2 * group), spec)
+    packed = Packed(weight.codes.to(device), weight.scales.to(device), None)
+    with pytest.raises(SpecError, match=f"groups of {group} are no power of two"):
+        packed_linear(torch.randn(3, 2 * group, device=device), packed, spec)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{s.bits}-bit/{s.group_size}")
