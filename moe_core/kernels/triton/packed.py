@@ -130,7 +130,8 @@ def _constants(x: Tensor, weight: Packed, spec: ExpertQuantSpec, tile: Tile) -> 
     step = min(spec.group_size, MOST_OF_STEP)
     # A step is a range of the kernel, whose length is a power of two, and has one scale.
     if step & (step - 1) or spec.group_size % step:
-        raise SpecError(f"groups of {spec.group_size} are no power of two up to {MOST_OF_STEP} and no whole times {MOST_OF_STEP}")
+        most = MOST_OF_STEP
+        raise SpecError(f"groups of {spec.group_size} are no power of two up to {most} and no whole times {most}")
     codes = {"BITS": spec.bits, "GROUP": step, "SHARE": spec.group_size // step, "HAS_ZEROS": weight.zeros is not None}
     return blocks(tile, step) | codes | {"UPCAST": upcasts(x), "PRECISION": dot_precision(x)}
 
