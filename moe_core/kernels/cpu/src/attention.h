@@ -84,8 +84,11 @@ static inline const bf16* value_of(const Heads& heads, const int64_t* table, int
   return heads.values + (table[j / heads.P] * heads.P + j % heads.P) * heads.value_row + g * heads.e;
 }
 
-// A sink as a score before the scale.
-static inline float sink_of(const Heads& heads, int64_t h) { return widen(heads.sinks[h]) / heads.scale; }
+// A sink as a score before the scale; an infinite one is the greatest or the least there is. NaN stays NaN.
+static inline float sink_of(const Heads& heads, int64_t h) {
+  const float sink = widen(heads.sinks[h]) / heads.scale;
+  return sink < kLowest ? kLowest : sink > -kLowest ? -kLowest : sink;
+}
 
 // Scores become 2^(scale · (score - best)), up to a whole vector, with 0 past the last; their sum, and the best.
 static inline float to_shares(float* scores, int64_t num, float scale, float& best) {
@@ -93,7 +96,7 @@ static inline float to_shares(float* scores, int64_t num, float scale, float& be
   std::fill(scores + num, scores + size, -std::numeric_limits<float>::infinity());
   F16 most = load_f(scores), sum = zero_f();
   for (int64_t j = 16; j < size; j += 16) most = greater(most, load_f(scores + j));
-  best = greatest_of(most);
+  best = std::max(greatest_of(most), kLowest);
   for (int64_t j = 0; j < size; j += 16) {
     const F16 share = exp2_16(mul(subtract(load_f(scores + j), splat_f(best)), splat_f(scale)));
     sum = add(sum, share);

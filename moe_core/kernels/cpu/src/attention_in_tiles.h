@@ -4,17 +4,12 @@
 // before one is read: what is read behind the store of a tile waits for its product. Shares take the place of their scores, so that
 // a block of both is half of the first cache.
 #pragma once
-#include <limits>
-
 #include "attention_tile.h"
 #include "tiles.h"
 
 namespace TURNOUT_ISA {
 
 #if defined(TURNOUT_TILE_ZERO)
-// Below every score, and finite: a row that has seen no key yet is not to subtract infinities.
-constexpr float kLowest = std::numeric_limits<float>::lowest();
-
 // Row n of a tile, of which nothing has been attended to but its sink, where there is one.
 static void begin_row(QueryTile& tile, int n, const bf16* query, int64_t d, const float* sink) {
   uint8_t* to = tile.queries + n * 64;

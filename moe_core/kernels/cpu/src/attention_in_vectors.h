@@ -11,7 +11,7 @@ namespace TURNOUT_ISA {
 static void begin_row(QueryTile& tile, int n, const bf16* query, int64_t d, const float* sink) {
   for (int64_t i = 0; i < d; i += 2) std::memcpy(tile.queries + (i / 2 * tile.num + n) * 4, query + i, i + 1 < d ? 4 : 2);
   tile.totals[n] = sink ? 1.0f : 0.0f;
-  tile.bests[n] = sink ? *sink : -std::numeric_limits<float>::infinity();
+  tile.bests[n] = sink ? *sink : kLowest;
 }
 static inline float total_of(const QueryTile& tile, int n) { return tile.totals[n]; }
 

@@ -1,12 +1,16 @@
 // Powers of two of sixteen numbers at once, for shares of keys: what is far below zero becomes 0, NaN stays NaN.
 #pragma once
+#include <limits>
+
 #include "vec16.h"
 
 namespace TURNOUT_ISA {
 
 constexpr float kLog2e = 1.44269504088896341f;
+// The best score before there is one, below which none is best: where scores are -inf this is not subtracted from itself.
+constexpr float kLowest = std::numeric_limits<float>::lowest();
 
-// Of x below 128; 0 from -127 down. 2^x is 2^n times a polynomial of the rest, |rest| <= 1/2: of those of the fifth degree that
+// Of x below 127.5; 0 from -127 down. 2^x is 2^n times a polynomial of the rest, |rest| <= 1/2: of those of the fifth degree that
 // are 1 at 0 the one whose relative error is least, 9.2e-8; float32 rounds by 6e-8.
 static inline F16 exp2_16(F16 x) {
   // Of these two the second is taken where one is NaN.

@@ -297,3 +297,34 @@ def test_one_rows_nan_is_not_anothers(kernels) -> None:
     found = attend_rows(q_BHd, keys, values, tables, torch.tensor([20, 30]), scale=8**-0.5)
     assert found[0].isnan().all()
     assert_close(found[1], truth(q_BHd[1], *own[1]), 200)
+
+
+@pytest.mark.parametrize("place", [0, 270, 520, 599])
+def test_keys_whose_scores_overflow_leave_the_others_as_they_are(kernels, place: int) -> None:
+    """A block or a stretch of nothing but -inf has no share, whatever stands before and behind it."""
+    length, head_dim = 600, 16
+    keys, values, tables, own = paged([length], 1, head_dim)
+    k, v = own[0]
+    q_THd = torch.full((5, 2, head_dim), 1e30, dtype=torch.bfloat16)
+    for far in range(length):
+        keys[tables[0, far // BLOCK], far % BLOCK] = k[far] = 0.0 if far == place else -1e30
+    found = attend_prompt(q_THd, keys, values, tables[0], length, scale=0.25)
+    newest = attend_rows(q_THd[-1:], keys, values, tables, torch.tensor([length]), scale=0.25)
+    for heads in (newest[0], *found[max(0, place - length + 5) :]):
+        assert torch.equal(heads, v[place].expand(2, head_dim))
+
+
+@pytest.mark.parametrize(("sink", "window"), [(float("-inf"), 300), (float("-inf"), None), (float("inf"), 300)])
+def test_a_sink_without_end_takes_nothing_or_all(kernels, sink: float, window: int | None) -> None:
+    keys, values, tables, _ = paged([600], 2, 24)
+    q_THd = poisoned(600, 4, 24)
+    options = {"scale": 0.3, "window": window}
+    sinks_H = torch.full((4,), sink, dtype=torch.bfloat16)
+    found = attend_prompt(q_THd, keys, values, tables[0], 600, **options, sinks_H=sinks_H)
+    newest = attend_rows(q_THd[-1:], keys, values, tables, torch.tensor([600]), **options, sinks_H=sinks_H)
+    if sink > 0:
+        assert not found.any()
+        assert not newest.any()
+        return
+    assert torch.equal(found, attend_prompt(q_THd, keys, values, tables[0], 600, **options))
+    assert torch.equal(newest, attend_rows(q_THd[-1:], keys, values, tables, torch.tensor([600]), **options))
