@@ -27,11 +27,12 @@ static inline bf16 narrow(float value) {
   return static_cast<bf16>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
 
-// exp in float32 to about one unit in the last place times two; branch-free, so that loops over it vectorise.
+// exp in float32 to about one unit in the last place times two: 0 from -88 down, infinite from 88.4 up, NaN of NaN. Branch-free, so that
+// loops over it vectorise.
 static inline float exp_(float x) {
-  x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
-  float k = x * 1.44269504088896341f;
-  float n = static_cast<float>(static_cast<int32_t>(k + (k < 0.0f ? -0.5f : 0.5f)));
+  x = x < -88.0f ? -88.0f : (x > 89.0f ? 89.0f : x);
+  // Beside 1.5 · 2^23 the last place is one: n lies in the last bits of the sum, and no NaN is made a whole number.
+  const float shifted = x * 1.44269504088896341f + 12582912.0f, n = shifted - 12582912.0f;
   float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
@@ -40,7 +41,9 @@ static inline float exp_(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, 4);
+  bits = (bits + 127u) << 23;
   float scale;
   std::memcpy(&scale, &bits, 4);
   return p * scale;

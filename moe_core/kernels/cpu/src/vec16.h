@@ -104,6 +104,10 @@ static inline void sums_of_four(const F16* x, float* out) { sum512x4(x, out); }
 static inline F16 if_below(F16 x, F16 bound) {
   return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), _mm512_cmp_ps_mask(x, bound, _CMP_LT_OQ), x);
 }
+// y, or 0 where x is below a bound; y where x is NaN.
+static inline F16 zero_below(F16 x, float bound, F16 y) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_NLT_UQ), y);
+}
 // A bit for each lane in which both are equal.
 static inline uint32_t equal_bits(F16 a, F16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 // 2^n where the last bits of x hold n, from -127, which gives 0, to 127.

@@ -9,6 +9,7 @@ from moe_core.errors import SpecError
 from moe_core.kernels import dispatch
 from moe_core.kernels.cpu import experts
 from moe_core.kernels.cpu.experts import supports, swiglu_experts_cpu
+from moe_core.kernels.cpu.panels import bfloat16_panels
 from tests.moe_core.kernels.cpu.conftest import poisoned
 
 
@@ -98,3 +99,12 @@ def test_the_dispatcher_takes_it_where_it_applies_and_torch_elsewhere(kernels, m
     assert not supports(*wide, ids_TK)
     by_torch = dispatch.swiglu_experts(*wide, ids_TK, weights_TK, kernel="torch")
     assert torch.equal(dispatch.swiglu_experts(*wide, ids_TK, weights_TK), by_torch)
+
+
+@pytest.mark.parametrize("gate", [-100.0, -1e30, -3e38])
+def test_nothing_is_left_of_a_gate_far_down(kernels, gate: float) -> None:
+    """As in torch: the last gates are of the size of what silu would be divided by."""
+    gate_up_E2FD = torch.tensor([gate, 4.0]).bfloat16().view(1, 2, 1).repeat_interleave(3, 1)
+    down_EDF, ids_TK, ones = torch.ones(1, 1, 3).bfloat16(), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1)
+    assert not swiglu_experts_cpu(ones.bfloat16(), gate_up_E2FD, down_EDF, ids_TK, ones).any()
+    assert not bfloat16_panels(gate_up_E2FD, down_EDF).run(ones.bfloat16(), ids_TK, ones).any()

@@ -116,6 +116,26 @@ def test_swiglu_and_its_gradients(dtype: torch.dtype, width: int) -> None:
 
 
 @DTYPES
+def test_swiglu_of_gates_far_out_is_that_of_torch(kernels: Library, dtype: torch.dtype) -> None:
+    far = [88.5, 100.0, 1e4, 1e30, 3e38, float("inf")]
+    gate = torch.tensor([sign * number for number in (0.0, 1.0, *far) for sign in (1, -1)]).repeat(20)
+    both, ones = torch.stack([gate, torch.full_like(gate, 0.5)]).view(1, -1).to(dtype), torch.ones(1, gate.numel(), dtype=dtype)
+    exact = both.clone().requires_grad_()
+    gates, ups = exact.chunk(2, dim=1)
+    wanted = silu(gates) * ups
+    found = training.swiglu(both, torch.empty_like(ones))
+    torch.testing.assert_close(found, wanted, rtol=2.0**-7, atol=1e-35, equal_nan=True)
+    d_both, act, weights = torch.empty_like(both), torch.empty_like(ones), torch.ones(1)
+    training.swiglu_back(both, ones, weights, torch.empty(1), d_both, act)
+    assert torch.equal(act.nan_to_num(7.0), found.nan_to_num(7.0))
+    # Of infinite gates torch's own gradient is NaN.
+    finite = both[:, : gate.numel()].isfinite().repeat(1, 2)
+    with torch.enable_grad():
+        (grad,) = torch.autograd.grad((silu(gates) * ups).sum(), exact)
+    torch.testing.assert_close(d_both[finite], grad[finite], rtol=2.0**-6, atol=1e-32)
+
+
+@DTYPES
 @pytest.mark.parametrize("weighed", [True, False])
 def test_rows_of_a_token_are_added_up_and_empty_places_left_out(dtype: torch.dtype, weighed: bool) -> None:
     tokens, width = 41, 300
