@@ -328,3 +328,20 @@ def test_a_sink_without_end_takes_nothing_or_all(kernels, sink: float, window: i
         return
     assert torch.equal(found, attend_prompt(q_THd, keys, values, tables[0], 600, **options))
     assert torch.equal(newest, attend_rows(q_THd[-1:], keys, values, tables, torch.tensor([600]), **options))
+
+
+@pytest.mark.parametrize("place", [3, 300, 599])
+def test_an_infinite_value_of_which_nothing_is_taken_is_no_number_as_in_torch(kernels, place: int) -> None:
+    """In prompts and in single rows alike; where there is a share, however small, it is infinite. Other columns stay."""
+    keys, values = torch.zeros(38, BLOCK, 1, 8, dtype=torch.bfloat16), torch.ones(38, BLOCK, 1, 8, dtype=torch.bfloat16)
+    q_THd = torch.ones(600, 1, 8, dtype=torch.bfloat16)
+    values[place // BLOCK, place % BLOCK, 0, 2] = float("inf")
+    for below in (50.0, 200.0, 1e4):
+        keys[place // BLOCK, place % BLOCK, 0, 5] = -below
+        shares = torch.softmax(keys.view(-1, 8)[:600].sum(1).float(), 0)
+        wanted = (shares[:, None] * values.view(-1, 8)[:600].float()).sum(0)[2]
+        found = attend_prompt(q_THd, keys, values, torch.arange(38), 600, scale=1.0)[599, 0]
+        newest = attend_rows(q_THd[-1:], keys, values, torch.arange(38)[None], torch.tensor([600]), scale=1.0)[0, 0]
+        for head in (found, newest):
+            assert head[2].isnan() if wanted.isnan() else head[2] == wanted
+            assert head[[0, 1, 3, 4, 5, 6, 7]].eq(1.0).all()
