@@ -10,7 +10,7 @@ constexpr float kLog2e = 1.44269504088896341f;
 // The best score before there is one, below which none is best: where scores are -inf this is not subtracted from itself.
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
-// Of x below 127.5; 0 from -127 down. 2^x is 2^n times a polynomial of the rest, |rest| <= 1/2: of those of the fifth degree that
+// Of x up to 128, infinite above 127.5; 0 from -127 down. 2^x is 2^n times a polynomial of the rest, |rest| <= 1/2: of those of the fifth degree that
 // are 1 at 0 the one whose relative error is least, 9.2e-8; float32 rounds by 6e-8.
 static inline F16 exp2_16(F16 x) {
   // Of these two the second is taken where one is NaN.
@@ -26,7 +26,8 @@ static inline F16 exp2_16(F16 x) {
 }
 
 // The same for what is rounded to bfloat16 at once, shares and gates: of the polynomials of the fourth degree from 0 to 1 that are 1 at 0 the
-// one whose relative error is least, 2.9e-6. Half of the instructions; what is below 2^-126 may or may not be 0.
+// one whose relative error is least, 2.9e-6. Half of the instructions; what is below 2^-126 may or may not be 0, and from 2^128 up
+// it is infinite.
 static inline F16 share_exp2_16(F16 x) {
 #if defined(__AVX512DQ__)
   constexpr int kLessFloor = 9;
@@ -37,7 +38,7 @@ static inline F16 share_exp2_16(F16 x) {
   power = fma(splat_f(1.0f), power, rest);
   return _mm512_scalef_ps(power, x);
 #else
-  return exp2_16(x);
+  return exp2_16(lesser(splat_f(128.0f), x));
 #endif
 }
 

@@ -33,11 +33,11 @@ static inline void with_formula(const Gating& gating, const Each& each) {
   }
 }
 
-// silu(gate) · up of sixteen; where gate is below -87, silu(gate) is gate · 0: -0 of finite ones, NaN of -inf, as torch has it below
-// -88.7. What comes of it is rounded to bfloat16 or to eight bits, so the short power will do.
+// silu(gate) · up of sixteen; where the power is infinite, silu(gate) is gate · 0: -0 of finite ones, NaN of -inf, as in torch. What comes
+// of it is rounded to bfloat16 or to eight bits, so the short power will do.
 static inline F16 silu_and_multiply(F16 gate, F16 up) {
   const F16 power = share_exp2_16(mul(gate, splat_f(-kLog2e)));
-  return mul(mul(gate, zero_below(gate, -87.0f, reciprocal(add(splat_f(1.0f), power)))), up);
+  return mul(mul(gate, reciprocal(add(splat_f(1.0f), power))), up);
 }
 
 // Of `num` inputs: of each sixteen sums of gate, then sixteen of up; out (num, 16).

@@ -104,20 +104,17 @@ static inline void sums_of_four(const F16* x, float* out) { sum512x4(x, out); }
 static inline F16 if_below(F16 x, F16 bound) {
   return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), _mm512_cmp_ps_mask(x, bound, _CMP_LT_OQ), x);
 }
-// y, or 0 where x is below a bound; y where x is NaN.
-static inline F16 zero_below(F16 x, float bound, F16 y) {
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_NLT_UQ), y);
-}
 // A bit for each lane in which both are equal.
 static inline uint32_t equal_bits(F16 a, F16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 // 2^n where the last bits of x hold n, from -127, which gives 0, to 127.
 static inline F16 two_to_last_bits(F16 x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(127)), 23));
 }
-// 1 / x of numbers from 1 to 2^126, to two units in the last place: a quotient takes as long as eight products.
+// 1 / x of numbers from 1 up, to two units in the last place: a quotient takes as long as eight products. Of an infinite one 0, which
+// is not to be multiplied by it.
 static inline F16 reciprocal(F16 x) {
-  const F16 about = _mm512_rcp14_ps(x);
-  return _mm512_mul_ps(about, _mm512_fnmadd_ps(x, about, _mm512_set1_ps(2.0f)));
+  const F16 about = _mm512_rcp14_ps(x), finite = lesser(_mm512_set1_ps(3.4028235e38f), x);
+  return _mm512_mul_ps(about, _mm512_fnmadd_ps(finite, about, _mm512_set1_ps(2.0f)));
 }
 // 32 numbers as bfloat16, rounded to nearest even.
 static inline void store_narrow(bf16* p, F16 low, F16 high) {

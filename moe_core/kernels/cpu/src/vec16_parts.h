@@ -66,10 +66,6 @@ static inline F16 if_below(F16 x, F16 bound) {
   TURNOUT_EACH(x.p[i] = x.p[i] < bound.p[i] ? x.p[i] : part_f(-INFINITY))
   return x;
 }
-static inline F16 zero_below(F16 x, float bound, F16 y) {
-  TURNOUT_EACH(y.p[i] = x.p[i] < part_f(bound) ? part_f(0.0f) : y.p[i])
-  return y;
-}
 static inline uint32_t equal_bits(F16 a, F16 b) {
   uint32_t bits = 0;
 #if defined(__AVX2__)
