@@ -87,10 +87,11 @@ static void mixtures(int64_t T, int64_t E, int64_t k, int64_t D, int64_t F) {
   }
   Exact<uint16_t> up_bias = bfloats(E * 2 * F), down_bias = bfloats(E * D);
   const turnout::Gating clamped{turnout::kClamped, 1.7f, 2.0f, up_bias.get(), down_bias.get()};
+  const turnout::Gating gelu{turnout::kGelu, 0.0f, 0.0f, nullptr, nullptr};
   const auto of = [&](int bits, int group, bool symmetric, bool factors) {
     Packed gate_up(E, 2 * F, D, bits, group, symmetric, true, factors), down(E, D, F, bits, group, symmetric, false, factors);
     Packed up(E, F, D, bits, group, symmetric, false, factors);
-    for (turnout::Gating gating : {turnout::Gating{}, clamped})
+    for (turnout::Gating gating : {turnout::Gating{}, clamped, gelu})
       check(!ops.mixture(gate_up.panels, down.panels, gating, x.get(), ids.get(), weights.get(), out.get(), T, k), "mixture");
     Exact<float> floats(T * F);
     ops.map(up.panels, x.get(), floats.get(), 1, T);
@@ -104,6 +105,20 @@ static void mixtures(int64_t T, int64_t E, int64_t k, int64_t D, int64_t F) {
   check(!ops.experts(rows_in.get(), rows_out.get(), x.get(), ids.get(), weights.get(), out.get(), T, k, E, D, F), "experts");
   ids.get()[0] = E;
   check(ops.experts(rows_in.get(), rows_out.get(), x.get(), ids.get(), weights.get(), out.get(), T, k, E, D, F) == 1, "bad id");
+}
+
+// Tokens of which none has an expert: there is none to read, and outputs are nought.
+static void nobody(int64_t T, int64_t D, int64_t F) {
+  Exact<uint16_t> x = bfloats(T * D), out = bfloats(T * D);
+  Exact<int64_t> ids(2 * T);
+  Exact<float> weights(2 * T);
+  std::fill_n(ids.get(), 2 * T, -1);
+  for (int bits : {16, 8, 4}) {
+    Packed gate_up(1, 2 * F, D, bits, 32, true, true), down(1, D, F, bits, 32, true);
+    check(!TURNOUT_ISA::kOps.mixture(gate_up.panels, down.panels, turnout::Gating{}, x.get(), ids.get(), weights.get(), out.get(), T, 2),
+          "mixture of nobody");
+    for (int64_t i = 0; i < T * D; i++) check(out.get()[i] == 0, "an output of nobody");
+  }
 }
 
 #include "sanitize_steps.h"
@@ -139,6 +154,8 @@ static void gates(int64_t T, int64_t D, int64_t E, int64_t K) {
 static void prompts(int64_t T, int64_t length, int64_t H, int64_t G, int64_t d) {
   const int64_t P = 4, blocks = (length + P - 1) / P;
   Exact<uint16_t> q = bfloats(T * H * d), keys = bfloats(blocks * P * G * d), values = bfloats(blocks * P * G * d), out(T * H * d);
+  // Values that are infinite or no numbers go a way of their own.
+  values.get()[0] = 0x7f80, values.get()[blocks * P * G * d / 2] = 0x7fc0;
   Exact<int64_t> table(blocks);
   for (int64_t m = 0; m < blocks; m++) table.get()[m] = blocks - 1 - m;
   // The same blocks as those of T sequences of different lengths.
@@ -199,6 +216,13 @@ static void rounded(int64_t rows, int64_t cols) {
       }
 }
 
+// What the machine can do at most; of tiles only where there are some.
+static void limits() {
+  Exact<uint8_t> memory((1 << 20) + 300);
+  TURNOUT_ISA::kOps.read_memory(memory.get(), (1 << 20) + 300);
+  for (int kind : {0, 1}) check(TURNOUT_ISA::kOps.multiply_registers(kind, 3, 5) == 1.0f, "products in registers");
+}
+
 static void scores(int64_t rows, int64_t cols) {
   Exact<float> values(rows * cols);
   Exact<int64_t> best(rows);
@@ -218,12 +242,20 @@ int main() {
   check(TURNOUT_ISA::kOps.tiles_work() == (TURNOUT_TILES ? 1 : 0), "products in tiles");
   for (int threads : {1, 3}) {
     turnout::Pool::instance().set_threads(threads);
+    // First, where a thread has no list of experts from before.
+    nobody(1, 7, 5);
+    nobody(20, 40, 33);
     mixtures(1, 1, 1, 1, 1);
     mixtures(2, 3, 2, 7, 5);
     mixtures(13, 4, 2, 33, 17);
     mixtures(40, 5, 3, 72, 49);
     // So many rows an expert that codes of any form are multiplied in tiles.
     mixtures(75, 2, 2, 72, 49);
+    // More than a group of 256 columns, and as many tokens as a prompt.
+    mixtures(14, 2, 2, 300, 290);
+    mixtures(130, 2, 1, 40, 33);
+    nobody(130, 40, 33);
+    limits();
     rounded(1, 1);
     rounded(19, 45);
     rounded(3, 200);

@@ -21,8 +21,10 @@ static void training(int64_t rows, int64_t width) {
   for (int64_t i = 0; i < rows; i++) places.get()[i] = i ? rows - 1 - i : -1;
   ops.norm(x.get(), weight.get(), is_float, 1e-5f, out.get(), factors.get(), rows, width);
   ops.norm_back(x.get(), weight.get(), grad.get(), is_float, factors.get(), out.get(), d_weight.get(), rows, width);
+  ops.norm_back(x.get(), weight.get(), grad.get(), is_float, factors.get(), out.get(), nullptr, rows, width);
   ops.swiglu(both.get(), is_float, out.get(), rows, width);
   ops.swiglu_back(both.get(), grad.get(), is_float, weights.get(), d_both.get(), out.get(), factors.get(), rows, width);
+  ops.swiglu_back(both.get(), grad.get(), is_float, weights.get(), nullptr, nullptr, factors.get(), rows, width);
   ops.combine(x.get(), is_float, places.get(), weights.get(), out.get(), rows, 1, width);
   ops.turn_heads(both.get(), is_float, 2 * width, 2 * width, both.get(), grad.get(), -1.0f, d_both.get(), 2 * width, rows, 1, width);
   for (int64_t i = 0; i < rows; i++) places.get()[i] = i % width;
