@@ -112,7 +112,7 @@ static inline void load_apart(const float* p, F16& even, F16& odd) {
   TURNOUT_EACH(const float* q = p + i * 8; even.p[i] = (Fp{q[0], q[2], q[4], q[6]}); odd.p[i] = (Fp{q[1], q[3], q[5], q[7]}))
 #endif
 }
-typedef int8_t Bp __attribute__((vector_size(kPart * 4)));
+typedef uint8_t Bp __attribute__((vector_size(kPart * 4)));
 typedef uint32_t Up __attribute__((vector_size(kPart * 4)));
 static inline I16 subtract_bytes(I16 a, I16 b) { TURNOUT_EACH(a.p[i] = (Ip)((Bp)a.p[i] - (Bp)b.p[i])) return a; }
 static inline I16 mul_words(I16 a, I16 b) {
@@ -122,12 +122,12 @@ static inline I16 mul_words(I16 a, I16 b) {
 static inline I16 upper_nibbles_of_words(I16 x) { TURNOUT_EACH(x.p[i] = (x.p[i] >> 4) & 0x0fff0fff) return x; }
 template <int kWord>
 static inline I16 word_twice(I16 x) {
-  TURNOUT_EACH(const Ip word = (x.p[i] >> (16 * kWord)) & 0xffff; x.p[i] = word | (word << 16))
+  TURNOUT_EACH(const Up word = ((Up)x.p[i] >> (16 * kWord)) & 0xffff; x.p[i] = (Ip)(word | (word << 16)))
   return x;
 }
 template <int kWord>
 static inline I16 byte_fourfold(I16 x) {
-  TURNOUT_EACH(x.p[i] = ((x.p[i] >> (16 * kWord)) & 255) * 0x01010101)
+  TURNOUT_EACH(x.p[i] = (Ip)((((Up)x.p[i] >> (16 * kWord)) & 255) * 0x01010101u))
   return x;
 }
 static inline I16 load_byte_pairs(const uint8_t* p) {
