@@ -54,7 +54,12 @@ def bounds(path: Path, limit: Limits) -> dict[str, float]:
 
 
 def _bits(packing: ExpertQuantSpec | None) -> float:
-    return 16.0 if packing is None else packing.bits + 16 / packing.group_size
+    """Of a weight as panels hold it: with a super-group's scale a group has a factor of a byte."""
+    if packing is None:
+        return 16.0
+    if packing.super_group_size:
+        return packing.bits + 8 / packing.group_size + 16 / packing.super_group_size
+    return packing.bits + 16 / packing.group_size
 
 
 def _decoder(path: Path) -> ModelSpec:

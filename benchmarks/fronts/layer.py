@@ -34,16 +34,15 @@ def forward_of(kind: str, gate_up: Tensor, down: Tensor, top_k: int) -> Forward:
         return _grouped_mm(gate_up, down, top_k)
     if kind == "vllm":
         return _vllm(gate_up, down)
+    from benchmarks.models import EIGHT, FOUR
     from moe_core.kernels.cpu.panels import bfloat16_panels, code_panels
     from moe_core.kernels.packing import quantise
     from moe_core.spec.quantisation import ExpertQuantSpec
 
     bits = _bits(kind)
-    # As of the whole models (benchmarks.models).
-    group_size = {8: 768, 4: 32}.get(bits)
     if bits == 16:
         return bfloat16_panels(gate_up, down).run
-    spec = ExpertQuantSpec.parse({"bits": bits, "group_size": group_size})
+    spec = ExpertQuantSpec.parse(EIGHT if bits == 8 else FOUR)
     width, num_ff = down.shape[1:]
     return code_panels(quantise(gate_up, spec), quantise(down, spec), width, num_ff, spec).run
 
