@@ -28,14 +28,13 @@ def released(dtype=torch.bfloat16, gating=GPT_OSS, *, bias: bool = True, seed: i
     return experts
 
 
-def inputs(dtype) -> tuple[torch.Tensor, Routing]:
+def inputs(dtype, device="cpu") -> tuple[torch.Tensor, Routing]:
     chance = torch.Generator().manual_seed(2)
     ids = torch.rand(T, E, generator=chance).argsort(-1)[:, :K]
     ids[3, 1] = -1
     scores = torch.zeros(T, E)
-    return torch.randn(T, D, generator=chance).to(dtype), Routing(
-        ids, torch.rand(T, K, generator=chance), scores, scores
-    )
+    hidden, weights = torch.randn(T, D, generator=chance), torch.rand(T, K, generator=chance)
+    return hidden.to(device, dtype), Routing(*(part.to(device) for part in (ids, weights, scores, scores)))
 
 
 class Layer(nn.Module):
@@ -60,11 +59,12 @@ def test_released_weights_are_held_in_a_quarter_of_the_memory_and_answer_the_sam
 
 def test_the_kernel_gets_what_is_held(monkeypatch) -> None:
     pytest.importorskip("triton")
-    layer = Layer(released(torch.float32))
-    hidden, routing = inputs(torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layer = Layer(released(torch.float32)).to(device)
+    hidden, routing = inputs(torch.float32, device)
     truth = layer.experts(hidden, routing)
     hold_in_mxfp4(layer)
-    # The interpreter runs on CPU tensors what a GPU would take.
+    # Where no GPU is, the interpreter runs on CPU tensors what one would take.
     monkeypatch.setattr(Mxfp4Experts, "_on_codes", lambda self, hidden, ids: True)
     torch.testing.assert_close(layer.experts(hidden, routing), truth, rtol=2e-5, atol=2e-6)
 
