@@ -1,5 +1,6 @@
 """Weights in 8 or 4 bits of a version that lies in 16: packed when an engine loads it.
 
+Experts' neurons are levelled first, as `quantise` does where it is told to: the function stays, and packing loses less.
 Latent attention and gated heads have maps that cannot be packed: they stay in 16 bits.
 
 With a panel folder only the first start packs; the panels lie in a file of their own, as those of other weights do.
@@ -7,6 +8,7 @@ With a panel folder only the first start packs; the panels lie in a file of thei
 
 from __future__ import annotations
 
+from moe_core.experts import GroupedExperts
 from moe_core.kernels.cpu.native import library
 from moe_core.model.decoder import Decoder
 from moe_core.spec import ModelSpec, ServeSpec
@@ -29,8 +31,13 @@ def served_model(stored: Decoder, spec: ServeSpec) -> Decoder:
     wanted = packing_for(stored.spec, spec.weights)
     if wanted is None:
         return stored
+    from moe_core.operations.level import level
     from moe_core.operations.quantise import pack
 
     if native := library():
         native.set_threads(spec.num_threads)
+    # It was loaded for this engine alone, so that neurons may be levelled where they lie.
+    for layer in stored.moe_layers():
+        if isinstance(layer.experts, GroupedExperts):
+            level(layer.experts)
     return pack(stored, wanted)

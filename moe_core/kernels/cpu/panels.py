@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,7 +79,7 @@ class Panels:
         source = weight_SRC.detach().contiguous()
         stack, rows, cols = source.shape
         struct = PanelsStruct(None, stack, rows, cols, BFLOAT16, 0, 0, int(paired), 0)
-        return cls._filled(struct, source, None, None)
+        return cls._filled(struct, lambda: (source, None, None))
 
     @classmethod
     def of_codes(
@@ -88,25 +89,25 @@ class Panels:
 
         Raises SpecError for scales that `spec` says have a common one and have none.
         """
-        codes, scales, more = packed.codes.contiguous(), packed.scales, packed.zeros
-        if spec.super_group_size:
-            scales, more = _factored(scales, spec)
         own = (int(packed.zeros is not None), int(paired), int(spec.super_group_size is not None))
         struct = PanelsStruct(None, *shape, spec.bits, spec.input_group_size, *own)
-        return cls._filled(struct, codes, scales.contiguous(), None if more is None else more.contiguous())
+
+        def sources() -> tuple[Tensor | None, ...]:
+            scales, more = _factored(packed.scales, spec) if spec.super_group_size else (packed.scales, packed.zeros)
+            return packed.codes, scales, more
+
+        return cls._filled(struct, sources)
 
     @classmethod
-    def _filled(
-        cls, struct: PanelsStruct, codes: Tensor, scales: Tensor | None, more: Tensor | None
-    ) -> Panels:
-        """`more`: zero points, or factors."""
+    def _filled(cls, struct: PanelsStruct, sources: Callable[[], tuple[Tensor | None, ...]]) -> Panels:
+        """Codes or bfloat16, scales, and zero points or factors; asked for where the panels do not lie in a file already."""
         native = library()
         assert native is not None
         place = place_for(str([getattr(struct, name) for name, _ in struct._fields_]), _num_bytes(struct))
         struct.memory = place.address
         if not place.is_filled:
-            sources = [0 if tensor is None else tensor.data_ptr() for tensor in (codes, scales, more)]
-            native.pack(ctypes.addressof(struct), *sources)
+            held = [None if source is None else source.contiguous() for source in sources()]
+            native.pack(ctypes.addressof(struct), *(0 if source is None else source.data_ptr() for source in held))
         return cls(struct, place.memory)
 
     def map(self, x_TK: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -45,7 +45,8 @@ def written(path: Path, packed: WeightsName | None = None) -> Path:
         return path
     packing = PACKINGS[packed]
     # The engine packs the bfloat16 of the directory, not the floats that it was written from.
-    wanted = QuantiseSpec(quantisation=packing.experts, attention=packing.attention, head=packing.head)
+    parts = {"quantisation": packing.experts, "attention": packing.attention, "head": packing.head}
+    wanted = QuantiseSpec(**parts, level=True)
     moe_core.save(quantise(moe_core.load(written(path.with_name("source")), "bfloat16"), wanted)[0], path)
     write_byte_tokenizer(path)
     return path
