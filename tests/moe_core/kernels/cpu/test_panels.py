@@ -9,7 +9,7 @@ from torch import Tensor
 from moe_core.errors import SpecError
 from moe_core.kernels.cpu.panels import ExpertPanels, Panels, bfloat16_panels, code_panels
 from moe_core.kernels.gating import PLAIN, Gating
-from moe_core.kernels.packing import Packed, dequantise, quantise
+from moe_core.kernels.packing import dequantise, quantise
 from moe_core.spec.quantisation import ExpertQuantSpec
 from tests.moe_core.kernels.cpu.conftest import assert_close, poisoned
 from tests.moe_core.kernels.cpu.test_experts import choices, layer
@@ -218,75 +218,6 @@ def any_panels(form: int) -> tuple[ExpertPanels, tuple[Tensor, Tensor]]:
     return quantised(weights, ExpertQuantSpec.parse({"bits": form, "group_size": 32, "symmetric": False}))
 
 
-@pytest.mark.parametrize("form", [16, 8, 4])
-def test_neither_threads_nor_company_change_a_bit(kernels, form: int) -> None:
-    panels, _ = any_panels(form)
-    x_TD, (ids_TK, weights_TK) = poisoned(130, 72), choices(130, 4, 2)
-    together = panels.run(x_TD, ids_TK, weights_TK)
-    alone = [panels.run(x_TD[t : t + 1], ids_TK[t : t + 1], weights_TK[t : t + 1]) for t in range(130)]
-    assert torch.equal(together, torch.cat(alone))
-    kernels.set_threads(1)
-    assert torch.equal(together, panels.run(x_TD, ids_TK, weights_TK))
-
-
-@pytest.mark.parametrize(
-    ("form", "group"), [(16, 0), (8, 32), (8, 64), (8, 128), (8, 256), (8, 768), (4, 32), (4, 64), (4, 128), (4, 256), (4.5, 256), (4.5, 768)],
-    ids=str,
-)
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize(("rows", "columns"), [(33, 33), (130, 576), (40, 1590)])
-def test_a_row_of_a_map_has_the_same_bits_beside_any_number_of_others(
-    kernels, form, group, symmetric, rows, columns
-) -> None:
-    """In float32: few sums that are added up in another order round to another bfloat16, and it would hardly show."""
-    x_TK, weight_OK = poisoned(70, columns), poisoned(rows, columns, seed=1)
-    if form == 16:
-        panels = Panels.of_bfloat16(weight_OK[None])
-    else:
-        # Four and a half: with factors, in super-groups.
-        if form == 4.5 and not symmetric:
-            pytest.skip("factors are those of symmetric codes")
-        own = {"group_size": 32, "super_group_size": group} if form == 4.5 else {"group_size": group}
-        spec = ExpertQuantSpec.parse({"bits": int(form), "symmetric": symmetric, **own})
-        panels = Panels.of_codes(quantise(weight_OK.float(), spec), (1, rows, columns), spec)
-    alone = torch.cat([panels.map(x_TK[t : t + 1], torch.float32) for t in range(70)])
-    for num in (2, 3, 11, 12, 13, 14, 16, 17, 27, 28, 31, 32, 33, 45, 47, 48, 49, 64, 70):
-        assert torch.equal(panels.map(x_TK[:num], torch.float32), alone[:num]), num
-
-
-@pytest.mark.parametrize("size", [1e-19, 1e18])
-def test_subnormal_and_infinite_sums_do_not_hang_on_company_either(kernels, size: float) -> None:
-    """Tiles flush what is below the smallest normal number; a row that is multiplied in vectors has to do as they do."""
-    x_TK, weight_OK = poisoned(20, 200) * size, poisoned(130, 200, seed=1) * size
-    panels = Panels.of_bfloat16(weight_OK[None])
-    together = panels.map(x_TK, torch.float32)
-    assert together.abs().max() > 0
-    for num in (1, 2, 3, 13):
-        assert torch.equal(panels.map(x_TK[:num], torch.float32), together[:num]), num
-
-
-@pytest.mark.parametrize("form", [16, 8, 4])
-def test_infinity_stays_in_its_own_token(kernels, form: int) -> None:
-    panels, _ = any_panels(form)
-    x_TD, (ids_TK, weights_TK) = poisoned(7, 72), choices(7, 4, 2)
-    clean = panels.run(x_TD, ids_TK, weights_TK)
-    x_TD[3, 70] = float("inf")
-    found = panels.run(x_TD, ids_TK, weights_TK)
-    assert not found[3].isfinite().any()
-    keep = [0, 1, 2, 4, 5, 6]
-    assert torch.equal(found[keep], clean[keep])
-
-
-@pytest.mark.parametrize("form", [16, 8, 4])
-def test_silent_tokens_and_layers_without_a_filled_place_give_nothing(kernels, form: int) -> None:
-    panels, _ = any_panels(form)
-    x_TD, (ids_TK, weights_TK) = poisoned(5, 72), choices(5, 4, 3)
-    x_TD[4] = 0.0
-    assert panels.run(x_TD, ids_TK, weights_TK)[4].eq(0.0).all()
-    nobody = panels.run(x_TD, torch.full_like(ids_TK, -1), torch.full_like(weights_TK, float("nan")))
-    assert nobody.eq(0.0).all()
-
-
 @pytest.mark.parametrize("bad", [-2, 4])
 def test_an_expert_that_is_not_there_is_refused(kernels, bad: int) -> None:
     panels, _ = any_panels(8)
@@ -317,56 +248,3 @@ def test_what_does_not_lie_in_rows_gives_the_same(kernels) -> None:
     turned = [tensor.T.contiguous().T for tensor in (hidden_TD, ids_TK, weights_TK)]
     assert torch.equal(panels.run(*turned), wanted)
     assert torch.equal(panels.run(hidden_TD, ids_TK, weights_TK.double()), wanted)
-
-
-def test_packed_memory_is_that_of_the_codes(kernels) -> None:
-    spec = ExpertQuantSpec.parse({"bits": 4, "group_size": 64})
-    panels, _ = quantised(layer(2, 128, 64), spec)
-    weights = 2 * 3 * 128 * 64
-    # Codes of half a byte and a float16 scale for each 64 of them.
-    assert panels.num_bytes == weights // 2 + weights // 64 * 2
-
-
-def test_factors_take_less_memory_than_scales(kernels) -> None:
-    spec = ExpertQuantSpec.parse({"bits": 4, "group_size": 32, "super_group_size": 256})
-    panels, _ = quantised(layer(2, 512, 256), spec)
-    weights = 2 * 3 * 512 * 256
-    # Codes of half a byte, a byte for 32 of them and a float16 for 256.
-    assert panels.num_bytes == weights // 2 + weights // 32 + weights // 256 * 2
-
-
-def test_codes_and_factors_at_their_largest_do_not_overflow(kernels) -> None:
-    """15 times 15 fills a byte, 8 times 15 a signed one, and a sum of 1,024 of them the whole numbers of a float32."""
-    spec = ExpertQuantSpec.parse({"bits": 4, "group_size": 32, "super_group_size": 1024})
-    signs = torch.tensor([1.0, -1.0]).repeat(16)
-    for byte, code in ((0, -8), (255, 7)):
-        codes = torch.full((1, 40, 512), byte, dtype=torch.uint8)
-        # One scale in each row is the common one.
-        scales = (15 * signs).repeat(40, 1)
-        scales[:, 0] = 1.0
-        panels = Panels.of_codes(Packed(codes, scales[None].half(), None), (1, 40, 1024), spec)
-        weight_K = code * scales[0].repeat_interleave(32).double()
-        x_K = weight_K.sign() * 127
-        for num in (1, 12, 13, 40):
-            x_TK = x_K.bfloat16().repeat(num, 1)
-            assert panels.map(x_TK, torch.float32).double().eq((x_K * weight_K).sum()).all()
-
-
-def test_scales_without_a_common_one_are_refused(kernels) -> None:
-    spec = ExpertQuantSpec.parse({"bits": 4, "group_size": 32, "super_group_size": 256})
-    packed = quantise(poisoned(33, 300).float(), spec)
-    packed.scales[7, 2] *= 1.0 + 2**-9
-    with pytest.raises(SpecError, match="1 super-groups of 256 weights have scales that are not one to 15 times"):
-        Panels.of_codes(packed, (1, 33, 300), spec)
-
-
-def test_codes_of_eight_bits_at_their_largest_do_not_saturate(kernels) -> None:
-    """Pairs of products near 255 · 127 · 2 overflow 16 bits; a kernel that adds them there is wrong."""
-    spec = ExpertQuantSpec.parse({"bits": 8, "group_size": 32, "symmetric": True})
-    ones = torch.ones(1, 16, 64)
-    codes = Packed(torch.full((1, 16, 64), 255, dtype=torch.uint8), torch.ones(1, 16, 2).half(), None)
-    down = quantise(torch.eye(64)[None, :, :8], spec)
-    panels = code_panels(codes, down, 64, 8, spec)
-    found = panels.run(torch.ones(1, 64).bfloat16(), torch.zeros(1, 1, dtype=torch.int64), ones[0, :1, :1])
-    # Each sum is 64 · 127 = 8128, the activation its square.
-    assert found[0, :8].float().tolist() == pytest.approx([8128.0**2] * 8, rel=0.01)
