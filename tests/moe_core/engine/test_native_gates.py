@@ -46,11 +46,18 @@ def assert_same_choice(found: tuple[Tensor, Tensor], wanted: Routing, moe: MoeSp
     assert all(len(set(row)) == len(row) for row in filled.tolist())
 
 
+def ends_at_a_floor(program: Program) -> bool:
+    """Whether a floor leaves the others just what top-p asks for: then the last bit of a sum decides on one expert more."""
+    gate, policy = program.moe.gate, program.policy
+    floored = policy.prior_mode == "floor"
+    return floored and isinstance(gate, TopP) and abs(1.0 - policy.prior_floor - gate.p) < 1e-4
+
+
 @QUICK
 @given(programs(capacity=False, training=False))
 def test_random_programs_choose_alike(program: Program) -> None:
     moe = program.moe
-    assume(knows_mixture(moe))
+    assume(knows_mixture(moe) and not ends_at_a_floor(program))
     rounded = replace(program, x_TD=program.x_TD.bfloat16(), real_T=None)
     at_T = torch.arange(len(rounded.x_TD))
     found = natively_chosen(
