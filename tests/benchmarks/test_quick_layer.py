@@ -52,9 +52,9 @@ def test_ratios_and_shares_are_of_processor_seconds(monkeypatch: pytest.MonkeyPa
     assert all(f"layer {n}" in VECTORS[name] for name in told for n in (1, 128))
     one = ours["turnout bf16", "layer 1"]
     assert one["ratio"] == pytest.approx(4.0) and one["median"] == pytest.approx(1000.0)
-    # Ten megabytes at ten gigabytes a second take as long; in 8 bits with a scale of 64 a little more than half of it.
+    # Ten megabytes at ten gigabytes a second take as long; in 8 bits with a scale per 768 a little more than half of it.
     assert one["roofline"] == pytest.approx(1.0)
-    assert ours["turnout 8 bits", "layer 1"]["roofline"] == pytest.approx(2 * 8.25 / 16)
+    assert ours["turnout 8 bits", "layer 1"]["roofline"] == pytest.approx(2 * (8 + 16 / 768) / 16)
     assert not below(rows)
 
 
