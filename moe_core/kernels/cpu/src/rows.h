@@ -6,6 +6,7 @@
 
 #include "linear.h"
 #include "mixture.h"
+#include "vec16.h"
 
 namespace TURNOUT_ISA {
 
@@ -20,19 +21,27 @@ static void for_rows(int64_t num_rows, const Work& work) {
 
 // `offset` is added to the weights.
 static void rms_norm(const bf16* x, const bf16* weight, bf16* out, int64_t width, float eps, float offset = 0.0f) {
-  // Sixteen sums: the compiler may not reorder one.
-  float squares[16] = {}, total = 0.0f;
+  F16 sixteen = zero_f();
+  float squares[16], total = 0.0f;
   int64_t i = 0;
-  for (; i + 16 <= width; i += 16)
-    for (int lane = 0; lane < 16; lane++) squares[lane] += widen(x[i + lane]) * widen(x[i + lane]);
+  for (; i + 16 <= width; i += 16) {
+    const F16 wide = load_wide(x + i);
+    sixteen = fma(sixteen, wide, wide);
+  }
   for (; i < width; i++) total += widen(x[i]) * widen(x[i]);
+  store_f(squares, sixteen);
   for (float square : squares) total += square;
   const float factor = 1.0f / std::sqrt(total / static_cast<float>(width) + eps);
-  for (i = 0; i < width; i++) out[i] = narrow(widen(x[i]) * factor * (widen(weight[i]) + offset));
+  const F16 factors = splat_f(factor), offsets = splat_f(offset);
+  for (i = 0; i + 16 <= width; i += 16)
+    store_narrow16(out + i, mul(mul(load_wide(x + i), factors), add(load_wide(weight + i), offsets)));
+  for (; i < width; i++) out[i] = narrow(widen(x[i]) * factor * (widen(weight[i]) + offset));
 }
 
-static void add_row(bf16* __restrict target, const bf16* __restrict more, int64_t width) {
-  for (int64_t i = 0; i < width; i++) target[i] = narrow(widen(target[i]) + widen(more[i]));
+static void add_row(bf16* target, const bf16* more, int64_t width) {
+  int64_t i = 0;
+  for (; i + 16 <= width; i += 16) store_narrow16(target + i, add(load_wide(target + i), load_wide(more + i)));
+  for (; i < width; i++) target[i] = narrow(widen(target[i]) + widen(more[i]));
 }
 
 static void add(bf16* x, const bf16* more, int64_t num_rows, int64_t width) {
@@ -66,9 +75,14 @@ static void turn(bf16* head, const bf16* cos, const bf16* sin, int64_t turning, 
     pairs.assign(head, head + turning);
     for (int64_t i = 0; i < half; i++) head[i] = pairs[2 * i], head[half + i] = pairs[2 * i + 1];
   }
-  bf16* __restrict lows = head;
-  bf16* __restrict highs = head + half;
-  for (int64_t i = 0; i < half; i++) {
+  bf16 *lows = head, *highs = head + half;
+  int64_t i = 0;
+  for (; i + 16 <= half; i += 16) {
+    const F16 low = load_wide(lows + i), high = load_wide(highs + i), c = load_wide(cos + i), s = load_wide(sin + i);
+    store_narrow16(lows + i, subtract(rounded(mul(low, c)), rounded(mul(high, s))));
+    store_narrow16(highs + i, add(rounded(mul(high, c)), rounded(mul(low, s))));
+  }
+  for (; i < half; i++) {
     const float low = widen(lows[i]), high = widen(highs[i]), c = widen(cos[i]), s = widen(sin[i]);
     lows[i] = narrow(widen(narrow(low * c)) - widen(narrow(high * s)));
     highs[i] = narrow(widen(narrow(high * c)) + widen(narrow(low * s)));

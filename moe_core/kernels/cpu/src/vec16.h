@@ -127,6 +127,16 @@ static inline void store_narrow(bf16* p, F16 low, F16 high) {
   for (int i = 0; i < 32; i++) p[i] = narrow(wide[i]);
 #endif
 }
+// Sixteen numbers as bfloat16.
+static inline void store_narrow16(bf16* p, F16 x) {
+#if defined(__AVX512BF16__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
+#else
+  float wide[16];
+  _mm512_storeu_ps(wide, x);
+  for (int i = 0; i < 16; i++) p[i] = narrow(wide[i]);
+#endif
+}
 static inline I16 mul(I16 a, I16 b) { return _mm512_mullo_epi32(a, b); }
 static inline I16 add(I16 a, I16 b) { return _mm512_add_epi32(a, b); }
 // Word s of row r, of sixteen rows of sixteen words, to word r of step s; steps are `pace` bytes apart.
@@ -155,6 +165,15 @@ static inline void transpose_words(const uint8_t* const* rows, uint8_t* out, int
 static inline F16 load_wide(const bf16* p) {
   const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+}
+static inline F16 rounded(F16 x) {
+#if defined(__AVX512BF16__)
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)), 16));
+#else
+  bf16 narrowed[16];
+  store_narrow16(narrowed, x);
+  return load_wide(narrowed);
+#endif
 }
 // 32 bfloat16: those in even places, and those in odd ones.
 static inline void load_apart(const bf16* p, F16& even, F16& odd) {

@@ -84,6 +84,11 @@ static inline void store_narrow(bf16* p, F16 low, F16 high) {
   store_f(wide + 16, high);
   for (int i = 0; i < 32; i++) p[i] = narrow(wide[i]);
 }
+static inline void store_narrow16(bf16* p, F16 x) {
+  float wide[16];
+  store_f(wide, x);
+  for (int i = 0; i < 16; i++) p[i] = narrow(wide[i]);
+}
 static inline I16 add(I16 a, I16 b) { TURNOUT_EACH(a.p[i] += b.p[i]) return a; }
 static inline I16 mul(I16 a, I16 b) { TURNOUT_EACH(a.p[i] *= b.p[i]) return a; }
 static inline Fp fma_part(Fp acc, Fp a, Fp b) {
@@ -210,6 +215,11 @@ static inline I16 dot_nibbles(I16 acc, I16 low, uint32_t first, I16 high, uint32
   return dot_bytes(dot_bytes(acc, low, first), high, second);
 }
 #endif
+static inline F16 rounded(F16 x) {
+  bf16 narrowed[16];
+  store_narrow16(narrowed, x);
+  return load_wide(narrowed);
+}
 #undef TURNOUT_EACH
 #undef TURNOUT_ONE
 
