@@ -15,7 +15,7 @@ from typing import Any
 from moe_core.kernels.cpu.build import library_path
 
 logger = logging.getLogger(__name__)
-ABI = 9
+ABI = 10
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 _TYPES = {"P": _POINTER, "i": _INT, "L": _LONG, "f": _FLOAT}
@@ -63,6 +63,8 @@ class Library:
         self.pack = library.turnout_pack
         self.pack.argtypes = [_POINTER] * 4
         self.pack.restype = None
+        self.most_strays = library.turnout_most_strays
+        self.most_strays.argtypes, self.most_strays.restype = [_POINTER] * 2, _LONG
         self.quantise = library.turnout_quantise
         self.quantise.argtypes = [_POINTER, _INT, _LONG, _LONG, *[_INT] * 4, *[_POINTER] * 3]
         self.quantise.restype = None
@@ -106,6 +108,11 @@ class Library:
         """The instruction set in use."""
         name: bytes = self._library.turnout_isa()
         return name.decode()
+
+    @property
+    def unpacks_quickly(self) -> bool:
+        """Whether bfloat16 in twelve bits is unpacked in less time than memory gives it."""
+        return self.isa.startswith(("avx512", "amx"))
 
     @property
     def compiler(self) -> str:

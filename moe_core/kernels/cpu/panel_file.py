@@ -71,6 +71,11 @@ class PanelReader:
             raise PanelFileError(f"it has no panels {what} of {num_bytes} bytes")
         return Place(self.bytes_of(section), self._address + section.start, is_filled=True)
 
+    def lies_next(self, what: str, num_bytes: int) -> bool:
+        """Whether the next panels are these."""
+        section = self._sections.get(f"{self._num_asked}:{what}")
+        return section is not None and section.bytes == num_bytes
+
     def bytes_of(self, part: Section | StoredTensor) -> memoryview:
         """The bytes of a section or tensor."""
         return memoryview(self._memory)[part.start : part.start + part.bytes]
@@ -159,6 +164,9 @@ class PanelWriter:
         self._sections.append(Section(what=name, start=self._end, bytes=num_bytes))
         self._end = -(-(self._end + num_bytes) // PAGE_BYTES) * PAGE_BYTES
         return place
+
+    def lies_next(self, what: str, num_bytes: int) -> None:
+        """Nothing is there yet."""
 
     def _mapped_place(self, num_bytes: int) -> Place:
         memory = mmap.mmap(self._file, max(num_bytes, 1), offset=self._end)

@@ -21,7 +21,7 @@ from torch import Tensor
 from moe_core.errors import SpecError
 from moe_core.kernels.cpu.native import library
 from moe_core.kernels.cpu.plan import GatingPlan
-from moe_core.kernels.cpu.shelf import place_for
+from moe_core.kernels.cpu.shelf import lies_next, place_for
 from moe_core.kernels.factors import split
 from moe_core.kernels.gating import PLAIN, Gating
 from moe_core.kernels.packing import Packed
@@ -33,6 +33,9 @@ SCALE_BYTES, ZERO_BYTES = 64, 64
 # The factors of two groups of 32 columns lie beside each other.
 COLS_OF_FACTORS, FACTOR_BYTES = 64, 64
 BFLOAT16 = 16
+# A pair of steps of bfloat16 in twelve bits; before them exponents, and strays: room for one of so many weights.
+PAIR_BYTES, EXPONENT_BYTES, STRAY_BYTES, STRAYS_OF_LINE = 192, 64, 8, 8
+WEIGHTS_OF_STRAY, WEIGHTS_OF_STEP = 512, 64
 
 
 class PanelsStruct(ctypes.Structure):
@@ -48,6 +51,7 @@ class PanelsStruct(ctypes.Structure):
         ("has_zeros", ctypes.c_int32),
         ("paired", ctypes.c_int32),
         ("has_factors", ctypes.c_int32),
+        ("strays", ctypes.c_int32),
     )
 
 
@@ -70,7 +74,8 @@ class Panels:
 
     @classmethod
     def of_bfloat16(cls, weight_SRC: Tensor, *, paired: bool = False) -> Panels:
-        """Pack weights (S, rows, cols) in bfloat16; raises SpecError for another dtype.
+        """Pack weights (S, rows, cols) in bfloat16, in twelve bits each where that loses nothing; raises SpecError for
+        another dtype.
 
         `paired` lays the two halves of each matrix side by side, as the mixture wants gate and up.
         """
@@ -78,7 +83,8 @@ class Panels:
             raise SpecError(f"panels hold bfloat16, not {weight_SRC.dtype}")
         source = weight_SRC.detach().contiguous()
         stack, rows, cols = source.shape
-        struct = PanelsStruct(None, stack, rows, cols, BFLOAT16, 0, 0, int(paired), 0)
+        struct = PanelsStruct(None, stack, rows, cols, BFLOAT16, 0, 0, int(paired), 0, 0)
+        struct.strays = _room_for_strays(struct, source)
         return cls._filled(struct, lambda: (source, None, None))
 
     @classmethod
@@ -103,7 +109,7 @@ class Panels:
         """Codes or bfloat16, scales, and zero points or factors; asked for where the panels do not lie in a file already."""
         native = library()
         assert native is not None
-        place = place_for(str([getattr(struct, name) for name, _ in struct._fields_]), _num_bytes(struct))
+        place = place_for(_described(struct), _num_bytes(struct))
         struct.memory = place.address
         if not place.is_filled:
             held = [None if source is None else source.contiguous() for source in sources()]
@@ -251,6 +257,27 @@ def _factored(scales: Tensor, spec: ExpertQuantSpec) -> tuple[Tensor, Tensor]:
     return common, (factors.abs() + 16 * zeros).to(torch.uint8)
 
 
+def _room_for_strays(plain: PanelsStruct, weights: Tensor) -> int:
+    """For how many weights of other exponents a panel in twelve bits has room; 0 where these weights have more of them, or
+    where unpacking would take longer than memory does."""
+    native = library()
+    assert native is not None
+    if not native.unpacks_quickly or not weights.numel():
+        return 0
+    wanted = math.ceil(plain.cols / 2) * WEIGHTS_OF_STEP // WEIGHTS_OF_STRAY + 1
+    room = math.ceil(wanted / STRAYS_OF_LINE) * STRAYS_OF_LINE
+    packed = PanelsStruct(None, *(getattr(plain, name) for name, _ in plain._fields_[1:-1]), room)
+    lies = lies_next(_described(packed), _num_bytes(packed))
+    if lies is None:
+        lies = native.most_strays(ctypes.addressof(plain), weights.data_ptr()) < room
+    return room if lies else 0
+
+
+def _described(struct: PanelsStruct) -> str:
+    """What a shelf calls a stack."""
+    return str([getattr(struct, name) for name, _ in struct._fields_ if name != "memory"])
+
+
 def _num_bytes(struct: PanelsStruct) -> int:
     """What a stack takes in memory, by the layout of panels.h."""
     num_panels = (
@@ -260,4 +287,7 @@ def _num_bytes(struct: PanelsStruct) -> int:
     num_groups = math.ceil(struct.cols / struct.group) if struct.group else 0
     head = SCALE_BYTES + (ZERO_BYTES if struct.has_zeros else 0)
     head += struct.group // COLS_OF_FACTORS * FACTOR_BYTES if struct.has_factors else 0
-    return int(struct.stack * num_panels * (num_groups * head + num_steps * STEP_BYTES))
+    panel_bytes = num_groups * head + num_steps * STEP_BYTES
+    if struct.strays:
+        panel_bytes = EXPONENT_BYTES + struct.strays * STRAY_BYTES + math.ceil(num_steps / 2) * PAIR_BYTES
+    return int(struct.stack * num_panels * panel_bytes)

@@ -32,6 +32,10 @@ class Shelf(Protocol):
         """A place for what is described; None where the process's own memory has to do."""
         ...
 
+    def lies_next(self, what: str, num_bytes: int) -> bool | None:
+        """Whether the next place asked for holds what is described; None where it is yet to be filled."""
+        ...
+
 
 _shelf: ContextVar[Shelf | None] = ContextVar("shelf", default=None)
 
@@ -54,3 +58,9 @@ def place_for(what: str, num_bytes: int) -> Place:
         return found
     memory, address = ARENA.reserve(num_bytes)
     return Place(memory, address, is_filled=False)
+
+
+def lies_next(what: str, num_bytes: int) -> bool | None:
+    """Whether panels described so are the next on the shelf of the block that runs; None where none are there yet."""
+    shelf = _shelf.get()
+    return None if shelf is None else shelf.lies_next(what, num_bytes)

@@ -110,7 +110,7 @@ const turnout::Ops& ops() { return *choice().ops; }
 extern "C" {
 
 // Changes with every change of a signature below.
-TURNOUT_API int turnout_abi() { return 9; }
+TURNOUT_API int turnout_abi() { return 10; }
 
 TURNOUT_API const char* turnout_isa() { return choice().name; }
 
@@ -166,6 +166,8 @@ TURNOUT_API void turnout_pack(const turnout::Panels* to, const uint8_t* codes, c
                     const uint8_t* zeros) {
   ops().pack(*to, codes, scales, zeros);
 }
+
+TURNOUT_API int64_t turnout_most_strays(const turnout::Panels* of, const uint8_t* weights) { return ops().most_strays(*of, weights); }
 
 TURNOUT_API void turnout_quantise(const void* weight, int is_bf16, int64_t rows, int64_t cols, int bits, int group,
                     int symmetric, int super_group, uint8_t* codes, uint16_t* scales, uint8_t* zeros) {

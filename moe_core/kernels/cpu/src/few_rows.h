@@ -4,6 +4,7 @@
 // adds up the even columns of 32 and the odd ones apart, then their sum to what there was, flushing subnormal numbers.
 #pragma once
 #include "inputs.h"
+#include "twelve_bits.h"
 
 namespace TURNOUT_ISA {
 
@@ -26,23 +27,24 @@ class FlushesSubnormals {
 };
 
 // out[n * 32 + lane] of N inputs in chunks; `next` is read after this panel.
-template <int N>
+template <int N, bool kTwelve>
 static void multiply_few_bf16(const Panels& m, const uint8_t* panel, const uint8_t* next, const uint8_t* chunks, float* out) {
   const FlushesSubnormals flushes;
   F16 total[N][2];
   each<N>([&](auto n) TURNOUT_INLINE { total[n][0] = total[n][1] = zero_f(); });
-  const uint8_t* end = panel + m.panel_bytes();
-  for (; panel < end; panel += 2048, chunks += N * 64) {
-    const uint8_t* ahead = ahead_of(panel, end, next, kFarBytes);
-    const int64_t size = std::min<int64_t>(2048, end - panel);
+  Steps<kTwelve> from(m, panel, next);
+  const int64_t all = m.steps() * kStepBytes;
+  for (int64_t begin = 0; begin < all; begin += kChunkBytes, chunks += N * 64) {
+    const uint8_t *weights = from.take(), *ahead = from.ahead();
+    const int64_t size = std::min(kChunkBytes, all - begin);
     F16 even[N][2], odd[N][2];
     each<N>([&](auto n) TURNOUT_INLINE { even[n][0] = even[n][1] = odd[n][0] = odd[n][1] = zero_f(); });
     for (int64_t at = 0; at < size; at += 128) {
       F16 low[2], high[2];
       for (int half = 0; half < 2; half++) {
         const int64_t place = at + half * 64;
-        fetch_line<true>(ahead + place, panel + place);
-        load_apart(reinterpret_cast<const bf16*>(panel + place), low[half], high[half]);
+        if constexpr (!kTwelve) fetch_line<true>(ahead + place, weights + place);
+        load_apart(reinterpret_cast<const bf16*>(weights + place), low[half], high[half]);
       }
       each<N>([&](auto n) TURNOUT_INLINE {
         const uint32_t pair = load32(chunks + n * 64 + at / 32);

@@ -315,7 +315,12 @@ static void map(const Panels& m, const bf16* x, void* out, int out_is_float, int
 static int look_up(const Panels& m, const int64_t* ids, bf16* out, int64_t T) {
   for (int64_t t = 0; t < T; t++, out += m.cols) {
     if (ids[t] < 0 || ids[t] >= m.rows) return 1;
-    const uint8_t* words = m.panel(0, ids[t] / 32) + ids[t] % 32 * 4;
+    const uint8_t* panel = m.panel(0, ids[t] / 32);
+    if (m.strays) {
+      look_up_twelve(m, panel, ids[t] % 32, out);
+      continue;
+    }
+    const uint8_t* words = panel + ids[t] % 32 * 4;
     for (int64_t i = 0; i < m.cols; i += 2) std::memcpy(out + i, words + i * 64, i + 1 < m.cols ? 4 : 2);
   }
   return 0;
@@ -334,35 +339,63 @@ static inline void put_step(const Panels& to, const uint8_t* source, int64_t lef
   std::memcpy(target, raw, 4);
 }
 
-// Codes as a checkpoint holds them, row by row, into panels; rows of a last panel that are not there stay zero. Where there are factors
-// they come in place of zero points, one for 32 columns of a row: 7 in the upper half, for 8, says that the scale was negative.
-static void pack(const Panels& to, const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros) {
+// Codes as a checkpoint holds them, row by row, into panel p of matrix s; rows of a last panel that are not there stay zero. Where
+// there are factors they come in place of zero points, one for 32 columns of a row: 7 in the upper half, for 8, says that the scale
+// was negative.
+static void pack_panel_of(const Panels& to, int64_t s, int64_t p, const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros,
+                          uint8_t* panel) {
   const int64_t bytes_of_row = to.bits == 16 ? to.cols * 2 : (to.cols * to.bits + 7) / 8;
-  const int64_t panels = to.panels(), steps = to.steps(), groups = to.groups();
-  const int64_t steps_of_group = to.bits == 16 ? steps : to.group / to.cols_of_step();
+  const int64_t steps = to.steps(), groups = to.groups(), steps_of_group = to.bits == 16 ? steps : to.group / to.cols_of_step();
   const int64_t factors = to.has_factors ? ceil_div(to.cols, 32) : 0;
-  Pool::instance().run(to.stack * panels, [&](int64_t unit) {
-    const int64_t s = unit / panels, p = unit % panels;
-    uint8_t* panel = to.panel(s, p);
-    std::memset(panel, 0, to.panel_bytes());
-    for (int64_t lane = 0; lane < 32; lane++) {
-      if (to.row_of(p, lane) >= to.rows) continue;
-      const int64_t row = s * to.rows + to.row_of(p, lane);
-      for (int64_t step = 0; step < steps; step++) {
-        uint8_t* place = panel + step * 128 + (step / steps_of_group + 1) * to.head_bytes() + lane * 4;
-        const bool turned = factors && zeros[row * factors + step / 4] >> 4 == 7;
-        put_step(to, codes + row * bytes_of_row + step * 4, bytes_of_row - step * 4, turned, place);
-      }
-      for (int64_t i = 0; i < factors; i++) {
-        uint8_t* head = panel + i * 32 / to.group * to.group_bytes();
-        head[64 + i * 32 % to.group / 64 * 64 + lane * 2 + i % 2] = zeros[row * factors + i];
-      }
-      for (int64_t g = 0; g < groups; g++) {
-        uint8_t* head = panel + g * to.group_bytes();
-        std::memcpy(head + lane * 2, scales + row * groups + g, 2);
-        if (to.has_zeros) head[64 + lane] = zeros[row * groups + g];
-      }
+  std::memset(panel, 0, to.panel_bytes());
+  for (int64_t lane = 0; lane < 32; lane++) {
+    if (to.row_of(p, lane) >= to.rows) continue;
+    const int64_t row = s * to.rows + to.row_of(p, lane);
+    for (int64_t step = 0; step < steps; step++) {
+      uint8_t* place = panel + step * 128 + (step / steps_of_group + 1) * to.head_bytes() + lane * 4;
+      const bool turned = factors && zeros[row * factors + step / 4] >> 4 == 7;
+      put_step(to, codes + row * bytes_of_row + step * 4, bytes_of_row - step * 4, turned, place);
     }
+    for (int64_t i = 0; i < factors; i++) {
+      uint8_t* head = panel + i * 32 / to.group * to.group_bytes();
+      head[64 + i * 32 % to.group / 64 * 64 + lane * 2 + i % 2] = zeros[row * factors + i];
+    }
+    for (int64_t g = 0; g < groups; g++) {
+      uint8_t* head = panel + g * to.group_bytes();
+      std::memcpy(head + lane * 2, scales + row * groups + g, 2);
+      if (to.has_zeros) head[64 + lane] = zeros[row * groups + g];
+    }
+  }
+}
+
+// Calls with(panel of a stack of bfloat16, its number) for each, plain, on all threads.
+template <class With>
+static void with_plain_panels(const Panels& of, const uint8_t* weights, const With& with) {
+  Panels plain = of;
+  plain.strays = 0;
+  Pool::instance().run(of.stack * of.panels(), [&](int64_t unit) {
+    static thread_local Large<bf16> of_thread;
+    of_thread.resize(plain.panel_bytes() / 2);
+    pack_panel_of(plain, unit / of.panels(), unit % of.panels(), weights, nullptr, nullptr, reinterpret_cast<uint8_t*>(of_thread.data()));
+    with(of_thread.data(), unit);
+  });
+}
+
+// The most strays that a panel of these weights would have.
+static int64_t most_strays(const Panels& of, const uint8_t* weights) {
+  std::vector<int64_t> counts(of.stack * of.panels());
+  with_plain_panels(of, weights, [&](const bf16* panel, int64_t unit) { counts[unit] = count_strays(panel, of.steps() * 64); });
+  return counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
+}
+
+static void pack(const Panels& to, const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros) {
+  if (to.strays)
+    return with_plain_panels(to, codes, [&](const bf16* panel, int64_t unit) {
+      put_twelve(to, panel, to.panel(unit / to.panels(), unit % to.panels()));
+    });
+  Pool::instance().run(to.stack * to.panels(), [&](int64_t unit) {
+    const int64_t s = unit / to.panels(), p = unit % to.panels();
+    pack_panel_of(to, s, p, codes, scales, zeros, to.panel(s, p));
   });
 }
 

@@ -5,29 +5,33 @@
 #include "inputs.h"
 #include "streamed_codes.h"
 #include "tiles.h"
+#include "twelve_bits.h"
 #include "vec16.h"
 
 namespace TURNOUT_ISA {
 
-template <int N>
+template <int N, bool kTwelve>
 static void multiply_bf16(const Panels& m, const uint8_t* panel, const uint8_t* next, const Operand& x, float* out) {
   F16 acc[N][2];
   each<N>([&](auto n) TURNOUT_INLINE { acc[n][0] = acc[n][1] = zero_f(); });
-  const uint8_t *words = x.words, *end = panel + m.panel_bytes();
-  while (panel < end) {
-    const uint8_t* ahead = ahead_of(panel, end, next);
-    const int64_t size = std::min<int64_t>(2048, end - panel);
-    for (int64_t at = 0; at < size; at += 128, words += N * 4) {
-      const I16 a = load_words(panel + at), b = load_words(panel + at + 64);
-      __builtin_prefetch(ahead + at);
-      __builtin_prefetch(ahead + at + 64);
+  const uint8_t* words = x.words;
+  Steps<kTwelve> from(m, panel, next);
+  const int64_t all = m.steps() * kStepBytes;
+  for (int64_t begin = 0; begin < all; begin += kChunkBytes) {
+    const uint8_t *weights = from.take(), *ahead = from.ahead();
+    const int64_t size = std::min(kChunkBytes, all - begin);
+    for (int64_t at = 0; at < size; at += kStepBytes, words += N * 4) {
+      const I16 a = load_words(weights + at), b = load_words(weights + at + 64);
+      if constexpr (!kTwelve) {
+        __builtin_prefetch(ahead + at);
+        __builtin_prefetch(ahead + at + 64);
+      }
       each<N>([&](auto n) TURNOUT_INLINE {
         const uint32_t both = load32(words + n * 4);
         acc[n][0] = dot_bf16(acc[n][0], a, both);
         acc[n][1] = dot_bf16(acc[n][1], b, both);
       });
     }
-    panel += size;
   }
   each<N>([&](auto n) TURNOUT_INLINE {
     store_f(out + n * 32, acc[n][0]);
@@ -122,7 +126,7 @@ static inline void multiply_in_vectors(int num, const Panels& m, const uint8_t* 
       if (m.bits == 4) return multiply_codes<N, 4, false>(m, panel, next, x, out);     \
     }                                                                                  \
     if constexpr (N <= kInputs && !in_tiles(16, N))                                    \
-      return multiply_bf16<N>(m, panel, next, x, out);                                 \
+      return m.strays ? multiply_bf16<N, true>(m, panel, next, x, out) : multiply_bf16<N, false>(m, panel, next, x, out); \
     break;
   switch (num) {
     TURNOUT_CASE(1) TURNOUT_CASE(2) TURNOUT_CASE(3) TURNOUT_CASE(4) TURNOUT_CASE(5) TURNOUT_CASE(6)

@@ -16,7 +16,7 @@
 namespace TURNOUT_ISA {
 
 extern const turnout::Ops kOps;
-const turnout::Ops kOps = {linear,   experts, mixture,       map,     map_heads,  look_up,     pack,
+const turnout::Ops kOps = {linear,   experts, mixture,       map,     map_heads,  look_up,     pack, most_strays,
                             quantise, attend,  attend_prompt, largest, tiles_work, read_memory, multiply_registers, choose,
                             step,
                             head_errors, swiglu, swiglu_back, combine, norm, norm_back, turn_heads, adamw, squares, attention_back};

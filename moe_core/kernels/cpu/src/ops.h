@@ -25,6 +25,8 @@ struct Ops {
   int (*look_up)(const Panels& weight, const int64_t* ids, uint16_t* out, int64_t T);
   // Rows as a checkpoint holds them into panels; `zeros` are factors where panels have them.
   void (*pack)(const Panels& to, const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros);
+  // The most strays that a panel would have, were these bfloat16 weights packed in twelve bits.
+  int64_t (*most_strays)(const Panels& of, const uint8_t* weights);
   // Rows of float32 or bfloat16 into codes as a checkpoint holds them; `zeros` is not written for symmetric ones. Scales of a
   // super-group, if it is not 0, have a common one.
   void (*quantise)(const void* weight, int is_bf16, int64_t rows, int64_t cols, int bits, int group, int symmetric,

@@ -14,13 +14,14 @@
 #include "few_rows.h"
 #include "inputs.h"
 #include "tile_ops.h"
+#include "twelve_bits.h"
 #include "vec16.h"
 #include "wide_groups.h"
 
 namespace TURNOUT_ISA {
 
 #if defined(TURNOUT_TILE_ZERO)
-// Tiles of K [first, end) of a panel and of inputs in chunks, on top of what there is in `out` unless they are the first.
+// Tiles of K [first, end) of a plain panel and of inputs in chunks, on top of what there is in `out` unless they are the first.
 template <bool kBoth, class Meanwhile>
 static void multiply_bf16_in_tiles(int num, const Panels& m, const uint8_t* panel, const uint8_t* inputs, int64_t first, int64_t end,
                                    const uint8_t* ahead, int64_t pace, const uint8_t* ahead_end, float* out, Meanwhile& meanwhile) {
@@ -45,20 +46,23 @@ static void multiply_bf16_in_tiles(int num, const Panels& m, const uint8_t* pane
 
 // The same of inputs that are all there are: the panel comes from memory while it is multiplied. A tile waits for each of its rows
 // that is not in the first cache, so lines are fetched there too, nearer to their use.
-template <bool kBoth, class Meanwhile>
+template <bool kBoth, bool kTwelve, class Meanwhile>
 static void stream_bf16_in_tiles(int num, const Panels& m, const uint8_t* panel, const uint8_t* next, const uint8_t* inputs, float* out,
                                  Meanwhile& meanwhile) {
-  const int64_t steps = m.steps(), whole = steps / 16 * 16, size = num * 64;
-  const uint8_t *end = panel + m.panel_bytes(), *stop = panel + whole * 128;
+  const int64_t steps = m.steps(), size = num * 64;
+  Steps<kTwelve> from(m, panel, next);
   zero_sums();
-  for (; panel < stop; panel += 2048, inputs += size) {
-    const uint8_t* ahead = ahead_of(panel, end, next, kFarBytes);
-    for (int64_t at = 0; at < 2048; at += 64) fetch_line<true>(ahead + at, panel + at);
-    add_bf16(inputs, 64, panel, kBoth);
+  int64_t step = 0;
+  // One in twelve bits has zeros behind its last step.
+  for (; step + (kTwelve ? 1 : kChunkSteps) <= steps; step += kChunkSteps, inputs += size) {
+    const uint8_t *weights = from.take(), *ahead = from.ahead();
+    if constexpr (!kTwelve)
+      for (int64_t at = 0; at < kChunkBytes; at += 64) fetch_line<true>(ahead + at, weights + at);
+    add_bf16(inputs, 64, weights, kBoth);
     meanwhile.step();
   }
-  if (whole < steps) {
-    const LastSteps last(panel, steps - whole);
+  if (step < steps) {
+    const LastSteps last(from.take(), steps - step);
     add_bf16(inputs, 64, last.weights, kBoth);
   }
   store_sums(out, kBoth);
@@ -84,17 +88,13 @@ class PanelInTiles {
     if (m_.bits != 16) return multiply_codes(num, x, out);
     if (num <= kFewRows) {
       const uint8_t* after = ++turn_ < count_ ? panel_ : next_;
-      return num == 1 ? multiply_few_bf16<1>(m_, panel_, after, x.words, out) : multiply_few_bf16<2>(m_, panel_, after, x.words, out);
+      return m_.strays ? multiply_few<true>(num, x, after, out) : multiply_few<false>(num, x, after, out);
     }
-    if (count_ == 1) {
-      take();
-      if (num > 16) return stream_bf16_in_tiles<true>(num, m_, panel_, next_, x.words, out, meanwhile);
-      return stream_bf16_in_tiles<false>(num, m_, panel_, next_, x.words, out, meanwhile);
-    }
+    if (count_ == 1) return m_.strays ? stream<true>(num, x, out, meanwhile) : stream<false>(num, x, out, meanwhile);
     // The panel itself is on its way yet.
     constexpr int64_t kFar = 8192;
-    turn_++;
-    multiply_piece(num, x, 0, tiles_of_k(), panel_ + std::min(kFar, bytes_), 2048, panel_ + bytes_, out, meanwhile);
+    if (turn_++ == 0) unpack(0, tiles_of_k());
+    multiply_piece(num, x, 0, tiles_of_k(), panel_ + std::min(kFar, bytes_), kChunkBytes, panel_ + bytes_, out, meanwhile);
   }
 
   // out[(row - first row) * 32 + lane] for the rows of all lots, `tiles`, of bfloat16 or of wide groups, but for lots of codes that
@@ -107,6 +107,7 @@ class PanelInTiles {
     const uint8_t* ahead = next_;
     for (int64_t piece = 0; piece < pieces; piece++) {
       const int64_t first = all * piece / pieces, end = all * (piece + 1) / pieces, pace = lot / (end - first) + 1;
+      unpack(first, end);
       for (int64_t i = 0; i < count_; i++, ahead += lot) {
         float* sums = out + (tiles[i].first - tiles[0].first) * 32;
         if (tiles[i].num > kFewRows)
@@ -124,6 +125,8 @@ class PanelInTiles {
   int64_t turn_ = 0;
   bool took_ = false;
   SignedPanel* codes_ = nullptr;
+  // Where tile k of bfloat16 is read, 2 KB each, of those that have been unpacked.
+  const uint8_t* plain_ = panel_;
 
   int64_t cols_of_tile() const { return m_.bits == 16 ? 32 : 64; }
 
@@ -140,12 +143,35 @@ class PanelInTiles {
     took_ = true;
   }
 
+  // Tiles of K [first, end) of a panel in twelve bits, which stay in a cache while all inputs are multiplied by them.
+  void unpack(int64_t first, int64_t end) {
+    if (!m_.strays) return;
+    static thread_local Large<uint8_t> of_thread;
+    of_thread.resize((end - first) * kChunkBytes);
+    Twelve from(m_, panel_);
+    for (int64_t k = first; k < end; k++) from.put(k * kChunkSteps, of_thread.data() + (k - first) * kChunkBytes);
+    plain_ = of_thread.data() - first * kChunkBytes;
+  }
+
+  template <bool kTwelve>
+  void multiply_few(int num, const Operand& x, const uint8_t* after, float* out) const {
+    if (num == 1) return multiply_few_bf16<1, kTwelve>(m_, panel_, after, x.words, out);
+    multiply_few_bf16<2, kTwelve>(m_, panel_, after, x.words, out);
+  }
+
+  template <bool kTwelve, class Meanwhile>
+  void stream(int num, const Operand& x, float* out, Meanwhile& meanwhile) {
+    take();
+    if (num > 16) return stream_bf16_in_tiles<true, kTwelve>(num, m_, panel_, next_, x.words, out, meanwhile);
+    stream_bf16_in_tiles<false, kTwelve>(num, m_, panel_, next_, x.words, out, meanwhile);
+  }
+
   template <class Meanwhile>
   void multiply_piece(int num, const Operand& x, int64_t first, int64_t end, const uint8_t* ahead, int64_t pace,
                       const uint8_t* ahead_end, float* out, Meanwhile& meanwhile) {
     take();
-    if (num > 16) return multiply_bf16_in_tiles<true>(num, m_, panel_, x.words, first, end, ahead, pace, ahead_end, out, meanwhile);
-    multiply_bf16_in_tiles<false>(num, m_, panel_, x.words, first, end, ahead, pace, ahead_end, out, meanwhile);
+    if (num > 16) return multiply_bf16_in_tiles<true>(num, m_, plain_, x.words, first, end, ahead, pace, ahead_end, out, meanwhile);
+    multiply_bf16_in_tiles<false>(num, m_, plain_, x.words, first, end, ahead, pace, ahead_end, out, meanwhile);
   }
 
   template <Wide kKind, class OperandOf, class Meanwhile>

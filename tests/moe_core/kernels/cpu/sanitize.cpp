@@ -50,8 +50,9 @@ struct Packed {
   Exact<uint8_t> memory;
   Panels panels;
 
-  Packed(int64_t stack, int64_t rows, int64_t cols, int bits, int group, bool symmetric, bool paired = false, bool factors = false)
-      : memory(0), panels{nullptr, stack, rows, cols, bits, group, bits != 16 && !symmetric, paired, factors} {
+  Packed(int64_t stack, int64_t rows, int64_t cols, int bits, int group, bool symmetric, bool paired = false, bool factors = false,
+         int strays = 0)
+      : memory(0), panels{nullptr, stack, rows, cols, bits, group, bits != 16 && !symmetric, paired, factors, strays} {
     const int64_t bytes = stack * rows * (bits == 16 ? cols * 2 : (cols * bits + 7) / 8);
     const int64_t num_factors = factors ? stack * rows * ((cols + 31) / 32) : 0;
     Exact<uint8_t> from(bytes), from_zeros(factors ? num_factors : stack * rows * panels.groups());
@@ -88,9 +89,9 @@ static void mixtures(int64_t T, int64_t E, int64_t k, int64_t D, int64_t F) {
   Exact<uint16_t> up_bias = bfloats(E * 2 * F), down_bias = bfloats(E * D);
   const turnout::Gating clamped{turnout::kClamped, 1.7f, 2.0f, up_bias.get(), down_bias.get()};
   const turnout::Gating gelu{turnout::kGelu, 0.0f, 0.0f, nullptr, nullptr};
-  const auto of = [&](int bits, int group, bool symmetric, bool factors) {
-    Packed gate_up(E, 2 * F, D, bits, group, symmetric, true, factors), down(E, D, F, bits, group, symmetric, false, factors);
-    Packed up(E, F, D, bits, group, symmetric, false, factors);
+  const auto of = [&](int bits, int group, bool symmetric, bool factors, int strays = 0) {
+    Packed gate_up(E, 2 * F, D, bits, group, symmetric, true, factors, strays), down(E, D, F, bits, group, symmetric, false, factors, strays);
+    Packed up(E, F, D, bits, group, symmetric, false, factors, strays);
     for (turnout::Gating gating : {turnout::Gating{}, clamped, gelu})
       check(!ops.mixture(gate_up.panels, down.panels, gating, x.get(), ids.get(), weights.get(), out.get(), T, k), "mixture");
     Exact<float> floats(T * F);
@@ -101,6 +102,15 @@ static void mixtures(int64_t T, int64_t E, int64_t k, int64_t D, int64_t F) {
       // Small groups have a way of their own in tiles, and wide ones of 8 bits.
       for (int group : symmetric ? std::array<int, 2>{32, 768} : std::array<int, 2>{64, 256}) of(bits, group, symmetric, false);
   of(4, 256, true, true);
+  // In twelve bits: with room for all strays, and for none but the mark of their end.
+  for (int strays : {64, 8}) of(16, 0, true, false, strays);
+  Packed table(1, E * F, D, 16, 0, true, false, false, 64);
+  Exact<uint16_t> rows_of_table = bfloats(E * F * D);
+  const int64_t strays = ops.most_strays(table.panels, reinterpret_cast<const uint8_t*>(rows_of_table.get()));
+  check(strays >= 0 && strays <= table.panels.steps() * 64, "strays");
+  Exact<int64_t> rows(T);
+  for (int64_t i = 0; i < T; i++) rows.get()[i] = i * 5 % (E * F);
+  check(!ops.look_up(table.panels, rows.get(), out.get(), T), "rows in twelve bits");
   Exact<uint16_t> rows_in = bfloats(E * 2 * F * D), rows_out = bfloats(E * D * F);
   check(!ops.experts(rows_in.get(), rows_out.get(), x.get(), ids.get(), weights.get(), out.get(), T, k, E, D, F), "experts");
   ids.get()[0] = E;
