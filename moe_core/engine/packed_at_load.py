@@ -8,7 +8,6 @@ With a panel folder only the first start packs; the panels lie in a file of thei
 
 from __future__ import annotations
 
-from moe_core.experts import GroupedExperts
 from moe_core.kernels.cpu.native import library
 from moe_core.model.decoder import Decoder
 from moe_core.spec import ModelSpec, ServeSpec
@@ -31,13 +30,11 @@ def served_model(stored: Decoder, spec: ServeSpec) -> Decoder:
     wanted = packing_for(stored.spec, spec.weights)
     if wanted is None:
         return stored
-    from moe_core.operations.level import level
+    from moe_core.operations.level import level_all
     from moe_core.operations.quantise import pack
 
     if native := library():
         native.set_threads(spec.num_threads)
     # It was loaded for this engine alone, so that neurons may be levelled where they lie.
-    for layer in stored.moe_layers():
-        if isinstance(layer.experts, GroupedExperts):
-            level(layer.experts)
+    level_all(stored.moe_layers())
     return pack(stored, wanted)

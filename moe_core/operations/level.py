@@ -12,15 +12,25 @@ factor); Yuan et al. 2023, "RPTQ", arXiv 2304.01089 (the order).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from moe_core.experts import GroupedExperts
+from moe_core.model.layers import MoeMlp
 
 # Gatings that are linear in up.
 LINEAR = ("silu", "gelu")
 # As powers of two.
 LARGEST_FACTOR = 6.0
+
+
+def level_all(layers: Iterable[MoeMlp]) -> None:
+    """Level each layer of experts that lie together, in place; others stay as they are."""
+    for layer in layers:
+        if isinstance(layer.experts, GroupedExperts):
+            level(layer.experts)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from moe_core.model.layers import MoeMlp
 from moe_core.model.packed_linear import PackedLinear
 from moe_core.model.seq2seq import EncoderDecoder
 from moe_core.operations import packed_bytes
-from moe_core.operations.level import level
+from moe_core.operations.level import level_all
 from moe_core.operations.parts import check_spec, foretold, moe_part, rebuilt, tensors_of
 from moe_core.operations.passes import compare
 from moe_core.operations.prompts import Prompts, check_prompts
@@ -124,9 +124,7 @@ def _prepared(model: Decoder, spec: QuantiseSpec) -> Decoder:
     if not spec.level:
         return model
     new = rebuilt(model, model.spec)
-    for layer in new.moe_layers():
-        assert isinstance(layer.experts, GroupedExperts)
-        level(layer.experts)
+    level_all(new.moe_layers())
     return new
 
 

@@ -5,8 +5,8 @@ under a temporary name, locked until then, and renamed when it is whole and on t
 anything is mapped; the digest of the body stands in it and is checked each time that it is used, beside the rest of a start.
 
 Mapped pages are shared by all processes that serve the model, and packed into by the first. Who serves it alone packs into
-huge pages and writes the file from there; later it maps the file too where that lies in huge pages of the page cache, and
-else reads it into huge pages of its own: products read faster from them.
+huge pages and writes the file from there; later it maps the file too where most of it lies in huge pages of the page cache,
+the rest moved to huge pages of its own (small_pages.py), and else reads all of it into such: products read faster from them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class PanelReader:
             source = None if shared or self._is_kept else file.fileno()
             if source is not None:
                 self._memory = own_memory(body_bytes)
-            self._pieces = Pieces(self._memory, body_bytes, source, num_threads)
+            self._pieces = Pieces(
+                self._memory, body_bytes, source, num_threads, own_where_small=self._is_kept
+            )
         self._address = address_of(self._memory)
         self._sections = {section.what: section for section in self._footer.sections}
         self._num_asked = 0

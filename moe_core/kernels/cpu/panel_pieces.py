@@ -15,6 +15,7 @@ from itertools import count
 from moe_core.kernels.cpu.arena import address_of, own_memory
 from moe_core.kernels.cpu.mapped_pages import fetch
 from moe_core.kernels.cpu.native import library
+from moe_core.kernels.cpu.small_pages import move_to_huge_pages
 
 logger = logging.getLogger(__name__)
 # What a thread reads and checks at a time: whole huge pages.
@@ -26,10 +27,16 @@ class Pieces:
     few threads."""
 
     def __init__(
-        self, memory: mmap.mmap, num_bytes: int, file: int | None = None, num_threads: int = 1
+        self,
+        memory: mmap.mmap,
+        num_bytes: int,
+        file: int | None = None,
+        num_threads: int = 1,
+        *,
+        own_where_small: bool = False,
     ) -> None:
-        """Begin; with a `file` to read from, else `memory` is mapped."""
-        self._memory, self._num_bytes = memory, num_bytes
+        """Begin; with a `file` to read from, else `memory` is mapped, and copied where its pages are small if so asked."""
+        self._memory, self._num_bytes, self._own_where_small = memory, num_bytes, own_where_small
         self._sums: list[bytes] = [b""] * -(-num_bytes // PIECE_BYTES)
         # Its next is one call in C: no two threads get the same number.
         self._numbers = count()
@@ -64,6 +71,8 @@ class Pieces:
     def _read(self, source: io.FileIO | None, start: int, size: int) -> None:
         if source is None:
             fetch(self._memory, start, size)
+            if self._own_where_small:
+                move_to_huge_pages(self._memory, start, size)
             return
         piece, filled = memoryview(self._memory)[start : start + size], 0
         while filled < size:

@@ -88,8 +88,8 @@ static void multiply_factored(const Panels& m, const uint8_t* panel, const uint8
 template <class Fetch>
 static void widen_factored(const Panels& m, const uint8_t* group, int64_t size, uint8_t* to, const Fetch& fetch) {
   const uint8_t *codes = group + m.head_bytes(), *stop = group + size, *at = group + 64;
-  for (int64_t step = 0; codes < stop; at += 64)
-    for (int part = 0; part < 2; part++, step += 4) {
+  for (; codes < stop; at += 64)
+    for (int part = 0; part < 2; part++) {
       const Factors half0(at, 0), half1(at, 1);
       const I16 factor0 = part ? half0.second : half0.first, factor1 = part ? half1.second : half1.first;
       const I16 less0 = part ? byte_fourfold<1>(half0.less) : byte_fourfold<0>(half0.less);

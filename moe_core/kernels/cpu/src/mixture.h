@@ -200,6 +200,12 @@ static void gate_and_up_panels(Workspace& space, const Panels& gate_up, const Ga
       }
 }
 
+static inline void narrow_row(const float* from, bf16* to, int64_t width) {
+  int64_t i = 0;
+  for (; i + 32 <= width; i += 32) store_narrow(to + i, load_f(from + i), load_f(from + i + 16));
+  for (; i < width; i++) to[i] = narrow(from[i]);
+}
+
 // out[t] in panels [p0, p1) of all tokens, which takes the experts in order: a thread has columns of all tokens and adds experts in their order.
 static void down_panels(Workspace& space, const Panels& down, const bf16* down_bias, int64_t p0, int64_t p1, bf16* out,
                         int64_t T) {
@@ -236,8 +242,7 @@ static void down_panels(Workspace& space, const Panels& down, const bf16* down_b
   // Of no token at all there is no expert either.
   if (num_active) use(0, made.num_rows);
   const int64_t d0 = p0 * 32, width = std::min(D, p1 * 32) - d0;
-  for (int64_t t = 0; t < T; t++)
-    for (int64_t d = 0; d < width; d++) out[t * D + d0 + d] = narrow(totals[t * stride + d]);
+  for (int64_t t = 0; t < T; t++) narrow_row(totals + t * stride, out + t * D + d0, width);
 }
 
 // gate_up: E matrices (2F, D), their halves paired; down: E matrices (D, F).
@@ -298,7 +303,7 @@ static void map(const Panels& m, const bf16* x, void* out, int out_is_float, int
         if (out_is_float)
           std::memcpy(static_cast<float*>(out) + place, sum, width * 4);
         else
-          for (int64_t i = 0; i < width; i++) static_cast<bf16*>(out)[place + i] = narrow(sum[i]);
+          narrow_row(sum, static_cast<bf16*>(out) + place, width);
       }
     };
     for (int64_t p = unit * of_unit; p < std::min(panels, (unit + 1) * of_unit); p++) {

@@ -18,8 +18,6 @@ TOKENS = [1, 2, 3, 12, 13, 32, 33, 70]
 ODD = [1e-40, -float("inf"), float("inf"), float("nan"), -0.0, 3e-30, -2e30]
 
 
-
-
 def weights(rows: int, cols: int, *, odd: bool) -> Tensor:
     """Like those of a matrix, with strays among them."""
     out_RC = torch.randn(rows, cols, generator=torch.Generator().manual_seed(rows + cols)) * 0.05
@@ -45,7 +43,9 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 @pytest.mark.parametrize(("rows", "cols"), SIZES)
 @pytest.mark.parametrize("odd", [False, True], ids=["finite", "odd"])
-def test_products_have_the_bits_of_plain_panels(kernels, monkeypatch, rows: int, cols: int, odd: bool) -> None:
+def test_products_have_the_bits_of_plain_panels(
+    kernels, monkeypatch, rows: int, cols: int, odd: bool
+) -> None:
     twelve, plain = of_both_forms(monkeypatch, weights(rows, cols, odd=odd))
     for num in TOKENS:
         x_TK = poisoned(num, cols, seed=num)
