@@ -25,8 +25,8 @@ OF_LIMITS = (
     "Measured before the first round, after each and at the end. Shares are of the best reading of all; one above 100 % was "
     "read faster than the loop that only reads ever did in this run: what the last cache still held, or a quieter minute. "
     "None is told of requests at once, whose steps read what their routers choose, nor of peers in 8 and 4 bits, whose "
-    "bytes are not known. Bytes of 16 bits are two for each weight, whoever reads them; ours lie in twelve bits without loss, "
-    "so that more than 100 % can be had."
+    "bytes are not known. Bytes of 16 bits are two for each weight, whoever reads them; ours lie in twelve bits without "
+    "loss, so that more than 100 % can be had."
 )
 PRECISIONS = ("16 bits", "8 bits", "4 bits")
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from moe_core.errors import MoeCoreError
@@ -149,16 +150,17 @@ def _run_together(commands: Sequence[Sequence[str]], folder: str) -> None:
     # Zig keeps what it makes of its own libraries: here it goes when the build is done.
     kept = str(Path(folder) / "zig")
     environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": kept, "ZIG_LOCAL_CACHE_DIR": kept}
-    running: list[subprocess.Popen[str]] = [
-        subprocess.Popen(
+
+    def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        for command in commands
-    ]
-    complaints = [process.communicate()[1] for process in running]
-    for process, complaint in zip(running, complaints, strict=True):
-        if process.returncode != 0:
-            raise CompilerError(f"{process.args!r}\n{complaint.strip()[-2000:]}")
+
+    # Each takes half a gigabyte: no more of them than there are processors.
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        for done in pool.map(run, commands):
+            if done.returncode != 0:
+                raise CompilerError(f"{done.args!r}\n{done.stderr.strip()[-2000:]}")
 
 
 def _library_folder() -> Path:

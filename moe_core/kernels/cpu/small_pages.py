@@ -22,7 +22,7 @@ PAGEMAP = Path("/proc/self/pagemap")
 # Of linux/fs.h, from 6.7 on: _IOWR('f', 16, struct pm_scan_arg), and a category of pages.
 PAGEMAP_SCAN, PAGE_IS_HUGE = 0xC0606610, 1 << 6
 # Of linux/mman.h.
-MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
+MREMAP_MAYMOVE, MREMAP_FIXED, MADV_HUGEPAGE = 1, 2, 14
 MAX_REGIONS = 64
 
 
@@ -45,15 +45,14 @@ class _Scan(ctypes.Structure):
 def move_to_huge_pages(memory: mmap.mmap, start: int, num_bytes: int) -> int:
     """Move what of these bytes of a private mapping lies in small pages, whole huge pages of it; how many bytes that were.
 
-    They must have been read, and nobody may write to them. Where the kernel does not tell, or has no memory, they stay
-    where they are.
+    They must have been read, and nobody may write to them. Where the kernel does not tell which pages are small, has no
+    memory, or has no huge pages either, they stay where they are.
     """
     begin, moved = address_of(memory) + start, 0
     with suppress(OSError):
         for first, end in _small(begin, begin + num_bytes):
             first, end = -(-first // HUGE_PAGE) * HUGE_PAGE, end // HUGE_PAGE * HUGE_PAGE
-            if first < end:
-                _move(first, end - first)
+            if first < end and _move(first, end - first):
                 moved += end - first
     return moved
 
@@ -72,15 +71,19 @@ def _small(start: int, end: int) -> Iterator[tuple[int, int]]:
             start = max(scan.walk_end, start + mmap.PAGESIZE)
 
 
-def _move(place: int, num_bytes: int) -> None:
-    """Put a copy in huge pages where `num_bytes` at `place` lie. Raises OSError, and nothing has changed."""
+def _move(place: int, num_bytes: int) -> bool:
+    """Put a copy in huge pages where `num_bytes` at `place` lie; False where less than half of it would be in such, and
+    nothing has changed. Raises OSError where the kernel has no memory."""
     libc, size = _libc(), num_bytes + HUGE_PAGE
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     mapped = _checked(libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0))
     copy = -(-mapped // HUGE_PAGE) * HUGE_PAGE
     try:
-        libc.madvise(copy, num_bytes, mmap.MADV_HUGEPAGE)
+        libc.madvise(copy, num_bytes, MADV_HUGEPAGE)
         ctypes.memmove(copy, place, num_bytes)
+        if 2 * sum(end - first for first, end in _small(copy, copy + num_bytes)) > num_bytes:
+            libc.munmap(mapped, size)
+            return False
         # In one step: a thread that reads finds either the file's page or the copy's.
         _checked(libc.mremap(copy, num_bytes, num_bytes, MREMAP_MAYMOVE | MREMAP_FIXED, place))
     except OSError:
@@ -90,6 +93,7 @@ def _move(place: int, num_bytes: int) -> None:
     if copy > mapped:
         libc.munmap(mapped, copy - mapped)
     libc.munmap(copy + num_bytes, mapped + size - copy - num_bytes)
+    return True
 
 
 def _checked(address: int | None) -> int:
