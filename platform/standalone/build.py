@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,7 +62,8 @@ class KernelBuild:
                 stderr=subprocess.PIPE,  # short: the compiler's complaint is cut by the builder
                 text=True,
                 start_new_session=True,
-                preexec_fn=partial(_politely, die_with_parent()),
+                # Not to be killed at once: it ends its compilers first.
+                preexec_fn=partial(_politely, die_with_parent(signal.SIGTERM)),
             )
 
     def is_done(self) -> bool:

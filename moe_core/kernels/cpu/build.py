@@ -14,9 +14,11 @@ import importlib.util
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,6 +56,9 @@ COMPILERS = ("g++", "c++", "clang++")
 # linked into the library. The glibc is the one that torch's wheels are made for, so whatever loads torch loads this.
 ZIG_PROCESSORS = {"x86_64": "x86_64", "aarch64": "generic"}
 ZIG_GLIBC = "2.28"
+
+
+_ended = threading.Event()
 
 
 class CompilerError(MoeCoreError):
@@ -152,6 +157,8 @@ def _run_together(commands: Sequence[Sequence[str]], folder: str) -> None:
     environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": kept, "ZIG_LOCAL_CACHE_DIR": kept}
 
     def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        if _ended.is_set():
+            return subprocess.CompletedProcess(command, 1, stderr="the build was ended")
         return subprocess.run(
             command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
@@ -171,7 +178,17 @@ def _library_folder() -> Path:
     return Path(cache) / "turnout"
 
 
+def _end_with_compilers(*_: object) -> None:
+    """Asked to end: no further compiler starts, those that run end too, and what they left goes with its folder."""
+    _ended.set()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
+
+
 if __name__ == "__main__":
+    # Whoever wants to end it alone has made it the first of a group of its own.
+    if os.getpgrp() == os.getpid():
+        signal.signal(signal.SIGTERM, _end_with_compilers)
     try:
         sys.stdout.write(f"{build()}\n")
     except CompilerError as error:

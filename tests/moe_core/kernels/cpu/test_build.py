@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
+import signal
 import subprocess
 import sys
+import time
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -111,3 +114,37 @@ def test_the_wheel_compiles_what_loads_and_takes_the_same_set(
         env={"PATH": os.defpath}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert int(needed.stdout) > 0
+
+
+def test_a_build_that_is_ended_leaves_no_compiler_and_no_folder(tmp_path: Path) -> None:
+    """Compilers that never come to an end; two are there when the build is asked to."""
+    if os.name != "posix":
+        pytest.skip("signals of a group")
+    (tmp_path / "c++").write_text('#!/bin/sh\necho $$ >> "$BEGAN"\nsleep 600\n')
+    (tmp_path / "c++").chmod(0o755)
+    told = {"CXX": str(tmp_path / "c++"), "XDG_CACHE_HOME": str(tmp_path), "BEGAN": str(tmp_path / "began")}
+    code = (
+        "import os, runpy, sys; sys.prefix = sys.base_prefix; os.cpu_count = lambda: 2;"
+        "runpy.run_module('moe_core.kernels.cpu.build', run_name='__main__')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, **told},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        until = time.monotonic() + 60
+        while not (tmp_path / "began").exists() or len((tmp_path / "began").read_text().split()) < 2:
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.02)
+        process.terminate()
+        _, complaint = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1 and "c++" in complaint
+    compilers = [int(number) for number in (tmp_path / "began").read_text().split()]
+    assert len(compilers) == 2 and not any(Path(f"/proc/{number}").exists() for number in compilers)
+    assert list((tmp_path / "turnout").iterdir()) == []
